@@ -1,7 +1,7 @@
 //! The dependency arrows: which crates may depend on which, and the allowed dependencies of pure
 //! crates.
 
-use crate::metadata::Package;
+use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
 const ARROWS: [(&str, &[&str]); 15] = [
@@ -94,7 +94,7 @@ const RIVALS: (&str, [&str; 1]) = ("kvtile-rivals", ["kvbm-logical"]);
 
 /// A kind of dependency that a crate may refuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum DependencyKind {
     /// Async runtimes: fine in a network crate, wrong where the caller brings its own threads.
     Runtime,
     /// Network and object store clients, and TLS.
@@ -105,14 +105,19 @@ enum Kind {
     Untyped,
 }
 
-impl Kind {
-    const ALL: &[Kind] = &[Kind::Runtime, Kind::Network, Kind::Hardware, Kind::Untyped];
+impl DependencyKind {
+    const ALL: &[DependencyKind] = &[
+        DependencyKind::Runtime,
+        DependencyKind::Network,
+        DependencyKind::Hardware,
+        DependencyKind::Untyped,
+    ];
 
     /// The crates of this kind.
     fn crates(self) -> &'static [&'static str] {
         match self {
-            Kind::Runtime => &["async-std", "compio", "monoio", "smol", "tokio"],
-            Kind::Network => &[
+            DependencyKind::Runtime => &["async-std", "compio", "monoio", "smol", "tokio"],
+            DependencyKind::Network => &[
                 "hyper",
                 "native-tls",
                 "object_store",
@@ -123,34 +128,34 @@ impl Kind {
                 "tonic",
                 "ureq",
             ],
-            Kind::Hardware => &["cudarc", "cust", "nixl-sys", "rdma-sys"],
-            Kind::Untyped => &["anyhow", "color-eyre", "eyre"],
+            DependencyKind::Hardware => &["cudarc", "cust", "nixl-sys", "rdma-sys"],
+            DependencyKind::Untyped => &["anyhow", "color-eyre", "eyre"],
         }
     }
 }
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`Kind::Runtime`] and [`Kind::Network`].
-const REFUSED: [(&str, &[Kind]); 15] = [
-    ("kvtile-layout", Kind::ALL),
-    ("kvtile-memory", Kind::ALL),
-    ("kvtile-transfer", Kind::ALL),
-    ("kvtile-blocks", Kind::ALL),
-    ("kvtile-tiers", Kind::ALL),
-    ("kvtile", Kind::ALL),
-    ("kvtile-demo", Kind::ALL),
-    ("kvtile-bench", Kind::ALL),
-    ("kvtile-rivals", Kind::ALL),
-    ("kvtile-cli", Kind::ALL),
-    ("kvtile-program", Kind::ALL),
-    ("kvtile-python", Kind::ALL),
-    ("kvtile-random", Kind::ALL),
-    ("kvtile-testkit", Kind::ALL),
-    ("xtask", Kind::ALL),
+const REFUSED: [(&str, &[DependencyKind]); 15] = [
+    ("kvtile-layout", DependencyKind::ALL),
+    ("kvtile-memory", DependencyKind::ALL),
+    ("kvtile-transfer", DependencyKind::ALL),
+    ("kvtile-blocks", DependencyKind::ALL),
+    ("kvtile-tiers", DependencyKind::ALL),
+    ("kvtile", DependencyKind::ALL),
+    ("kvtile-demo", DependencyKind::ALL),
+    ("kvtile-bench", DependencyKind::ALL),
+    ("kvtile-rivals", DependencyKind::ALL),
+    ("kvtile-cli", DependencyKind::ALL),
+    ("kvtile-program", DependencyKind::ALL),
+    ("kvtile-python", DependencyKind::ALL),
+    ("kvtile-random", DependencyKind::ALL),
+    ("kvtile-testkit", DependencyKind::ALL),
+    ("xtask", DependencyKind::ALL),
 ];
 
-pub(crate) fn check(packages: &[Package]) -> Vec<String> {
-    let ours: Vec<&Package> = packages.iter().filter(|p| p.ours).collect();
+pub(crate) fn check(packages: &[CargoPackage]) -> Vec<String> {
+    let ours: Vec<&CargoPackage> = packages.iter().filter(|p| p.ours).collect();
     let names: Vec<&str> = ours.iter().map(|p| p.name.as_str()).collect();
     let mut broken = Vec::new();
     for package in &ours {
@@ -193,7 +198,7 @@ pub(crate) fn check(packages: &[Package]) -> Vec<String> {
 }
 
 /// Complaints about rivals among the dependencies of `package`, unless it is their owner.
-fn rivals_of(package: &Package) -> Vec<String> {
+fn rivals_of(package: &CargoPackage) -> Vec<String> {
     let (owner, rivals) = RIVALS;
     let dependencies = package.normal.iter().chain(&package.dev);
     let others = dependencies
@@ -203,7 +208,7 @@ fn rivals_of(package: &Package) -> Vec<String> {
 }
 
 /// The dependencies of `package` that its row of `table` refuses.
-fn refused(package: &Package, table: &[(&str, &[Kind])]) -> Vec<String> {
+fn refused(package: &CargoPackage, table: &[(&str, &[DependencyKind])]) -> Vec<String> {
     let Some((_, kinds)) = table.iter().find(|(name, _)| *name == package.name) else {
         return vec![format!(
             "{} has no row in the table of what a crate refuses",
@@ -222,7 +227,7 @@ fn refused(package: &Package, table: &[(&str, &[Kind])]) -> Vec<String> {
 
 /// Checks that the Python package reaches no crate that its users do not need, regardless of
 /// `ARROWS`.
-fn of_the_wheel(ours: &[&Package]) -> Vec<String> {
+fn of_the_wheel(ours: &[&CargoPackage]) -> Vec<String> {
     let mut reached = vec![WHEEL];
     let mut next = 0;
     while let Some(&name) = reached.get(next) {
@@ -243,7 +248,7 @@ fn of_the_wheel(ours: &[&Package]) -> Vec<String> {
 }
 
 /// Complaints about dependencies that need a newer Rust than the workspace states.
-fn minimum_versions(packages: &[Package]) -> Vec<String> {
+fn minimum_versions(packages: &[CargoPackage]) -> Vec<String> {
     let stated = packages
         .iter()
         .find(|p| p.ours)
@@ -251,7 +256,7 @@ fn minimum_versions(packages: &[Package]) -> Vec<String> {
     let Some(stated) = stated else {
         return vec!["the workspace states no rust-version".to_owned()];
     };
-    let newer = |p: &&Package| {
+    let newer = |p: &&CargoPackage| {
         let needed = p.rust_version.as_deref();
         needed.is_some_and(|needed| numbers(needed) > numbers(&stated))
     };
@@ -278,8 +283,8 @@ fn numbers(version: &str) -> (u64, u64, u64) {
 mod tests {
     use super::*;
 
-    fn package(name: &str, ours: bool, normal: &[&str]) -> Package {
-        Package {
+    fn package(name: &str, ours: bool, normal: &[&str]) -> CargoPackage {
+        CargoPackage {
             name: name.into(),
             version: "0.1.0".into(),
             licence: None,
@@ -291,7 +296,7 @@ mod tests {
     }
 
     /// A workspace that matches the table.
-    fn workspace() -> Vec<Package> {
+    fn workspace() -> Vec<CargoPackage> {
         ARROWS
             .iter()
             .map(|(name, to)| package(name, true, to))
@@ -342,7 +347,10 @@ mod tests {
                 "kvtile-demo may not use anyhow (Untyped)"
             ]
         );
-        let table: [(&str, &[Kind]); 1] = [("kvtile-remote", &[Kind::Hardware, Kind::Untyped])];
+        let table: [(&str, &[DependencyKind]); 1] = [(
+            "kvtile-remote",
+            &[DependencyKind::Hardware, DependencyKind::Untyped],
+        )];
         let remote = package("kvtile-remote", true, &["tokio", "object_store", "cudarc"]);
         assert_eq!(
             refused(&remote, &table),

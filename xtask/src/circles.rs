@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     files::{code, collect},
-    step::{Failure, root},
+    step::{StepFailure, root},
 };
 
 /// Known cycles by crate. They are to be removed and must not grow. The check fails for an entry
@@ -60,14 +60,14 @@ const KNOWN: [(&str, &[&[&str]]); 5] = [
 ];
 
 /// The rooms that each room uses.
-type Uses = BTreeMap<String, BTreeSet<String>>;
+type RoomUses = BTreeMap<String, BTreeSet<String>>;
 
 /// A source file of a crate: its path inside `src`, and its text.
-type Source = (PathBuf, String);
+type SourceFile = (PathBuf, String);
 
-pub(crate) fn check() -> Result<Vec<String>, Failure> {
+pub(crate) fn check() -> Result<Vec<String>, StepFailure> {
     let crates = root().join("crates");
-    let failed = |error| Failure::Tool(format!("{}: {error}", crates.display()));
+    let failed = |error| StepFailure::Tool(format!("{}: {error}", crates.display()));
     let mut broken = Vec::new();
     for entry in fs::read_dir(&crates).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -80,7 +80,7 @@ pub(crate) fn check() -> Result<Vec<String>, Failure> {
         let mut read = Vec::new();
         for path in sources {
             let text = fs::read_to_string(&path)
-                .map_err(|error| Failure::Tool(format!("{}: {error}", path.display())))?;
+                .map_err(|error| StepFailure::Tool(format!("{}: {error}", path.display())))?;
             let inside = path.strip_prefix(&src).unwrap_or(&path);
             read.push((inside.to_owned(), text));
         }
@@ -108,7 +108,7 @@ fn complaints(name: &str, found: &[Vec<String>], known: &[&[&str]]) -> Vec<Strin
 }
 
 /// The cycles: groups of rooms that reach each other, each sorted by name.
-fn circles(uses: &Uses) -> Vec<Vec<String>> {
+fn circles(uses: &RoomUses) -> Vec<Vec<String>> {
     let reached: BTreeMap<&String, BTreeSet<&String>> =
         uses.keys().map(|room| (room, reach(uses, room))).collect();
     let mut found = BTreeSet::new();
@@ -123,7 +123,7 @@ fn circles(uses: &Uses) -> Vec<Vec<String>> {
 }
 
 /// The rooms that `room` uses, directly or through others.
-fn reach<'u>(uses: &'u Uses, room: &String) -> BTreeSet<&'u String> {
+fn reach<'u>(uses: &'u RoomUses, room: &String) -> BTreeSet<&'u String> {
     let mut reached = BTreeSet::new();
     let mut next: Vec<&String> = uses.get(room).into_iter().flatten().collect();
     while let Some(other) = next.pop() {
@@ -135,10 +135,10 @@ fn reach<'u>(uses: &'u Uses, room: &String) -> BTreeSet<&'u String> {
 }
 
 /// The rooms that each room of a crate uses.
-fn uses(sources: &[Source]) -> Uses {
+fn uses(sources: &[SourceFile]) -> RoomUses {
     let rooms: BTreeSet<String> = sources.iter().filter_map(|(path, _)| room(path)).collect();
     let from_root = re_exports(sources, &rooms);
-    let mut uses: Uses = rooms.iter().map(|r| (r.clone(), BTreeSet::new())).collect();
+    let mut uses: RoomUses = rooms.iter().map(|r| (r.clone(), BTreeSet::new())).collect();
     for (path, text) in sources {
         let Some(used) = room(path).and_then(|room| uses.get_mut(&room)) else {
             continue;
@@ -182,7 +182,7 @@ fn is_test(path: &Path) -> bool {
 }
 
 /// Names that the root re-exports, and their rooms.
-fn re_exports(sources: &[Source], rooms: &BTreeSet<String>) -> BTreeMap<String, String> {
+fn re_exports(sources: &[SourceFile], rooms: &BTreeSet<String>) -> BTreeMap<String, String> {
     let mut names = BTreeMap::new();
     for (path, text) in sources {
         if room(path).is_some() {

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::step::{Failure, root};
+use crate::step::{StepFailure, root};
 
 /// Lines of a source file, without its tests.
 const LINES_MAX: usize = 600;
@@ -57,7 +57,7 @@ fn forbidden() -> [(String, &'static str); 5] {
     ]
 }
 
-pub(crate) fn check() -> Result<Vec<String>, Failure> {
+pub(crate) fn check() -> Result<Vec<String>, StepFailure> {
     let root = root();
     let mut sources = Vec::new();
     for folder in ["crates", "xtask", "fuzz"] {
@@ -66,7 +66,7 @@ pub(crate) fn check() -> Result<Vec<String>, Failure> {
     let mut broken = Vec::new();
     for path in sources {
         let text = fs::read_to_string(&path)
-            .map_err(|error| Failure::Tool(format!("{}: {error}", path.display())))?;
+            .map_err(|error| StepFailure::Tool(format!("{}: {error}", path.display())))?;
         let name = path.strip_prefix(&root).unwrap_or(&path);
         broken.extend(check_file(name, &text));
     }
@@ -74,8 +74,8 @@ pub(crate) fn check() -> Result<Vec<String>, Failure> {
 }
 
 /// The source files below a folder.
-pub(crate) fn collect(folder: &Path, sources: &mut Vec<PathBuf>) -> Result<(), Failure> {
-    let failed = |error| Failure::Tool(format!("{}: {error}", folder.display()));
+pub(crate) fn collect(folder: &Path, sources: &mut Vec<PathBuf>) -> Result<(), StepFailure> {
+    let failed = |error| StepFailure::Tool(format!("{}: {error}", folder.display()));
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         if path.is_dir() && !path.ends_with("target") {

@@ -1,6 +1,6 @@
 //! Licences: every dependency's licence is compatible with Apache-2.0.
 
-use crate::metadata::Package;
+use crate::metadata::CargoPackage;
 
 /// Licences that require only their text.
 const ALLOWED: [&str; 13] = [
@@ -19,7 +19,7 @@ const ALLOWED: [&str; 13] = [
     "Zlib",
 ];
 
-pub(crate) fn check(packages: &[Package]) -> Vec<String> {
+pub(crate) fn check(packages: &[CargoPackage]) -> Vec<String> {
     packages
         .iter()
         .filter(|package| !package.licence.as_deref().is_some_and(is_allowed))

@@ -17,18 +17,18 @@ mod words;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use step::{Failure, Step};
+use step::{CargoStep, StepFailure};
 
 /// The project's own commands.
 #[derive(Parser)]
 #[command(name = "cargo x", bin_name = "cargo x")]
-struct Arguments {
+struct XtaskArguments {
     #[command(subcommand)]
-    command: Command,
+    command: XtaskCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum XtaskCommand {
     /// All tests and doc tests.
     Test,
     /// All checks of CI: format, lints, rules, tests, documents, the demonstration, fuzzing.
@@ -88,24 +88,24 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
-        Command::Test => test(),
-        Command::Check { without_tests } => check(without_tests),
-        Command::Fuzz { seconds } => fuzz(seconds),
-        Command::Loom => loom(),
-        Command::Sanitize => sanitize(),
-        Command::Soak {
+    let result = match XtaskArguments::parse().command {
+        XtaskCommand::Test => test(),
+        XtaskCommand::Check { without_tests } => check(without_tests),
+        XtaskCommand::Fuzz { seconds } => fuzz(seconds),
+        XtaskCommand::Loom => loom(),
+        XtaskCommand::Sanitize => sanitize(),
+        XtaskCommand::Soak {
             kills,
             seeds,
             seconds,
             seed,
         } => soak((kills, seeds, seconds), seed),
-        Command::Rules => rules(),
-        Command::TestPython => python::test(),
-        Command::Wheel => python::wheel(),
-        Command::TestVllm => vllm::test(),
-        Command::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),
-        Command::DemoTransformers { arguments } => {
+        XtaskCommand::Rules => rules(),
+        XtaskCommand::TestPython => python::test(),
+        XtaskCommand::Wheel => python::wheel(),
+        XtaskCommand::TestVllm => vllm::test(),
+        XtaskCommand::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),
+        XtaskCommand::DemoTransformers { arguments } => {
             vllm::demonstrate(vllm::DEMO_TRANSFORMERS, &arguments)
         }
     };
@@ -118,15 +118,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn test() -> Result<(), Failure> {
-    Step::cargo(["test", "--workspace", "--locked", "--no-fail-fast"]).run()
+fn test() -> Result<(), StepFailure> {
+    CargoStep::cargo(["test", "--workspace", "--locked", "--no-fail-fast"]).run()
 }
 
-fn check(without_tests: bool) -> Result<(), Failure> {
+fn check(without_tests: bool) -> Result<(), StepFailure> {
     rules()?;
-    Step::cargo(["fmt", "--all", "--check"]).run()?;
+    CargoStep::cargo(["fmt", "--all", "--check"]).run()?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--"];
-    Step::cargo(clippy.into_iter().chain(["-D", "warnings"])).run()?;
+    CargoStep::cargo(clippy.into_iter().chain(["-D", "warnings"])).run()?;
     // The default build leaves out the benchmark's rivals, so build and test the program with them
     // too.
     let rivals = ["-p", "kvtile-program", "--features", "rivals", "--locked"];
@@ -134,13 +134,13 @@ fn check(without_tests: bool) -> Result<(), Failure> {
         .into_iter()
         .chain(rivals)
         .chain(["--all-targets"]);
-    Step::cargo(clippy.chain(["--", "-D", "warnings"])).run()?;
+    CargoStep::cargo(clippy.chain(["--", "-D", "warnings"])).run()?;
     if !without_tests {
         test()?;
         let test = ["test"].into_iter().chain(rivals);
-        Step::cargo(test.chain(["--test", "cli", "blocks"])).run()?;
+        CargoStep::cargo(test.chain(["--test", "cli", "blocks"])).run()?;
     }
-    Step::cargo(["doc", "--workspace", "--no-deps", "--locked"])
+    CargoStep::cargo(["doc", "--workspace", "--no-deps", "--locked"])
         .env("RUSTDOCFLAGS", "-D warnings")
         .run()?;
     demonstration()?;
@@ -150,10 +150,10 @@ fn check(without_tests: bool) -> Result<(), Failure> {
     fuzz(CHECK_FUZZ_SECONDS)
 }
 
-fn soak((kills, seeds, seconds): (u64, u64, u64), seed: Option<u64>) -> Result<(), Failure> {
+fn soak((kills, seeds, seconds): (u64, u64, u64), seed: Option<u64>) -> Result<(), StepFailure> {
     let step = |test, name| {
         let crate_tests = ["test", "--locked", "-p", "kvtile-tiers", "--test", test];
-        Step::cargo(crate_tests.into_iter().chain(["--", "--nocapture", name]))
+        CargoStep::cargo(crate_tests.into_iter().chain(["--", "--nocapture", name]))
     };
     if let Some(seed) = seed {
         let simulation = step("disk_tier", "simulation");
@@ -179,13 +179,13 @@ const CHECK_FUZZ_SECONDS: u32 = 20;
 
 /// Runs the demonstration as a user does: with the tiny model, then with the real one, which it
 /// downloads if the package index is reachable.
-fn demonstration() -> Result<(), Failure> {
+fn demonstration() -> Result<(), StepFailure> {
     let demo = ["run", "--release", "--locked", "--", "demo"];
-    Step::cargo(demo.into_iter().chain(["--tiny"])).run()?;
-    Step::cargo(demo).run()
+    CargoStep::cargo(demo.into_iter().chain(["--tiny"])).run()?;
+    CargoStep::cargo(demo).run()
 }
 
-fn rules() -> Result<(), Failure> {
+fn rules() -> Result<(), StepFailure> {
     let metadata = metadata::read()?;
     let mut broken = arrows::check(&metadata);
     broken.extend(licences::check(&metadata));
@@ -197,25 +197,25 @@ fn rules() -> Result<(), Failure> {
         println!("rules: dependencies, licences, files, rooms, names and words are in order");
         return Ok(());
     }
-    Err(Failure::Rules(broken))
+    Err(StepFailure::Rules(broken))
 }
 
 /// Checks for known vulnerabilities, if `cargo-deny` is installed and its database can be fetched.
-fn advisories() -> Result<(), Failure> {
-    if !Step::cargo(["deny", "--version"]).succeeds() {
+fn advisories() -> Result<(), StepFailure> {
+    if !CargoStep::cargo(["deny", "--version"]).succeeds() {
         println!("advisories: not checked, cargo-deny is not installed");
         return Ok(());
     }
-    if !Step::cargo(["deny", "fetch", "db"]).succeeds() {
+    if !CargoStep::cargo(["deny", "fetch", "db"]).succeeds() {
         println!("advisories: not checked, the advisory database cannot be fetched");
         return Ok(());
     }
-    Step::cargo(["deny", "check", "advisories"]).run()
+    CargoStep::cargo(["deny", "check", "advisories"]).run()
 }
 
 /// Runs the tests that access bytes through pointers under the address sanitizer.
-fn sanitize() -> Result<(), Failure> {
-    if !Step::cargo(["+nightly", "--version"]).succeeds() {
+fn sanitize() -> Result<(), StepFailure> {
+    if !CargoStep::cargo(["+nightly", "--version"]).succeeds() {
         println!("sanitize: skipped, there is no nightly toolchain");
         return Ok(());
     }
@@ -231,7 +231,7 @@ fn sanitize() -> Result<(), Failure> {
         "--target",
     ];
     let folder = ["--target-dir", "target/sanitize"];
-    Step::cargo(
+    CargoStep::cargo(
         test.into_iter()
             .chain([target.as_str()])
             .chain(tests)
@@ -243,7 +243,7 @@ fn sanitize() -> Result<(), Failure> {
 
 /// The loom models of the block pool, completions and flights. They have a target folder of their
 /// own, because their flags rebuild all dependencies.
-fn loom() -> Result<(), Failure> {
+fn loom() -> Result<(), StepFailure> {
     for (package, models) in [
         ("kvtile-blocks", &["--test", "pool_loom"][..]),
         ("kvtile-transfer", &["--test", "completion_loom"]),
@@ -251,34 +251,34 @@ fn loom() -> Result<(), Failure> {
     ] {
         let test = ["test", "--locked", "-p", package, "--release"];
         let folder = ["--target-dir", "target/loom"];
-        Step::cargo(test.into_iter().chain(folder).chain(models.iter().copied()))
+        CargoStep::cargo(test.into_iter().chain(folder).chain(models.iter().copied()))
             .env("RUSTFLAGS", "--cfg loom")
             .run()?;
     }
     Ok(())
 }
 
-fn fuzz(seconds: u32) -> Result<(), Failure> {
-    if !Step::cargo(["+nightly", "--version"]).succeeds() {
+fn fuzz(seconds: u32) -> Result<(), StepFailure> {
+    if !CargoStep::cargo(["+nightly", "--version"]).succeeds() {
         println!("fuzz: skipped, there is no nightly toolchain");
         return Ok(());
     }
-    if !Step::cargo(["fuzz", "--version"]).succeeds() {
-        Step::cargo(["install", "cargo-fuzz", "--locked", "--version", "0.13.2"]).run()?;
+    if !CargoStep::cargo(["fuzz", "--version"]).succeeds() {
+        CargoStep::cargo(["install", "cargo-fuzz", "--locked", "--version", "0.13.2"]).run()?;
     }
     let time = format!("-max_total_time={seconds}");
     let limits = [time.as_str(), "-rss_limit_mb=2048", "-verbosity=0"];
     for target in ["word", "descriptor", "saved_header"] {
         let corpus = step::root().join("fuzz/corpus").join(target);
         std::fs::create_dir_all(&corpus)
-            .map_err(|error| Failure::Tool(format!("{}: {error}", corpus.display())))?;
+            .map_err(|error| StepFailure::Tool(format!("{}: {error}", corpus.display())))?;
         let (corpus, seeds) = (
             format!("fuzz/corpus/{target}"),
             format!("fuzz/seeds/{target}"),
         );
         let run = ["+nightly", "fuzz", "run", "--target-dir", "target/fuzz"];
         let what = [target, &corpus, &seeds, "--"];
-        Step::cargo(run.into_iter().chain(what).chain(limits)).run()?;
+        CargoStep::cargo(run.into_iter().chain(what).chain(limits)).run()?;
     }
     Ok(())
 }

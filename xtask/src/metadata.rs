@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-use crate::step::{Failure, Step};
+use crate::step::{CargoStep, StepFailure};
 
 /// A package of the workspace, or a dependency.
-pub(crate) struct Package {
+pub(crate) struct CargoPackage {
     pub(crate) name: String,
     pub(crate) version: String,
     pub(crate) licence: Option<String>,
@@ -19,20 +19,21 @@ pub(crate) struct Package {
 }
 
 /// All packages in the lock file.
-pub(crate) fn read() -> Result<Vec<Package>, Failure> {
-    let json = Step::cargo(["metadata", "--format-version", "1", "--locked"]).output()?;
+pub(crate) fn read() -> Result<Vec<CargoPackage>, StepFailure> {
+    let json = CargoStep::cargo(["metadata", "--format-version", "1", "--locked"]).output()?;
     let json: Value = serde_json::from_slice(&json)
-        .map_err(|error| Failure::Tool(format!("cargo metadata: {error}")))?;
+        .map_err(|error| StepFailure::Tool(format!("cargo metadata: {error}")))?;
     let members: Vec<&str> = strings(json.get("workspace_members"));
     let packages = json.get("packages").and_then(Value::as_array);
-    let packages = packages.ok_or_else(|| Failure::Tool("cargo metadata: no packages".into()))?;
+    let packages =
+        packages.ok_or_else(|| StepFailure::Tool("cargo metadata: no packages".into()))?;
     Ok(packages
         .iter()
         .map(|package| parse(package, &members))
         .collect())
 }
 
-fn parse(package: &Value, members: &[&str]) -> Package {
+fn parse(package: &Value, members: &[&str]) -> CargoPackage {
     let text = |field: &str| {
         package
             .get(field)
@@ -49,7 +50,7 @@ fn parse(package: &Value, members: &[&str]) -> Package {
             .map(str::to_owned)
             .collect()
     };
-    Package {
+    CargoPackage {
         name: text("name").unwrap_or_default(),
         version: text("version").unwrap_or_default(),
         licence: text("license"),

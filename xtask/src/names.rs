@@ -7,14 +7,14 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use crate::{
     files::collect,
-    step::{Failure, root},
+    step::{StepFailure, root},
 };
 
 /// Names that may occur more than once, and why.
 const SHARED: [(&str, &str); 1] = [("Error", "the error of a crate or a small module")];
 
 /// Types whose name another type of the workspace has.
-pub(crate) fn check() -> Result<Vec<String>, Failure> {
+pub(crate) fn check() -> Result<Vec<String>, StepFailure> {
     let root = root();
     let mut sources = Vec::new();
     for folder in ["crates", "xtask", "fuzz"] {
@@ -24,7 +24,7 @@ pub(crate) fn check() -> Result<Vec<String>, Failure> {
     sources.sort();
     for path in sources {
         let text = fs::read_to_string(&path)
-            .map_err(|error| Failure::Tool(format!("{}: {error}", path.display())))?;
+            .map_err(|error| StepFailure::Tool(format!("{}: {error}", path.display())))?;
         let shown = path.strip_prefix(&root).unwrap_or(&path);
         enter(shown, &text, &mut defined);
     }

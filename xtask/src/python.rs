@@ -9,7 +9,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::step::{Failure, root};
+use crate::step::{StepFailure, root};
 
 /// Packages for building and testing. Torch is not included: tests that need it skip here and run
 /// in vLLM's environment.
@@ -31,38 +31,38 @@ const PYTHONS: [&str; 5] = [
 ];
 
 /// Builds the package into the environment and runs its tests.
-pub(crate) fn test() -> Result<(), Failure> {
+pub(crate) fn test() -> Result<(), StepFailure> {
     let environment = environment()?;
     run(&environment, "maturin", &["develop", "--locked", "--quiet"])?;
     run(&environment, "python", &["-m", "pytest"])
 }
 
 /// Builds the wheel that users install.
-pub(crate) fn wheel() -> Result<(), Failure> {
-    build(Profile::Release, &target().join("wheels"))
+pub(crate) fn wheel() -> Result<(), StepFailure> {
+    build(WheelProfile::Release, &target().join("wheels"))
 }
 
 /// The build profile of a wheel.
 #[derive(Clone, Copy)]
-pub(crate) enum Profile {
+pub(crate) enum WheelProfile {
     /// A fast build for tests.
     Tests,
     /// The build for users.
     Release,
 }
 
-fn build(profile: Profile, folder: &Path) -> Result<(), Failure> {
+fn build(profile: WheelProfile, folder: &Path) -> Result<(), StepFailure> {
     let environment = environment()?;
     let folder = folder.display().to_string();
     let mut arguments = vec!["build", "--locked", "--out", &folder];
-    if matches!(profile, Profile::Release) {
+    if matches!(profile, WheelProfile::Release) {
         arguments.push("--release");
     }
     run(&environment, "maturin", &arguments)
 }
 
 /// Builds a wheel into an otherwise empty folder.
-pub(crate) fn wheel_alone(profile: Profile) -> Result<PathBuf, Failure> {
+pub(crate) fn wheel_alone(profile: WheelProfile) -> Result<PathBuf, StepFailure> {
     let folder = target().join("wheel-alone");
     if folder.exists() {
         fs::remove_dir_all(&folder).map_err(|error| file(&folder, &error))?;
@@ -71,7 +71,7 @@ pub(crate) fn wheel_alone(profile: Profile) -> Result<PathBuf, Failure> {
     let out = folder.display();
     let made = fs::read_dir(&folder).map_err(|error| file(&folder, &error))?;
     let wheel = made.filter_map(Result::ok).map(|entry| entry.path()).next();
-    wheel.ok_or_else(|| Failure::Tool(format!("maturin wrote no wheel to {out}")))
+    wheel.ok_or_else(|| StepFailure::Tool(format!("maturin wrote no wheel to {out}")))
 }
 
 fn target() -> PathBuf {
@@ -79,7 +79,7 @@ fn target() -> PathBuf {
 }
 
 /// The virtual environment with `PACKAGES`.
-fn environment() -> Result<PathBuf, Failure> {
+fn environment() -> Result<PathBuf, StepFailure> {
     let folder = target().join("python");
     let stamp = folder.join("packages.txt");
     let wanted = PACKAGES.join("\n");
@@ -101,10 +101,10 @@ fn environment() -> Result<PathBuf, Failure> {
 }
 
 /// Creates an empty virtual environment.
-pub(crate) fn make_environment(folder: &Path) -> Result<(), Failure> {
+pub(crate) fn make_environment(folder: &Path) -> Result<(), StepFailure> {
     let python = PYTHONS.into_iter().find(|python| is_new_enough(python));
     let Some(python) = python else {
-        return Err(Failure::Tool(
+        return Err(StepFailure::Tool(
             "no Python of version 3.10 or later was found".to_owned(),
         ));
     };
@@ -112,8 +112,8 @@ pub(crate) fn make_environment(folder: &Path) -> Result<(), Failure> {
     command(python, &["-m", "venv", "--clear", &path])
 }
 
-pub(crate) fn file(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::Tool(format!("{}: {error}", path.display()))
+pub(crate) fn file(path: &Path, error: &std::io::Error) -> StepFailure {
+    StepFailure::Tool(format!("{}: {error}", path.display()))
 }
 
 fn is_new_enough(python: &str) -> bool {
@@ -127,7 +127,7 @@ fn is_new_enough(python: &str) -> bool {
 }
 
 /// Runs a program of the environment.
-fn run(environment: &Path, program: &str, arguments: &[&str]) -> Result<(), Failure> {
+fn run(environment: &Path, program: &str, arguments: &[&str]) -> Result<(), StepFailure> {
     run_with(environment, program, arguments, &[])
 }
 
@@ -137,7 +137,7 @@ pub(crate) fn run_with(
     program: &str,
     arguments: &[&str],
     variables: &[(&str, String)],
-) -> Result<(), Failure> {
+) -> Result<(), StepFailure> {
     let program = environment.join("bin").join(program);
     let mut command = Command::new(&program);
     command.env("VIRTUAL_ENV", environment);
@@ -145,11 +145,11 @@ pub(crate) fn run_with(
     finish(command, &program.display().to_string(), arguments)
 }
 
-fn command(program: &str, arguments: &[&str]) -> Result<(), Failure> {
+fn command(program: &str, arguments: &[&str]) -> Result<(), StepFailure> {
     finish(Command::new(program), program, arguments)
 }
 
-fn finish(mut command: Command, program: &str, arguments: &[&str]) -> Result<(), Failure> {
+fn finish(mut command: Command, program: &str, arguments: &[&str]) -> Result<(), StepFailure> {
     let text = format!("{program} {}", arguments.join(" "));
     println!("$ {text}");
     command.args(arguments).current_dir(root());
@@ -157,9 +157,10 @@ fn finish(mut command: Command, program: &str, arguments: &[&str]) -> Result<(),
     // starts.
     command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
     let status = command.status();
-    let status = status.map_err(|error| Failure::Tool(format!("cannot start {text}: {error}")))?;
+    let status =
+        status.map_err(|error| StepFailure::Tool(format!("cannot start {text}: {error}")))?;
     if status.success() {
         return Ok(());
     }
-    Err(Failure::Step(text))
+    Err(StepFailure::Step(text))
 }

@@ -8,7 +8,7 @@ use std::{
 
 /// Why a command of the project failed.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub(crate) enum StepFailure {
     /// A command exited with an error.
     Step(String),
     /// A command could not start, or its output is unusable.
@@ -17,12 +17,12 @@ pub(crate) enum Failure {
     Rules(Vec<String>),
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for StepFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Step(command) => write!(f, "failed: {command}"),
-            Failure::Tool(problem) => write!(f, "{problem}"),
-            Failure::Rules(broken) => {
+            StepFailure::Step(command) => write!(f, "failed: {command}"),
+            StepFailure::Tool(problem) => write!(f, "{problem}"),
+            StepFailure::Rules(broken) => {
                 write!(f, "{} rules are broken:", broken.len())?;
                 broken.iter().try_for_each(|rule| write!(f, "\n  {rule}"))
             }
@@ -37,20 +37,20 @@ pub(crate) fn root() -> PathBuf {
 }
 
 /// One `cargo` command.
-pub(crate) struct Step {
+pub(crate) struct CargoStep {
     arguments: Vec<String>,
     variables: Vec<(&'static str, String)>,
 }
 
-impl Step {
-    pub(crate) fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Step {
-        Step {
+impl CargoStep {
+    pub(crate) fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> CargoStep {
+        CargoStep {
             arguments: arguments.into_iter().map(str::to_owned).collect(),
             variables: Vec::new(),
         }
     }
 
-    pub(crate) fn env(mut self, name: &'static str, value: impl ToString) -> Step {
+    pub(crate) fn env(mut self, name: &'static str, value: impl ToString) -> CargoStep {
         self.variables.push((name, value.to_string()));
         self
     }
@@ -65,17 +65,17 @@ impl Step {
     }
 
     /// Prints the command and runs it.
-    pub(crate) fn run(self) -> Result<(), Failure> {
+    pub(crate) fn run(self) -> Result<(), StepFailure> {
         let text = format!("cargo {}", self.arguments.join(" "));
         println!("$ {text}");
         let status = self
             .command()
             .status()
-            .map_err(|error| Failure::Tool(format!("cannot start {text}: {error}")))?;
+            .map_err(|error| StepFailure::Tool(format!("cannot start {text}: {error}")))?;
         if status.success() {
             return Ok(());
         }
-        Err(Failure::Step(text))
+        Err(StepFailure::Step(text))
     }
 
     /// Whether the command runs and succeeds, without output.
@@ -86,16 +86,16 @@ impl Step {
     }
 
     /// The standard output of the command.
-    pub(crate) fn output(self) -> Result<Vec<u8>, Failure> {
+    pub(crate) fn output(self) -> Result<Vec<u8>, StepFailure> {
         let text = format!("cargo {}", self.arguments.join(" "));
         let output = self
             .command()
             .stderr(Stdio::inherit())
             .output()
-            .map_err(|error| Failure::Tool(format!("cannot start {text}: {error}")))?;
+            .map_err(|error| StepFailure::Tool(format!("cannot start {text}: {error}")))?;
         if output.status.success() {
             return Ok(output.stdout);
         }
-        Err(Failure::Step(text))
+        Err(StepFailure::Step(text))
     }
 }

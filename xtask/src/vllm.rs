@@ -10,8 +10,8 @@ use std::{
 };
 
 use crate::{
-    python::{self, Profile},
-    step::{Failure, root},
+    python::{self, WheelProfile},
+    step::{StepFailure, root},
 };
 
 const TORCH: &str = "torch==2.13.0";
@@ -44,8 +44,8 @@ pub(crate) const DEMO_TRANSFORMERS: &str = "crates/kvtile-python/demo_transforme
 const NEEDED_GB: u64 = 9;
 
 /// The end-to-end tests with a real engine and a real model.
-pub(crate) fn test() -> Result<(), Failure> {
-    let Some(environment) = prepare(Profile::Tests)? else {
+pub(crate) fn test() -> Result<(), StepFailure> {
+    let Some(environment) = prepare(WheelProfile::Tests)? else {
         return Ok(());
     };
     let pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider"];
@@ -54,8 +54,8 @@ pub(crate) fn test() -> Result<(), Failure> {
 }
 
 /// Runs a demonstration with a release build.
-pub(crate) fn demonstrate(demonstration: &str, arguments: &[String]) -> Result<(), Failure> {
-    let Some(environment) = prepare(Profile::Release)? else {
+pub(crate) fn demonstrate(demonstration: &str, arguments: &[String]) -> Result<(), StepFailure> {
+    let Some(environment) = prepare(WheelProfile::Release)? else {
         return Ok(());
     };
     let arguments = arguments.iter().map(String::as_str);
@@ -65,21 +65,21 @@ pub(crate) fn demonstrate(demonstration: &str, arguments: &[String]) -> Result<(
 
 /// vLLM with the package and a model. The lock admits one command at a time, because each installs
 /// its own package.
-struct Environment {
+struct VllmEnvironment {
     folder: PathBuf,
     model: PathBuf,
     _lock: File,
 }
 
-impl Environment {
-    fn python(&self, arguments: &[&str]) -> Result<(), Failure> {
+impl VllmEnvironment {
+    fn python(&self, arguments: &[&str]) -> Result<(), StepFailure> {
         python::run_with(&self.folder, "python", arguments, &variables(&self.model))
     }
 }
 
 /// The environment with the package, and the model. Prints a notice and returns `None` if vLLM
 /// cannot be installed.
-fn prepare(profile: Profile) -> Result<Option<Environment>, Failure> {
+fn prepare(profile: WheelProfile) -> Result<Option<VllmEnvironment>, StepFailure> {
     let (environment, lock) = match install() {
         Ok(installed) => installed,
         Err(failure) => {
@@ -97,7 +97,7 @@ fn prepare(profile: Profile) -> Result<Option<Environment>, Failure> {
     let script = root().join(TESTS).join("model.py").display().to_string();
     let folder = model.display().to_string();
     python::run_with(&environment, "python", &[&script, &folder], &[])?;
-    Ok(Some(Environment {
+    Ok(Some(VllmEnvironment {
         folder: environment,
         model,
         _lock: lock,
@@ -105,7 +105,7 @@ fn prepare(profile: Profile) -> Result<Option<Environment>, Failure> {
 }
 
 /// The environment's folder, and its lock.
-fn install() -> Result<(PathBuf, File), Failure> {
+fn install() -> Result<(PathBuf, File), StepFailure> {
     let folder = cache_folder()?.join("kvtile");
     let environment = folder.join(FOLDER);
     let lock = lock(&folder)?;
@@ -130,7 +130,7 @@ fn install() -> Result<(PathBuf, File), Failure> {
 }
 
 /// Waits until no other checkout uses the environment.
-fn lock(folder: &Path) -> Result<File, Failure> {
+fn lock(folder: &Path) -> Result<File, StepFailure> {
     fs::create_dir_all(folder).map_err(|error| python::file(folder, &error))?;
     let path = folder.join(format!("{FOLDER}.lock"));
     let file = File::create(&path).map_err(|error| python::file(&path, &error))?;
@@ -142,12 +142,12 @@ fn lock(folder: &Path) -> Result<File, Failure> {
 }
 
 /// Fails early if the disk has too little space.
-fn check_room(folder: &Path) -> Result<(), Failure> {
+fn check_room(folder: &Path) -> Result<(), StepFailure> {
     let error = |error: rustix::io::Errno| python::file(folder, &error.into());
     let found = rustix::fs::statvfs(folder).map_err(error)?;
     let free_gb = found.f_bavail.saturating_mul(found.f_frsize) / 1_000_000_000;
     if free_gb < NEEDED_GB {
-        return Err(Failure::Tool(format!(
+        return Err(StepFailure::Tool(format!(
             "{} has {free_gb} GB free, and vLLM takes {NEEDED_GB}; set XDG_CACHE_HOME to another folder",
             folder.display()
         )));
@@ -155,18 +155,21 @@ fn check_room(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn uv<'a>(environment: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<(), Failure> {
+fn uv<'a>(
+    environment: &Path,
+    arguments: impl IntoIterator<Item = &'a str>,
+) -> Result<(), StepFailure> {
     let arguments: Vec<&str> = arguments.into_iter().collect();
     python::run_with(environment, "uv", &arguments, &[])
 }
 
-fn cache_folder() -> Result<PathBuf, Failure> {
+fn cache_folder() -> Result<PathBuf, StepFailure> {
     // The XDG base directory specification: relative paths are invalid and must be ignored.
     let folder = |name| env::var_os(name).map(PathBuf::from);
     let folder = |name| folder(name).filter(|path: &PathBuf| path.is_absolute());
     let home = || folder("HOME").map(|home| home.join(".cache"));
     folder("XDG_CACHE_HOME").or_else(home).ok_or_else(|| {
-        Failure::Tool(
+        StepFailure::Tool(
             "neither XDG_CACHE_HOME nor HOME is set; set one for the cache folder".to_owned(),
         )
     })

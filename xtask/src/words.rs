@@ -6,7 +6,7 @@
 
 use std::{fs, path::Path};
 
-use crate::step::{Failure, root};
+use crate::step::{StepFailure, root};
 
 /// Lines with such a word, of 1,000 lines of text.
 const RATE_MAX: usize = 5;
@@ -60,7 +60,7 @@ struct Area {
 }
 
 /// Areas with more than [`RATE_MAX`] such lines in 1,000.
-pub(crate) fn check() -> Result<Vec<String>, Failure> {
+pub(crate) fn check() -> Result<Vec<String>, StepFailure> {
     let root = root();
     let mut areas = Vec::new();
     for folder in ["crates", "docs", "xtask", "fuzz"] {
@@ -100,9 +100,9 @@ fn verdict(area: &Area) -> Option<String> {
     ))
 }
 
-fn count(areas: &mut Vec<Area>, area: &str, name: &Path, file: &Path) -> Result<(), Failure> {
+fn count(areas: &mut Vec<Area>, area: &str, name: &Path, file: &Path) -> Result<(), StepFailure> {
     let text = fs::read_to_string(file)
-        .map_err(|error| Failure::Tool(format!("{}: {error}", file.display())))?;
+        .map_err(|error| StepFailure::Tool(format!("{}: {error}", file.display())))?;
     let extension = file.extension().and_then(|e| e.to_str());
     let at = match areas.iter().position(|known| known.name == area) {
         Some(at) => at,
@@ -116,7 +116,7 @@ fn count(areas: &mut Vec<Area>, area: &str, name: &Path, file: &Path) -> Result<
         }
     };
     let Some(area) = areas.get_mut(at) else {
-        return Err(Failure::Tool(format!("no area {at}")));
+        return Err(StepFailure::Tool(format!("no area {at}")));
     };
     for (number, line) in prose(&text, extension.unwrap_or_default()) {
         area.lines += 1;
@@ -189,8 +189,8 @@ fn comment<'a>(line: &'a str, mark: &str) -> Option<&'a str> {
     (code.matches('"').count() % 2 == 0).then_some(comment)
 }
 
-fn entries(folder: &Path) -> Result<Vec<std::path::PathBuf>, Failure> {
-    let failed = |error| Failure::Tool(format!("{}: {error}", folder.display()));
+fn entries(folder: &Path) -> Result<Vec<std::path::PathBuf>, StepFailure> {
+    let failed = |error| StepFailure::Tool(format!("{}: {error}", folder.display()));
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         found.push(entry.map_err(failed)?.path());
@@ -200,7 +200,7 @@ fn entries(folder: &Path) -> Result<Vec<std::path::PathBuf>, Failure> {
 }
 
 /// The texts below a folder. What builds and tools left behind is none.
-fn texts(folder: &Path, files: &mut Vec<std::path::PathBuf>) -> Result<(), Failure> {
+fn texts(folder: &Path, files: &mut Vec<std::path::PathBuf>) -> Result<(), StepFailure> {
     for path in entries(folder)? {
         let name = path.file_name().map(|name| name.to_string_lossy());
         let left_behind = name.is_some_and(|name| {

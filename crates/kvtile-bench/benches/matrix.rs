@@ -3,12 +3,12 @@
 
 use std::process::ExitCode;
 
-use kvtile_bench::{Progress, Settings};
+use kvtile_bench::{BenchProgress, BenchSettings};
 
 /// One line for each measurement, on standard error.
-struct Lines;
+struct LineProgress;
 
-impl Progress for Lines {
+impl BenchProgress for LineProgress {
     fn next(&mut self, done: usize, total: usize, what: &str) {
         eprintln!("{done}/{total} {what}");
     }
@@ -23,13 +23,13 @@ fn main() -> ExitCode {
     let texts = arguments
         .iter()
         .filter(|argument| !argument.starts_with("--"));
-    let settings = Settings {
+    let settings = BenchSettings {
         quick: arguments.iter().any(|argument| argument == "--quick"),
         compare: arguments.iter().any(|argument| argument == "--compare"),
         filters: texts.cloned().collect(),
-        ..Settings::default()
+        ..BenchSettings::default()
     };
-    match kvtile_bench::run(&settings, &mut Lines) {
+    match kvtile_bench::run(&settings, &mut LineProgress) {
         Ok(report) => {
             println!("{}", report.text(str::to_owned));
             ExitCode::SUCCESS

@@ -24,17 +24,17 @@ const RELEASE_TIME: Duration = Duration::from_secs(2);
 
 /// The placement of the regions of a layout in one allocation.
 #[derive(Clone, Debug)]
-pub(crate) struct Packing {
+pub(crate) struct ArenaPacking {
     bytes: usize,
     regions: Vec<(usize, usize)>,
 }
 
-impl Packing {
+impl ArenaPacking {
     /// Places the regions one after the other, each at a page.
     ///
     /// # Errors
     /// A size that does not fit.
-    pub(crate) fn new(layout: &StridedLayout) -> Result<Packing, BenchError> {
+    pub(crate) fn new(layout: &StridedLayout) -> Result<ArenaPacking, BenchError> {
         let alignment = layout.alignment().max(REGION_ALIGNMENT);
         let what = "bytes of all regions";
         let too_large = || BenchError::Layout(LayoutError::TooLarge { what });
@@ -48,7 +48,7 @@ impl Packing {
             regions.push((size(start)?, size(bytes)?));
         }
         let bytes = usize::try_from(end).map_err(|_| too_large())?;
-        Ok(Packing { bytes, regions })
+        Ok(ArenaPacking { bytes, regions })
     }
 
     /// Total size in bytes.
@@ -88,7 +88,7 @@ impl Arena {
         Ok(memory.as_mut_slice())
     }
 
-    fn regions(&self, packing: &Packing) -> Result<Vec<OwnedMemoryRegion>, BenchError> {
+    fn regions(&self, packing: &ArenaPacking) -> Result<Vec<OwnedMemoryRegion>, BenchError> {
         let memory: OwnedMemoryRegion = Arc::<SystemMemory>::clone(&self.memory);
         let mut regions: Vec<OwnedMemoryRegion> = Vec::new();
         for &(start, bytes) in &packing.regions {
@@ -113,7 +113,7 @@ impl Arenas {
     /// Memory that cannot be allocated.
     pub(crate) fn new(bytes: usize, seed: u64) -> Result<Arenas, BenchError> {
         let mut source = Arena::allocate(bytes)?;
-        kvtile_random::Numbers::new(seed).fill(source.bytes_mut()?);
+        kvtile_random::SplitMix64::new(seed).fill(source.bytes_mut()?);
         let mut destination = Arena::allocate(bytes)?;
         destination.bytes_mut()?.fill(POISON);
         Ok(Arenas {
@@ -141,8 +141,8 @@ impl Arenas {
     /// A packing that is larger than the memory.
     pub(crate) fn regions(
         &self,
-        source: &Packing,
-        destination: &Packing,
+        source: &ArenaPacking,
+        destination: &ArenaPacking,
     ) -> Result<(Vec<OwnedMemoryRegion>, Vec<OwnedMemoryRegion>), BenchError> {
         Ok((
             self.source.regions(source)?,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use kvtile::layout::{CopyPlan, Loop, Step};
+use kvtile::layout::{AddressStep, CopyPlan, Loop};
 use serde::{Deserialize, Serialize};
 
 /// Longer runs count as contiguous: the order of the other loops no longer matters.
@@ -20,7 +20,7 @@ const ELEMENT_BYTES: u64 = 16;
 /// The class of a copy, by the shortest run of its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Class {
+pub enum CopyClass {
     /// Runs of 4 KiB and more.
     Contiguous,
     /// Runs of 128 bytes and more, in another order on the other side.
@@ -39,17 +39,17 @@ pub enum Class {
     Flat,
 }
 
-impl Class {
+impl CopyClass {
     /// The class of a plan.
     #[must_use]
-    pub fn of(plan: &CopyPlan) -> Class {
+    pub fn of(plan: &CopyPlan) -> CopyClass {
         let (_, shortest) = plan.run_bytes();
         match shortest {
-            CONTIGUOUS_BYTES.. => Class::Contiguous,
-            ROW_BYTES.. if permutes(plan) => Class::Rows,
-            ROW_BYTES.. => Class::Pieces,
-            bytes if bytes > ELEMENT_BYTES => Class::ShortRows,
-            _ => Class::Elements,
+            CONTIGUOUS_BYTES.. => CopyClass::Contiguous,
+            ROW_BYTES.. if permutes(plan) => CopyClass::Rows,
+            ROW_BYTES.. => CopyClass::Pieces,
+            bytes if bytes > ELEMENT_BYTES => CopyClass::ShortRows,
+            _ => CopyClass::Elements,
         }
     }
 
@@ -58,12 +58,12 @@ impl Class {
     #[must_use]
     pub fn goal(self, run_bytes_min: u64, threads: u32, in_cache: bool) -> Option<f64> {
         let goal = match (self, threads) {
-            (Class::Contiguous, 1) => 0.95,
-            (Class::Contiguous, 2) => 1.8,
-            (Class::Rows, 1) => 0.9,
-            (Class::Rows, 2) => 1.6,
-            (Class::Pieces, 1 | 2) if run_bytes_min >= PIECE_BYTES => 0.7,
-            (Class::Elements, 1 | 2) => 0.6,
+            (CopyClass::Contiguous, 1) => 0.95,
+            (CopyClass::Contiguous, 2) => 1.8,
+            (CopyClass::Rows, 1) => 0.9,
+            (CopyClass::Rows, 2) => 1.6,
+            (CopyClass::Pieces, 1 | 2) if run_bytes_min >= PIECE_BYTES => 0.7,
+            (CopyClass::Elements, 1 | 2) => 0.6,
             _ => return None,
         };
         Some(if in_cache { f64::min(goal, 0.9) } else { goal })
@@ -73,19 +73,19 @@ impl Class {
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
-            Class::Contiguous => "contiguous: runs of 4 KiB and more",
-            Class::Rows => "rows: runs of 128 bytes and more, permuted",
-            Class::Pieces => "pieces: runs of 128 bytes and more, in order, with gaps",
-            Class::ShortRows => "short rows: runs of 17 to 127 bytes",
-            Class::Elements => "elements: transposes of 1 to 16 bytes",
-            Class::FixedCost => "fixed cost: one block of one layer",
-            Class::File => "files",
-            Class::Flat => "flat memcpy",
+            CopyClass::Contiguous => "contiguous: runs of 4 KiB and more",
+            CopyClass::Rows => "rows: runs of 128 bytes and more, permuted",
+            CopyClass::Pieces => "pieces: runs of 128 bytes and more, in order, with gaps",
+            CopyClass::ShortRows => "short rows: runs of 17 to 127 bytes",
+            CopyClass::Elements => "elements: transposes of 1 to 16 bytes",
+            CopyClass::FixedCost => "fixed cost: one block of one layer",
+            CopyClass::File => "files",
+            CopyClass::Flat => "flat memcpy",
         }
     }
 }
 
-impl fmt::Display for Class {
+impl fmt::Display for CopyClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.title())
     }
@@ -93,10 +93,10 @@ impl fmt::Display for Class {
 
 /// Whether some nest visits the source in another order than the destination.
 fn permutes(plan: &CopyPlan) -> bool {
-    let further = |step: Step| (step.regions, step.bytes);
+    let further = |step: AddressStep| (step.regions, step.bytes);
     let nests = plan.classes().iter().flat_map(|class| class.nests.iter());
     nests.into_iter().any(|nest| {
-        let falls = |step: &dyn Fn(&Loop) -> Step| {
+        let falls = |step: &dyn Fn(&Loop) -> AddressStep| {
             let steps: Vec<_> = nest.loops.iter().map(|l| further(step(l))).collect();
             steps.is_sorted_by(|outer, inner| outer >= inner)
         };
@@ -110,7 +110,7 @@ mod tests {
 
     use super::*;
 
-    fn class(from: &str, to: &str) -> Class {
+    fn class(from: &str, to: &str) -> CopyClass {
         let unit = Unit::named("bf16").unwrap();
         class_of(
             &Shape::key_value(4, 4, 16, 8, 128, &unit).unwrap(),
@@ -119,21 +119,21 @@ mod tests {
         )
     }
 
-    fn class_of(shape: &Shape, from: &str, to: &str) -> Class {
+    fn class_of(shape: &Shape, from: &str, to: &str) -> CopyClass {
         let layout = |word: &str| StridedLayout::resolve(&word.parse().unwrap(), shape, 1).unwrap();
         let selection = Selection::blocks(&[0, 2], &[3, 1], 16).unwrap();
-        Class::of(&CopyPlan::new(&layout(from), &layout(to), &selection).unwrap())
+        CopyClass::of(&CopyPlan::new(&layout(from), &layout(to), &selection).unwrap())
     }
 
     #[test]
     fn plans_fall_into_the_classes_that_the_goals_speak_of() {
-        assert_eq!(class("L|KBNHC", "BLKNHC"), Class::Contiguous);
-        assert_eq!(class("L|KBNHC", "KBLNHC"), Class::Contiguous);
-        assert_eq!(class("L|KBNHC", "BHLKNC"), Class::Rows);
-        assert_eq!(class("BLKNHC", "BLKHNC"), Class::Rows);
-        assert_eq!(class("L|BNHKC", "L|BKNHC"), Class::Rows);
-        assert_eq!(class("L|BH(kCN,vNC)", "BHLKNC"), Class::Elements);
-        assert_eq!(class("L|B(kHCNC8,vHCN)", "BLKNHC"), Class::Elements);
+        assert_eq!(class("L|KBNHC", "BLKNHC"), CopyClass::Contiguous);
+        assert_eq!(class("L|KBNHC", "KBLNHC"), CopyClass::Contiguous);
+        assert_eq!(class("L|KBNHC", "BHLKNC"), CopyClass::Rows);
+        assert_eq!(class("BLKNHC", "BLKHNC"), CopyClass::Rows);
+        assert_eq!(class("L|BNHKC", "L|BKNHC"), CopyClass::Rows);
+        assert_eq!(class("L|BH(kCN,vNC)", "BHLKNC"), CopyClass::Elements);
+        assert_eq!(class("L|B(kHCNC8,vHCN)", "BLKNHC"), CopyClass::Elements);
     }
 
     #[test]
@@ -143,18 +143,18 @@ mod tests {
             plane.extent(Axis::C, content)
         };
         let latent = Shape::new(4, 4, 16, vec![plane("c", 512), plane("r", 64)]).unwrap();
-        assert_eq!(class_of(&latent, "L|BNKC", "BLKNC"), Class::Pieces);
+        assert_eq!(class_of(&latent, "L|BNKC", "BLKNC"), CopyClass::Pieces);
     }
 
     #[test]
     fn goals_are_those_that_were_set() {
-        assert_eq!(Class::Contiguous.goal(4096, 1, false), Some(0.95));
-        assert_eq!(Class::Contiguous.goal(4096, 1, true), Some(0.9));
-        assert_eq!(Class::Contiguous.goal(4096, 2, false), Some(1.8));
-        assert_eq!(Class::Rows.goal(256, 2, false), Some(1.6));
-        assert_eq!(Class::Pieces.goal(128, 1, false), None);
-        assert_eq!(Class::Pieces.goal(256, 1, false), Some(0.7));
-        assert_eq!(Class::Elements.goal(2, 1, true), Some(0.6));
-        assert_eq!(Class::Contiguous.goal(4096, 3, false), None);
+        assert_eq!(CopyClass::Contiguous.goal(4096, 1, false), Some(0.95));
+        assert_eq!(CopyClass::Contiguous.goal(4096, 1, true), Some(0.9));
+        assert_eq!(CopyClass::Contiguous.goal(4096, 2, false), Some(1.8));
+        assert_eq!(CopyClass::Rows.goal(256, 2, false), Some(1.6));
+        assert_eq!(CopyClass::Pieces.goal(128, 1, false), None);
+        assert_eq!(CopyClass::Pieces.goal(256, 1, false), Some(0.7));
+        assert_eq!(CopyClass::Elements.goal(2, 1, true), Some(0.6));
+        assert_eq!(CopyClass::Contiguous.goal(4096, 3, false), None);
     }
 }

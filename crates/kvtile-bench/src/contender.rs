@@ -13,14 +13,14 @@ use kvtile::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    arena::{Arenas, Packing},
+    arena::{ArenaPacking, Arenas},
     error::BenchError,
-    walk::Walk,
+    walk::BlockWalk,
 };
 
 /// A method of copying.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Method {
+pub enum CopyMethod {
     /// A transfer manager.
     #[serde(rename = "kvtile")]
     Kvtile,
@@ -41,29 +41,29 @@ pub enum Method {
     Fio,
 }
 
-impl Method {
+impl CopyMethod {
     /// The name in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Method::Kvtile => "kvtile",
-            Method::Memcpy => "memcpy",
-            Method::MemcpyLoop => "memcpy loop",
-            Method::Ndarray => "ndarray",
-            Method::Torch => "torch",
-            Method::Fio => "fio",
+            CopyMethod::Kvtile => "kvtile",
+            CopyMethod::Memcpy => "memcpy",
+            CopyMethod::MemcpyLoop => "memcpy loop",
+            CopyMethod::Ndarray => "ndarray",
+            CopyMethod::Torch => "torch",
+            CopyMethod::Fio => "fio",
         }
     }
 }
 
 /// Block `source[i]` goes to block `destination[i]`.
 #[derive(Clone, Debug)]
-pub(crate) struct Orders {
+pub(crate) struct BlockOrders {
     pub(crate) source: Vec<usize>,
     pub(crate) destination: Vec<usize>,
 }
 
-impl Orders {
+impl BlockOrders {
     pub(crate) fn pairs(&self) -> impl Iterator<Item = (usize, usize)> {
         let source = self.source.iter().copied();
         source.zip(self.destination.iter().copied())
@@ -72,7 +72,7 @@ impl Orders {
 
 /// A method that copies blocks between two layouts in the shared memory.
 pub(crate) trait Contender {
-    fn method(&self) -> Method;
+    fn method(&self) -> CopyMethod;
 
     fn threads(&self) -> u32 {
         1
@@ -83,7 +83,7 @@ pub(crate) trait Contender {
     fn run(
         &mut self,
         arenas: &mut Arenas,
-        orders: &Orders,
+        orders: &BlockOrders,
         repeats: u32,
         warm: bool,
     ) -> Result<Duration, BenchError>;
@@ -97,9 +97,9 @@ pub(crate) fn manager_with(threads: u32) -> TransferManager {
 
 /// Both layouts of a cell, and their packing in memory.
 #[derive(Debug)]
-pub(crate) struct Sides {
-    pub(crate) source: (StridedLayout, Packing),
-    pub(crate) destination: (StridedLayout, Packing),
+pub(crate) struct CellSides {
+    pub(crate) source: (StridedLayout, ArenaPacking),
+    pub(crate) destination: (StridedLayout, ArenaPacking),
     /// The copied heads, where they are not all heads of both sides.
     pub(crate) heads: Option<RangePair>,
 }
@@ -108,11 +108,11 @@ pub(crate) struct Sides {
 pub(crate) struct Transfers<'a> {
     manager: TransferManager,
     threads: u32,
-    sides: &'a Sides,
+    sides: &'a CellSides,
 }
 
 impl<'a> Transfers<'a> {
-    pub(crate) fn new(sides: &'a Sides, threads: u32) -> Transfers<'a> {
+    pub(crate) fn new(sides: &'a CellSides, threads: u32) -> Transfers<'a> {
         Transfers {
             manager: manager_with(threads),
             threads,
@@ -123,7 +123,7 @@ impl<'a> Transfers<'a> {
     fn copy(
         &self,
         handles: (LayoutHandle, LayoutHandle),
-        orders: &Orders,
+        orders: &BlockOrders,
     ) -> Result<(), BenchError> {
         let (from, to) = handles;
         let (source, destination) = (&orders.source, &orders.destination);
@@ -140,8 +140,8 @@ impl<'a> Transfers<'a> {
 }
 
 impl Contender for Transfers<'_> {
-    fn method(&self) -> Method {
-        Method::Kvtile
+    fn method(&self) -> CopyMethod {
+        CopyMethod::Kvtile
     }
 
     fn threads(&self) -> u32 {
@@ -151,7 +151,7 @@ impl Contender for Transfers<'_> {
     fn run(
         &mut self,
         arenas: &mut Arenas,
-        orders: &Orders,
+        orders: &BlockOrders,
         repeats: u32,
         warm: bool,
     ) -> Result<Duration, BenchError> {
@@ -219,8 +219,8 @@ impl FlatCopy {
 }
 
 impl Contender for FlatCopy {
-    fn method(&self) -> Method {
-        Method::Memcpy
+    fn method(&self) -> CopyMethod {
+        CopyMethod::Memcpy
     }
 
     fn threads(&self) -> u32 {
@@ -230,7 +230,7 @@ impl Contender for FlatCopy {
     fn run(
         &mut self,
         arenas: &mut Arenas,
-        _orders: &Orders,
+        _orders: &BlockOrders,
         repeats: u32,
         warm: bool,
     ) -> Result<Duration, BenchError> {
@@ -253,18 +253,18 @@ impl Contender for FlatCopy {
 
 /// The copy loop that a user would write.
 pub(crate) struct CopyLoop<'a> {
-    pub(crate) walk: &'a Walk,
+    pub(crate) walk: &'a BlockWalk,
 }
 
 impl Contender for CopyLoop<'_> {
-    fn method(&self) -> Method {
-        Method::MemcpyLoop
+    fn method(&self) -> CopyMethod {
+        CopyMethod::MemcpyLoop
     }
 
     fn run(
         &mut self,
         arenas: &mut Arenas,
-        orders: &Orders,
+        orders: &BlockOrders,
         repeats: u32,
         warm: bool,
     ) -> Result<Duration, BenchError> {

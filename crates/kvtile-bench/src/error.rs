@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kvtile::{
     layout::LayoutError,
     memory::MemoryError,
-    tiers::{TierError, disk::Miss},
+    tiers::{TierError, disk::SlotMiss},
     transfer::TransferError,
 };
 use kvtile_blocks::BlocksError;
@@ -46,7 +46,7 @@ pub enum BenchError {
         /// Its slot.
         slot: u32,
         /// The reason.
-        miss: Miss,
+        miss: SlotMiss,
     },
     /// A rival that cannot be created as required.
     #[error("{name}: {source}")]

@@ -14,17 +14,17 @@ use kvtile::{
 use tempfile::TempDir;
 
 use crate::{
-    arena::{Arenas, Packing},
-    class::Class,
-    contender::{Contender, FlatCopy, Method, Orders, manager_with, spec_of},
+    arena::{ArenaPacking, Arenas},
+    class::CopyClass,
+    contender::{BlockOrders, Contender, CopyMethod, FlatCopy, manager_with, spec_of},
     error::BenchError,
-    fio::{self, Direction, FioJob},
-    matrix::Cell,
-    row::{Place, Row},
-    settings::Settings,
-    times::{Times, seconds},
+    fio::{self, FioDirection, FioJob},
+    matrix::BenchCell,
+    row::{BenchRow, SideMemory},
+    settings::BenchSettings,
+    times::{RoundTimes, seconds},
 };
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 
 /// The goal: this part of the throughput of `fio`.
 const GOAL: f64 = 0.9;
@@ -44,8 +44,8 @@ const ROUNDS: u32 = 3;
 /// A cell, the side that is a file, and how to open the file.
 #[derive(Clone, Debug)]
 pub(crate) struct FileCell {
-    pub(crate) cell: Cell,
-    pub(crate) direction: Direction,
+    pub(crate) cell: BenchCell,
+    pub(crate) direction: FioDirection,
     pub(crate) direct: bool,
 }
 
@@ -58,22 +58,22 @@ impl FileCell {
             self.cell.pair.destination.label(),
         );
         let pair = match self.direction {
-            Direction::Read => format!("{source} ({file}) → {destination}"),
-            Direction::Write => format!("{source} → {destination} ({file})"),
+            FioDirection::Read => format!("{source} ({file}) → {destination}"),
+            FioDirection::Write => format!("{source} → {destination} ({file})"),
         };
         format!("{pair}  {}", self.cell.model)
     }
 
-    fn place(&self) -> Place {
+    fn place(&self) -> SideMemory {
         match self.direct {
-            true => Place::DirectFile,
-            false => Place::File,
+            true => SideMemory::DirectFile,
+            false => SideMemory::File,
         }
     }
 }
 
 /// Both sides as registered layouts.
-struct Files {
+struct FileCellLayouts {
     manager: TransferManager,
     source: LayoutHandle,
     destination: LayoutHandle,
@@ -87,8 +87,8 @@ struct Files {
 
 /// The results of a cell.
 #[derive(Debug, Default)]
-pub(crate) struct Outcome {
-    pub(crate) rows: Vec<Row>,
+pub(crate) struct FileOutcome {
+    pub(crate) rows: Vec<BenchRow>,
     /// A measurement that was not possible, with the reason.
     pub(crate) left_out: Option<String>,
 }
@@ -96,21 +96,21 @@ pub(crate) struct Outcome {
 /// Measures a cell.
 pub(crate) fn measure(
     asked: &FileCell,
-    settings: &Settings,
+    settings: &BenchSettings,
     arenas: &mut Arenas,
     with_fio: bool,
-) -> Result<Outcome, BenchError> {
-    let files = match Files::new(asked, settings)? {
+) -> Result<FileOutcome, BenchError> {
+    let files = match FileCellLayouts::new(asked, settings)? {
         Ok(files) => files,
         Err(reason) => {
             let left_out = Some(format!("{}: {reason}", asked.label()));
-            return Ok(Outcome {
+            return Ok(FileOutcome {
                 left_out,
-                ..Outcome::default()
+                ..FileOutcome::default()
             });
         }
     };
-    let mut outcome = Outcome::default();
+    let mut outcome = FileOutcome::default();
     let bytes = asked.cell.bytes()?;
     let size = usize::try_from(bytes).unwrap_or(usize::MAX);
     let mut flat = FlatCopy {
@@ -120,18 +120,22 @@ pub(crate) fn measure(
     let mut with_fio = with_fio && asked.direct;
     if with_fio {
         // Creates the file that later jobs read and overwrite.
-        let first = fio::run(&files.beside(bytes, Direction::Write));
+        let first = fio::run(&files.beside(bytes, FioDirection::Write));
         outcome.left_out = first
             .err()
             .map(|error| format!("{}: {error}", asked.label()));
         with_fio = outcome.left_out.is_none();
     }
-    let mut random = Numbers::new(settings.seed);
+    let mut random = SplitMix64::new(settings.seed);
     let rounds = settings.rounds.unwrap_or(ROUNDS);
-    let (mut ours, mut memcpy, mut others) = (Times::default(), Times::default(), Times::default());
+    let (mut ours, mut memcpy, mut others) = (
+        RoundTimes::default(),
+        RoundTimes::default(),
+        RoundTimes::default(),
+    );
     let mut last = None;
     for round in 0..=rounds {
-        let orders = Orders {
+        let orders = BlockOrders {
             source: random.order(files.blocks),
             destination: random.order(files.blocks),
         };
@@ -160,7 +164,7 @@ pub(crate) fn measure(
         row.fio_ratio = Some(row.gb_per_s / fio);
         row.goal = Some(GOAL);
         let mut beside = row.clone();
-        beside.method = Method::Fio;
+        beside.method = CopyMethod::Fio;
         beside.gb_per_s = fio;
         beside.ratio = fio / row.memcpy_gb_per_s;
         beside.spread = others.spread();
@@ -171,7 +175,7 @@ pub(crate) fn measure(
     Ok(outcome)
 }
 
-fn plan(cell: &Cell, orders: &Orders) -> Result<CopyPlan, BenchError> {
+fn plan(cell: &BenchCell, orders: &BlockOrders) -> Result<CopyPlan, BenchError> {
     let ids = |order: &[usize]| order.iter().map(|&id| id as u64).collect::<Vec<u64>>();
     let page_size = cell.source.shape().page_size();
     let (from, to) = (ids(&orders.source), ids(&orders.destination));
@@ -179,8 +183,11 @@ fn plan(cell: &Cell, orders: &Orders) -> Result<CopyPlan, BenchError> {
     Ok(CopyPlan::new(&cell.source, &cell.destination, &selection)?)
 }
 
-impl Files {
-    fn new(asked: &FileCell, settings: &Settings) -> Result<Result<Files, String>, BenchError> {
+impl FileCellLayouts {
+    fn new(
+        asked: &FileCell,
+        settings: &BenchSettings,
+    ) -> Result<Result<FileCellLayouts, String>, BenchError> {
         let folder = TempDir::new_in(&settings.folder).map_err(|source| BenchError::File {
             operation: "create a folder in",
             path: settings.folder.clone(),
@@ -188,10 +195,10 @@ impl Files {
         })?;
         let cell = &asked.cell;
         let (in_file, in_memory) = match asked.direction {
-            Direction::Read => (&cell.source, &cell.destination),
-            Direction::Write => (&cell.destination, &cell.source),
+            FioDirection::Read => (&cell.source, &cell.destination),
+            FioDirection::Write => (&cell.destination, &cell.source),
         };
-        let bytes = Packing::new(in_file)?.bytes();
+        let bytes = ArenaPacking::new(in_file)?.bytes();
         let options = FileMemory::options().direct_io(asked.direct);
         let file = Arc::new(options.create_new(folder.path().join("blocks"), bytes)?);
         if let (true, DirectIo::Unavailable { reason }) = (asked.direct, file.direct_io()) {
@@ -207,14 +214,14 @@ impl Files {
         let filed = manager.register(builder(in_file).over_memory(region).build()?)?;
         let held = manager.register(builder(in_memory).allocate_system().build()?)?;
         let (source, destination) = match asked.direction {
-            Direction::Read => (filed, held),
-            Direction::Write => (held, filed),
+            FioDirection::Read => (filed, held),
+            FioDirection::Write => (held, filed),
         };
         let blocks = usize::try_from(cell.source.shape().num_blocks()).unwrap_or(usize::MAX);
         let all: Vec<usize> = (0..blocks).collect();
         let seed = settings.seed;
         manager.fill(source, &all, FillPattern::Distinct { seed })?;
-        Ok(Ok(Files {
+        Ok(Ok(FileCellLayouts {
             manager,
             source,
             destination,
@@ -226,7 +233,7 @@ impl Files {
     }
 
     /// The job of `fio` on its own file.
-    fn beside(&self, bytes: u64, direction: Direction) -> FioJob<'_> {
+    fn beside(&self, bytes: u64, direction: FioDirection) -> FioJob<'_> {
         FioJob {
             path: &self.beside,
             bytes,
@@ -241,7 +248,7 @@ impl Files {
     fn round(
         &self,
         asked: &FileCell,
-        orders: &Orders,
+        orders: &BlockOrders,
         compared: usize,
     ) -> Result<Duration, BenchError> {
         let sample: Vec<usize> = orders.destination.iter().copied().take(compared).collect();
@@ -261,7 +268,7 @@ impl Files {
             if self.manager.block_digest(self.destination, to)? != expected {
                 return Err(BenchError::WrongCopy {
                     row: asked.label(),
-                    method: Method::Kvtile.name(),
+                    method: CopyMethod::Kvtile.name(),
                     block: to as u64,
                 });
             }
@@ -274,18 +281,18 @@ fn row(
     asked: &FileCell,
     plan: Option<&CopyPlan>,
     rounds: u32,
-    ours: &Times,
-    memcpy: &Times,
-) -> Result<Row, BenchError> {
+    ours: &RoundTimes,
+    memcpy: &RoundTimes,
+) -> Result<BenchRow, BenchError> {
     let cell = &asked.cell;
     let shape = cell.source.shape();
     let bytes = cell.bytes()?;
     let (source_place, destination_place) = match asked.direction {
-        Direction::Read => (asked.place(), Place::Memory),
-        Direction::Write => (Place::Memory, asked.place()),
+        FioDirection::Read => (asked.place(), SideMemory::Memory),
+        FioDirection::Write => (SideMemory::Memory, asked.place()),
     };
     let (longest, shortest) = plan.map_or((0, 0), CopyPlan::run_bytes);
-    Ok(Row {
+    Ok(BenchRow {
         source: cell.pair.source.label(),
         destination: cell.pair.destination.label(),
         purpose: cell.purpose,
@@ -293,8 +300,8 @@ fn row(
         destination_place,
         part: None,
         model: cell.model.clone(),
-        method: Method::Kvtile,
-        class: Class::File,
+        method: CopyMethod::Kvtile,
+        class: CopyClass::File,
         bytes,
         blocks: shape.num_blocks(),
         layers: shape.num_layers(),

@@ -20,7 +20,7 @@ const JOB_BYTES: u64 = 256 << 20;
 /// The direction of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Direction {
+pub(crate) enum FioDirection {
     Read,
     Write,
 }
@@ -45,24 +45,24 @@ pub(crate) struct FioJob<'a> {
     pub(crate) piece_bytes: u64,
     /// Requests in flight.
     pub(crate) depth: u32,
-    pub(crate) direction: Direction,
+    pub(crate) direction: FioDirection,
     /// Whether the requests are in random order.
     pub(crate) is_random: bool,
 }
 
 #[derive(Deserialize)]
-struct Output {
-    jobs: Vec<JobFigures>,
+struct FioOutput {
+    jobs: Vec<FioFigures>,
 }
 
 #[derive(Deserialize)]
-struct JobFigures {
-    read: Done,
-    write: Done,
+struct FioFigures {
+    read: FioTotals,
+    write: FioTotals,
 }
 
 #[derive(Deserialize)]
-struct Done {
+struct FioTotals {
     io_bytes: u64,
     bw_bytes: u64,
 }
@@ -75,10 +75,10 @@ pub(crate) fn run(job: &FioJob<'_>) -> Result<Duration, BenchError> {
     };
     let (bytes, direction) = (job.bytes, job.direction);
     let how = match (direction, job.is_random) {
-        (Direction::Read, false) => "read",
-        (Direction::Read, true) => "randread",
-        (Direction::Write, false) => "write",
-        (Direction::Write, true) => "randwrite",
+        (FioDirection::Read, false) => "read",
+        (FioDirection::Read, true) => "randread",
+        (FioDirection::Write, false) => "write",
+        (FioDirection::Write, true) => "randwrite",
     };
     // Where io_uring is forbidden, libaio allows as many requests in flight.
     let mut last = String::new();
@@ -98,11 +98,11 @@ pub(crate) fn run(job: &FioJob<'_>) -> Result<Duration, BenchError> {
         let text = String::from_utf8_lossy(&output.stdout);
         // Messages may precede the JSON object.
         let object = text.find('{').and_then(|start| text.get(start..));
-        let parsed = object.map(serde_json::from_str::<Output>);
+        let parsed = object.map(serde_json::from_str::<FioOutput>);
         if let (true, Some(Ok(done))) = (output.status.success(), parsed) {
             let job = done.jobs.first().map(|job| match direction {
-                Direction::Read => &job.read,
-                Direction::Write => &job.write,
+                FioDirection::Read => &job.read,
+                FioDirection::Write => &job.write,
             });
             if let Some(job) = job.filter(|job| job.bw_bytes > 0 && job.io_bytes > 0) {
                 return Ok(Duration::from_secs_f64(bytes as f64 / job.bw_bytes as f64));

@@ -9,7 +9,7 @@ use kvtile::memory::{Prefault, SystemMemory};
 use memmap2::{Advice, MmapOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::BenchError, machine::MachineFacts, settings::Settings, times::Times};
+use crate::{error::BenchError, machine::MachineFacts, settings::BenchSettings, times::RoundTimes};
 
 /// Rounds of each side.
 const ROUNDS: u32 = 3;
@@ -41,7 +41,7 @@ pub struct FirstTouch {
 ///
 /// # Errors
 /// Memory that cannot be allocated.
-pub(crate) fn measure(settings: &Settings) -> Result<FirstTouch, BenchError> {
+pub(crate) fn measure(settings: &BenchSettings) -> Result<FirstTouch, BenchError> {
     let wanted = if settings.quick {
         POOL_BYTES_QUICK
     } else {
@@ -53,7 +53,7 @@ pub(crate) fn measure(settings: &Settings) -> Result<FirstTouch, BenchError> {
     let bytes = bytes.min(available / 2).max(1 << 20);
     let size = usize::try_from(bytes).unwrap_or(usize::MAX);
     let threads = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let (mut ours, mut plain) = (Times::default(), Times::default());
+    let (mut ours, mut plain) = (RoundTimes::default(), RoundTimes::default());
     let rounds = settings.rounds.unwrap_or(ROUNDS);
     for round in 0..rounds {
         let (mut first, mut second) = (None, None);

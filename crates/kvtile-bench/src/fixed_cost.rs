@@ -12,15 +12,15 @@ use kvtile::{
 };
 
 use crate::{
-    class::Class,
-    contender::{Method, manager_with},
+    class::CopyClass,
+    contender::{CopyMethod, manager_with},
     error::BenchError,
-    matrix::Purpose,
-    row::{Place, Row},
-    settings::Settings,
-    times::{Times, seconds},
+    matrix::PairPurpose,
+    row::{BenchRow, SideMemory},
+    settings::BenchSettings,
+    times::{RoundTimes, seconds},
 };
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 
 /// Bytes of one layer of a block, keys and values together, and the size of a head that results in
 /// them.
@@ -41,7 +41,7 @@ const REPEATS: u32 = 4096;
 const ROUNDS: u32 = 5;
 
 /// Two layouts of one manager.
-struct Pair {
+struct TransferPair {
     manager: TransferManager,
     source: LayoutHandle,
     destination: LayoutHandle,
@@ -50,18 +50,18 @@ struct Pair {
 /// Measures pages of `bytes`, with heads of `head_size` elements.
 pub(crate) fn measure(
     (bytes, head_size): (u64, u64),
-    settings: &Settings,
-) -> Result<Row, BenchError> {
-    let pair = Pair::new(head_size, settings.seed)?;
+    settings: &BenchSettings,
+) -> Result<BenchRow, BenchError> {
+    let pair = TransferPair::new(head_size, settings.seed)?;
     let page = usize::try_from(bytes).unwrap_or(usize::MAX);
     let mut source = SystemMemory::allocate(page * BLOCKS)?;
     let mut destination = SystemMemory::allocate(page * BLOCKS)?;
-    Numbers::new(settings.seed).fill(source.as_mut_slice());
+    SplitMix64::new(settings.seed).fill(source.as_mut_slice());
     let source = &*source.as_mut_slice();
     let destination = destination.as_mut_slice();
-    let mut random = Numbers::new(settings.seed);
+    let mut random = SplitMix64::new(settings.seed);
     let rounds = settings.rounds.unwrap_or(ROUNDS);
-    let (mut ours, mut flat) = (Times::default(), Times::default());
+    let (mut ours, mut flat) = (RoundTimes::default(), RoundTimes::default());
     for round in 0..=rounds {
         let orders = (random.order(BLOCKS), random.order(BLOCKS));
         for turn in 0..2 {
@@ -75,18 +75,18 @@ pub(crate) fn measure(
             }
         }
     }
-    let nanoseconds = |times: &Times| seconds(times.median()) * 1e9;
+    let nanoseconds = |times: &RoundTimes| seconds(times.median()) * 1e9;
     let runs = 2;
-    Ok(Row {
+    Ok(BenchRow {
         source: SOURCE.to_owned(),
         destination: DESTINATION.to_owned(),
-        purpose: Purpose::Extra,
-        source_place: Place::Cache,
-        destination_place: Place::Cache,
+        purpose: PairPurpose::Extra,
+        source_place: SideMemory::Cache,
+        destination_place: SideMemory::Cache,
         part: None,
         model: "one block of one layer".to_owned(),
-        method: Method::Kvtile,
-        class: Class::FixedCost,
+        method: CopyMethod::Kvtile,
+        class: CopyClass::FixedCost,
         bytes,
         blocks: 1,
         layers: 1,
@@ -109,8 +109,8 @@ pub(crate) fn measure(
     })
 }
 
-impl Pair {
-    fn new(head_size: u64, seed: u64) -> Result<Pair, BenchError> {
+impl TransferPair {
+    fn new(head_size: u64, seed: u64) -> Result<TransferPair, BenchError> {
         let unit = Unit::raw(2)?;
         let shape = Shape::key_value(BLOCKS as u64, LAYERS, PAGE_SIZE, 1, head_size, &unit)?;
         let manager = manager_with(1);
@@ -123,7 +123,7 @@ impl Pair {
         let all: Vec<usize> = (0..BLOCKS).collect();
         manager.fill(source, &all, FillPattern::Distinct { seed })?;
         manager.fill(destination, &all, FillPattern::Constant(0xa5))?;
-        Ok(Pair {
+        Ok(TransferPair {
             manager,
             source,
             destination,
@@ -158,7 +158,7 @@ impl Pair {
             if self.manager.block_digest(self.destination, to)? != expected {
                 return Err(BenchError::WrongCopy {
                     row: "fixed cost".to_owned(),
-                    method: Method::Kvtile.name(),
+                    method: CopyMethod::Kvtile.name(),
                     block: to as u64,
                 });
             }

@@ -2,17 +2,17 @@
 
 use crate::{
     arena::Arenas,
-    class::Class,
-    contender::{Contender, FlatCopy, Method, Orders},
+    class::CopyClass,
+    contender::{BlockOrders, Contender, CopyMethod, FlatCopy},
     error::BenchError,
-    matrix::Purpose,
-    row::{Place, Row},
-    settings::Settings,
-    times::{Times, seconds},
+    matrix::PairPurpose,
+    row::{BenchRow, SideMemory},
+    settings::BenchSettings,
+    times::{RoundTimes, seconds},
 };
 
 /// The orders of a copy without layouts.
-const NO_BLOCKS: Orders = Orders {
+const NO_BLOCKS: BlockOrders = BlockOrders {
     source: Vec::new(),
     destination: Vec::new(),
 };
@@ -21,16 +21,16 @@ const NO_BLOCKS: Orders = Orders {
 pub(crate) fn measure(
     bytes: u64,
     threads: u32,
-    settings: &Settings,
+    settings: &BenchSettings,
     arenas: &mut Arenas,
-) -> Result<Row, BenchError> {
+) -> Result<BenchRow, BenchError> {
     let size = usize::try_from(bytes).unwrap_or(usize::MAX);
     let flat = |threads| FlatCopy {
         bytes: size,
         threads,
     };
     let mut contenders = [flat(1), flat(threads)];
-    let mut times = [Times::default(), Times::default()];
+    let mut times = [RoundTimes::default(), RoundTimes::default()];
     let mut first = contenders.iter_mut();
     let warm = first.try_fold(0.0, |sum, flat| {
         let time = flat.run(arenas, &NO_BLOCKS, 1, false)?;
@@ -47,16 +47,16 @@ pub(crate) fn measure(
         }
     }
     let [one, several] = times;
-    Ok(Row {
+    Ok(BenchRow {
         source: "memcpy".to_owned(),
         destination: "memcpy".to_owned(),
-        purpose: Purpose::Extra,
-        source_place: Place::Memory,
-        destination_place: Place::Memory,
+        purpose: PairPurpose::Extra,
+        source_place: SideMemory::Memory,
+        destination_place: SideMemory::Memory,
         part: None,
         model: "flat".to_owned(),
-        method: Method::Memcpy,
-        class: Class::Flat,
+        method: CopyMethod::Memcpy,
+        class: CopyClass::Flat,
         bytes,
         blocks: 1,
         layers: 1,

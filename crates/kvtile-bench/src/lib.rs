@@ -42,9 +42,9 @@ mod text;
 mod times;
 mod walk;
 
-pub use contender::Method;
+pub use contender::CopyMethod;
 pub use error::BenchError;
-pub use report::Report;
-pub use run::{Progress, run};
-pub use settings::Settings;
+pub use report::BenchReport;
+pub use run::{BenchProgress, run};
+pub use settings::BenchSettings;
 pub use text::Emphasis;

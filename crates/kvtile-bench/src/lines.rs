@@ -1,21 +1,21 @@
 //! Lines of a report: the rows of one pair with one model in one size, measured in turns.
 
 use crate::{
-    class::Class,
-    contender::Method,
-    row::{Place, Row},
+    class::CopyClass,
+    contender::CopyMethod,
+    row::{BenchRow, SideMemory},
 };
 
 /// The rows of one cell.
 #[derive(Clone, Debug)]
-pub(crate) struct Line<'a> {
-    pub(crate) rows: Vec<&'a Row>,
+pub(crate) struct CellLine<'a> {
+    pub(crate) rows: Vec<&'a BenchRow>,
 }
 
-impl<'a> Line<'a> {
+impl<'a> CellLine<'a> {
     /// The lines of the rows, in the order in which their cells first appear.
-    pub(crate) fn of(rows: impl IntoIterator<Item = &'a Row>) -> Vec<Line<'a>> {
-        let mut lines: Vec<Line<'a>> = Vec::new();
+    pub(crate) fn of(rows: impl IntoIterator<Item = &'a BenchRow>) -> Vec<CellLine<'a>> {
+        let mut lines: Vec<CellLine<'a>> = Vec::new();
         for row in rows {
             let mine = lines.iter_mut().find(|line| {
                 let first = line.rows.first();
@@ -23,14 +23,14 @@ impl<'a> Line<'a> {
             });
             match mine {
                 Some(line) => line.rows.push(row),
-                None => lines.push(Line { rows: vec![row] }),
+                None => lines.push(CellLine { rows: vec![row] }),
             }
         }
         lines
     }
 
     /// The row of one method on this many threads.
-    pub(crate) fn find(&self, method: Method, threads: u32) -> Option<&'a Row> {
+    pub(crate) fn find(&self, method: CopyMethod, threads: u32) -> Option<&'a BenchRow> {
         let mut rows = self.rows.iter().copied();
         rows.find(|row| row.method == method && row.threads == threads)
     }
@@ -41,8 +41,8 @@ impl<'a> Line<'a> {
     }
 }
 
-fn same_cell(a: &Row, b: &Row) -> bool {
-    let key = |row: &Row| {
+fn same_cell(a: &BenchRow, b: &BenchRow) -> bool {
+    let key = |row: &BenchRow| {
         (
             row.class,
             row.bytes,
@@ -59,10 +59,10 @@ fn same_cell(a: &Row, b: &Row) -> bool {
 }
 
 /// `in cache`, `64 MiB`.
-pub(crate) fn size(row: &Row) -> String {
+pub(crate) fn size(row: &BenchRow) -> String {
     match (row.class, row.source_place) {
-        (Class::FixedCost, _) => bytes(row.bytes),
-        (_, Place::Cache) => "in cache".to_owned(),
+        (CopyClass::FixedCost, _) => bytes(row.bytes),
+        (_, SideMemory::Cache) => "in cache".to_owned(),
         _ => bytes(row.bytes),
     }
 }
@@ -87,7 +87,7 @@ pub(crate) fn bytes(count: u64) -> String {
 }
 
 /// `2 KiB`, or `2 B…4 KiB` where runs differ.
-pub(crate) fn runs(row: &Row) -> String {
+pub(crate) fn runs(row: &BenchRow) -> String {
     match (row.run_bytes_min, row.run_bytes) {
         (shortest, longest) if shortest == longest => bytes(longest),
         (shortest, longest) => format!("{}…{}", bytes(shortest), bytes(longest)),

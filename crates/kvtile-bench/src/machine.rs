@@ -5,7 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use kvtile::memory::machine::{Fact, Machine};
+use kvtile::memory::machine::{Machine, MachineFact};
 use serde::{Deserialize, Serialize};
 
 /// The facts of the machine that influence the results, and the version of kvtile.
@@ -61,7 +61,7 @@ impl MachineFacts {
         let flag = |name: &str| flags.split_ascii_whitespace().any(|flag| flag == name);
         let vectors = ["sse2", "avx2", "avx512f", "avx512vbmi", "asimd", "sve"];
         let huge = match (&machine.huge_page_bytes, &machine.huge_pages) {
-            (Fact::Known(bytes), Fact::Known(mode)) => {
+            (MachineFact::Known(bytes), MachineFact::Known(mode)) => {
                 let mode = format!("{mode:?}").to_lowercase();
                 format!("{} KiB, {mode}", bytes >> 10)
             }

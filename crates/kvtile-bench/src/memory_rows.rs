@@ -11,18 +11,18 @@ use std::time::Duration;
 use kvtile::layout::{CopyPlan, Selection};
 
 use crate::{
-    arena::{Arenas, Packing},
-    class::Class,
-    contender::{Contender, CopyLoop, FlatCopy, Method, Orders, Sides, Transfers},
+    arena::{ArenaPacking, Arenas},
+    class::CopyClass,
+    contender::{BlockOrders, CellSides, Contender, CopyLoop, CopyMethod, FlatCopy, Transfers},
     error::BenchError,
-    matrix::Cell,
+    matrix::BenchCell,
     rivals::arrays::ArrayAssign,
-    row::{Place, Row},
-    settings::Settings,
-    times::Times,
-    walk::Walk,
+    row::{BenchRow, SideMemory},
+    settings::BenchSettings,
+    times::RoundTimes,
+    walk::BlockWalk,
 };
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 
 /// Blocks to compare after each counted round.
 const SAMPLED: usize = 4;
@@ -34,10 +34,10 @@ const ROUND_TIME: Duration = Duration::from_millis(2);
 const REPEATS_MAX: u32 = 20_000;
 
 /// The common fields of the rows of a cell.
-struct Common<'a> {
-    cell: &'a Cell,
-    orders: Orders,
-    class: Class,
+struct CellContext<'a> {
+    cell: &'a BenchCell,
+    orders: BlockOrders,
+    class: CopyClass,
     runs: u64,
     run_bytes: (u64, u64),
     repeats: u32,
@@ -45,16 +45,19 @@ struct Common<'a> {
 
 /// Measures a cell.
 pub(crate) fn measure(
-    cell: &Cell,
-    settings: &Settings,
+    cell: &BenchCell,
+    settings: &BenchSettings,
     arenas: &mut Arenas,
-) -> Result<Vec<Row>, BenchError> {
-    let sides = Sides {
-        source: (cell.source.clone(), Packing::new(&cell.source)?),
-        destination: (cell.destination.clone(), Packing::new(&cell.destination)?),
+) -> Result<Vec<BenchRow>, BenchError> {
+    let sides = CellSides {
+        source: (cell.source.clone(), ArenaPacking::new(&cell.source)?),
+        destination: (
+            cell.destination.clone(),
+            ArenaPacking::new(&cell.destination)?,
+        ),
         heads: cell.heads,
     };
-    let walk = Walk::new(
+    let walk = BlockWalk::new(
         (&sides.source.0, &sides.source.1),
         (&sides.destination.0, &sides.destination.1),
         cell.heads,
@@ -76,15 +79,15 @@ pub(crate) fn measure(
             contenders.push(Box::new(arrays));
         }
     }
-    let mut random = Numbers::new(settings.seed);
-    let mut round = Round {
+    let mut random = SplitMix64::new(settings.seed);
+    let mut round = ContenderRound {
         walk: &walk,
         label: cell.label(),
         poisoned: bytes.max(sides.destination.1.bytes()),
     };
-    let mut common = Common::new(cell, orders(settings, &mut random, cell))?;
+    let mut common = CellContext::new(cell, orders(settings, &mut random, cell))?;
     let rounds = warm_up(&mut contenders, arenas, &mut common, &mut round, settings)?;
-    let mut times = vec![Times::default(); contenders.len()];
+    let mut times = vec![RoundTimes::default(); contenders.len()];
     for number in 0..rounds as usize {
         common.orders = orders(settings, &mut random, cell);
         for turn in 0..contenders.len() {
@@ -105,16 +108,16 @@ pub(crate) fn measure(
 }
 
 /// The block orders of a round.
-fn orders(settings: &Settings, random: &mut Numbers, cell: &Cell) -> Orders {
+fn orders(settings: &BenchSettings, random: &mut SplitMix64, cell: &BenchCell) -> BlockOrders {
     let blocks = usize::try_from(cell.source.shape().num_blocks()).unwrap_or(usize::MAX);
     if settings.consecutive {
         let all: Vec<usize> = (0..blocks).collect();
-        return Orders {
+        return BlockOrders {
             source: all.clone(),
             destination: all,
         };
     }
-    Orders {
+    BlockOrders {
         source: random.order(blocks),
         destination: random.order(blocks),
     }
@@ -125,9 +128,9 @@ fn orders(settings: &Settings, random: &mut Numbers, cell: &Cell) -> Orders {
 fn warm_up(
     contenders: &mut [Box<dyn Contender + '_>],
     arenas: &mut Arenas,
-    common: &mut Common<'_>,
-    round: &mut Round<'_>,
-    settings: &Settings,
+    common: &mut CellContext<'_>,
+    round: &mut ContenderRound<'_>,
+    settings: &BenchSettings,
 ) -> Result<u32, BenchError> {
     let mut copying = Duration::ZERO;
     for (number, contender) in contenders.iter_mut().enumerate() {
@@ -146,25 +149,25 @@ fn warm_up(
 }
 
 /// The state of the turn of a contender.
-struct Round<'a> {
-    walk: &'a Walk,
+struct ContenderRound<'a> {
+    walk: &'a BlockWalk,
     label: String,
     poisoned: usize,
 }
 
-impl Round<'_> {
+impl ContenderRound<'_> {
     /// Poisons, copies and compares. Returns the time of one repetition of the copy.
     fn run(
         &mut self,
         contender: &mut dyn Contender,
         arenas: &mut Arenas,
-        common: &Common<'_>,
+        common: &CellContext<'_>,
         compared: usize,
     ) -> Result<Duration, BenchError> {
         arenas.poison(self.poisoned)?;
         let warm = common.repeats > 1;
         let elapsed = contender.run(arenas, &common.orders, common.repeats, warm)?;
-        if contender.method() != Method::Memcpy {
+        if contender.method() != CopyMethod::Memcpy {
             let (source, destination) = arenas.slices()?;
             let mut blocks = common.orders.pairs().take(compared);
             let wrong = blocks.find(|&pair| !self.walk.is_equal(pair, source, destination));
@@ -180,18 +183,18 @@ impl Round<'_> {
     }
 }
 
-impl<'a> Common<'a> {
-    fn new(cell: &'a Cell, orders: Orders) -> Result<Common<'a>, BenchError> {
+impl<'a> CellContext<'a> {
+    fn new(cell: &'a BenchCell, orders: BlockOrders) -> Result<CellContext<'a>, BenchError> {
         let ids = |order: &[usize]| order.iter().map(|&id| id as u64).collect::<Vec<u64>>();
         let page_size = cell.source.shape().page_size();
         let pairs = (ids(&orders.source), ids(&orders.destination));
         let mut selection = Selection::blocks(&pairs.0, &pairs.1, page_size)?;
         selection.heads = cell.heads;
         let plan = CopyPlan::new(&cell.source, &cell.destination, &selection)?;
-        Ok(Common {
+        Ok(CellContext {
             cell,
             orders,
-            class: Class::of(&plan),
+            class: CopyClass::of(&plan),
             runs: plan.runs(),
             run_bytes: plan.run_bytes(),
             repeats: 1,
@@ -201,23 +204,23 @@ impl<'a> Common<'a> {
     fn row(
         &self,
         contender: &dyn Contender,
-        times: &Times,
-        flat: &Times,
+        times: &RoundTimes,
+        flat: &RoundTimes,
         rounds: u32,
-    ) -> Result<Row, BenchError> {
+    ) -> Result<BenchRow, BenchError> {
         let cell = self.cell;
         let shape = cell.source.shape();
         let bytes = cell.bytes()?;
         let (gb_per_s, memcpy) = (times.gb_per_s(bytes as f64), flat.gb_per_s(bytes as f64));
         let place = if cell.in_cache {
-            Place::Cache
+            SideMemory::Cache
         } else {
-            Place::Memory
+            SideMemory::Memory
         };
         let goal = self
             .class
             .goal(self.run_bytes.1, contender.threads(), cell.in_cache);
-        Ok(Row {
+        Ok(BenchRow {
             source: cell.pair.source.label(),
             destination: cell.pair.destination.label(),
             purpose: cell.purpose,
@@ -256,17 +259,17 @@ mod tests {
     use crate::matrix;
 
     /// Leaves one byte of one block unchanged.
-    struct Careless(FlatCopy);
+    struct CarelessCopy(FlatCopy);
 
-    impl Contender for Careless {
-        fn method(&self) -> Method {
-            Method::Kvtile
+    impl Contender for CarelessCopy {
+        fn method(&self) -> CopyMethod {
+            CopyMethod::Kvtile
         }
 
         fn run(
             &mut self,
             arenas: &mut Arenas,
-            orders: &Orders,
+            orders: &BlockOrders,
             repeats: u32,
             warm: bool,
         ) -> Result<Duration, BenchError> {
@@ -279,24 +282,24 @@ mod tests {
 
     #[test]
     fn one_wrong_byte_ends_the_run() {
-        let settings = Settings {
+        let settings = BenchSettings {
             bytes: vec![1 << 20],
             consecutive: true,
-            ..Settings::default()
+            ..BenchSettings::default()
         };
         let cells = matrix::cells(&settings, 1 << 20).unwrap();
         let cell = cells
             .iter()
             .find(|cell| cell.pair.label() == "BLKNHC → BLKNHC")
             .unwrap();
-        let packing = Packing::new(&cell.source).unwrap();
+        let packing = ArenaPacking::new(&cell.source).unwrap();
         let side = (&cell.source, &packing);
-        let walk = Walk::new(side, side, None);
+        let walk = BlockWalk::new(side, side, None);
         let bytes = packing.bytes();
         let mut arenas = Arenas::new(bytes, 1).unwrap();
-        let orders = orders(&settings, &mut Numbers::new(1), cell);
-        let common = Common::new(cell, orders).unwrap();
-        let mut round = Round {
+        let orders = orders(&settings, &mut SplitMix64::new(1), cell);
+        let common = CellContext::new(cell, orders).unwrap();
+        let mut round = ContenderRound {
             walk: &walk,
             label: cell.label(),
             poisoned: bytes,
@@ -305,7 +308,7 @@ mod tests {
         round
             .run(&mut flat(), &mut arenas, &common, usize::MAX)
             .unwrap();
-        let mut careless = Careless(flat());
+        let mut careless = CarelessCopy(flat());
         let error = round
             .run(&mut careless, &mut arenas, &common, usize::MAX)
             .unwrap_err();

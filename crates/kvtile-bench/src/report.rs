@@ -2,17 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{first_touch::FirstTouch, machine::MachineFacts, row::Row, settings::Settings};
+use crate::{
+    first_touch::FirstTouch, machine::MachineFacts, row::BenchRow, settings::BenchSettings,
+};
 
 /// The results of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct BenchReport {
     /// The machine.
     pub machine: MachineFacts,
     /// The conditions of the measurement.
-    pub how: How,
+    pub how: RunConditions,
     /// The measurements.
-    pub rows: Vec<Row>,
+    pub rows: Vec<BenchRow>,
     /// The time to allocate and populate a pool.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub first_touch: Vec<FirstTouch>,
@@ -23,7 +25,7 @@ pub struct Report {
 
 /// The conditions of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct How {
+pub struct RunConditions {
     /// The order of the blocks: `random`, fresh in each round, or `consecutive`.
     pub order: String,
     /// The seed of orders and contents.
@@ -36,14 +38,14 @@ pub struct How {
     pub seconds: u64,
 }
 
-impl How {
-    pub(crate) fn of(settings: &Settings) -> How {
+impl RunConditions {
+    pub(crate) fn of(settings: &BenchSettings) -> RunConditions {
         let order = if settings.consecutive {
             "consecutive"
         } else {
             "random"
         };
-        How {
+        RunConditions {
             order: order.to_owned(),
             seed: settings.seed,
             quick: settings.quick,
@@ -55,12 +57,12 @@ impl How {
     }
 }
 
-impl Report {
+impl BenchReport {
     /// Parses the stored JSON of a run.
     ///
     /// # Errors
     /// A text that is not a report.
-    pub fn parse(json: &str) -> Result<Report, crate::BenchError> {
+    pub fn parse(json: &str) -> Result<BenchReport, crate::BenchError> {
         Ok(serde_json::from_str(json)?)
     }
 }

@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{class::Class, contender::Method, matrix::Purpose};
+use crate::{class::CopyClass, contender::CopyMethod, matrix::PairPurpose};
 
 /// The memory of one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Place {
+pub enum SideMemory {
     /// Memory that does not fit a cache.
     Memory,
     /// Memory that fits the second-level cache together with the other side.
@@ -18,41 +18,41 @@ pub enum Place {
     DirectFile,
 }
 
-impl Place {
+impl SideMemory {
     /// The title in reports.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
-            Place::Memory => "memory",
-            Place::Cache => "in cache",
-            Place::File => "file",
-            Place::DirectFile => "direct file",
+            SideMemory::Memory => "memory",
+            SideMemory::Cache => "in cache",
+            SideMemory::File => "file",
+            SideMemory::DirectFile => "direct file",
         }
     }
 }
 
 /// The result of a cell with one method and one number of threads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct BenchRow {
     /// The word of the source, or the name of a known layout without a word.
     pub source: String,
     /// The word of the destination.
     pub destination: String,
     /// The purpose of the pair.
-    pub purpose: Purpose,
+    pub purpose: PairPurpose,
     /// The memory of the source.
-    pub source_place: Place,
+    pub source_place: SideMemory,
     /// The memory of the destination.
-    pub destination_place: Place,
+    pub destination_place: SideMemory,
     /// The copied part of the model, where it is not the whole: `rank 1 of 2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<String>,
     /// The model of the blocks.
     pub model: String,
     /// The method.
-    pub method: Method,
+    pub method: CopyMethod,
     /// The class of the copy.
-    pub class: Class,
+    pub class: CopyClass,
     /// Payload bytes of one transfer, each counted once.
     pub bytes: u64,
     /// Blocks of one transfer.
@@ -99,16 +99,16 @@ pub struct Row {
     pub fio_ratio: Option<f64>,
 }
 
-impl Row {
+impl BenchRow {
     /// `L|KBNHC → BHLKNC (file)`.
     #[must_use]
     pub fn pair(&self) -> String {
-        let end = |word: &str, place: Place| match place {
-            Place::Memory | Place::Cache => word.to_owned(),
-            Place::File | Place::DirectFile => format!("{word} ({})", place.title()),
+        let end = |word: &str, place: SideMemory| match place {
+            SideMemory::Memory | SideMemory::Cache => word.to_owned(),
+            SideMemory::File | SideMemory::DirectFile => format!("{word} ({})", place.title()),
         };
         match self.class {
-            Class::Flat => "one flat memcpy".to_owned(),
+            CopyClass::Flat => "one flat memcpy".to_owned(),
             _ => format!(
                 "{} → {}{}",
                 end(&self.source, self.source_place),
@@ -124,7 +124,7 @@ impl Row {
     #[must_use]
     pub fn against_goal(&self) -> Option<(f64, f64)> {
         let reached = match self.class {
-            Class::File => self.fio_ratio?,
+            CopyClass::File => self.fio_ratio?,
             _ => self.ratio,
         };
         Some((reached, self.goal?))
@@ -134,6 +134,6 @@ impl Row {
     #[must_use]
     pub fn misses(&self) -> bool {
         let short = |(reached, goal)| reached < goal;
-        self.method == Method::Kvtile && self.against_goal().is_some_and(short)
+        self.method == CopyMethod::Kvtile && self.against_goal().is_some_and(short)
     }
 }

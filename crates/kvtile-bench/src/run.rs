@@ -3,45 +3,45 @@
 use std::time::Instant;
 
 use crate::{
-    arena::{Arenas, Packing},
+    arena::{ArenaPacking, Arenas},
     error::BenchError,
     file_rows::{self, FileCell},
     fio, first_touch, fixed_cost, flat_rows,
     lines::bytes,
     machine::MachineFacts,
-    matrix::{self, Cell},
+    matrix::{self, BenchCell},
     memory_rows,
-    report::{How, Report},
+    report::{BenchReport, RunConditions},
     rivals::torch,
-    settings::Settings,
+    settings::BenchSettings,
 };
 
 /// Receives the progress of a run.
-pub trait Progress {
+pub trait BenchProgress {
     /// `done` of `total` measurements are complete, and `what` is next.
     fn next(&mut self, done: usize, total: usize, what: &str);
 }
 
 /// One measurement.
-enum Task {
-    Cell(Box<Cell>),
+enum BenchTask {
+    Cell(Box<BenchCell>),
     Flat { bytes: u64, threads: u32 },
     FixedCost((u64, u64)),
     File(Box<FileCell>),
     FirstTouch,
 }
 
-impl Task {
+impl BenchTask {
     /// The text that filters match.
     fn label(&self) -> String {
         match self {
-            Task::Cell(cell) => cell.label(),
-            Task::Flat { bytes: n, threads } => {
+            BenchTask::Cell(cell) => cell.label(),
+            BenchTask::Flat { bytes: n, threads } => {
                 format!("flat memcpy  {}  on {threads} threads", bytes(*n))
             }
-            Task::FixedCost((n, _)) => format!("fixed cost  {}", bytes(*n)),
-            Task::File(cell) => cell.label(),
-            Task::FirstTouch => "first touch".to_owned(),
+            BenchTask::FixedCost((n, _)) => format!("fixed cost  {}", bytes(*n)),
+            BenchTask::File(cell) => cell.label(),
+            BenchTask::FirstTouch => "first touch".to_owned(),
         }
     }
 
@@ -49,16 +49,16 @@ impl Task {
     fn side_bytes(&self) -> Result<usize, BenchError> {
         let payload = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
         match self {
-            Task::Cell(cell) => {
+            BenchTask::Cell(cell) => {
                 let (source, destination) = (&cell.source, &cell.destination);
-                let sides = Packing::new(source)?
+                let sides = ArenaPacking::new(source)?
                     .bytes()
-                    .max(Packing::new(destination)?.bytes());
+                    .max(ArenaPacking::new(destination)?.bytes());
                 Ok(sides.max(payload(cell.bytes()?)))
             }
-            Task::Flat { bytes, .. } => Ok(payload(*bytes)),
-            Task::File(cell) => Ok(payload(cell.cell.bytes()?)),
-            Task::FixedCost(_) | Task::FirstTouch => Ok(0),
+            BenchTask::Flat { bytes, .. } => Ok(payload(*bytes)),
+            BenchTask::File(cell) => Ok(payload(cell.cell.bytes()?)),
+            BenchTask::FixedCost(_) | BenchTask::FirstTouch => Ok(0),
         }
     }
 }
@@ -68,12 +68,15 @@ impl Task {
 /// # Errors
 /// Filters without matches; pairs that do not fit their model; memory or files that are not
 /// available; and a wrong copy, which is a defect.
-pub fn run(settings: &Settings, progress: &mut dyn Progress) -> Result<Report, BenchError> {
+pub fn run(
+    settings: &BenchSettings,
+    progress: &mut dyn BenchProgress,
+) -> Result<BenchReport, BenchError> {
     let start = Instant::now();
     let machine = MachineFacts::probe();
     let tasks = tasks(settings, &machine)?;
-    let mut report = Report {
-        how: How::of(settings),
+    let mut report = BenchReport {
+        how: RunConditions::of(settings),
         machine,
         rows: Vec::new(),
         first_touch: Vec::new(),
@@ -86,25 +89,25 @@ pub fn run(settings: &Settings, progress: &mut dyn Progress) -> Result<Report, B
         progress.next(done, tasks.len(), &task.label());
         let side_bytes = task.side_bytes()?;
         match task {
-            Task::Cell(cell) => {
+            BenchTask::Cell(cell) => {
                 let arenas = large_enough(&mut arenas, side_bytes, settings)?;
                 report
                     .rows
                     .extend(memory_rows::measure(cell, settings, arenas)?);
             }
-            Task::Flat { bytes, threads } => {
+            BenchTask::Flat { bytes, threads } => {
                 let arenas = large_enough(&mut arenas, side_bytes, settings)?;
                 let row = flat_rows::measure(*bytes, *threads, settings, arenas)?;
                 report.rows.push(row);
             }
-            Task::FixedCost(page) => report.rows.push(fixed_cost::measure(*page, settings)?),
-            Task::File(cell) => {
+            BenchTask::FixedCost(page) => report.rows.push(fixed_cost::measure(*page, settings)?),
+            BenchTask::File(cell) => {
                 let arenas = large_enough(&mut arenas, side_bytes, settings)?;
                 let outcome = file_rows::measure(cell, settings, arenas, with_fio)?;
                 report.rows.extend(outcome.rows);
                 report.left_out.extend(outcome.left_out);
             }
-            Task::FirstTouch => {
+            BenchTask::FirstTouch => {
                 arenas = None;
                 report.first_touch.push(first_touch::measure(settings)?);
             }
@@ -122,37 +125,41 @@ pub fn run(settings: &Settings, progress: &mut dyn Progress) -> Result<Report, B
     Ok(report)
 }
 
-fn cells(tasks: &[Task]) -> Vec<&Cell> {
+fn cells(tasks: &[BenchTask]) -> Vec<&BenchCell> {
     let cells = tasks.iter().filter_map(|task| match task {
-        Task::Cell(cell) => Some(cell.as_ref()),
+        BenchTask::Cell(cell) => Some(cell.as_ref()),
         _ => None,
     });
     cells.collect()
 }
 
-fn tasks(settings: &Settings, machine: &MachineFacts) -> Result<Vec<Task>, BenchError> {
+fn tasks(settings: &BenchSettings, machine: &MachineFacts) -> Result<Vec<BenchTask>, BenchError> {
     let cells = matrix::cells(settings, machine.cache_cell_bytes())?;
-    let mut tasks: Vec<Task> = cells
+    let mut tasks: Vec<BenchTask> = cells
         .into_iter()
-        .map(|cell| Task::Cell(Box::new(cell)))
+        .map(|cell| BenchTask::Cell(Box::new(cell)))
         .collect();
     if settings.pair.is_none() {
         for bytes in matrix::flat_bytes(settings) {
             let threads = settings.threads.iter().filter(|&&threads| threads > 1);
-            tasks.extend(threads.map(|&threads| Task::Flat { bytes, threads }));
+            tasks.extend(threads.map(|&threads| BenchTask::Flat { bytes, threads }));
         }
     }
     // Cells of one size follow each other in the same memory, the largest last.
     tasks.sort_by_cached_key(|task| task.side_bytes().map(usize::next_power_of_two).unwrap_or(0));
     if settings.pair.is_none() {
-        tasks.extend(fixed_cost::PAGES.map(Task::FixedCost));
+        tasks.extend(fixed_cost::PAGES.map(BenchTask::FixedCost));
     }
     let files = matrix::file_cells(settings)?;
-    tasks.extend(files.into_iter().map(|cell| Task::File(Box::new(cell))));
+    tasks.extend(
+        files
+            .into_iter()
+            .map(|cell| BenchTask::File(Box::new(cell))),
+    );
     if settings.pair.is_none() {
-        tasks.push(Task::FirstTouch);
+        tasks.push(BenchTask::FirstTouch);
     }
-    let mut known: Vec<String> = tasks.iter().map(Task::label).collect();
+    let mut known: Vec<String> = tasks.iter().map(BenchTask::label).collect();
     tasks.retain(|task| settings.wants(&task.label()));
     if tasks.is_empty() {
         known.dedup();
@@ -165,10 +172,10 @@ fn tasks(settings: &Settings, machine: &MachineFacts) -> Result<Vec<Task>, Bench
 }
 
 /// Requested measurements that are not possible here.
-fn left_out(tasks: &[Task]) -> Vec<String> {
+fn left_out(tasks: &[BenchTask]) -> Vec<String> {
     let mut reasons = Vec::new();
     let mut files = tasks.iter().filter_map(|task| match task {
-        Task::File(cell) => Some(cell.direct),
+        BenchTask::File(cell) => Some(cell.direct),
         _ => None,
     });
     if files.any(|direct| direct) && !fio::is_installed() {
@@ -181,7 +188,7 @@ fn left_out(tasks: &[Task]) -> Vec<String> {
 fn large_enough<'a>(
     arenas: &'a mut Option<Arenas>,
     side_bytes: usize,
-    settings: &Settings,
+    settings: &BenchSettings,
 ) -> Result<&'a mut Arenas, BenchError> {
     if arenas
         .as_ref()

@@ -2,15 +2,15 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::matrix::{Model, Pair};
+use crate::matrix::{BenchModel, LayoutPair};
 
 /// Settings of a run; the default is the whole matrix.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct BenchSettings {
     /// Models instead of the matrix's.
-    pub models: Vec<Model>,
+    pub models: Vec<BenchModel>,
     /// One pair instead of the matrix's.
-    pub pair: Option<Pair>,
+    pub pair: Option<LayoutPair>,
     /// Alignment of block strides, in bytes.
     pub alignment: u64,
     /// Sizes instead of the matrix's, in bytes.
@@ -34,9 +34,9 @@ pub struct Settings {
     pub folder: PathBuf,
 }
 
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
+impl Default for BenchSettings {
+    fn default() -> BenchSettings {
+        BenchSettings {
             models: Vec::new(),
             pair: None,
             alignment: 1,
@@ -59,7 +59,7 @@ const ROUNDS_MIN: u32 = 3;
 /// More rounds than this do not improve the median.
 const ROUNDS_MAX: u32 = 7;
 
-impl Settings {
+impl BenchSettings {
     /// Rounds for a cell, by the time of its first, uncounted round.
     pub(crate) fn rounds(&self, round: Duration) -> u32 {
         if let Some(rounds) = self.rounds {

@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 
 use crate::{
-    class::Class,
-    contender::Method,
-    lines::{Line, bytes, runs, size},
-    report::Report,
-    row::Row,
+    class::CopyClass,
+    contender::CopyMethod,
+    lines::{CellLine, bytes, runs, size},
+    report::BenchReport,
+    row::BenchRow,
 };
 
 /// Above this number of lines, a class shows only those that miss a goal.
@@ -16,23 +16,23 @@ const LINES_MAX: usize = 60;
 /// Marks `text` as important, for instance with a colour.
 pub type Emphasis = fn(&str) -> String;
 
-impl Report {
+impl BenchReport {
     /// Tables of all classes. `emphasis` marks ratios that miss a goal.
     #[must_use]
     pub fn text(&self, emphasis: Emphasis) -> String {
         let mut text = String::new();
         let classes = [
-            Class::Contiguous,
-            Class::Rows,
-            Class::Pieces,
-            Class::ShortRows,
-            Class::Elements,
-            Class::File,
-            Class::FixedCost,
-            Class::Flat,
+            CopyClass::Contiguous,
+            CopyClass::Rows,
+            CopyClass::Pieces,
+            CopyClass::ShortRows,
+            CopyClass::Elements,
+            CopyClass::File,
+            CopyClass::FixedCost,
+            CopyClass::Flat,
         ];
         for class in classes {
-            let rows: Vec<&Row> = self.rows.iter().filter(|row| row.class == class).collect();
+            let rows: Vec<&BenchRow> = self.rows.iter().filter(|row| row.class == class).collect();
             if !rows.is_empty() {
                 text.push_str(&of_class(class, &rows, emphasis));
                 text.push('\n');
@@ -69,16 +69,16 @@ impl Report {
     }
 }
 
-fn of_class(class: Class, rows: &[&Row], emphasis: Emphasis) -> String {
-    let lines = Line::of(rows.iter().copied());
-    let mut columns: Vec<(Method, u32)> =
+fn of_class(class: CopyClass, rows: &[&BenchRow], emphasis: Emphasis) -> String {
+    let lines = CellLine::of(rows.iter().copied());
+    let mut columns: Vec<(CopyMethod, u32)> =
         rows.iter().map(|row| (row.method, row.threads)).collect();
     columns.sort_unstable();
     columns.dedup();
     let missing = lines.iter().filter(|line| line.misses()).count();
     let with_goal = lines.iter().filter(|line| {
         let mut rows = line.rows.iter();
-        rows.any(|row| row.method == Method::Kvtile && row.goal.is_some())
+        rows.any(|row| row.method == CopyMethod::Kvtile && row.goal.is_some())
     });
     let mut text = class.title().to_owned();
     let goals = goals(rows);
@@ -92,7 +92,7 @@ fn of_class(class: Class, rows: &[&Row], emphasis: Emphasis) -> String {
             let _ = write!(text, "; {missing} of {all} miss it");
         }
     }
-    let shown: Vec<&Line<'_>> = match lines.len() {
+    let shown: Vec<&CellLine<'_>> = match lines.len() {
         0..=LINES_MAX => lines.iter().collect(),
         _ => lines.iter().filter(|line| line.misses()).collect(),
     };
@@ -116,12 +116,12 @@ fn of_class(class: Class, rows: &[&Row], emphasis: Emphasis) -> String {
 }
 
 /// `0.95, in cache 0.90, on 2 threads 1.80`.
-fn goals(rows: &[&Row]) -> String {
+fn goals(rows: &[&BenchRow]) -> String {
     let mut goals: Vec<String> = Vec::new();
-    for row in rows.iter().filter(|row| row.method == Method::Kvtile) {
+    for row in rows.iter().filter(|row| row.method == CopyMethod::Kvtile) {
         let Some(goal) = row.goal else { continue };
         let of = match (row.class, row.threads, size(row).as_str()) {
-            (Class::File, ..) => "of fio ".to_owned(),
+            (CopyClass::File, ..) => "of fio ".to_owned(),
             (_, 1, "in cache") => "in cache ".to_owned(),
             (_, 1, _) => String::new(),
             (_, n, _) => format!("on {n} threads "),
@@ -135,7 +135,7 @@ fn goals(rows: &[&Row]) -> String {
     goals.join(", ")
 }
 
-fn cells(line: &Line<'_>, columns: &[(Method, u32)]) -> Option<Vec<String>> {
+fn cells(line: &CellLine<'_>, columns: &[(CopyMethod, u32)]) -> Option<Vec<String>> {
     let first = line.rows.first()?;
     let mut cells = vec![
         first.pair(),
@@ -153,7 +153,7 @@ fn cells(line: &Line<'_>, columns: &[(Method, u32)]) -> Option<Vec<String>> {
 }
 
 /// The ratio, with further figures of the class, and `!` where a goal is missed.
-fn figure(row: &Row) -> String {
+fn figure(row: &BenchRow) -> String {
     let mark = if row.misses() { "!" } else { "" };
     match (
         row.ns_per_transfer,

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 /// Times of one contender, one per round.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Times(Vec<Duration>);
+pub(crate) struct RoundTimes(Vec<Duration>);
 
-impl Times {
+impl RoundTimes {
     pub(crate) fn add(&mut self, time: Duration) {
         self.0.push(time);
     }
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn the_median_counts() {
-        let mut times = Times::default();
+        let mut times = RoundTimes::default();
         for milliseconds in [30, 10, 20] {
             times.add(Duration::from_millis(milliseconds));
         }

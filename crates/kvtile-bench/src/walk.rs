@@ -6,13 +6,15 @@
 
 use std::ops::Range;
 
-use kvtile::layout::{Axis, Digit, Location, Piece, Plane, RangePair, Step, StridedLayout};
+use kvtile::layout::{
+    AddressStep, Axis, Digit, Location, Plane, PlanePiece, RangePair, StridedLayout,
+};
 
-use crate::arena::Packing;
+use crate::arena::ArenaPacking;
 
 /// The walk over the blocks of a pair of layouts.
 #[derive(Debug)]
-pub(crate) struct Walk {
+pub(crate) struct BlockWalk {
     planes: Vec<PlaneWalk>,
     source_regions: Vec<usize>,
     destination_regions: Vec<usize>,
@@ -22,30 +24,30 @@ pub(crate) struct Walk {
 #[derive(Debug)]
 pub(crate) struct PlaneWalk {
     start: (Location, Location),
-    blocks: Table<Step>,
+    blocks: OffsetTable<AddressStep>,
     /// Layers, and axes that cross regions.
-    outer: Vec<Table<Step>>,
+    outer: Vec<OffsetTable<AddressStep>>,
     /// The other axes, the destination's slowest first.
-    inner: Vec<Table<usize>>,
+    inner: Vec<OffsetTable<usize>>,
     /// Bytes of one piece.
     run_bytes: usize,
 }
 
 /// The offset of each index of an axis, on both sides.
 #[derive(Clone, Debug)]
-struct Table<T> {
+struct OffsetTable<T> {
     source: Vec<T>,
     destination: Vec<T>,
 }
 
-impl Walk {
+impl BlockWalk {
     /// The walk between two layouts with this packing in memory, over all heads or those that both
     /// sides have.
     pub(crate) fn new(
-        (source, from): (&StridedLayout, &Packing),
-        (destination, to): (&StridedLayout, &Packing),
+        (source, from): (&StridedLayout, &ArenaPacking),
+        (destination, to): (&StridedLayout, &ArenaPacking),
         heads: Option<RangePair>,
-    ) -> Walk {
+    ) -> BlockWalk {
         let mut planes = Vec::new();
         for (plane, piece) in source.planes() {
             let other = destination.planes().find(|(p, _)| p.name() == plane.name());
@@ -53,7 +55,7 @@ impl Walk {
                 planes.push(PlaneWalk::new(source, plane, (piece, other), heads));
             }
         }
-        Walk {
+        BlockWalk {
             planes,
             source_regions: from.starts(),
             destination_regions: to.starts(),
@@ -168,7 +170,7 @@ impl Walk {
     fn outer(
         &self,
         plane: &PlaneWalk,
-        tables: &[Table<Step>],
+        tables: &[OffsetTable<AddressStep>],
         (source, destination): (Location, Location),
         visit: &mut impl FnMut(usize, usize),
     ) {
@@ -192,7 +194,7 @@ impl Walk {
     }
 }
 
-fn further(from: Location, step: Step) -> Location {
+fn further(from: Location, step: AddressStep) -> Location {
     Location {
         region: from.region + step.regions,
         offset: from.offset + step.bytes,
@@ -200,7 +202,7 @@ fn further(from: Location, step: Step) -> Location {
 }
 
 fn inner(
-    tables: &[Table<usize>],
+    tables: &[OffsetTable<usize>],
     source: usize,
     destination: usize,
     visit: &mut impl FnMut(usize, usize),
@@ -224,7 +226,7 @@ impl PlaneWalk {
     fn new(
         layout: &StridedLayout,
         plane: &Plane,
-        (source, destination): (&Piece, &Piece),
+        (source, destination): (&PlanePiece, &PlanePiece),
         heads: Option<RangePair>,
     ) -> PlaneWalk {
         let shape = layout.shape();
@@ -232,7 +234,7 @@ impl PlaneWalk {
             let all = RangePair::same(0, shape.extent(plane, axis));
             let range = heads.filter(|_| axis == Axis::H).unwrap_or(all);
             let (from, to) = (range.source, range.destination);
-            Table {
+            OffsetTable {
                 source: steps(source.digits(), axis, from..from + range.count),
                 destination: steps(destination.digits(), axis, to..to + range.count),
             }
@@ -250,12 +252,12 @@ impl PlaneWalk {
         let run_bytes = merge(&mut local, unit);
         // An axis of one entry may still have an offset.
         local.retain(|table| table.source != [0] || table.destination != [0]);
-        let slowest = |table: &Table<usize>| match table.destination.as_slice() {
+        let slowest = |table: &OffsetTable<usize>| match table.destination.as_slice() {
             [first, second, ..] => second.abs_diff(*first),
             _ => 0,
         };
         local.sort_by_key(|table| std::cmp::Reverse(slowest(table)));
-        let start = |piece: &Piece| Location {
+        let start = |piece: &PlanePiece| Location {
             region: piece.region(),
             offset: piece.offset(),
         };
@@ -269,18 +271,18 @@ impl PlaneWalk {
     }
 }
 
-impl Table<Step> {
+impl OffsetTable<AddressStep> {
     /// The table in bytes, where no step leaves its region.
-    fn local(&self) -> Option<Table<usize>> {
-        let bytes = |steps: &[Step]| -> Option<Vec<usize>> {
-            let local = |step: &Step| step.is_local().then_some(step.bytes);
+    fn local(&self) -> Option<OffsetTable<usize>> {
+        let bytes = |steps: &[AddressStep]| -> Option<Vec<usize>> {
+            let local = |step: &AddressStep| step.is_local().then_some(step.bytes);
             let mut steps = steps.iter().map(local);
             steps.try_fold(Vec::new(), |mut all, bytes| {
                 all.push(usize::try_from(bytes?).ok()?);
                 Some(all)
             })
         };
-        Some(Table {
+        Some(OffsetTable {
             source: bytes(&self.source)?,
             destination: bytes(&self.destination)?,
         })
@@ -288,18 +290,18 @@ impl Table<Step> {
 }
 
 /// The offset of each index of an axis.
-fn steps(digits: &[Digit], axis: Axis, indices: Range<u64>) -> Vec<Step> {
+fn steps(digits: &[Digit], axis: Axis, indices: Range<u64>) -> Vec<AddressStep> {
     indices
         .map(|index| axis_step(digits, axis, index))
         .collect()
 }
 
 /// The position of entry `index` of an axis relative to entry 0.
-pub(crate) fn axis_step(digits: &[Digit], axis: Axis, index: u64) -> Step {
+pub(crate) fn axis_step(digits: &[Digit], axis: Axis, index: u64) -> AddressStep {
     let mine = digits.iter().filter(|digit| digit.axis == axis);
-    mine.fold(Step::default(), |sum, digit| {
+    mine.fold(AddressStep::default(), |sum, digit| {
         let value = (index / digit.low) % digit.extent;
-        Step {
+        AddressStep {
             regions: sum.regions + value * digit.step.regions,
             bytes: sum.bytes + value * digit.step.bytes,
         }
@@ -308,7 +310,7 @@ pub(crate) fn axis_step(digits: &[Digit], axis: Axis, index: u64) -> Step {
 
 /// Removes the axes that are contiguous on both sides from the tables, and returns their length in
 /// bytes.
-fn merge(tables: &mut [Table<usize>], unit_bytes: usize) -> usize {
+fn merge(tables: &mut [OffsetTable<usize>], unit_bytes: usize) -> usize {
     let mut run = unit_bytes;
     loop {
         let mut grown = false;
@@ -328,7 +330,7 @@ fn merge(tables: &mut [Table<usize>], unit_bytes: usize) -> usize {
 }
 
 /// The longest groups of consecutive indices with a stride of `run` bytes, on both sides.
-fn contiguous(table: &Table<usize>, run: usize) -> usize {
+fn contiguous(table: &OffsetTable<usize>, run: usize) -> usize {
     let extent = table.source.len();
     let follows = |places: &[usize], group: usize| {
         places.chunks(group).all(|chunk| {
@@ -356,10 +358,10 @@ mod tests {
             |word: &str| StridedLayout::resolve(&word.parse().unwrap(), &shape, 1).unwrap();
         let (source, destination) = (layout(from), layout(to));
         let packing = (
-            Packing::new(&source).unwrap(),
-            Packing::new(&destination).unwrap(),
+            ArenaPacking::new(&source).unwrap(),
+            ArenaPacking::new(&destination).unwrap(),
         );
-        let walk = Walk::new((&source, &packing.0), (&destination, &packing.1), None);
+        let walk = BlockWalk::new((&source, &packing.0), (&destination, &packing.1), None);
         assert_eq!(walk.run_bytes_min(), run_bytes, "{from} {to}");
         let bytes: Vec<u8> = (0..packing.0.bytes())
             .map(|i| u8::try_from((i * 31 + i / 251) % 251).unwrap())
@@ -369,11 +371,12 @@ mod tests {
             walk.copy((a, b), &bytes, &mut copied);
             assert!(walk.is_equal((a, b), &bytes, &copied));
         }
-        let place = |layout: &StridedLayout, packing: &Packing, plane: &str, index: &UnitIndex| {
-            let at = layout.locate(plane, index).unwrap();
-            let region = usize::try_from(at.region).unwrap();
-            packing.starts()[region] + usize::try_from(at.offset).unwrap()
-        };
+        let place =
+            |layout: &StridedLayout, packing: &ArenaPacking, plane: &str, index: &UnitIndex| {
+                let at = layout.locate(plane, index).unwrap();
+                let region = usize::try_from(at.region).unwrap();
+                packing.starts()[region] + usize::try_from(at.offset).unwrap()
+            };
         for plane in ["k", "v"] {
             for (l, n, h, c) in [(0, 0, 0, 0), (1, 31, 3, 15), (0, 17, 2, 9), (1, 5, 1, 1)] {
                 let index = UnitIndex::new().at(Axis::L, l).at(Axis::N, n);

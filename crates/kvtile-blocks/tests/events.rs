@@ -3,9 +3,11 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
-use kvtile_blocks::events::{Event, EventKind, EventLog, Mirror, StoredBlock, Subscriber, TierId};
+use kvtile_blocks::events::{
+    Event, EventKind, EventLog, EventMirror, EventSubscriber, StoredBlock, TierId,
+};
 use kvtile_blocks::{BlockKey, GroupId};
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -20,7 +22,7 @@ fn key(number: u64) -> BlockKey {
     BlockKey::from_bytes(u128::from(number).to_le_bytes())
 }
 
-fn poll_all(subscriber: &mut Subscriber) -> Vec<Event> {
+fn poll_all(subscriber: &mut EventSubscriber) -> Vec<Event> {
     let mut events = Vec::new();
     subscriber.poll(&mut events, usize::MAX).unwrap();
     events
@@ -28,23 +30,23 @@ fn poll_all(subscriber: &mut Subscriber) -> Vec<Event> {
 
 /// Sorts the blocks, as the order of a list does not matter.
 fn sorted(
-    mirror: &Mirror,
+    mirror: &EventMirror,
     (tier, group): (TierId, GroupId),
 ) -> BTreeMap<BlockKey, Option<BlockKey>> {
     mirror.blocks(tier, group).collect()
 }
 
 /// A tier whose blocks are in several maps, each under its own lock, like a sharded pool.
-struct Owner {
+struct ShardedOwner {
     log: Arc<EventLog>,
     tier: TierId,
     group: GroupId,
     shards: Vec<Mutex<BTreeMap<BlockKey, Option<BlockKey>>>>,
 }
 
-impl Owner {
-    fn new(log: &Arc<EventLog>, (tier, group): (TierId, GroupId)) -> Owner {
-        Owner {
+impl ShardedOwner {
+    fn new(log: &Arc<EventLog>, (tier, group): (TierId, GroupId)) -> ShardedOwner {
+        ShardedOwner {
             log: Arc::clone(log),
             tier,
             group,
@@ -100,11 +102,11 @@ impl Owner {
 }
 
 /// Follows the log until the writers are done and all events are read. Returns how often it lagged.
-fn follow(owners: &[Owner], done: &AtomicBool) -> (Mirror, u64) {
+fn follow(owners: &[ShardedOwner], done: &AtomicBool) -> (EventMirror, u64) {
     let log = &owners[0].log;
     let snapshot = || log.snapshot(|blocks| owners.iter().for_each(|owner| owner.list(blocks)));
     let mut subscriber = log.subscribe();
-    let mut mirror = Mirror::from_snapshot(&{
+    let mut mirror = EventMirror::from_snapshot(&{
         let first = snapshot();
         subscriber.resynchronise(&first);
         first
@@ -125,7 +127,7 @@ fn follow(owners: &[Owner], done: &AtomicBool) -> (Mirror, u64) {
                 lagged += 1;
                 let fresh = snapshot();
                 subscriber.resynchronise(&fresh);
-                mirror = Mirror::from_snapshot(&fresh);
+                mirror = EventMirror::from_snapshot(&fresh);
             }
         }
     }
@@ -140,9 +142,9 @@ fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write
         println!("seed {seed}");
         let log = log(64);
         let owners = [
-            Owner::new(&log, (TierId::HOST, GroupId(0))),
-            Owner::new(&log, (TierId::HOST, GroupId(1))),
-            Owner::new(&log, (TierId::DISK, GroupId(1))),
+            ShardedOwner::new(&log, (TierId::HOST, GroupId(0))),
+            ShardedOwner::new(&log, (TierId::HOST, GroupId(1))),
+            ShardedOwner::new(&log, (TierId::DISK, GroupId(1))),
         ];
         let done = AtomicBool::new(false);
         let (mirror, lagged) = std::thread::scope(|scope| {
@@ -151,7 +153,7 @@ fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write
                 .map(|writer| {
                     let owners = &owners;
                     scope.spawn(move || {
-                        let mut random = Numbers::new(seed * 3 + writer);
+                        let mut random = SplitMix64::new(seed * 3 + writer);
                         for _ in 0..2_000 {
                             let owner = &owners[usize::try_from(random.below(3)).unwrap()];
                             match random.below(200) {
@@ -182,14 +184,14 @@ fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write
 #[test]
 fn pitfall_31_stored_and_removed_alternate_for_each_block_whichever_threads_write() {
     let log = log(1 << 16);
-    let owner = Owner::new(&log, (TierId::HOST, GroupId(0)));
+    let owner = ShardedOwner::new(&log, (TierId::HOST, GroupId(0)));
     let mut subscriber = log.subscribe();
     std::thread::scope(|scope| {
         for seed in 0..3 {
             println!("seed {seed}");
             let owner = &owner;
             scope.spawn(move || {
-                let mut random = Numbers::new(seed);
+                let mut random = SplitMix64::new(seed);
                 (0..5_000).for_each(|_| owner.toggle(random.below(50)));
             });
         }

@@ -4,8 +4,8 @@
 
 use kvtile_blocks::policy::{PolicyKind, PolicySettings};
 use kvtile_blocks::pool::{
-    AllocateRequest, BlockPool, Claim, Duplicates, OwnerId, PinnedBlocks, PoolSettings, Quota,
-    StoredEntry, TenantId,
+    AllocateRequest, BlockPool, DuplicateHandling, OwnerId, PinClaim, PinnedBlocks, PoolSettings,
+    StoredEntry, TenantId, TenantQuota,
 };
 use kvtile_blocks::{BlockId, BlockKey, BlocksError, Tick};
 use std::sync::Arc;
@@ -39,7 +39,7 @@ fn store_for(pool: &Arc<BlockPool>, keys: &[BlockKey], tenant: TenantId) -> Pinn
     };
     let blocks = pool.allocate(keys.len(), &request).unwrap();
     let complete = blocks.complete(keys, None).unwrap();
-    complete.register(&Claim::default()).unwrap().blocks
+    complete.register(&PinClaim::default()).unwrap().blocks
 }
 
 fn store(pool: &Arc<BlockPool>, keys: &[BlockKey]) -> PinnedBlocks {
@@ -61,7 +61,7 @@ fn a_policy_over_leaves_never_evicts_a_block_before_those_that_follow_it() {
         for keys in &chains {
             drop(store(&pool, keys));
         }
-        drop(pool.match_prefix(&chains[0], &Claim::default()));
+        drop(pool.match_prefix(&chains[0], &PinClaim::default()));
         for _ in 0..64 {
             drop(pool.evict(1, Tick(0)));
             for keys in &chains {
@@ -84,12 +84,12 @@ fn a_prefix_is_found_whether_its_blocks_are_in_use_or_not() {
     let keys = chain(1, 6);
     let mut first = store(&pool, &keys);
     drop(first.split_off(3));
-    let found = pool.match_prefix(&keys, &Claim::default());
+    let found = pool.match_prefix(&keys, &PinClaim::default());
     assert!(found.keys().eq(keys.iter().copied()));
     assert_eq!(found.ids()[..3], *first.ids());
     let mut longer = keys.clone();
     longer.push(chain(2, 1)[0]);
-    assert_eq!(pool.match_prefix(&longer, &Claim::default()).len(), 6);
+    assert_eq!(pool.match_prefix(&longer, &PinClaim::default()).len(), 6);
 }
 
 /// Pitfall 32: a block stays pinned after its last user.
@@ -216,7 +216,7 @@ fn a_callback_for_evicted_blocks_may_panic() {
 fn refused_blocks_are_returned() {
     let settings = PoolSettings {
         blocks: 8,
-        duplicates: Duplicates::Refuse,
+        duplicates: DuplicateHandling::Refuse,
         ..PoolSettings::default()
     };
     let pool = pool_of(settings, PolicyKind::Lru);
@@ -230,14 +230,14 @@ fn refused_blocks_are_returned() {
             .blocks
             .complete(&keys, None)
             .unwrap()
-            .register(&Claim::default())
+            .register(&PinClaim::default())
             .unwrap(),
     );
 
     let others = [chain(2, 1)[0], keys[1]];
     let blocks = pool.allocate(2, &AllocateRequest::default()).unwrap();
     let complete = blocks.complete(&others, None).unwrap();
-    let rejected = complete.register(&Claim::default()).unwrap_err();
+    let rejected = complete.register(&PinClaim::default()).unwrap_err();
     let (key, position) = (keys[1], 1);
     assert_eq!(rejected.error, BlocksError::DuplicateKey { key, position });
     assert_eq!(rejected.blocks.len(), 2);
@@ -250,7 +250,7 @@ fn refused_blocks_are_returned() {
     assert_eq!(
         rejected
             .blocks
-            .register(&Claim::default())
+            .register(&PinClaim::default())
             .unwrap()
             .blocks
             .len(),
@@ -281,11 +281,11 @@ fn pins_that_outlive_their_deadline_are_reported_by_guard() {
     let pool = pool(8);
     let keys = chain(1, 6);
     drop(store(&pool, &keys));
-    let claim = Claim {
+    let claim = PinClaim {
         owner: OwnerId(7),
         deadline: Some(Tick(20)),
         now: Tick(10),
-        ..Claim::default()
+        ..PinClaim::default()
     };
     let mut pinned = pool.match_prefix(&keys, &claim);
     assert!(pool.overdue(Tick(20)).is_empty());
@@ -316,7 +316,7 @@ fn a_tenant_over_its_quota_evicts_its_own_blocks_and_one_under_it_those_of_other
     let tenant = TenantId(1);
     let settings = PoolSettings {
         blocks: 16,
-        quotas: vec![Quota { tenant, blocks: 6 }],
+        quotas: vec![TenantQuota { tenant, blocks: 6 }],
         ..PoolSettings::default()
     };
     let pool = pool_of(settings, PolicyKind::Lru);
@@ -386,7 +386,7 @@ fn settings_that_contradict_themselves_are_refused() {
         build(none),
         BlocksError::PoolSize { blocks: 0, .. }
     ));
-    let quota = |blocks| Quota {
+    let quota = |blocks| TenantQuota {
         tenant: TenantId(3),
         blocks,
     };
@@ -410,7 +410,7 @@ fn settings_are_plain_data_with_defaults() {
     let settings: PoolSettings = serde_json::from_str(r#"{"blocks": 12}"#).unwrap();
     assert_eq!(
         (settings.blocks, settings.duplicates),
-        (12, Duplicates::Share)
+        (12, DuplicateHandling::Share)
     );
     let text = serde_json::to_string(&settings).unwrap();
     assert_eq!(
@@ -433,7 +433,7 @@ fn policies_learn_outside_of_their_locks() {
     for round in 0..400_u16 {
         let number = u8::try_from(round % 7).unwrap();
         let keys = chain(number, 8);
-        if pool.match_prefix(&keys, &Claim::default()).is_empty() {
+        if pool.match_prefix(&keys, &PinClaim::default()).is_empty() {
             drop(store(&pool, &keys));
         }
         studied |= pool.maintain();

@@ -3,9 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use kvtile_blocks::policy::{
-    EvictionPolicy, Insertion, PolicyKind, PolicySettings, Refusal, Visit,
+    EvictionPolicy, EvictionRefusal, Insertion, PolicyKind, PolicySettings, Visit,
 };
-use kvtile_blocks::pool::{AllocateRequest, BlockPool, Claim, PinnedBlocks, PoolSettings};
+use kvtile_blocks::pool::{AllocateRequest, BlockPool, PinClaim, PinnedBlocks, PoolSettings};
 use kvtile_blocks::{BlockId, BlockKey, Tick};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -22,7 +22,7 @@ fn key(bits: u128) -> BlockKey {
 fn store(pool: &Arc<BlockPool>, keys: &[BlockKey]) -> PinnedBlocks {
     let blocks = pool.allocate(keys.len(), &AllocateRequest::default());
     let complete = blocks.unwrap().complete(keys, None).unwrap();
-    complete.register(&Claim::default()).unwrap().blocks
+    complete.register(&PinClaim::default()).unwrap().blocks
 }
 
 /// Pitfall 26: keys that are cut for the index.
@@ -45,11 +45,14 @@ fn pitfall_26_keys_that_differ_in_any_one_bit_are_different_blocks() {
         );
         drop(store(&pool, &keys[at..=at]));
     }
-    let found = pool.match_prefix(&keys, &Claim::default());
+    let found = pool.match_prefix(&keys, &PinClaim::default());
     assert!(found.keys().eq(keys.iter().copied()));
     for (first, second) in (0..128).flat_map(|bit| (0..bit).map(move |other| (other, bit))) {
         let absent = key(base ^ (1 << first) ^ (1 << second));
-        assert!(pool.match_prefix(&[absent], &Claim::default()).is_empty());
+        assert!(
+            pool.match_prefix(&[absent], &PinClaim::default())
+                .is_empty()
+        );
     }
     pool.check_integrity();
 }
@@ -69,7 +72,7 @@ fn has_and_pin_answer_for_each_key_and_are_no_use_of_a_block() {
         let ask = [9, 2, 2, 8, 1].map(key);
         let is_there = ask.map(|key| pool.has(&key));
         assert_eq!(is_there, [false, true, true, false, true], "{kind}");
-        let held = pool.pin(&ask, &Claim::default());
+        let held = pool.pin(&ask, &PinClaim::default());
         assert_eq!(held.positions, [1, 2, 4], "{kind}");
         assert!(held.blocks.keys().eq([2, 2, 1].map(key)), "{kind}");
         // All free blocks can be allocated, and no pinned one.
@@ -79,7 +82,7 @@ fn has_and_pin_answer_for_each_key_and_are_no_use_of_a_block() {
         drop((rest, held));
         drop(pool.evict(usize::MAX, Tick(0)));
         assert!(!pool.has(&key(1)) && !pool.has(&key(2)), "{kind}");
-        assert!(pool.pin(&ask, &Claim::default()).blocks.is_empty());
+        assert!(pool.pin(&ask, &PinClaim::default()).blocks.is_empty());
         pool.check_integrity();
     }
 }
@@ -91,20 +94,20 @@ fn pinning_blocks_is_no_visit() {
     drop(store(&pool, &[key(1)]));
     drop(store(&pool, &[key(2)]));
     assert!(pool.has(&key(1)));
-    drop(pool.pin(&[key(1)], &Claim::default()));
+    drop(pool.pin(&[key(1)], &PinClaim::default()));
     assert_eq!(pool.stats().lookups, 0);
     drop(pool.evict(1, Tick(0)));
     assert!(!pool.has(&key(1)) && pool.has(&key(2)));
 }
 
 /// A policy that signals each eviction, and continues on a signal.
-struct Slow {
+struct SignallingPolicy {
     inner: Box<dyn EvictionPolicy>,
     begun: Option<Sender<()>>,
     go_on: Receiver<()>,
 }
 
-impl EvictionPolicy for Slow {
+impl EvictionPolicy for SignallingPolicy {
     fn name(&self) -> &'static str {
         "slow"
     }
@@ -129,7 +132,7 @@ impl EvictionPolicy for Slow {
         self.inner.evicted(block, key);
     }
 
-    fn refused(&mut self, block: BlockId, refusal: Refusal) {
+    fn refused(&mut self, block: BlockId, refusal: EvictionRefusal) {
         self.inner.refused(block, refusal);
     }
 
@@ -174,7 +177,7 @@ fn pitfall_30_33_finding_and_releasing_do_not_wait_for_an_eviction() {
     let slow = |blocks| -> Box<dyn EvictionPolicy> {
         let (begun, go_on) = ends.take().unwrap();
         let inner = policy.build(blocks);
-        Box::new(Slow {
+        Box::new(SignallingPolicy {
             inner,
             begun: Some(begun),
             go_on,
@@ -190,7 +193,7 @@ fn pitfall_30_33_finding_and_releasing_do_not_wait_for_an_eviction() {
     let (done, is_done) = channel();
     let finding = Arc::clone(&pool);
     let finds = thread::spawn(move || {
-        let claim = Claim::default();
+        let claim = PinClaim::default();
         assert!(finding.match_prefix(&[key(99)], &claim).is_empty());
         assert_eq!(finding.peek(&keys), 8);
         for _ in 0..3 {

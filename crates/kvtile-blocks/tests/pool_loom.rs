@@ -4,9 +4,9 @@
 #![cfg(loom)]
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use kvtile_blocks::policy::{EvictionPolicy, Insertion, Refusal, Visit};
+use kvtile_blocks::policy::{EvictionPolicy, EvictionRefusal, Insertion, Visit};
 use kvtile_blocks::pool::{
-    AllocateRequest, BlockPool, Claim, PinnedBlocks, PoolSettings, Quota, TenantId,
+    AllocateRequest, BlockPool, PinClaim, PinnedBlocks, PoolSettings, TenantId, TenantQuota,
 };
 use kvtile_blocks::{BlockId, BlockKey, Tick};
 use loom::thread;

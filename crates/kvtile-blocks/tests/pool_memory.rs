@@ -4,7 +4,7 @@
 
 use kvtile_blocks::BlockKey;
 use kvtile_blocks::policy::{PolicyKind, PolicySettings};
-use kvtile_blocks::pool::{AllocateRequest, BlockPool, Claim, PoolSettings};
+use kvtile_blocks::pool::{AllocateRequest, BlockPool, PinClaim, PoolSettings};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -14,7 +14,7 @@ thread_local! {
 }
 
 /// Counts per thread, so that tests do not count each other's allocations.
-struct Counting;
+struct CountingAllocator;
 
 fn count(allocations: usize, bytes: isize) {
     // A thread that ends has no counters any more; its count is lost.
@@ -23,7 +23,7 @@ fn count(allocations: usize, bytes: isize) {
 }
 
 // SAFETY: every call goes to the system's allocator unchanged; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(1, layout.size().cast_signed());
         // SAFETY: the caller guarantees the layout.
@@ -38,7 +38,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const BLOCKS: usize = 65_536;
 const CHAIN: usize = 128;
@@ -55,7 +55,7 @@ fn chain(number: usize) -> Vec<BlockKey> {
 
 /// A request that misses, stores a chain, and finds it again.
 fn request(pool: &std::sync::Arc<BlockPool>, keys: &[BlockKey]) {
-    let claim = Claim::default();
+    let claim = PinClaim::default();
     assert!(pool.match_prefix(keys, &claim).is_empty());
     let blocks = pool.allocate(CHAIN, &AllocateRequest::default()).unwrap();
     drop(
@@ -129,7 +129,7 @@ fn a_lookup_that_finds_nothing_allocates_nothing_and_leaves_nothing() {
     let absent: Vec<_> = (1..1_000).map(chain).collect();
     let before = (ALLOCATIONS.get(), BYTES.get());
     for keys in &absent {
-        assert!(pool.match_prefix(keys, &Claim::default()).is_empty());
+        assert!(pool.match_prefix(keys, &PinClaim::default()).is_empty());
         assert_eq!(pool.peek(keys), 0);
     }
     assert_eq!((ALLOCATIONS.get(), BYTES.get()), before);

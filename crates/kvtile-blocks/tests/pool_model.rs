@@ -4,14 +4,14 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
-use kvtile_blocks::events::{EventLog, Mirror, TierId};
+use kvtile_blocks::events::{EventLog, EventMirror, TierId};
 use kvtile_blocks::policy::{PolicyKind, PolicySettings};
 use kvtile_blocks::pool::{
-    AllocateRequest, BlockPool, Claim, CompleteBlocks, Duplicates, EventSink, EvictedBlocks,
-    MutableBlocks, OwnerId, PinnedBlocks, PoolSettings, Quota, TenantId,
+    AllocateRequest, BlockPool, CompleteBlocks, DuplicateHandling, EventSink, EvictedBlocks,
+    MutableBlocks, OwnerId, PinClaim, PinnedBlocks, PoolSettings, TenantId, TenantQuota,
 };
 use kvtile_blocks::{BlockKey, GroupId, Tick};
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -44,28 +44,28 @@ fn parents() -> HashMap<BlockKey, BlockKey> {
 }
 
 #[derive(Default)]
-struct Guards {
+struct ModelGuards {
     mutable: Vec<MutableBlocks>,
     complete: Vec<(CompleteBlocks, Vec<BlockKey>)>,
     pinned: Vec<(PinnedBlocks, Vec<BlockKey>)>,
     evicted: Vec<EvictedBlocks>,
 }
 
-struct World {
+struct PoolWorld {
     pool: Arc<BlockPool>,
     log: Arc<EventLog>,
-    mirror: Mirror,
-    subscriber: kvtile_blocks::events::Subscriber,
+    mirror: EventMirror,
+    subscriber: kvtile_blocks::events::EventSubscriber,
     /// The keys that lookups find, with the number of guards that pin each.
     stored: HashMap<BlockKey, usize>,
-    guards: Guards,
-    random: Numbers,
+    guards: ModelGuards,
+    random: SplitMix64,
     now: u64,
     parents: HashMap<BlockKey, BlockKey>,
 }
 
-impl World {
-    fn new(seed: u64, kind: PolicyKind, settings: PoolSettings) -> World {
+impl PoolWorld {
+    fn new(seed: u64, kind: PolicyKind, settings: PoolSettings) -> PoolWorld {
         let log = Arc::new(EventLog::new(NonZeroUsize::new(4096).unwrap()).unwrap());
         let sink = EventSink {
             log: Arc::clone(&log),
@@ -74,25 +74,25 @@ impl World {
         };
         let policy = PolicySettings::from(kind);
         let pool = BlockPool::with_events(settings, |blocks| policy.build(blocks), sink).unwrap();
-        World {
+        PoolWorld {
             pool,
             subscriber: log.subscribe(),
             log,
-            mirror: Mirror::new(),
+            mirror: EventMirror::new(),
             stored: HashMap::new(),
-            guards: Guards::default(),
-            random: Numbers::new(seed),
+            guards: ModelGuards::default(),
+            random: SplitMix64::new(seed),
             now: 0,
             parents: parents(),
         }
     }
 
-    fn claim(&mut self) -> Claim {
-        Claim {
+    fn claim(&mut self) -> PinClaim {
+        PinClaim {
             owner: OwnerId(self.now),
             deadline: (self.random.index(2) == 0).then_some(Tick(self.now + 5)),
             now: Tick(self.now),
-            ..Claim::default()
+            ..PinClaim::default()
         }
     }
 
@@ -250,7 +250,7 @@ impl World {
                 self.guards.pinned.push((registered.blocks, keys));
             }
             Err(rejected) => {
-                assert_eq!(self.pool.settings().duplicates, Duplicates::Refuse);
+                assert_eq!(self.pool.settings().duplicates, DuplicateHandling::Refuse);
                 assert!(!known.is_empty());
                 assert_eq!(rejected.blocks.len(), keys.len());
             }
@@ -444,7 +444,7 @@ impl World {
 
 fn run(kind: PolicyKind, seed: u64, settings: &PoolSettings) {
     println!("policy {kind}, seed {seed}, {:?}", settings.duplicates);
-    let mut world = World::new(seed, kind, settings.clone());
+    let mut world = PoolWorld::new(seed, kind, settings.clone());
     for _ in 0..1_500 {
         world.step();
     }
@@ -484,7 +484,7 @@ fn a_pool_does_what_the_model_does_with_every_policy() {
 fn a_pool_that_refuses_duplicates_does_what_the_model_does() {
     for (kind, seed) in PolicyKind::ALL.into_iter().zip(100..) {
         let settings = PoolSettings {
-            duplicates: Duplicates::Refuse,
+            duplicates: DuplicateHandling::Refuse,
             ..settings()
         };
         run(kind, seed, &settings);
@@ -494,7 +494,7 @@ fn a_pool_that_refuses_duplicates_does_what_the_model_does() {
 #[test]
 fn a_pool_with_quotas_does_what_the_model_does_and_no_tenant_is_over_its_quota() {
     for seed in 200..204 {
-        let quota = |tenant, blocks| Quota {
+        let quota = |tenant, blocks| TenantQuota {
             tenant: TenantId(tenant),
             blocks,
         };

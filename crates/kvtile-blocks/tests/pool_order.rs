@@ -5,12 +5,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use kvtile_blocks::policy::{Hints, PolicyKind, PolicySettings};
+use kvtile_blocks::policy::{EvictionHints, PolicyKind, PolicySettings};
 use kvtile_blocks::pool::{
-    AllocateRequest, BlockPool, Claim, PoolSettings, Quota, StoredEntry, TenantId,
+    AllocateRequest, BlockPool, PinClaim, PoolSettings, StoredEntry, TenantId, TenantQuota,
 };
 use kvtile_blocks::{BlockKey, Tick};
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 
 const POLICIES: [PolicyKind; 4] = [
     PolicyKind::Gittins,
@@ -28,7 +28,7 @@ fn key(number: u64, position: u64) -> BlockKey {
     BlockKey::from_bytes(bytes)
 }
 
-fn filled(kind: PolicyKind, quotas: Vec<Quota>, seed: u64) -> Arc<BlockPool> {
+fn filled(kind: PolicyKind, quotas: Vec<TenantQuota>, seed: u64) -> Arc<BlockPool> {
     let settings = PoolSettings {
         blocks: 60,
         quotas,
@@ -36,16 +36,16 @@ fn filled(kind: PolicyKind, quotas: Vec<Quota>, seed: u64) -> Arc<BlockPool> {
     };
     let policy = PolicySettings::from(kind);
     let pool = BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap();
-    let mut random = Numbers::new(seed);
+    let mut random = SplitMix64::new(seed);
     for now in 0..300 {
         let number = random.below(12);
         let keys: Vec<BlockKey> = (0..1 + random.below(9)).map(|at| key(number, at)).collect();
-        let mut hints = Hints::default();
+        let mut hints = EvictionHints::default();
         hints.priority = i8::try_from(random.below(3)).unwrap() - 1;
-        let claim = Claim {
+        let claim = PinClaim {
             now: Tick(now),
             hints,
-            ..Claim::default()
+            ..PinClaim::default()
         };
         let found = pool.match_prefix(&keys, &claim);
         let request = AllocateRequest {
@@ -115,13 +115,13 @@ fn with_quotas_and_pins_every_block_comes_once_and_no_block_before_those_that_fo
     for kind in POLICIES {
         for seed in 0..30 {
             let what = format!("{kind:?}, seed {seed}");
-            let quota = Quota {
+            let quota = TenantQuota {
                 tenant: TenantId(1),
                 blocks: 20,
             };
             let pool = filled(kind, vec![quota], seed);
             let used: Vec<BlockKey> = (0..6).map(|at| key(seed % 12, at)).collect();
-            let pinned = pool.match_prefix(&used, &Claim::default());
+            let pinned = pool.match_prefix(&used, &PinClaim::default());
             // The policies offer pinned blocks, and set them aside.
             drop(pool.evict(5, Tick(301)));
             let order = pool.eviction_order(Tick(302));

@@ -6,10 +6,10 @@
 use kvtile_blocks::events::{Event, EventKind, EventLog, TierId};
 use kvtile_blocks::policy::{PolicyKind, PolicySettings};
 use kvtile_blocks::pool::{
-    AllocateRequest, BlockPool, Claim, EventSink, PinnedBlocks, PoolSettings,
+    AllocateRequest, BlockPool, EventSink, PinClaim, PinnedBlocks, PoolSettings,
 };
 use kvtile_blocks::{BlockKey, GroupId, Tick};
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ fn chain(number: usize, length: usize) -> Vec<BlockKey> {
 }
 
 fn store(pool: &Arc<BlockPool>, keys: &[BlockKey], held: &mut Vec<(PinnedBlocks, Vec<BlockKey>)>) {
-    let found = pool.match_prefix(keys, &Claim::default());
+    let found = pool.match_prefix(keys, &PinClaim::default());
     let rest = &keys[found.len()..];
     let parent = found.len().checked_sub(1).map(|last| keys[last]);
     let Ok(blocks) = pool.allocate(rest.len(), &AllocateRequest::default()) else {
@@ -38,20 +38,20 @@ fn store(pool: &Arc<BlockPool>, keys: &[BlockKey], held: &mut Vec<(PinnedBlocks,
     };
     let complete = blocks.complete(rest, parent).unwrap();
     let mut all = found;
-    all.append(complete.register(&Claim::default()).unwrap().blocks)
+    all.append(complete.register(&PinClaim::default()).unwrap().blocks)
         .unwrap();
     held.push((all, keys.to_vec()));
 }
 
 fn work(pool: &Arc<BlockPool>, seed: u64, removing: bool) {
-    let mut random = Numbers::new(seed);
+    let mut random = SplitMix64::new(seed);
     let mut held: Vec<(PinnedBlocks, Vec<BlockKey>)> = Vec::new();
     for _ in 0..STEPS {
         let keys = chain(random.index(10), 1 + random.index(10));
         match random.index(12) {
             0..=4 => store(pool, &keys, &mut held),
             5..=8 => {
-                let found = pool.match_prefix(&keys, &Claim::default());
+                let found = pool.match_prefix(&keys, &PinClaim::default());
                 let keys = keys[..found.len()].to_vec();
                 held.push((found, keys));
             }

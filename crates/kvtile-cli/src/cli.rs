@@ -49,24 +49,24 @@ The demonstration and the benchmark are commands of the Rust program alone: in a
 #[command(after_help = format!("{EXAMPLES}\n\n{HELP_RULES}\n\n{ELSEWHERE}"), arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    request: Request,
+    request: CliRequest,
     #[command(flatten)]
     output: OutputArgs,
 }
 
 #[derive(Subcommand, Debug)]
-enum Request {
+enum CliRequest {
     #[command(flatten)]
-    Command(Command),
+    Command(CliCommand),
     #[command(hide = true, disable_help_flag = true)]
-    Demo(Elsewhere),
+    Demo(ElsewhereArgs),
     #[command(hide = true, disable_help_flag = true)]
-    Bench(Elsewhere),
+    Bench(ElsewhereArgs),
 }
 
 /// The arguments, unparsed, of a command that this command line does not have.
 #[derive(Args, Debug)]
-struct Elsewhere {
+struct ElsewhereArgs {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     _arguments: Vec<OsString>,
 }
@@ -80,9 +80,9 @@ impl CommandLine for Cli {
 
     fn run(self) -> Result<(), CliError> {
         match self.request {
-            Request::Command(command) => command.run(Cli::command()),
-            Request::Demo(_) => Err(CliError::InProgramOnly { command: "demo" }),
-            Request::Bench(_) => Err(CliError::InProgramOnly { command: "bench" }),
+            CliRequest::Command(command) => command.run(Cli::command()),
+            CliRequest::Demo(_) => Err(CliError::InProgramOnly { command: "demo" }),
+            CliRequest::Bench(_) => Err(CliError::InProgramOnly { command: "bench" }),
         }
     }
 }
@@ -90,7 +90,7 @@ impl CommandLine for Cli {
 /// A command that every program has.
 #[derive(Subcommand, Debug)]
 #[non_exhaustive]
-pub enum Command {
+pub enum CliCommand {
     /// Explain a layout and draw it; list the known ones
     #[command(after_help = layout::EXAMPLES)]
     Layout(Box<layout::LayoutArgs>),
@@ -117,21 +117,21 @@ pub enum Command {
     Man(shell::ManArgs),
 }
 
-impl Command {
+impl CliCommand {
     /// Runs the command; `program` is the whole command line.
     ///
     /// # Errors
     /// The command failed, or the request makes no sense.
     pub fn run(&self, program: clap::Command) -> Result<(), CliError> {
         match self {
-            Command::Layout(args) => layout::run(args),
-            Command::Plan(args) => plan::run(args),
-            Command::Inspect(args) => inspect::run(args),
-            Command::Replay(args) => replay::run(args),
-            Command::Cache(args) => cache::run(args),
-            Command::Doctor(args) => doctor::run(args),
-            Command::Completions(args) => shell::completions(args, program),
-            Command::Man(args) => shell::man(args, program),
+            CliCommand::Layout(args) => layout::run(args),
+            CliCommand::Plan(args) => plan::run(args),
+            CliCommand::Inspect(args) => inspect::run(args),
+            CliCommand::Replay(args) => replay::run(args),
+            CliCommand::Cache(args) => cache::run(args),
+            CliCommand::Doctor(args) => doctor::run(args),
+            CliCommand::Completions(args) => shell::completions(args, program),
+            CliCommand::Man(args) => shell::man(args, program),
         }
     }
 }

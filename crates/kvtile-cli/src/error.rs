@@ -3,7 +3,7 @@
 use std::{error::Error as StdError, fmt::Write as _, path::PathBuf};
 
 use kvtile::{
-    layout::{LayoutError, Shown},
+    layout::{LayoutError, ShownText},
     memory::MemoryError,
     presets::PresetError,
     tiers::{TierError, replay::TraceError},
@@ -18,7 +18,7 @@ pub const FAILURE: u8 = 1;
 pub const USAGE: u8 = 2;
 
 /// The error of a program, as shown to the user.
-pub trait Failure {
+pub trait ProgramFailure {
     /// [`USAGE`] where the request makes no sense, [`FAILURE`] where it failed.
     fn exit_code(&self) -> u8;
 
@@ -39,7 +39,7 @@ pub fn with_causes(message: String, error: &dyn StdError) -> String {
     while let Some(error) = cause {
         let problem = error.to_string();
         if !text.contains(&problem) {
-            let problem = Shown(&problem);
+            let problem = ShownText(&problem);
             // Writing to a string cannot fail.
             let _ = write!(text, "\n  because: {problem}");
         }
@@ -161,7 +161,7 @@ pub enum CliError {
     Json(#[from] serde_json::Error),
 }
 
-impl Failure for CliError {
+impl ProgramFailure for CliError {
     fn exit_code(&self) -> u8 {
         match self {
             CliError::Layout(_)
@@ -183,7 +183,7 @@ impl Failure for CliError {
     fn text(&self) -> String {
         let mut message = self.to_string();
         if self.is_of_files() {
-            message = Shown(&message).to_string();
+            message = ShownText(&message).to_string();
         }
         let mut text = with_causes(message, self);
         if let Some(hint) = self.hint() {

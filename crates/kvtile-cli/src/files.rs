@@ -44,17 +44,17 @@ pub fn read(path: &Path, most: u64) -> Result<String, CliError> {
 
 /// A file that supports mapping and seeking: `path` itself, or a temporary file with the contents
 /// of standard input.
-pub(crate) struct Whole {
+pub(crate) struct WholeFile {
     path: PathBuf,
     _copy: Option<tempfile::NamedTempFile>,
 }
 
-impl Whole {
+impl WholeFile {
     /// Reads standard input to its end where `path` is `-`.
     ///
     /// # Errors
     /// A file that does not exist or is empty; standard input that cannot be read.
-    pub(crate) fn of(path: &Path) -> Result<Whole, CliError> {
+    pub(crate) fn of(path: &Path) -> Result<WholeFile, CliError> {
         let mut copy = None;
         if is_standard(path) {
             let kept = |source| failed("store standard input in", &std::env::temp_dir(), source);
@@ -69,7 +69,7 @@ impl Whole {
                 path: path.to_owned(),
             });
         }
-        Ok(Whole {
+        Ok(WholeFile {
             path: place,
             _copy: copy,
         })
@@ -86,11 +86,11 @@ impl Whole {
 #[derive(Debug)]
 pub struct OutputFile {
     path: PathBuf,
-    place: Place,
+    place: OutputTarget,
 }
 
 #[derive(Debug)]
-enum Place {
+enum OutputTarget {
     Standard,
     /// A pipe, a device, or a file in a folder that takes no new files.
     Open(File),
@@ -113,7 +113,7 @@ impl OutputFile {
             })
         };
         if is_standard(path) {
-            return opened(Place::Standard);
+            return opened(OutputTarget::Standard);
         }
         // Replaces the target of a link, not the link.
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
@@ -125,13 +125,13 @@ impl OutputFile {
                     .open(&target)
                     .map_err(refused)?;
                 match facts.is_file() && beside(&target).is_ok() {
-                    true => opened(Place::Beside(target)),
-                    false => opened(Place::Open(file)),
+                    true => opened(OutputTarget::Beside(target)),
+                    false => opened(OutputTarget::Open(file)),
                 }
             }
             Err(_) => {
                 beside(&target).map_err(refused)?;
-                opened(Place::Beside(target))
+                opened(OutputTarget::Beside(target))
             }
         }
     }
@@ -147,7 +147,7 @@ impl OutputFile {
     /// Whether the file is standard output, which must then carry nothing else.
     #[must_use]
     pub fn is_standard(&self) -> bool {
-        matches!(self.place, Place::Standard)
+        matches!(self.place, OutputTarget::Standard)
     }
 
     /// Writes `text` and gives the file its name.
@@ -158,14 +158,14 @@ impl OutputFile {
         let refused = |source| failed("write", &self.path, source);
         output::note(|| format!("writing {} bytes to {}", text.len(), self.path.display()));
         match self.place {
-            Place::Standard => output::write_out(text),
-            Place::Open(mut file) => {
+            OutputTarget::Standard => output::write_out(text),
+            OutputTarget::Open(mut file) => {
                 if file.metadata().is_ok_and(|facts| facts.is_file()) {
                     file.set_len(0).map_err(refused)?;
                 }
                 file.write_all(text.as_bytes()).map_err(refused)
             }
-            Place::Beside(ref target) => {
+            OutputTarget::Beside(ref target) => {
                 let mut file = beside(target).map_err(refused)?;
                 file.write_all(text.as_bytes()).map_err(refused)?;
                 if let Ok(facts) = fs::metadata(target) {
@@ -184,11 +184,11 @@ impl OutputFile {
 #[derive(Debug)]
 pub(crate) struct NewFile {
     path: PathBuf,
-    file: Unnamed,
+    file: UnnamedFile,
 }
 
 #[derive(Debug)]
-enum Unnamed {
+enum UnnamedFile {
     /// Copied to standard output at the end.
     Standard(File),
     #[cfg(target_os = "linux")]
@@ -206,7 +206,7 @@ impl NewFile {
         let refused = |source| failed("create", path, source);
         let path = path.to_owned();
         if is_standard(&path) {
-            let file = Unnamed::Standard(tempfile::tempfile().map_err(refused)?);
+            let file = UnnamedFile::Standard(tempfile::tempfile().map_err(refused)?);
             return Ok(NewFile { path, file });
         }
         if path.symlink_metadata().is_ok() {
@@ -214,10 +214,10 @@ impl NewFile {
         }
         #[cfg(target_os = "linux")]
         if let Ok(file) = nameless(folder_of(&path)) {
-            let file = Unnamed::Nameless(file);
+            let file = UnnamedFile::Nameless(file);
             return Ok(NewFile { path, file });
         }
-        let file = Unnamed::Named(beside(&path).map_err(refused)?);
+        let file = UnnamedFile::Named(beside(&path).map_err(refused)?);
         Ok(NewFile { path, file })
     }
 
@@ -228,10 +228,10 @@ impl NewFile {
 
     fn file(&mut self) -> &mut File {
         match &mut self.file {
-            Unnamed::Standard(file) => file,
+            UnnamedFile::Standard(file) => file,
             #[cfg(target_os = "linux")]
-            Unnamed::Nameless(file) => file,
-            Unnamed::Named(file) => file.as_file_mut(),
+            UnnamedFile::Nameless(file) => file,
+            UnnamedFile::Named(file) => file.as_file_mut(),
         }
     }
 
@@ -248,7 +248,7 @@ impl NewFile {
         output::note(|| format!("writing {length} bytes to {}", path.display()));
         self.file().set_len(length).map_err(refused("write"))?;
         match self.file {
-            Unnamed::Standard(mut file) => {
+            UnnamedFile::Standard(mut file) => {
                 file.seek(SeekFrom::Start(0)).map_err(refused("write"))?;
                 let copied = io::copy(&mut file, &mut io::stdout().lock());
                 match copied {
@@ -257,11 +257,11 @@ impl NewFile {
                 }
             }
             #[cfg(target_os = "linux")]
-            Unnamed::Nameless(file) => {
+            UnnamedFile::Nameless(file) => {
                 file.sync_all().map_err(refused("sync"))?;
                 name(&file, &self.path).map_err(refused("create"))
             }
-            Unnamed::Named(file) => {
+            UnnamedFile::Named(file) => {
                 file.as_file().sync_all().map_err(refused("sync"))?;
                 let named = file.persist_noclobber(&self.path);
                 named

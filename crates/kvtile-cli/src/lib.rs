@@ -41,7 +41,7 @@ mod settings;
 pub mod shape_args;
 mod shell;
 
-pub use cli::{ABOUT, Command, HELP_RULES};
+pub use cli::{ABOUT, CliCommand, HELP_RULES};
 pub use layout::layout_picture;
 pub use plan::plan_picture;
 pub use settings::OutputArgs;
@@ -59,12 +59,12 @@ pub mod arguments {
     };
 }
 
-use self::{error::Failure, settings::Settings};
+use self::{error::ProgramFailure, settings::RunSettings};
 
 /// The complete arguments of a program.
 pub trait CommandLine: Parser {
     /// The error of its commands.
-    type Failed: Failure;
+    type Failed: ProgramFailure;
 
     /// The options that every command has.
     fn output(&self) -> &OutputArgs;
@@ -97,7 +97,7 @@ pub fn run_program<P: CommandLine>(arguments: &[OsString]) -> u8 {
             return u8::try_from(said.exit_code()).unwrap_or(error::USAGE);
         }
     };
-    let settings = match Settings::of(program.output()) {
+    let settings = match RunSettings::of(program.output()) {
         Ok(settings) => settings,
         Err(error) => return report(&error, arguments),
     };
@@ -110,7 +110,7 @@ pub fn run_program<P: CommandLine>(arguments: &[OsString]) -> u8 {
     }
 }
 
-fn report(error: &impl Failure, arguments: &[OsString]) -> u8 {
+fn report(error: &impl ProgramFailure, arguments: &[OsString]) -> u8 {
     let mut text = format!("error: {}\n", error.text());
     if let Some((word, meant)) = error.correction() {
         let command = shell::corrected(arguments, word, meant);

@@ -7,21 +7,21 @@ const ENTRIES_MAX: u64 = 1 << 24;
 
 /// A half-open range: `0..4` is 0, 1, 2, 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Range {
+pub(crate) struct IndexRange {
     /// First entry.
     pub(crate) start: u64,
     /// Number of entries, at least 1.
     pub(crate) count: u64,
 }
 
-impl FromStr for Range {
+impl FromStr for IndexRange {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Range, String> {
+    fn from_str(text: &str) -> Result<IndexRange, String> {
         let parsed = text.split_once("..").and_then(|(start, end)| {
             let (start, end): (u64, u64) = (start.parse().ok()?, end.parse().ok()?);
             let count = end.checked_sub(start)?;
-            (count > 0).then_some(Range { start, count })
+            (count > 0).then_some(IndexRange { start, count })
         });
         parsed.ok_or_else(|| "give a range such as 0..4 (its end is not part of it)".to_owned())
     }
@@ -59,8 +59,8 @@ mod tests {
 
     #[test]
     fn ranges_exclude_their_end_and_lists_include_it() {
-        let range: Range = "4..8".parse().unwrap();
-        assert_eq!(range, Range { start: 4, count: 4 });
+        let range: IndexRange = "4..8".parse().unwrap();
+        assert_eq!(range, IndexRange { start: 4, count: 4 });
         let list: IndexList = "3,7,12-15".parse().unwrap();
         assert_eq!(list.0, [3, 7, 12, 13, 14, 15]);
     }
@@ -76,7 +76,7 @@ mod tests {
             "-1..2",
             "0..18446744073709551616",
         ] {
-            assert!(text.parse::<Range>().is_err(), "{text:?}");
+            assert!(text.parse::<IndexRange>().is_err(), "{text:?}");
         }
         for text in ["", ",", "1,,2", "5-3", "0-18446744073709551615", "x"] {
             assert!(text.parse::<IndexList>().is_err(), "{text:?}");

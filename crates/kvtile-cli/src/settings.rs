@@ -22,21 +22,21 @@ pub struct OutputArgs {
 }
 
 /// The settings of one run, restored when it ends.
-pub(crate) struct Settings {
+pub(crate) struct RunSettings {
     start: Instant,
     file: Option<OutputFile>,
 }
 
-impl Settings {
+impl RunSettings {
     /// Applies the options and opens the result file.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub(crate) fn of(args: &OutputArgs) -> Result<Settings, CliError> {
+    pub(crate) fn of(args: &OutputArgs) -> Result<RunSettings, CliError> {
         let file = OutputFile::open_some(args.output.as_ref())?;
         let file = file.filter(|file| !file.is_standard());
         output::begin(args.quiet, args.verbose, file.is_some());
-        Ok(Settings {
+        Ok(RunSettings {
             start: Instant::now(),
             file,
         })
@@ -57,7 +57,7 @@ impl Settings {
     }
 }
 
-impl Drop for Settings {
+impl Drop for RunSettings {
     fn drop(&mut self) {
         output::begin(false, false, false);
     }

@@ -55,7 +55,7 @@ pub struct ShapeArgs {
 
 /// The options of one side of a plan that differ from the common ones.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Override {
+pub(crate) struct SideOverride {
     /// Tokens per block.
     pub(crate) page_size: Option<u64>,
     /// Tensor-parallel size.
@@ -66,7 +66,7 @@ pub(crate) struct Override {
 
 impl ShapeArgs {
     /// The options with the overrides of one side.
-    pub(crate) fn with(&self, other: Override) -> ShapeArgs {
+    pub(crate) fn with(&self, other: SideOverride) -> ShapeArgs {
         ShapeArgs {
             page_size: other.page_size.or(self.page_size),
             tp: other.tp.or(self.tp),

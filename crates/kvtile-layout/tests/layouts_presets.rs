@@ -13,46 +13,46 @@ use kvtile_testkit::{
 };
 
 /// A layout with its reference.
-struct Side {
+struct PresetSide {
     layout: StridedLayout,
     reference: ReferenceLayout,
 }
 
-impl Side {
-    fn of_word(text: &str, shape: &Shape) -> Side {
+impl PresetSide {
+    fn of_word(text: &str, shape: &Shape) -> PresetSide {
         let word = Word::parse(text).unwrap();
-        Side {
+        PresetSide {
             layout: StridedLayout::resolve(&word, shape, 1).unwrap(),
             reference: ReferenceLayout::new(&word, shape, 1).unwrap(),
         }
     }
 
-    fn of_layout(layout: StridedLayout) -> Side {
+    fn of_layout(layout: StridedLayout) -> PresetSide {
         let reference = ReferenceLayout::from_strided(&layout).unwrap();
-        Side { layout, reference }
+        PresetSide { layout, reference }
     }
 
-    fn of_preset(preset: &Preset) -> Side {
+    fn of_preset(preset: &Preset) -> PresetSide {
         let layout = preset.example().unwrap();
         match (preset.word(), &preset.shape) {
-            (Some(word), Some(shape)) => Side {
+            (Some(word), Some(shape)) => PresetSide {
                 layout,
                 reference: ReferenceLayout::new(word, shape, 1).unwrap(),
             },
-            _ => Side::of_layout(layout),
+            _ => PresetSide::of_layout(layout),
         }
     }
 }
 
 /// One way to copy all blocks of one side to the same blocks of another.
-type Copy = fn(&Side, &Image, &Side, &mut Image);
+type BlockCopy = fn(&PresetSide, &Image, &PresetSide, &mut Image);
 
-fn naively(src: &Side, from: &Image, dst: &Side, to: &mut Image) {
+fn naively(src: &PresetSide, from: &Image, dst: &PresetSide, to: &mut Image) {
     let everything = NaiveSelection::everything(src.layout.shape());
     naive_copy(&src.reference, from, &dst.reference, to, &everything).unwrap();
 }
 
-fn by_plan(src: &Side, from: &Image, dst: &Side, to: &mut Image) {
+fn by_plan(src: &PresetSide, from: &Image, dst: &PresetSide, to: &mut Image) {
     let shape = src.layout.shape();
     let blocks: Vec<u64> = (0..shape.num_blocks()).collect();
     let selection = Selection::blocks(&blocks, &blocks, shape.page_size()).unwrap();
@@ -64,7 +64,7 @@ fn by_plan(src: &Side, from: &Image, dst: &Side, to: &mut Image) {
 }
 
 /// Every byte of `side` arrives in `via` at its place and comes back, and no copy writes padding.
-fn assert_round_trip(side: &Side, via: &Side, copy: Copy) {
+fn assert_round_trip(side: &PresetSide, via: &PresetSide, copy: BlockCopy) {
     let from = side.reference.filled(3).unwrap();
     let mut between = via.reference.poisoned().unwrap();
     copy(side, &from, via, &mut between);
@@ -121,7 +121,7 @@ fn every_preset_is_what_the_reference_walks() {
 #[test]
 fn every_preset_has_a_place_of_its_own_for_every_byte() {
     for (preset, _) in with_layouts() {
-        let side = Side::of_preset(preset);
+        let side = PresetSide::of_preset(preset);
         assert!(side.layout.is_injective(), "{}", preset.name);
         assert!(side.reference.used_bytes().is_some(), "{}", preset.name);
     }
@@ -130,9 +130,9 @@ fn every_preset_has_a_place_of_its_own_for_every_byte() {
 #[test]
 fn every_preset_goes_through_the_token_major_order_and_back() {
     for (preset, shape) in with_layouts() {
-        let via = Side::of_word(&token_major(shape), shape);
-        for copy in [naively, by_plan] as [Copy; 2] {
-            assert_round_trip(&Side::of_preset(preset), &via, copy);
+        let via = PresetSide::of_word(&token_major(shape), shape);
+        for copy in [naively, by_plan] as [BlockCopy; 2] {
+            assert_round_trip(&PresetSide::of_preset(preset), &via, copy);
         }
     }
 }
@@ -140,9 +140,9 @@ fn every_preset_goes_through_the_token_major_order_and_back() {
 #[test]
 fn every_preset_goes_through_the_canonical_layout_and_back() {
     for (preset, shape) in with_layouts() {
-        let via = Side::of_layout(StridedLayout::canonical(shape).unwrap());
-        for copy in [naively, by_plan] as [Copy; 2] {
-            assert_round_trip(&Side::of_preset(preset), &via, copy);
+        let via = PresetSide::of_layout(StridedLayout::canonical(shape).unwrap());
+        for copy in [naively, by_plan] as [BlockCopy; 2] {
+            assert_round_trip(&PresetSide::of_preset(preset), &via, copy);
         }
     }
 }
@@ -159,9 +159,9 @@ fn every_layout_of_keys_and_values_converts_into_every_other() {
         .map(Word::to_string)
         .collect();
     assert!(words.len() > 40, "{words:?}");
-    let sides: Vec<Side> = words
+    let sides: Vec<PresetSide> = words
         .iter()
-        .map(|word| Side::of_word(word, &shape))
+        .map(|word| PresetSide::of_word(word, &shape))
         .collect();
     for src in &sides {
         let from = src.reference.filled(5).unwrap();

@@ -31,9 +31,13 @@ fn main() -> Result<(), MemoryError> {
 }
 
 /// Time to allocate, and then to touch every page.
-type Times = (Duration, Duration);
+type FirstTouchTimes = (Duration, Duration);
 
-fn system(bytes: usize, huge_pages: bool, prefault: Prefault) -> Result<Times, MemoryError> {
+fn system(
+    bytes: usize,
+    huge_pages: bool,
+    prefault: Prefault,
+) -> Result<FirstTouchTimes, MemoryError> {
     let options = SystemMemory::options().huge_pages(huge_pages);
     let start = Instant::now();
     let mut memory = options.prefault(prefault).allocate(bytes)?;
@@ -42,7 +46,11 @@ fn system(bytes: usize, huge_pages: bool, prefault: Prefault) -> Result<Times, M
     Ok((allocated, start.elapsed() - allocated))
 }
 
-fn shared(bytes: usize, huge_pages: bool, prefault: Prefault) -> Result<Times, MemoryError> {
+fn shared(
+    bytes: usize,
+    huge_pages: bool,
+    prefault: Prefault,
+) -> Result<FirstTouchTimes, MemoryError> {
     let options = SharedMemory::options().huge_pages(huge_pages);
     let start = Instant::now();
     let mut memory = options.prefault(prefault).create(bytes)?;
@@ -61,8 +69,8 @@ fn touch(bytes: &mut [u8]) {
 
 fn least(
     rounds: usize,
-    run: impl Fn() -> Result<Times, MemoryError>,
-) -> Result<Times, MemoryError> {
+    run: impl Fn() -> Result<FirstTouchTimes, MemoryError>,
+) -> Result<FirstTouchTimes, MemoryError> {
     let mut best = run()?;
     for _ in 1..rounds {
         let times = run()?;
@@ -73,7 +81,7 @@ fn least(
     Ok(best)
 }
 
-fn print(kind: &str, huge_pages: bool, prefault: &str, bytes: usize, times: Times) {
+fn print(kind: &str, huge_pages: bool, prefault: &str, bytes: usize, times: FirstTouchTimes) {
     let milliseconds = |time: Duration| 1e3 * time.as_secs_f64();
     let both = times.0 + times.1;
     let speed = bytes as f64 / f64::from(1 << 30) / both.as_secs_f64();

@@ -50,8 +50,8 @@ mod system;
 pub use aligned::AlignedBuffer;
 pub use borrowed::BorrowedMemory;
 pub use error::{MemoryError, MemoryLimit};
-pub use file::{DirectIo, Division, FileMemory, FileOptions, Preallocation, file_of};
-pub use options::{AllocateOptions, HugePages, Prefault, Progress};
+pub use file::{DirectIo, FileMemory, FileOptions, Preallocation, TransferDivision, file_of};
+pub use options::{AllocateOptions, HugePages, Prefault, PrefaultProgress};
 pub use process::{ProcessFile, ProcessMark};
 pub use region::{
     MemType, MemoryDescriptor, MemoryRegion, NixlDescriptor, OwnedMemoryRegion, RegionView,

@@ -18,14 +18,14 @@ pub enum Prefault {
 
 /// Progress of pre-faulting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct PrefaultProgress {
     /// Bytes that have pages.
     pub done_bytes: usize,
     /// Bytes that will have pages; at least the requested size.
     pub total_bytes: usize,
 }
 
-impl Progress {
+impl PrefaultProgress {
     /// The fraction that is done, 0 to 1.
     #[must_use]
     pub fn fraction(self) -> f64 {
@@ -48,7 +48,7 @@ pub enum HugePages {
     NotRequested,
 }
 
-pub(crate) type ProgressFn<'a> = Box<dyn Fn(Progress) + Send + Sync + 'a>;
+pub(crate) type ProgressFn<'a> = Box<dyn Fn(PrefaultProgress) + Send + Sync + 'a>;
 
 /// Options of an allocation of `M`: [`crate::SystemMemory`] or [`crate::SharedMemory`].
 ///
@@ -97,7 +97,7 @@ impl<'a, M> AllocateOptions<'a, M> {
     /// call, one at a time, and `done_bytes` rises to `total_bytes`. Without pre-faulting there are
     /// no calls.
     #[must_use]
-    pub fn progress(mut self, progress: impl Fn(Progress) + Send + Sync + 'a) -> Self {
+    pub fn progress(mut self, progress: impl Fn(PrefaultProgress) + Send + Sync + 'a) -> Self {
         self.progress = Some(Box::new(progress));
         self
     }

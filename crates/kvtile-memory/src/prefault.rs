@@ -5,7 +5,7 @@
 
 use crate::machine;
 use crate::mapping::Mapping;
-use crate::options::{AllocateOptions, HugePages, Prefault, Progress, ProgressFn};
+use crate::options::{AllocateOptions, HugePages, Prefault, PrefaultProgress, ProgressFn};
 use crate::{MemoryError, MemoryLimit};
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -17,7 +17,7 @@ const PART_BYTES: usize = 32 << 20;
 
 /// The kind of mapping; the kernel has a huge-page setting for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Backing {
+pub(crate) enum MappingBacking {
     Anonymous,
     Shared,
 }
@@ -65,7 +65,7 @@ fn check_limits(
 pub(crate) unsafe fn prepare<M>(
     mapping: &Mapping,
     options: &AllocateOptions<'_, M>,
-    backing: Backing,
+    backing: MappingBacking,
 ) -> Result<HugePages, MemoryError> {
     let huge_pages = if options.huge_pages {
         advise(mapping, backing)
@@ -87,10 +87,10 @@ pub(crate) fn alignment<M>(options: &AllocateOptions<'_, M>, bytes: usize) -> us
     }
 }
 
-fn advise(mapping: &Mapping, backing: Backing) -> HugePages {
+fn advise(mapping: &Mapping, backing: MappingBacking) -> HugePages {
     let mode = match backing {
-        Backing::Anonymous => machine::transparent_huge_pages(),
-        Backing::Shared => machine::shared_huge_pages(),
+        MappingBacking::Anonymous => machine::transparent_huge_pages(),
+        MappingBacking::Shared => machine::shared_huge_pages(),
     };
     let unavailable = |reason: String| HugePages::Unavailable { reason };
     if let Some(reason) = mode.refusal() {
@@ -119,7 +119,7 @@ unsafe fn populate(
         wanted => wanted,
     }
     .min(parts);
-    let crew = Crew {
+    let crew = PrefaultCrew {
         mapping,
         progress,
         next_part: AtomicUsize::new(0),
@@ -148,7 +148,7 @@ unsafe fn populate(
 }
 
 /// The worker threads that populate one mapping, part by part.
-struct Crew<'a, 'b> {
+struct PrefaultCrew<'a, 'b> {
     mapping: &'a Mapping,
     progress: Option<&'a ProgressFn<'b>>,
     next_part: AtomicUsize,
@@ -156,7 +156,7 @@ struct Crew<'a, 'b> {
     failure: Mutex<Option<Errno>>,
 }
 
-impl Crew<'_, '_> {
+impl PrefaultCrew<'_, '_> {
     /// Populates parts until none is left or one has failed.
     ///
     /// # Safety
@@ -190,7 +190,7 @@ impl Crew<'_, '_> {
         };
         let mut done = self.done_bytes.lock();
         *done += bytes;
-        progress(Progress {
+        progress(PrefaultProgress {
             done_bytes: *done,
             total_bytes: self.mapping.len(),
         });

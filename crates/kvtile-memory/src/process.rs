@@ -39,33 +39,33 @@ static ENDED: AtomicU64 = AtomicU64::new(0);
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 
 /// Head of the list of descriptor slots.
-static FIRST: Place = Place::new();
+static FIRST: DescriptorSlot = DescriptorSlot::new();
 
 /// A slot for one descriptor that children close. Slots are reused and never freed, so a child may
 /// walk the list at any time.
 #[derive(Debug)]
-struct Place {
+struct DescriptorSlot {
     fd: AtomicI32,
-    next: OnceLock<Box<Place>>,
+    next: OnceLock<Box<DescriptorSlot>>,
 }
 
-impl Place {
-    const fn new() -> Place {
-        Place {
+impl DescriptorSlot {
+    const fn new() -> DescriptorSlot {
+        DescriptorSlot {
             fd: AtomicI32::new(NONE),
             next: OnceLock::new(),
         }
     }
 
     /// Claims a free slot for `fd`, or appends one.
-    fn take(fd: RawFd) -> &'static Place {
+    fn take(fd: RawFd) -> &'static DescriptorSlot {
         let mut place = &FIRST;
         while place
             .fd
             .compare_exchange(NONE, fd, Ordering::SeqCst, Ordering::SeqCst)
             .is_err()
         {
-            place = place.next.get_or_init(|| Box::new(Place::new()));
+            place = place.next.get_or_init(|| Box::new(DescriptorSlot::new()));
         }
         place
     }
@@ -107,7 +107,7 @@ impl ProcessMark {
 pub struct ProcessFile {
     /// `None` only during the drop.
     file: Option<File>,
-    place: &'static Place,
+    place: &'static DescriptorSlot,
     process: ProcessMark,
 }
 
@@ -126,7 +126,7 @@ impl ProcessFile {
                 continue;
             }
             let file = File::from(open()?);
-            let place = Place::take(file.as_raw_fd());
+            let place = DescriptorSlot::take(file.as_raw_fd());
             if BEGUN.load(Ordering::SeqCst) == begun {
                 return Ok(ProcessFile {
                     file: Some(file),

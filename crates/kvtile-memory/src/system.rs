@@ -3,7 +3,7 @@
 use crate::MemoryError;
 use crate::mapping::Mapping;
 use crate::options::{AllocateOptions, HugePages};
-use crate::prefault::{self, Backing};
+use crate::prefault::{self, MappingBacking};
 use crate::region::{MemoryRegion, StorageKind, check_size};
 use std::any::Any;
 
@@ -73,7 +73,7 @@ impl AllocateOptions<'_, SystemMemory> {
         let mapping =
             Mapping::anonymous(bytes, alignment).or_else(|_| Mapping::anonymous(bytes, 1))?;
         // SAFETY: the mapping was just made here, and no other code has its address yet.
-        let huge_pages = unsafe { prefault::prepare(&mapping, &self, Backing::Anonymous) }?;
+        let huge_pages = unsafe { prefault::prepare(&mapping, &self, MappingBacking::Anonymous) }?;
         Ok(SystemMemory {
             mapping,
             size: bytes,

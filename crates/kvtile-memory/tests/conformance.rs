@@ -170,7 +170,8 @@ fn borrowed_memory_conforms() {
             let mut owner = vec![0_u8; SIZE].into_boxed_slice();
             let pointer = NonNull::new(owner.as_mut_ptr()).unwrap();
             // The box must not move once its address is exposed, so it is kept as a raw pointer.
-            let keep_alive: Arc<dyn Any + Send + Sync> = Arc::new(Kept(Box::into_raw(owner)));
+            let keep_alive: Arc<dyn Any + Send + Sync> =
+                Arc::new(RawBoxOwner(Box::into_raw(owner)));
             // SAFETY: the bytes live as long as `Kept`, and no other code uses them.
             Arc::new(unsafe { BorrowedMemory::new(pointer, SIZE, keep_alive, kind) }.unwrap())
         });
@@ -178,14 +179,14 @@ fn borrowed_memory_conforms() {
 }
 
 /// The owner of borrowed bytes.
-struct Kept(*mut [u8]);
+struct RawBoxOwner(*mut [u8]);
 
 // SAFETY: the pointer is used only to free the bytes that it owns.
-unsafe impl Send for Kept {}
+unsafe impl Send for RawBoxOwner {}
 // SAFETY: as above.
-unsafe impl Sync for Kept {}
+unsafe impl Sync for RawBoxOwner {}
 
-impl Drop for Kept {
+impl Drop for RawBoxOwner {
     fn drop(&mut self) {
         // SAFETY: it came from `Box::into_raw` and is freed once.
         drop(unsafe { Box::from_raw(self.0) });
@@ -335,10 +336,10 @@ fn kinds_know_their_nixl_names() {
 
 /// A region that is registered with a NIXL agent.
 #[derive(Debug)]
-struct Registered(SystemMemory);
+struct NixlRegion(SystemMemory);
 
 // SAFETY: every method delegates to a region that keeps the contract.
-unsafe impl MemoryRegion for Registered {
+unsafe impl MemoryRegion for NixlRegion {
     fn addr(&self) -> usize {
         self.0.addr()
     }
@@ -367,7 +368,7 @@ unsafe impl MemoryRegion for Registered {
 
 #[test]
 fn a_view_of_a_registered_region_is_registered_in_part() {
-    let region: OwnedMemoryRegion = Arc::new(Registered(SystemMemory::allocate(SIZE).unwrap()));
+    let region: OwnedMemoryRegion = Arc::new(NixlRegion(SystemMemory::allocate(SIZE).unwrap()));
     let view = RegionView::new(Arc::clone(&region), 64, 128).unwrap();
     let whole = region.nixl_descriptor().unwrap();
     let part = view.nixl_descriptor().unwrap();

@@ -18,9 +18,9 @@ use std::io::IoSliceMut;
 const FILE_BYTES_MAX: usize = 70_000;
 
 #[derive(Debug, Clone)]
-enum Step {
-    Write(Range, u8),
-    Read(Range),
+enum FileStep {
+    Write(TransferRange, u8),
+    Read(TransferRange),
     Sync,
     /// Closes and reopens the file, with or without direct I/O.
     Reopen(bool),
@@ -28,13 +28,13 @@ enum Step {
 
 /// A range of the file, and the offset of its bytes in an aligned buffer.
 #[derive(Debug, Clone)]
-struct Range {
+struct TransferRange {
     offset: usize,
     len: usize,
     address: usize,
 }
 
-impl Range {
+impl TransferRange {
     /// Clamped to a file of `size` bytes.
     fn within(&self, size: usize) -> (usize, usize) {
         let offset = self.offset.min(size);
@@ -42,7 +42,7 @@ impl Range {
     }
 }
 
-fn ranges() -> impl Strategy<Value = Range> {
+fn ranges() -> impl Strategy<Value = TransferRange> {
     // Near multiples of common alignments, and anywhere.
     let position = || {
         prop_oneof![
@@ -54,25 +54,27 @@ fn ranges() -> impl Strategy<Value = Range> {
         ]
     };
     let address = prop_oneof![3 => Just(0_usize), 1 => Just(512), 1 => 0..4096_usize];
-    (position(), position(), address, any::<bool>()).prop_map(|(offset, len, address, fit)| Range {
-        offset,
-        len,
-        // If address and offset are congruent modulo the alignment, the middle is direct.
-        address: if fit { offset % 4096 } else { address },
+    (position(), position(), address, any::<bool>()).prop_map(|(offset, len, address, fit)| {
+        TransferRange {
+            offset,
+            len,
+            // If address and offset are congruent modulo the alignment, the middle is direct.
+            address: if fit { offset % 4096 } else { address },
+        }
     })
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<FileStep>> {
     let step = prop_oneof![
-        5 => (ranges(), any::<u8>()).prop_map(|(range, seed)| Step::Write(range, seed)),
-        5 => ranges().prop_map(Step::Read),
-        1 => Just(Step::Sync),
-        1 => any::<bool>().prop_map(Step::Reopen),
+        5 => (ranges(), any::<u8>()).prop_map(|(range, seed)| FileStep::Write(range, seed)),
+        5 => ranges().prop_map(FileStep::Read),
+        1 => Just(FileStep::Sync),
+        1 => any::<bool>().prop_map(FileStep::Reopen),
     ];
     proptest::collection::vec(step, 1..40)
 }
 
-fn run(size: usize, steps: &[Step]) {
+fn run(size: usize, steps: &[FileStep]) {
     let folder = folder();
     let path = folder.path().join("file");
     let options = |direct| FileMemory::options().direct_io(direct);
@@ -81,7 +83,7 @@ fn run(size: usize, steps: &[Step]) {
     let mut buffer = AlignedBuffer::new(FILE_BYTES_MAX + 2 * 4096, 4096).unwrap();
     for step in steps {
         match step {
-            Step::Write(range, seed) => {
+            FileStep::Write(range, seed) => {
                 let (offset, len) = range.within(size);
                 let bytes = &mut buffer[range.address..range.address + len];
                 for (index, byte) in bytes.iter_mut().enumerate() {
@@ -90,7 +92,7 @@ fn run(size: usize, steps: &[Step]) {
                 file.write_all_at(offset as u64, bytes).unwrap();
                 model[offset..offset + len].copy_from_slice(bytes);
             }
-            Step::Read(range) => {
+            FileStep::Read(range) => {
                 let (offset, len) = range.within(size);
                 buffer.fill(0xA5);
                 let bytes = &mut buffer[range.address..range.address + len];
@@ -101,8 +103,8 @@ fn run(size: usize, steps: &[Step]) {
                     .chain(&buffer[range.address + len..]);
                 assert!(around.clone().all(|byte| *byte == 0xA5), "{range:?}");
             }
-            Step::Sync => file.sync_data().unwrap(),
-            Step::Reopen(direct) => file = options(*direct).open(&path, size).unwrap(),
+            FileStep::Sync => file.sync_data().unwrap(),
+            FileStep::Reopen(direct) => file = options(*direct).open(&path, size).unwrap(),
         }
     }
     assert!(

@@ -2,7 +2,8 @@
 #![expect(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use kvtile_memory::{
-    HugePages, MemoryRegion, Prefault, Progress, SharedMemory, SystemMemory, machine::Machine,
+    HugePages, MemoryRegion, Prefault, PrefaultProgress, SharedMemory, SystemMemory,
+    machine::Machine,
 };
 use parking_lot::Mutex;
 use std::fs;
@@ -59,7 +60,7 @@ fn lazy_memory_has_no_pages() {
 }
 
 /// Demands that `reports` rise to the total.
-fn complete(reports: &[Progress], size: usize) {
+fn complete(reports: &[PrefaultProgress], size: usize) {
     assert!(reports.is_sorted_by_key(|progress| progress.done_bytes));
     let last = reports.last().unwrap();
     assert_eq!(last.done_bytes, last.total_bytes);

@@ -26,15 +26,15 @@ Start here:
 #[derive(Parser, Debug)]
 #[command(name = "kvtile", version, about = ABOUT, long_about = LONG_ABOUT)]
 #[command(after_help = format!("{EXAMPLES}\n\n{HELP_RULES}"), arg_required_else_help = true, max_term_width = 100)]
-pub(crate) struct CommandLine {
+pub(crate) struct ProgramArgs {
     #[command(subcommand)]
-    command: Command,
+    command: ProgramCommand,
     #[command(flatten)]
     output: OutputArgs,
 }
 
 #[derive(Subcommand, Debug)]
-enum Command {
+enum ProgramCommand {
     /// Watch a real model reuse the KV of a prefix from memory and, after a restart, from disk
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::DemoArgs),
@@ -45,10 +45,10 @@ enum Command {
     #[command(after_help = bench::EXAMPLES)]
     Bench(Box<bench::BenchArgs>),
     #[command(flatten)]
-    Library(kvtile_cli::Command),
+    Library(kvtile_cli::CliCommand),
 }
 
-impl kvtile_cli::CommandLine for CommandLine {
+impl kvtile_cli::CommandLine for ProgramArgs {
     type Failed = ProgramError;
 
     fn output(&self) -> &OutputArgs {
@@ -57,10 +57,10 @@ impl kvtile_cli::CommandLine for CommandLine {
 
     fn run(self) -> Result<(), ProgramError> {
         match self.command {
-            Command::Demo(args) => demo::run(&args),
-            Command::DemoResume => demo::resume(),
-            Command::Bench(args) => bench::run(&args),
-            Command::Library(command) => Ok(command.run(CommandLine::command())?),
+            ProgramCommand::Demo(args) => demo::run(&args),
+            ProgramCommand::DemoResume => demo::resume(),
+            ProgramCommand::Bench(args) => bench::run(&args),
+            ProgramCommand::Library(command) => Ok(command.run(ProgramArgs::command())?),
         }
     }
 }

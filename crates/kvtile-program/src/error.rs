@@ -2,7 +2,7 @@
 
 use kvtile::layout::LayoutError;
 use kvtile_bench::BenchError;
-use kvtile_cli::error::{CliError, FAILURE, Failure, USAGE, with_causes};
+use kvtile_cli::error::{CliError, FAILURE, ProgramFailure, USAGE, with_causes};
 use kvtile_demo::DemoError;
 use thiserror::Error;
 
@@ -26,7 +26,7 @@ impl From<LayoutError> for ProgramError {
     }
 }
 
-impl Failure for ProgramError {
+impl ProgramFailure for ProgramError {
     fn exit_code(&self) -> u8 {
         match self {
             ProgramError::Cli(error) => error.exit_code(),

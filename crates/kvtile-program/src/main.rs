@@ -15,7 +15,7 @@ mod error;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    ExitCode::from(kvtile_cli::run_program::<command_line::CommandLine>(
+    ExitCode::from(kvtile_cli::run_program::<command_line::ProgramArgs>(
         &arguments,
     ))
 }

@@ -18,68 +18,68 @@ use pyo3::prelude::*;
 use crate::{
     arguments::{number, object, time},
     ending,
-    error::{Failure, python},
-    guard::{self, Ended},
-    layout::LayoutInner,
+    error::{CallFailure, python},
+    guard::{self, CallbackKind},
+    layout::PyLayoutShared,
     pickle,
     report::{PyLoadReport, PyStoreReport, PyTransferReport},
 };
 
 /// The library's completion of an operation.
 #[derive(Clone, Debug)]
-pub(crate) enum Ending {
+pub(crate) enum PendingOperation {
     Copy(TransferCompletion),
     Load(Completion<LoadReport>),
     Store(Completion<StoreReport>),
 }
 
 /// The report of a completed operation.
-enum Outcome {
+enum CompletedReport {
     Copy(PyTransferReport),
     Load(PyLoadReport),
     Store(PyStoreReport),
 }
 
-impl Outcome {
+impl CompletedReport {
     fn into_object(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         Ok(match self {
-            Outcome::Copy(report) => Py::new(py, report)?.into_any(),
-            Outcome::Load(report) => Py::new(py, report)?.into_any(),
-            Outcome::Store(report) => Py::new(py, report)?.into_any(),
+            CompletedReport::Copy(report) => Py::new(py, report)?.into_any(),
+            CompletedReport::Load(report) => Py::new(py, report)?.into_any(),
+            CompletedReport::Store(report) => Py::new(py, report)?.into_any(),
         })
     }
 }
 
-impl Ending {
-    fn wait(&self, timeout: Duration) -> Option<Result<Outcome, Failure>> {
+impl PendingOperation {
+    fn wait(&self, timeout: Duration) -> Option<Result<CompletedReport, CallFailure>> {
         match self {
-            Ending::Copy(copy) => copy.wait_timeout(timeout).map(|result| {
-                let report = result.map_err(Failure::from)?;
-                Ok(Outcome::Copy(PyTransferReport::from(report)))
+            PendingOperation::Copy(copy) => copy.wait_timeout(timeout).map(|result| {
+                let report = result.map_err(CallFailure::from)?;
+                Ok(CompletedReport::Copy(PyTransferReport::from(report)))
             }),
-            Ending::Load(load) => {
+            PendingOperation::Load(load) => {
                 let report = load.wait_timeout(timeout)?;
-                Some(Ok(Outcome::Load(PyLoadReport::from(report))))
+                Some(Ok(CompletedReport::Load(PyLoadReport::from(report))))
             }
-            Ending::Store(store) => {
+            PendingOperation::Store(store) => {
                 let report = store.wait_timeout(timeout)?;
-                Some(Ok(Outcome::Store(PyStoreReport::from(report))))
+                Some(Ok(CompletedReport::Store(PyStoreReport::from(report))))
             }
         }
     }
 
-    fn wait_layer(&self, layer: usize, timeout: Duration) -> Option<Result<bool, Failure>> {
+    fn wait_layer(&self, layer: usize, timeout: Duration) -> Option<Result<bool, CallFailure>> {
         match self {
-            Ending::Copy(copy) => match copy.wait_layer_timeout(layer, timeout) {
+            PendingOperation::Copy(copy) => match copy.wait_layer_timeout(layer, timeout) {
                 Ok(None) => None,
                 Ok(Some(())) => Some(Ok(true)),
                 Err(error) => Some(Err(error.into())),
             },
-            Ending::Load(load) => {
+            PendingOperation::Load(load) => {
                 let end = load.wait_layer_timeout(layer, timeout)?;
                 Some(Ok(end.is_ok()))
             }
-            Ending::Store(store) => {
+            PendingOperation::Store(store) => {
                 let end = store.wait_layer_timeout(layer, timeout)?;
                 Some(Ok(end.is_ok()))
             }
@@ -88,9 +88,9 @@ impl Ending {
 
     fn is_complete(&self) -> bool {
         match self {
-            Ending::Copy(copy) => copy.is_complete(),
-            Ending::Load(load) => load.is_complete(),
-            Ending::Store(store) => store.is_complete(),
+            PendingOperation::Copy(copy) => copy.is_complete(),
+            PendingOperation::Load(load) => load.is_complete(),
+            PendingOperation::Store(store) => store.is_complete(),
         }
     }
 
@@ -98,9 +98,11 @@ impl Ending {
     fn poll(&mut self, waker: &Waker) -> bool {
         let context = &mut Context::from_waker(waker);
         match self {
-            Ending::Copy(copy) => matches!(Pin::new(copy).poll(context), Poll::Ready(_)),
-            Ending::Load(load) => matches!(Pin::new(load).poll(context), Poll::Ready(_)),
-            Ending::Store(store) => matches!(Pin::new(store).poll(context), Poll::Ready(_)),
+            PendingOperation::Copy(copy) => matches!(Pin::new(copy).poll(context), Poll::Ready(_)),
+            PendingOperation::Load(load) => matches!(Pin::new(load).poll(context), Poll::Ready(_)),
+            PendingOperation::Store(store) => {
+                matches!(Pin::new(store).poll(context), Poll::Ready(_))
+            }
         }
     }
 }
@@ -111,17 +113,17 @@ impl Ending {
 /// Awaiting returns what ``wait`` returns. Dropping a completion does not cancel the operation.
 #[pyclass(name = "Completion", module = "kvtile", frozen, generic)]
 pub(crate) struct PyCompletion {
-    ending: Option<Ending>,
+    ending: Option<PendingOperation>,
     /// Clones of `ending` whose wakers call the callbacks. Dropping one would remove its waker.
-    polled: Mutex<Vec<Ending>>,
+    polled: Mutex<Vec<PendingOperation>>,
     /// The number of layers; `usize::MAX` if no layout is known.
     layers: usize,
     /// The layouts that the operation reads and writes.
-    layouts: Option<Vec<Arc<LayoutInner>>>,
+    layouts: Option<Vec<Arc<PyLayoutShared>>>,
 }
 
 impl PyCompletion {
-    pub(crate) fn new(ending: Ending, layouts: Vec<Arc<LayoutInner>>) -> PyCompletion {
+    pub(crate) fn new(ending: PendingOperation, layouts: Vec<Arc<PyLayoutShared>>) -> PyCompletion {
         let held = layouts
             .iter()
             .map(|layout| layout.strided().shape().num_layers());
@@ -135,7 +137,7 @@ impl PyCompletion {
         }
     }
 
-    fn ending(&self) -> PyResult<&Ending> {
+    fn ending(&self) -> PyResult<&PendingOperation> {
         let ending = self.ending.as_ref();
         ending.ok_or_else(|| python::ClosedError::new_err("the completion is being dropped"))
     }
@@ -242,12 +244,12 @@ impl PyCompletion {
     fn cancel(&self, py: Python<'_>) -> PyResult<bool> {
         let ending = self.ending()?;
         guard::call(py, || match ending {
-            Ending::Copy(_) => false,
-            Ending::Load(load) => {
+            PendingOperation::Copy(_) => false,
+            PendingOperation::Load(load) => {
                 load.cancel();
                 true
             }
-            Ending::Store(store) => {
+            PendingOperation::Store(store) => {
                 store.cancel();
                 true
             }
@@ -267,11 +269,11 @@ impl PyCompletion {
     ) -> PyResult<()> {
         let py = slf.py();
         let callback = callback.unbind();
-        let bell = Arc::new(Bell {
+        let bell = Arc::new(CallbackWaker {
             callback: Mutex::new(Some((callback, slf.clone().unbind()))),
             ended: match slf.get().ending()? {
-                Ending::Copy(_) => Ended::Copy,
-                Ending::Load(_) | Ending::Store(_) => Ended::Job,
+                PendingOperation::Copy(_) => CallbackKind::Copy,
+                PendingOperation::Load(_) | PendingOperation::Store(_) => CallbackKind::Job,
             },
         });
         let this = slf.get();
@@ -306,9 +308,9 @@ impl PyCompletion {
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let what = match self.ending()? {
-            Ending::Copy(_) => "copy",
-            Ending::Load(_) => "load",
-            Ending::Store(_) => "store",
+            PendingOperation::Copy(_) => "copy",
+            PendingOperation::Load(_) => "load",
+            PendingOperation::Store(_) => "store",
         };
         let state = if self.done(py)? { "ended" } else { "under way" };
         Ok(format!("<kvtile.Completion of a {what}: {state}>"))
@@ -316,12 +318,12 @@ impl PyCompletion {
 }
 
 /// A waker that calls a Python callback once.
-struct Bell {
+struct CallbackWaker {
     callback: Mutex<Option<(Py<PyAny>, Py<PyCompletion>)>>,
-    ended: Ended,
+    ended: CallbackKind,
 }
 
-impl Bell {
+impl CallbackWaker {
     fn ring(&self, py: Python<'_>) {
         let mut waiting = self.callback.lock();
         let callback = waiting.take();
@@ -334,7 +336,7 @@ impl Bell {
     }
 }
 
-impl Wake for Bell {
+impl Wake for CallbackWaker {
     fn wake(self: Arc<Self>) {
         // After interpreter shutdown the callback is skipped.
         guard::call_back(self.ended, || {

@@ -66,7 +66,7 @@ pub(crate) fn run_python<T>(py: Python<'_>, call: impl FnOnce() -> T) -> T {
         returned();
         py.detach(stay);
     }
-    let stopped = StayWhereUnwound;
+    let stopped = ParkOnUnwind;
     let value = call();
     std::mem::forget(stopped);
     returned();
@@ -74,9 +74,9 @@ pub(crate) fn run_python<T>(py: Python<'_>, call: impl FnOnce() -> T) -> T {
 }
 
 /// Parks a thread that Python unwinds because shutdown did not wait for it any longer.
-struct StayWhereUnwound;
+struct ParkOnUnwind;
 
-impl Drop for StayWhereUnwound {
+impl Drop for ParkOnUnwind {
     fn drop(&mut self) {
         // A Rust panic continues to unwind: `guard` catches it.
         if !thread::panicking() {

@@ -57,7 +57,7 @@ pub(crate) mod python {
 
 /// Why a call failed.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub(crate) enum CallFailure {
     /// An error of the library.
     Refused(Box<TierError>),
     /// A tensor that the binding refuses.
@@ -71,40 +71,40 @@ pub(crate) enum Failure {
     },
 }
 
-impl From<TierError> for Failure {
-    fn from(error: TierError) -> Failure {
-        Failure::Refused(Box::new(error))
+impl From<TierError> for CallFailure {
+    fn from(error: TierError) -> CallFailure {
+        CallFailure::Refused(Box::new(error))
     }
 }
 
-impl From<TransferError> for Failure {
-    fn from(error: TransferError) -> Failure {
+impl From<TransferError> for CallFailure {
+    fn from(error: TransferError) -> CallFailure {
         TierError::from(error).into()
     }
 }
 
-impl From<LayoutError> for Failure {
-    fn from(error: LayoutError) -> Failure {
+impl From<LayoutError> for CallFailure {
+    fn from(error: LayoutError) -> CallFailure {
         TierError::from(error).into()
     }
 }
 
-impl From<BlocksError> for Failure {
-    fn from(error: BlocksError) -> Failure {
+impl From<BlocksError> for CallFailure {
+    fn from(error: BlocksError) -> CallFailure {
         TierError::from(error).into()
     }
 }
 
-impl Failure {
+impl CallFailure {
     /// The exception that Python sees.
     pub(crate) fn into_exception(self, py: Python<'_>) -> PyErr {
         match self {
-            Failure::Refused(error) => exception(py, &error),
-            Failure::Tensor(text) => python::TensorError::new_err(text),
-            Failure::Panic(text) => python::InternalError::new_err(format!(
+            CallFailure::Refused(error) => exception(py, &error),
+            CallFailure::Tensor(text) => python::TensorError::new_err(text),
+            CallFailure::Panic(text) => python::InternalError::new_err(format!(
                 "this is a defect of kvtile, please report it: {text}"
             )),
-            Failure::Forked { home } => python::ForkError::new_err(format!(
+            CallFailure::Forked { home } => python::ForkError::new_err(format!(
                 "kvtile was used by process {home} and this is a fork of it, without its threads; \
                  start children with the method \"spawn\", or use kvtile in the children only"
             )),
@@ -113,7 +113,7 @@ impl Failure {
 }
 
 /// Converts an error of the library to an exception.
-pub(crate) fn raise(py: Python<'_>, error: impl Into<Failure>) -> PyErr {
+pub(crate) fn raise(py: Python<'_>, error: impl Into<CallFailure>) -> PyErr {
     error.into().into_exception(py)
 }
 

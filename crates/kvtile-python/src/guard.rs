@@ -15,7 +15,7 @@ use std::{
 
 use pyo3::prelude::*;
 
-use crate::{ending, error::Failure};
+use crate::{ending, error::CallFailure};
 
 /// How often a wait checks for Ctrl-C.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
@@ -33,7 +33,7 @@ fn is_fork() -> bool {
 pub(crate) fn run<T, E>(py: Python<'_>, work: impl FnOnce() -> Result<T, E> + Send) -> PyResult<T>
 where
     T: Send,
-    E: Into<Failure> + Send,
+    E: Into<CallFailure> + Send,
 {
     check_fork()?;
     let outcome = py.detach(|| {
@@ -45,20 +45,20 @@ where
     match outcome {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(error.into().into_exception(py)),
-        Err(panic) => Err(Failure::Panic(text_of(&*panic)).into_exception(py)),
+        Err(panic) => Err(CallFailure::Panic(text_of(&*panic)).into_exception(py)),
     }
 }
 
 /// Calls library code that does not return an error.
 pub(crate) fn call<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> PyResult<T> {
-    run(py, || Ok::<T, Failure>(work()))
+    run(py, || Ok::<T, CallFailure>(work()))
 }
 
 /// Refuses calls in a forked child, which does not have the threads of the library.
 pub(crate) fn check_fork() -> PyResult<()> {
     if is_fork() {
         let home = HOME.get().copied().unwrap_or_default();
-        return Python::attach(|py| Err(Failure::Forked { home }.into_exception(py)));
+        return Python::attach(|py| Err(CallFailure::Forked { home }.into_exception(py)));
     }
     Ok(())
 }
@@ -88,7 +88,7 @@ pub(crate) fn discard<T: Send>(value: T) {
 
 /// The kind of operation whose completion calls Python back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum CallbackKind {
     /// A copy.
     Copy,
     /// A load or a store of a cache.
@@ -97,11 +97,11 @@ pub(crate) enum Ended {
 
 thread_local! {
     /// Set while this thread calls Python back.
-    static CALLED_BACK: Cell<Option<Ended>> = const { Cell::new(None) };
+    static CALLED_BACK: Cell<Option<CallbackKind>> = const { Cell::new(None) };
 }
 
 /// Calls Python back on the thread that completes an operation.
-pub(crate) fn call_back(ended: Ended, call: impl FnOnce()) {
+pub(crate) fn call_back(ended: CallbackKind, call: impl FnOnce()) {
     let before = CALLED_BACK.replace(Some(ended));
     call();
     CALLED_BACK.set(before);
@@ -109,7 +109,7 @@ pub(crate) fn call_back(ended: Ended, call: impl FnOnce()) {
 
 /// The kind of operation whose callback runs on this thread now. Such a thread must not wait for
 /// work that it may have to do itself.
-pub(crate) fn called_back() -> Option<Ended> {
+pub(crate) fn called_back() -> Option<CallbackKind> {
     CALLED_BACK.get()
 }
 

@@ -5,7 +5,7 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use kvtile::identity::{LogicalIdentity, Real, Rope, RopeParam};
+use kvtile::identity::{Identity, Real, Rope, RopeParam};
 use kvtile::layout::LayoutError;
 use pyo3::{
     prelude::*,
@@ -15,12 +15,12 @@ use pyo3::{
 use crate::{
     arguments::{
         number, object,
-        text::{self, Text},
+        text::{self, TextArgument},
         time::real,
     },
     ending,
     error::{python::IdentityError, raise},
-    pickle::{self, Reduced},
+    pickle::{self, ReducedObject},
     shape::PyShape,
 };
 
@@ -42,7 +42,7 @@ use crate::{
 ///     LayoutError: names that are empty or longer than 4096 bytes, numbers that are not finite.
 #[pyclass(name = "Identity", module = "kvtile", frozen, eq)]
 #[derive(Clone, PartialEq)]
-pub(crate) struct PyIdentity(pub(crate) LogicalIdentity);
+pub(crate) struct PyIdentity(pub(crate) Identity);
 
 #[pymethods]
 impl PyIdentity {
@@ -50,14 +50,14 @@ impl PyIdentity {
     #[pyo3(signature = (model, revision, shape, *, rope=None, extra=None))]
     fn new(
         py: Python<'_>,
-        #[pyo3(from_py_with = text::model)] model: Text,
-        #[pyo3(from_py_with = text::revision)] revision: Text,
+        #[pyo3(from_py_with = text::model)] model: TextArgument,
+        #[pyo3(from_py_with = text::revision)] revision: TextArgument,
         #[pyo3(from_py_with = object::shape)] shape: Bound<'_, PyShape>,
         #[pyo3(from_py_with = object::rope)] rope: Option<Bound<'_, PyDict>>,
         #[pyo3(from_py_with = object::extra)] extra: Option<Bound<'_, PyDict>>,
     ) -> PyResult<PyIdentity> {
         let rope = rope.as_ref().map(rope_of).transpose()?;
-        let identity = LogicalIdentity::new(&model, &revision, &shape.get().0)
+        let identity = Identity::new(&model, &revision, &shape.get().0)
             .map(|identity| identity.with_rope(rope));
         let extra = texts_of(extra)?;
         let identity = identity.and_then(|identity| {
@@ -114,7 +114,7 @@ impl PyIdentity {
     /// Raises:
     ///     IdentityError: text that is not an identity.
     #[staticmethod]
-    fn from_json(#[pyo3(from_py_with = text::text)] text: Text) -> PyResult<PyIdentity> {
+    fn from_json(#[pyo3(from_py_with = text::text)] text: TextArgument) -> PyResult<PyIdentity> {
         let identity = serde_json::from_str(&text);
         identity
             .map(PyIdentity)
@@ -167,7 +167,7 @@ impl PyIdentity {
         difference.map(|difference| difference.to_string())
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<ReducedObject<'py>> {
         pickle::reduce(&slf.get_type(), &slf.get().0)
     }
 

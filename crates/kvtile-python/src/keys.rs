@@ -2,8 +2,8 @@
 
 use kvtile::{
     BlockKey, HasherOptions, TokenHasher, TokenSequence,
-    blocks::key::{ExtraKeys, Profile},
-    identity::LogicalIdentity,
+    blocks::key::{ExtraKeys, KeyProfile},
+    identity::Identity,
 };
 use parking_lot::{Mutex, MutexGuard};
 use pyo3::{
@@ -16,12 +16,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     arguments::{
         list, number, object, optional,
-        text::{self, Text},
+        text::{self, TextArgument},
     },
-    error::{Failure, python::RequestError},
+    error::{CallFailure, python::RequestError},
     guard,
     identity::PyIdentity,
-    pickle::{self, Reduced},
+    pickle::{self, ReducedObject},
 };
 
 /// Makes the keys of full blocks: chained hashes of their tokens, keyed by the identity and the salt.
@@ -52,7 +52,7 @@ pub(crate) struct PyTokenHasher {
 /// The arguments of a hasher, for pickling.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct HasherSettings {
-    identity: LogicalIdentity,
+    identity: Identity,
     salt: String,
     profile: String,
     seed: Option<u64>,
@@ -62,9 +62,9 @@ struct HasherSettings {
 impl HasherSettings {
     fn hasher(self) -> PyResult<PyTokenHasher> {
         let profile = match (self.profile.as_str(), self.seed) {
-            ("blake3", None) => Profile::Blake3,
-            ("xxh3", None) => Profile::Xxh3,
-            ("router", Some(seed)) => Profile::Router { seed },
+            ("blake3", None) => KeyProfile::Blake3,
+            ("xxh3", None) => KeyProfile::Xxh3,
+            ("router", Some(seed)) => KeyProfile::Router { seed },
             ("router", None) => {
                 let text = "the profile \"router\" needs the seed that the router uses; give seed=";
                 return Err(RequestError::new_err(text));
@@ -89,7 +89,9 @@ impl HasherSettings {
                 hasher,
                 made_of: self,
             }),
-            Err(error) => Err(Python::attach(|py| Failure::from(error).into_exception(py))),
+            Err(error) => Err(Python::attach(|py| {
+                CallFailure::from(error).into_exception(py)
+            })),
         }
     }
 }
@@ -99,15 +101,15 @@ impl PyTokenHasher {
     #[new]
     #[pyo3(
         signature = (
-            identity, *, salt=Text::Borrowed(""), profile=Text::Borrowed("blake3"), seed=None,
+            identity, *, salt=TextArgument::Borrowed(""), profile=TextArgument::Borrowed("blake3"), seed=None,
             page_size=None
         ),
         text_signature = "(identity, *, salt='', profile='blake3', seed=None, page_size=None)"
     )]
     fn new(
         #[pyo3(from_py_with = object::identity)] identity: Bound<'_, PyIdentity>,
-        #[pyo3(from_py_with = text::salt)] salt: Text,
-        #[pyo3(from_py_with = text::profile)] profile: Text,
+        #[pyo3(from_py_with = text::salt)] salt: TextArgument,
+        #[pyo3(from_py_with = text::profile)] profile: TextArgument,
         #[pyo3(from_py_with = optional::seed)] seed: Option<u64>,
         #[pyo3(from_py_with = optional::page_size)] page_size: Option<usize>,
     ) -> PyResult<PyTokenHasher> {
@@ -121,7 +123,7 @@ impl PyTokenHasher {
         made_of.hasher()
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<ReducedObject<'py>> {
         pickle::reduce(&slf.get_type(), &slf.get().made_of)
     }
 
@@ -197,7 +199,7 @@ impl PyTokenSequence {
     ) -> PyResult<PyTokenSequence> {
         let extra: Vec<&[u8]> = extra.iter().map(|bytes| &**bytes).collect();
         let sequence = hasher.get().hasher.sequence(ExtraKeys::new(&extra));
-        let mut sequence = sequence.map_err(|error| Failure::from(error).into_exception(py))?;
+        let mut sequence = sequence.map_err(|error| CallFailure::from(error).into_exception(py))?;
         if let Some(tokens) = tokens {
             sequence.extend(&tokens);
         }

@@ -19,12 +19,12 @@ use pyo3::{
 use crate::{
     arguments::{
         keywords, object,
-        text::{self, Text},
+        text::{self, TextArgument},
     },
-    error::{Failure, python, raise},
+    error::{CallFailure, python, raise},
     guard, pickle,
     shape::PyShape,
-    tensor::{self, Backing, Tensor},
+    tensor::{self, ForeignTensor, TensorBacking},
     transfer::{manager, retire},
 };
 
@@ -59,12 +59,12 @@ use crate::{
 #[pyclass(name = "Layout", module = "kvtile", frozen)]
 #[derive(Debug)]
 pub(crate) struct PyLayout {
-    shared: Option<Arc<LayoutInner>>,
+    shared: Option<Arc<PyLayoutShared>>,
 }
 
 /// The part of a layout that copies and caches share with it.
 #[derive(Debug)]
-pub(crate) struct LayoutInner {
+pub(crate) struct PyLayoutShared {
     word: Word,
     preset: Option<String>,
     strided: StridedLayout,
@@ -72,7 +72,7 @@ pub(crate) struct LayoutInner {
     handle: Mutex<Option<LayoutHandle>>,
 }
 
-impl LayoutInner {
+impl PyLayoutShared {
     /// The word as text.
     pub(crate) fn word_text(&self) -> String {
         self.word.to_string()
@@ -84,7 +84,7 @@ impl LayoutInner {
     }
 
     /// The handle in the process's transfer manager; the first use registers the layout.
-    pub(crate) fn handle(&self) -> Result<LayoutHandle, Failure> {
+    pub(crate) fn handle(&self) -> Result<LayoutHandle, CallFailure> {
         let mut handle = self.lock();
         if let Some(handle) = *handle {
             return Ok(handle);
@@ -94,7 +94,7 @@ impl LayoutInner {
                 "the layout {} has no tensors: it supports plans, not copies",
                 self.word
             );
-            return Err(Failure::Tensor(text));
+            return Err(CallFailure::Tensor(text));
         };
         let registered = manager().register(memory.clone())?;
         *handle = Some(registered);
@@ -106,7 +106,7 @@ impl LayoutInner {
     }
 }
 
-impl Drop for LayoutInner {
+impl Drop for PyLayoutShared {
     fn drop(&mut self) {
         if let Some(handle) = self.lock().take() {
             retire(handle);
@@ -122,7 +122,7 @@ impl Drop for PyLayout {
 
 impl PyLayout {
     /// The part that copies and caches share.
-    pub(crate) fn shared(&self) -> PyResult<Arc<LayoutInner>> {
+    pub(crate) fn shared(&self) -> PyResult<Arc<PyLayoutShared>> {
         let shared = self.shared.as_ref().map(Arc::clone);
         shared.ok_or_else(|| python::ClosedError::new_err("the layout is being dropped"))
     }
@@ -137,7 +137,7 @@ impl PyLayout {
     )]
     fn new(
         py: Python<'_>,
-        #[pyo3(from_py_with = text::word)] word: Text,
+        #[pyo3(from_py_with = text::word)] word: TextArgument,
         #[pyo3(from_py_with = object::shape)] shape: Bound<'_, PyShape>,
         tensors: Option<&Bound<'_, PyAny>>,
         others: Option<&Bound<'_, PyDict>>,
@@ -177,7 +177,7 @@ impl PyLayout {
     #[pyo3(signature = (name, *, shape, tensors=None))]
     fn preset(
         py: Python<'_>,
-        #[pyo3(from_py_with = text::name)] name: Text,
+        #[pyo3(from_py_with = text::name)] name: TextArgument,
         #[pyo3(from_py_with = object::shape)] shape: Bound<'_, PyShape>,
         tensors: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyLayout> {
@@ -302,9 +302,9 @@ fn build(
         ),
         Some(tensors) => {
             let tensors = described(shape, tensors)?;
-            let Backing { regions, views } = tensor::back(py, tensors)?;
+            let TensorBacking { regions, views } = tensor::back(py, tensors)?;
             let bytes: Vec<u64> = regions.iter().map(|region| region.size() as u64).collect();
-            let memory = guard::run(py, || -> Result<_, Failure> {
+            let memory = guard::run(py, || -> Result<_, CallFailure> {
                 let strided = word_over_tensors(&word, shape, &views, &bytes, 1)?;
                 let builder = PhysicalLayout::builder().with_shape(shape.clone());
                 let layout = builder
@@ -317,7 +317,7 @@ fn build(
         }
     };
     Ok(PyLayout {
-        shared: Some(Arc::new(LayoutInner {
+        shared: Some(Arc::new(PyLayoutShared {
             word,
             preset,
             strided,
@@ -328,7 +328,7 @@ fn build(
 }
 
 /// Describes the tensors and checks their dtypes against the planes.
-fn described(shape: &Shape, tensors: &Bound<'_, PyAny>) -> PyResult<Vec<Tensor>> {
+fn described(shape: &Shape, tensors: &Bound<'_, PyAny>) -> PyResult<Vec<ForeignTensor>> {
     // Only lists and tuples hold several tensors: iterating over another object would split it.
     let list: Vec<Bound<'_, PyAny>> = match tensors.cast::<PyList>() {
         Ok(list) => list.iter().collect(),

@@ -10,13 +10,13 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::error::python::ArgumentError;
 
 /// The function and arguments that `pickle` and `copy` use to restore an object.
-pub(crate) type Reduced<'py> = (Bound<'py, PyAny>, (Bound<'py, PyString>,));
+pub(crate) type ReducedObject<'py> = (Bound<'py, PyAny>, (Bound<'py, PyString>,));
 
 /// Reduces an object of `class` to a call of its class method `_from_pickle`.
 pub(crate) fn reduce<'py>(
     class: &Bound<'py, PyType>,
     value: &impl Serialize,
-) -> PyResult<Reduced<'py>> {
+) -> PyResult<ReducedObject<'py>> {
     let text = serde_json::to_string(value);
     let text = text.map_err(|error| PyTypeError::new_err(error.to_string()))?;
     let text = PyString::new(class.py(), &text);

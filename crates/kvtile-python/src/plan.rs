@@ -5,9 +5,9 @@ use pyo3::prelude::*;
 
 use crate::{
     arguments::{list, object, range},
-    error::Failure,
+    error::CallFailure,
     guard,
-    layout::{LayoutInner, PyLayout},
+    layout::{PyLayout, PyLayoutShared},
     pickle,
     selection::{self, ids},
 };
@@ -20,20 +20,20 @@ use crate::{
 pub(crate) struct PyPlan {
     plan: CopyPlan,
     blocks: usize,
-    source: Side,
-    destination: Side,
+    source: PlanSide,
+    destination: PlanSide,
 }
 
 /// One layout of the plan, without its tensors.
 #[derive(Debug)]
-struct Side {
+struct PlanSide {
     word: String,
     strided: StridedLayout,
 }
 
-impl Side {
-    fn of(layout: &LayoutInner) -> Side {
-        Side {
+impl PlanSide {
+    fn of(layout: &PyLayoutShared) -> PlanSide {
+        PlanSide {
             word: layout.word_text(),
             strided: layout.strided().clone(),
         }
@@ -74,7 +74,7 @@ pub(crate) fn plan(
     #[pyo3(from_py_with = range::heads)] heads: Option<RangePair>,
 ) -> PyResult<PyPlan> {
     let (src, dst) = (src.get().shared()?, dst.get().shared()?);
-    guard::run(py, || -> Result<PyPlan, Failure> {
+    guard::run(py, || -> Result<PyPlan, CallFailure> {
         let (from, to) = (src.strided(), dst.strided());
         let common = from.shape().num_blocks().min(to.shape().num_blocks());
         let (page, other) = (from.shape().page_size(), to.shape().page_size());
@@ -96,8 +96,8 @@ pub(crate) fn plan(
         Ok(PyPlan {
             plan: CopyPlan::new(from, to, &selection)?,
             blocks: selection.pairs.len(),
-            source: Side::of(&src),
-            destination: Side::of(&dst),
+            source: PlanSide::of(&src),
+            destination: PlanSide::of(&dst),
         })
     })
 }

@@ -10,7 +10,7 @@ use kvtile::{
 use pyo3::{prelude::*, types::PyType};
 use serde::{Deserialize, Serialize};
 
-use crate::pickle::{self, Reduced};
+use crate::pickle::{self, ReducedObject};
 
 /// The report of a completed copy.
 #[pyclass(name = "TransferReport", module = "kvtile", frozen)]
@@ -62,7 +62,7 @@ impl PyTransferReport {
         self.0.verified
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<ReducedObject<'py>> {
         pickle::reduce(&slf.get_type(), &slf.get().0)
     }
 
@@ -185,7 +185,7 @@ impl PyLoadReport {
         self.0.detail.clone()
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<ReducedObject<'py>> {
         pickle::reduce(&slf.get_type(), &slf.get().0)
     }
 
@@ -308,7 +308,7 @@ impl PyStoreReport {
         self.0.detail.clone()
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<ReducedObject<'py>> {
         pickle::reduce(&slf.get_type(), &slf.get().0)
     }
 
@@ -439,7 +439,7 @@ impl PyFlushReport {
         self.0.tiers.clone()
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<ReducedObject<'py>> {
         pickle::reduce(&slf.get_type(), &slf.get().0)
     }
 

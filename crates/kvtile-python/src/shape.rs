@@ -10,15 +10,15 @@ use pyo3::{
 
 use crate::{
     arguments::{
-        Refusal, flag, keywords, number,
+        ArgumentRefusal, flag, keywords, number,
         number::whole,
         object, optional,
-        text::{self, Text},
+        text::{self, TextArgument},
     },
     dtype::unit_of,
     ending,
     error::{python::LayoutError, raise},
-    pickle::{self, Reduced},
+    pickle::{self, ReducedObject},
 };
 
 /// One component of a block with its own dtype and axes: ``k``, ``v``, a latent, scales.
@@ -45,7 +45,7 @@ impl PyPlane {
     #[new]
     #[pyo3(signature = (name, dtype, *, unit_bytes=None, opaque=false, per_page=false, **axes))]
     fn new(
-        #[pyo3(from_py_with = text::name)] name: Text,
+        #[pyo3(from_py_with = text::name)] name: TextArgument,
         dtype: &Bound<'_, PyAny>,
         #[pyo3(from_py_with = optional::unit_bytes)] unit_bytes: Option<u64>,
         #[pyo3(from_py_with = flag::opaque)] opaque: bool,
@@ -64,7 +64,10 @@ impl PyPlane {
                 )));
             };
             let limits = (0, i128::from(i64::MAX));
-            plane = plane.extent(axis, whole(&letter, &extent, limits, Refusal::Layout)?);
+            plane = plane.extent(
+                axis,
+                whole(&letter, &extent, limits, ArgumentRefusal::Layout)?,
+            );
         }
         if per_page {
             plane = plane.per_page();
@@ -99,7 +102,7 @@ impl PyPlane {
         self.0.unit().bytes()
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<ReducedObject<'py>> {
         pickle::reduce(&slf.get_type(), &slf.get().0)
     }
 
@@ -171,7 +174,7 @@ const KEYWORDS: [&str; 11] = [
 
 /// The shard, as keywords.
 #[derive(Default)]
-struct Part {
+struct ShardKeywords {
     first_layer: u64,
     total_layers: Option<u64>,
     first_head: u64,
@@ -236,7 +239,7 @@ impl PyShape {
                 )));
             }
         };
-        let part = Part {
+        let part = ShardKeywords {
             first_layer,
             total_layers,
             first_head,
@@ -323,7 +326,7 @@ impl PyShape {
         shape.map(PyShape).map_err(|error| raise(py, error))
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<ReducedObject<'py>> {
         pickle::reduce(&slf.get_type(), &slf.get().0)
     }
 
@@ -344,7 +347,7 @@ impl PyShape {
     }
 }
 
-impl Part {
+impl ShardKeywords {
     fn shard(&self, shape: &Shape) -> Shard {
         let (layers, heads) = (shape.num_layers(), shape.num_heads());
         Shard {

@@ -14,10 +14,10 @@ use pyo3::prelude::*;
 
 use crate::{
     arguments::{flag, list, object, range},
-    completion::{Ending, PyCompletion},
-    error::{Failure, python},
-    guard::{self, Ended},
-    layout::{LayoutInner, PyLayout},
+    completion::{PendingOperation, PyCompletion},
+    error::{CallFailure, python},
+    guard::{self, CallbackKind},
+    layout::{PyLayout, PyLayoutShared},
     report::PyTransferReport,
     selection::{self, ids},
 };
@@ -95,13 +95,13 @@ pub(crate) fn copy_blocks(
     #[pyo3(from_py_with = range::heads)] heads: Option<RangePair>,
     #[pyo3(from_py_with = flag::verify)] verify: bool,
 ) -> PyResult<PyTransferReport> {
-    let asked = Asked {
+    let asked = CopyKeywords {
         layers,
         tokens,
         heads,
         verify,
     };
-    if guard::called_back() == Some(Ended::Copy) {
+    if guard::called_back() == Some(CallbackKind::Copy) {
         let text = "the callback of a copy runs on the copying thread, and copy_blocks would wait for it; use \
                     copy_blocks_async there";
         return Err(python::RequestError::new_err(text));
@@ -143,25 +143,28 @@ pub(crate) fn copy_blocks_async(
     #[pyo3(from_py_with = range::heads)] heads: Option<RangePair>,
     #[pyo3(from_py_with = flag::verify)] verify: bool,
 ) -> PyResult<PyCompletion> {
-    let asked = Asked {
+    let asked = CopyKeywords {
         layers,
         tokens,
         heads,
         verify,
     };
     let (completion, layouts) = begin(&src, &dst, &src_blocks, dst_blocks.as_deref(), asked)?;
-    Ok(PyCompletion::new(Ending::Copy(completion), layouts))
+    Ok(PyCompletion::new(
+        PendingOperation::Copy(completion),
+        layouts,
+    ))
 }
 
 /// The options of a copy.
-struct Asked {
+struct CopyKeywords {
     layers: Option<RangePair>,
     tokens: Option<RangePair>,
     heads: Option<RangePair>,
     verify: bool,
 }
 
-impl Asked {
+impl CopyKeywords {
     fn options(self) -> TransferOptions {
         let mut options = TransferOptions::new().verify(self.verify);
         if let Some(layers) = self.layers {
@@ -178,20 +181,20 @@ impl Asked {
 }
 
 /// A copy in flight, and the layouts that it uses.
-type Begun = (TransferCompletion, Vec<Arc<LayoutInner>>);
+type CopyInFlight = (TransferCompletion, Vec<Arc<PyLayoutShared>>);
 
 fn begin(
     src: &Bound<'_, PyLayout>,
     dst: &Bound<'_, PyLayout>,
     src_blocks: &[usize],
     dst_blocks: Option<&[usize]>,
-    asked: Asked,
-) -> PyResult<Begun> {
+    asked: CopyKeywords,
+) -> PyResult<CopyInFlight> {
     let py = src.py();
     let (src, dst) = (src.get().shared()?, dst.get().shared()?);
     let in_pages = asked.tokens.is_some();
     let options = asked.options();
-    let completion = guard::run(py, || -> Result<_, Failure> {
+    let completion = guard::run(py, || -> Result<_, CallFailure> {
         let (from, to) = (src.handle()?, dst.handle()?);
         let destination = dst_blocks.unwrap_or(src_blocks);
         let (here, there) = (src.strided(), dst.strided());

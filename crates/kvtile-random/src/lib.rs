@@ -19,13 +19,13 @@ const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 /// assert_eq!(Numbers::new(7).order(5), order);
 /// ```
 #[derive(Clone, Copy, Debug)]
-pub struct Numbers(u64);
+pub struct SplitMix64(u64);
 
-impl Numbers {
+impl SplitMix64 {
     /// A generator that starts from `seed`.
     #[must_use]
-    pub const fn new(seed: u64) -> Numbers {
-        Numbers(seed)
+    pub const fn new(seed: u64) -> SplitMix64 {
+        SplitMix64(seed)
     }
 
     /// The next number.
@@ -88,7 +88,7 @@ mod tests {
     /// The values of the authors' reference program for the seed 1234567.
     #[test]
     fn the_numbers_are_those_of_splitmix64() {
-        let mut numbers = Numbers::new(1_234_567);
+        let mut numbers = SplitMix64::new(1_234_567);
         for expected in [
             6_457_827_717_110_365_317,
             3_203_168_211_198_807_973,
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn numbers_below_a_limit_are_all_reached_and_never_the_limit() {
-        let mut numbers = Numbers::new(3);
+        let mut numbers = SplitMix64::new(3);
         let mut counts = [0; 7];
         for _ in 0..7000 {
             counts[numbers.index(7)] += 1;
@@ -117,20 +117,20 @@ mod tests {
 
     #[test]
     fn orders_are_permutations_and_differ() {
-        let mut numbers = Numbers::new(7);
+        let mut numbers = SplitMix64::new(7);
         let (first, second) = (numbers.order(100), numbers.order(100));
         assert_ne!(first, second);
         let mut sorted = first.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, (0..100).collect::<Vec<_>>());
-        assert_eq!(Numbers::new(7).order(100), first);
+        assert_eq!(SplitMix64::new(7).order(100), first);
         assert!(numbers.order(0).is_empty());
     }
 
     #[test]
     fn fill_covers_a_last_partial_chunk() {
         let mut bytes = [0; 13];
-        Numbers::new(1).fill(&mut bytes);
+        SplitMix64::new(1).fill(&mut bytes);
         let [first, second] = [mix(1), mix(1u64.wrapping_add(GAMMA))].map(u64::to_le_bytes);
         assert_eq!(bytes[..8], first);
         assert_eq!(bytes[8..], second[..5]);

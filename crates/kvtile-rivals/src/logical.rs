@@ -20,15 +20,15 @@ const BLOCK_TOKENS: usize = 16;
 
 /// The metadata type that distinguishes its pools.
 #[derive(Clone, Debug)]
-struct Tier;
+struct LogicalTier;
 
 /// A manager of blocks.
 struct LogicalManager {
-    manager: BlockManager<Tier>,
+    manager: BlockManager<LogicalTier>,
     order: ContenderOrder,
     chains: Vec<Vec<SequenceHash>>,
-    allocated: Vec<Vec<MutableBlock<Tier>>>,
-    kept: Vec<Vec<ImmutableBlock<Tier>>>,
+    allocated: Vec<Vec<MutableBlock<LogicalTier>>>,
+    kept: Vec<Vec<ImmutableBlock<LogicalTier>>>,
 }
 
 /// With its default backend.
@@ -45,9 +45,9 @@ pub(crate) fn with_lru(chains: &[HashChain]) -> Result<Box<dyn PoolContender>, B
 fn contender(
     chains: &[HashChain],
     order: ContenderOrder,
-    backend: fn(BlockManagerConfigBuilder<Tier>) -> BlockManagerConfigBuilder<Tier>,
+    backend: fn(BlockManagerConfigBuilder<LogicalTier>) -> BlockManagerConfigBuilder<LogicalTier>,
 ) -> Result<Box<dyn PoolContender>, BenchError> {
-    let builder = BlockManager::<Tier>::builder()
+    let builder = BlockManager::<LogicalTier>::builder()
         .block_count(chains.len() * CHAIN)
         .block_size(BLOCK_TOKENS)
         .registry(BlockRegistry::new());
@@ -110,7 +110,7 @@ impl PoolContender for LogicalManager {
         let blocks = self.allocated.pop().unwrap_or_default();
         let pairs = blocks.into_iter().zip(self.keys(chain));
         let staged = pairs.filter_map(|(block, key)| block.stage(*key, BLOCK_TOKENS).ok());
-        let complete: Vec<CompleteBlock<Tier>> = staged.collect();
+        let complete: Vec<CompleteBlock<LogicalTier>> = staged.collect();
         let registered = self.manager.register_blocks(complete);
         let count = registered.len();
         self.kept.push(registered);

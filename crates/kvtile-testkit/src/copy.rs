@@ -212,7 +212,7 @@ fn run(
     Ok(())
 }
 
-type Index = Vec<(Axis, u64)>;
+type AxisIndices = Vec<(Axis, u64)>;
 
 /// Every source position of `plane`, paired with its destination.
 fn unit_pairs(
@@ -220,7 +220,7 @@ fn unit_pairs(
     dst: &Shape,
     plane: &Plane,
     selection: &NaiveSelection,
-) -> Result<Vec<(Index, Index)>, TestkitError> {
+) -> Result<Vec<(AxisIndices, AxisIndices)>, TestkitError> {
     let heads = if plane.has(Axis::H) {
         selection.heads
     } else if selection.heads.count == src.num_heads() && selection.heads.count == dst.num_heads() {
@@ -264,7 +264,7 @@ fn unit_pairs(
 }
 
 /// Every position of a plane along the axes other than B, L, N and H.
-fn inner_positions(shape: &Shape, plane: &Plane) -> Vec<Index> {
+fn inner_positions(shape: &Shape, plane: &Plane) -> Vec<AxisIndices> {
     let outer = |axis: Axis| matches!(axis, Axis::B | Axis::L | Axis::N | Axis::H);
     indices(shape, plane)
         .filter(|index| index.iter().all(|&(axis, i)| !outer(axis) || i == 0))

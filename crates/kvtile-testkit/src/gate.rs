@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Default)]
-struct State {
+struct GateState {
     /// Arriving threads that still stop.
     stops: usize,
     /// Threads that have stopped since the gate was shut.
@@ -29,7 +29,7 @@ struct State {
 /// A gate for threads under test; initially open.
 #[derive(Debug, Default)]
 pub struct Gate {
-    state: Mutex<State>,
+    state: Mutex<GateState>,
     changed: Condvar,
 }
 
@@ -58,7 +58,7 @@ impl Gate {
         state.stopped += 1;
         self.changed.notify_all();
         let opened = state.opened;
-        let waits = |state: &mut State| state.opened == opened;
+        let waits = |state: &mut GateState| state.opened == opened;
         let waited = self.changed.wait_while_for(&mut state, waits, PATIENCE);
         drop(state);
         assert!(!waited.timed_out(), "the gate stayed shut for {PATIENCE:?}");
@@ -85,7 +85,7 @@ impl ShutGate {
     /// They do not stop in time.
     pub fn wait_until_stopped(&self, threads: usize) {
         let mut state = self.gate.state.lock();
-        let waits = |state: &mut State| state.stopped < threads;
+        let waits = |state: &mut GateState| state.stopped < threads;
         let waited = self
             .gate
             .changed

@@ -27,4 +27,4 @@ pub mod tier;
 pub use copy::{NaivePair, NaiveRange, NaiveSelection, execute, naive_copy};
 pub use error::TestkitError;
 pub use image::{Image, check, check_padding, fill, pattern_byte, poison_byte};
-pub use reference::{Place, ReferenceLayout, ReferenceUnit, UNITS_MAX, axes};
+pub use reference::{ReferenceLayout, ReferenceUnit, UNITS_MAX, UnitPlace, axes};

@@ -5,10 +5,10 @@ use std::fmt;
 
 use kvtile_blocks::{
     BlockKey,
-    key::{BlockHasher, ExtraKeys, KeySettings, Profile},
+    key::{BlockHasher, ExtraKeys, KeyProfile, KeySettings},
     sequence::TokenSequence,
 };
-use kvtile_layout::identity::LogicalIdentity;
+use kvtile_layout::identity::Identity;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{SettingsError, TierError};
@@ -38,7 +38,7 @@ impl TokenHasher {
     ///
     /// # Errors
     /// A page size of the identity above [`PAGE_SIZE_MAX`](kvtile_blocks::key::PAGE_SIZE_MAX).
-    pub fn new(identity: &LogicalIdentity) -> Result<TokenHasher, TierError> {
+    pub fn new(identity: &Identity) -> Result<TokenHasher, TierError> {
         TokenHasher::with_options(identity, &HasherOptions::default())
     }
 
@@ -48,13 +48,13 @@ impl TokenHasher {
     /// As for [`new`](Self::new); a page size that is not the identity's, unless the profile is
     /// [`Profile::Router`]; a salt with that profile.
     pub fn with_options(
-        identity: &LogicalIdentity,
+        identity: &Identity,
         options: &HasherOptions,
     ) -> Result<TokenHasher, TierError> {
         // What does not fit is above the limit of the hasher, which reports it.
         let of_identity = usize::try_from(identity.page_size()).unwrap_or(usize::MAX);
         let page_size = options.page_size.unwrap_or(of_identity);
-        let is_router = matches!(options.profile, Profile::Router { .. });
+        let is_router = matches!(options.profile, KeyProfile::Router { .. });
         if page_size != of_identity && !is_router {
             return Err(TierError::Settings(SettingsError::KeyPageSize {
                 given: page_size,
@@ -119,7 +119,7 @@ impl TokenHasher {
 
     /// The hash.
     #[must_use]
-    pub fn profile(&self) -> Profile {
+    pub fn profile(&self) -> KeyProfile {
         self.hasher.profile()
     }
 }
@@ -130,7 +130,7 @@ impl TokenHasher {
 #[non_exhaustive]
 pub struct HasherOptions {
     /// The hash (default [`Profile::Blake3`]).
-    pub profile: Profile,
+    pub profile: KeyProfile,
     /// Separates tenants: a lookup with another salt finds none of the blocks (default: empty).
     pub salt: String,
     /// Tokens of a block, with [`Profile::Router`] the router's (default: those of the identity).
@@ -146,7 +146,7 @@ impl HasherOptions {
 
     /// Sets [`profile`](Self::profile).
     #[must_use]
-    pub fn profile(mut self, profile: Profile) -> HasherOptions {
+    pub fn profile(mut self, profile: KeyProfile) -> HasherOptions {
         self.profile = profile;
         self
     }
@@ -182,9 +182,9 @@ mod tests {
 
     use super::*;
 
-    fn identity(page_size: u64) -> LogicalIdentity {
+    fn identity(page_size: u64) -> Identity {
         let shape = Shape::key_value(4, 2, page_size, 2, 8, "bf16").unwrap();
-        LogicalIdentity::new("model", "main", &shape).unwrap()
+        Identity::new("model", "main", &shape).unwrap()
     }
 
     #[test]
@@ -213,7 +213,7 @@ mod tests {
         let refused = TokenHasher::with_options(&identity(16), &options).unwrap_err();
         let text = refused.to_string();
         assert!(text.contains("32") && text.contains("16"), "{text}");
-        let router = options.profile(Profile::Router { seed: 1 });
+        let router = options.profile(KeyProfile::Router { seed: 1 });
         let router = TokenHasher::with_options(&identity(16), &router).unwrap();
         assert_eq!(router.page_size(), 32);
     }

@@ -10,12 +10,12 @@ const WEIGHT: f64 = 0.2;
 
 /// An exponentially weighted mean of bytes per second; unknown until the first measurement.
 #[derive(Debug, Default)]
-pub(crate) struct Rate {
+pub(crate) struct TierRate {
     /// Bits of an `f64`; 0 (which is 0.0) while unknown.
     bytes_per_second: AtomicU64,
 }
 
-impl Rate {
+impl TierRate {
     /// Adds a measurement: `bytes` took `time`.
     pub(crate) fn measured(&self, bytes: u64, time: Duration) {
         let seconds = time.as_secs_f64();

@@ -9,36 +9,36 @@ use std::{
 use kvtile_blocks::{
     BlockKey,
     policy::{PolicyKind, PolicySettings},
-    pool::{AllocateRequest, BlockPool, Claim, PoolSettings},
+    pool::{AllocateRequest, BlockPool, PinClaim, PoolSettings},
 };
 use kvtile_tiers::{
     TierError,
     cache::CacheSettings,
     replay::{
-        DryCache, RealCache, ReplayTarget, Request, Trace, Workload, belady, generate, infinite,
-        replay,
+        DryCache, RealCache, ReplayTarget, Trace, TraceRequest, Workload, belady, generate,
+        infinite, replay,
     },
 };
 
 /// A cache written for clarity, not for speed: it searches its queues linearly.
-trait Naive {
+trait NaivePolicy {
     fn has(&self, block: u32) -> bool;
     fn len(&self) -> usize;
     fn touch(&mut self, block: u32);
     fn insert(&mut self, block: u32, parent: Option<u32>);
     /// Evicts a leaf and returns it.
-    fn evict(&mut self, leaves: &Leaves) -> u32;
+    fn evict(&mut self, leaves: &NaiveLeaves) -> u32;
     /// The last child of `block` was evicted.
     fn became_leaf(&mut self, _block: u32) {}
 }
 
 /// Counts the cached children of each block.
 #[derive(Default)]
-struct Leaves {
+struct NaiveLeaves {
     children: HashMap<u32, usize>,
 }
 
-impl Leaves {
+impl NaiveLeaves {
     fn is_leaf(&self, block: u32) -> bool {
         self.children
             .get(&block)
@@ -54,7 +54,7 @@ impl Leaves {
 
 struct NaiveLru(VecDeque<u32>);
 
-impl Naive for NaiveLru {
+impl NaivePolicy for NaiveLru {
     fn has(&self, block: u32) -> bool {
         self.0.contains(&block)
     }
@@ -72,7 +72,7 @@ impl Naive for NaiveLru {
         self.0.push_back(block);
     }
 
-    fn evict(&mut self, leaves: &Leaves) -> u32 {
+    fn evict(&mut self, leaves: &NaiveLeaves) -> u32 {
         leaves.take_first(&mut self.0).unwrap()
     }
 }
@@ -97,7 +97,7 @@ impl NaiveArc {
     }
 }
 
-impl Naive for NaiveArc {
+impl NaivePolicy for NaiveArc {
     fn has(&self, block: u32) -> bool {
         self.once.contains(&block) || self.again.contains(&block)
     }
@@ -134,7 +134,7 @@ impl Naive for NaiveArc {
 
     /// REPLACE of the paper, over leaves only. It runs before the target moves, because a pool
     /// evicts before it knows the key of the new block.
-    fn evict(&mut self, leaves: &Leaves) -> u32 {
+    fn evict(&mut self, leaves: &NaiveLeaves) -> u32 {
         let from_once = self.once.len() as f64 > self.target;
         let once = from_once.then(|| leaves.take_first(&mut self.once));
         if let Some(block) = once.flatten() {
@@ -160,7 +160,7 @@ impl Naive for NaiveArc {
 
 /// A block in a queue of S3-FIFO.
 #[derive(Clone, Copy, Default)]
-struct Queued {
+struct QueuedBlock {
     block: u32,
     uses: u8,
     /// It had children at its turn, and has not moved to another queue since.
@@ -176,7 +176,7 @@ const MAIN: usize = 1;
 struct NaiveS3Fifo {
     capacity: usize,
     /// Passed blocks are at the front.
-    queues: [VecDeque<Queued>; 2],
+    queues: [VecDeque<QueuedBlock>; 2],
     ghosts: VecDeque<u32>,
     /// The block stored last, and in each queue the block that its child is inserted before.
     stored: Option<u32>,
@@ -205,7 +205,7 @@ impl NaiveS3Fifo {
         }
     }
 
-    fn remove(&mut self, queue: usize, at: usize) -> Queued {
+    fn remove(&mut self, queue: usize, at: usize) -> QueuedBlock {
         self.leave_line(queue, at);
         let queued = self.queues[queue].remove(at).unwrap();
         if self.stored == Some(queued.block) {
@@ -216,10 +216,10 @@ impl NaiveS3Fifo {
 
     fn move_to_main(&mut self, queue: usize, at: usize, uses: u8) {
         let block = self.remove(queue, at).block;
-        let queued = Queued {
+        let queued = QueuedBlock {
             block,
             uses,
-            ..Queued::default()
+            ..QueuedBlock::default()
         };
         self.queues[MAIN].push_back(queued);
     }
@@ -253,7 +253,7 @@ impl NaiveS3Fifo {
     }
 }
 
-impl Naive for NaiveS3Fifo {
+impl NaivePolicy for NaiveS3Fifo {
     fn has(&self, block: u32) -> bool {
         self.find(block).is_some()
     }
@@ -284,9 +284,9 @@ impl Naive for NaiveS3Fifo {
         let before = self.latest[queue].replace(block);
         let queue = &mut self.queues[queue];
         let at = queue.iter().position(|queued| Some(queued.block) == before);
-        let queued = Queued {
+        let queued = QueuedBlock {
             block,
-            ..Queued::default()
+            ..QueuedBlock::default()
         };
         queue.insert(at.unwrap_or(queue.len()), queued);
     }
@@ -296,7 +296,7 @@ impl Naive for NaiveS3Fifo {
         self.queues[queue][at].waits = false;
     }
 
-    fn evict(&mut self, leaves: &Leaves) -> u32 {
+    fn evict(&mut self, leaves: &NaiveLeaves) -> u32 {
         loop {
             let (queue, at) = match self.turn_of_small() {
                 Some(at) => (SMALL, at),
@@ -325,9 +325,9 @@ impl Naive for NaiveS3Fifo {
 
 /// Hits of a naive cache. It touches the found blocks from the last to the first, and stores the
 /// others after them until storing would evict their parent.
-fn naive_hits(trace: &Trace, capacity: usize, cache: &mut dyn Naive) -> u64 {
+fn naive_hits(trace: &Trace, capacity: usize, cache: &mut dyn NaivePolicy) -> u64 {
     let mut hits = 0;
-    let mut leaves = Leaves::default();
+    let mut leaves = NaiveLeaves::default();
     let mut parents = HashMap::new();
     for request in trace.requests() {
         let blocks = &request.blocks;
@@ -363,17 +363,17 @@ fn naive_hits(trace: &Trace, capacity: usize, cache: &mut dyn Naive) -> u64 {
 
 /// A pool that stores one block at a time, as the naive references do. If making room evicts the
 /// end of the chain that is being stored, the remaining blocks are not stored.
-struct OneByOne {
+struct OneByOnePool {
     pool: Arc<BlockPool>,
 }
 
-impl ReplayTarget for OneByOne {
-    fn request(&mut self, request: &Request<'_>) -> Result<usize, TierError> {
+impl ReplayTarget for OneByOnePool {
+    fn request(&mut self, request: &TraceRequest<'_>) -> Result<usize, TierError> {
         let ids = request.blocks.iter();
         let keys: Vec<BlockKey> = ids
             .map(|id| BlockKey::from_bytes(u128::from(*id).to_le_bytes()))
             .collect();
-        let mut claim = Claim::default();
+        let mut claim = PinClaim::default();
         claim.hints.output_tokens = request.output_tokens;
         let found = self.pool.match_prefix(&keys, &claim).len();
         for at in found..keys.len() {
@@ -399,7 +399,7 @@ fn hits_one_by_one(trace: &Trace, kind: PolicyKind, capacity: u32) -> u64 {
         ..PoolSettings::default()
     };
     let pool = BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap();
-    let mut target = OneByOne { pool };
+    let mut target = OneByOnePool { pool };
     let totals = replay(trace, &mut target, &mut |_| {}).unwrap();
     target.pool.check_integrity();
     totals.hit_blocks
@@ -430,7 +430,7 @@ fn stock_policies_hit_what_their_naive_references_hit() {
                 ..NaiveS3Fifo::default()
             };
             for (kind, naive) in [
-                (PolicyKind::Lru, &mut lru as &mut dyn Naive),
+                (PolicyKind::Lru, &mut lru as &mut dyn NaivePolicy),
                 (PolicyKind::Arc, &mut arc),
                 (PolicyKind::S3Fifo, &mut s3_fifo),
             ] {

@@ -7,7 +7,7 @@ mod common;
 use common::{PLACES, over_image};
 use kvtile_layout::{
     Axis, LayoutError, Plane, PlaneDigits, Shape, StridedLayout, Unit, Word,
-    identity::LogicalIdentity,
+    identity::Identity,
     tradition::{BlockDimension, ConfigError, LayoutKind, LayoutSpec},
 };
 use kvtile_testkit::{NaiveSelection, generate::LayoutCase, naive_copy};
@@ -222,7 +222,7 @@ fn blocks_of_odd_pages_survive_in_a_saved_cache() {
     {
         let [engine, stored, other] = words;
         let path = folder.path().join(number.to_string());
-        let identity = LogicalIdentity::new("tiny", "rev-1", &shape).unwrap();
+        let identity = Identity::new("tiny", "rev-1", &shape).unwrap();
         let manager = TransferManager::new();
         let source = manager.register(common::in_memory(&shape, engine)).unwrap();
         let pattern = FillPattern::Distinct { seed: 5 };

@@ -15,33 +15,33 @@ use std::{
     time::Duration,
 };
 
-use kvtile_testkit::disk::Numbers;
+use kvtile_testkit::disk::SplitMix64;
 use kvtile_transfer::completion::{Completer, Completion};
 
 #[derive(Default)]
-struct Signal(AtomicUsize);
+struct CountingSignal(AtomicUsize);
 
-impl Signal {
+impl CountingSignal {
     fn wakes(&self) -> usize {
         self.0.load(Ordering::SeqCst)
     }
 }
 
-impl Wake for Signal {
+impl Wake for CountingSignal {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-struct Panicking;
+struct PanickingWake;
 
-impl Wake for Panicking {
+impl Wake for PanickingWake {
     fn wake(self: Arc<Self>) {
         std::panic::resume_unwind(Box::new("a waker that panics"));
     }
 }
 
-fn poll<F: Future + ?Sized>(future: Pin<&mut F>, signal: &Arc<Signal>) -> Poll<F::Output> {
+fn poll<F: Future + ?Sized>(future: Pin<&mut F>, signal: &Arc<CountingSignal>) -> Poll<F::Output> {
     let waker = Waker::from(Arc::clone(signal));
     future.poll(&mut Context::from_waker(&waker))
 }
@@ -52,7 +52,7 @@ fn poll<F: Future + ?Sized>(future: Pin<&mut F>, signal: &Arc<Signal>) -> Poll<F
 fn each_waiter_is_woken_by_what_it_waits_for() {
     let completer = Completer::new(3, 2);
     let (mut end, done) = (completer.completion(), completer.completion());
-    let signals: [Arc<Signal>; 4] = Default::default();
+    let signals: [Arc<CountingSignal>; 4] = Default::default();
     let mut layers: Vec<_> = (0..3).map(|layer| Box::pin(done.layer(layer))).collect();
     for (layer, signal) in layers.iter_mut().zip(&signals) {
         assert!(poll(layer.as_mut(), signal).is_pending());
@@ -76,9 +76,9 @@ fn each_waiter_is_woken_by_what_it_waits_for() {
 #[test]
 fn a_waker_that_panics_keeps_no_other_from_being_woken() {
     let completer = Completer::new(1, 1);
-    let signal = Arc::new(Signal::default());
+    let signal = Arc::new(CountingSignal::default());
     let mut ends: Vec<_> = (0..3).map(|_| completer.completion()).collect();
-    let mut bad = Waker::from(Arc::new(Panicking));
+    let mut bad = Waker::from(Arc::new(PanickingWake));
     for (at, end) in ends.iter_mut().enumerate() {
         if at == 1 {
             assert!(poll(Pin::new(end), &signal).is_pending());
@@ -99,7 +99,7 @@ fn a_waker_that_panics_keeps_no_other_from_being_woken() {
 #[test]
 fn a_dropped_waiter_is_not_woken_and_the_end_is_kept() {
     let completer = Completer::new(0, 0);
-    let signal = Arc::new(Signal::default());
+    let signal = Arc::new(CountingSignal::default());
     let mut gone = completer.completion();
     assert!(poll(Pin::new(&mut gone), &signal).is_pending());
     drop(gone);
@@ -114,7 +114,7 @@ fn says(done: &Completion<u32>, layers: usize) -> (Option<u32>, Vec<Option<Resul
     assert_eq!(done.is_complete(), end.is_some());
     assert_eq!(done.wait_timeout(Duration::ZERO), end);
     let mut polled = done.clone();
-    let signal = Arc::new(Signal::default());
+    let signal = Arc::new(CountingSignal::default());
     match poll(Pin::new(&mut polled), &signal) {
         Poll::Ready(value) => assert_eq!(Some(value), end),
         Poll::Pending => assert_eq!(end, None),
@@ -136,7 +136,7 @@ fn says(done: &Completion<u32>, layers: usize) -> (Option<u32>, Vec<Option<Resul
 #[test]
 fn every_method_reports_random_announcements() {
     for seed in 0..500 {
-        let mut random = Numbers::new(seed);
+        let mut random = SplitMix64::new(seed);
         let (layers, blocks) = (random.index(4), random.index(4));
         let completer = Completer::new(layers, blocks);
         let done = completer.completion();

@@ -10,7 +10,7 @@ use kvtile_testkit::{Image, execute, generate::LayoutCase, poison_byte};
 use kvtile_transfer::{TransferManager, TransferOptions};
 
 /// A shape and two words to copy between.
-struct Case {
+struct LargeCase {
     shape: Shape,
     from: &'static str,
     to: &'static str,
@@ -31,7 +31,7 @@ fn image(layout: &StridedLayout, seed: u64) -> Image {
 }
 
 /// Copies `selection` in every combination of storage.
-fn copies_everywhere(case: &Case, selection: &Selection) {
+fn copies_everywhere(case: &LargeCase, selection: &Selection) {
     let side = |word: &str| LayoutCase {
         shape: case.shape.clone(),
         word: Word::parse(word).unwrap(),
@@ -84,7 +84,7 @@ fn whole(from: &[u64], to: &[u64], shape: &Shape) -> Selection {
 fn runs_longer_than_a_round_are_cut_and_lose_nothing() {
     let shape = Shape::key_value(2, 1, 7, 3, 99_991, &raw(1)).unwrap();
     let selection = whole(&[1], &[0], &shape);
-    let case = Case {
+    let case = LargeCase {
         shape,
         from: "BLKNHC",
         to: "BLKNHC",
@@ -99,7 +99,7 @@ fn tiles_longer_than_a_round_are_cut_and_lose_nothing() {
     let shape = Shape::key_value(2, 1, 37, 13, 5_003, &raw(2)).unwrap();
     let selection = whole(&[0], &[1], &shape);
     for (from, to) in [("BLKNHC", "BLKHNC"), ("L|KBHNC", "BLKNHC")] {
-        let case = Case {
+        let case = LargeCase {
             shape: shape.clone(),
             from,
             to,
@@ -115,7 +115,7 @@ fn long_and_short_runs_mix_in_one_transfer() {
     let shape = Shape::key_value(5, 3, 16, 8, 1024, &raw(2)).unwrap();
     let selection = whole(&[3, 0, 2], &[0, 4, 1], &shape);
     for (from, to) in [("L|KBNHC", "BLKNHC"), ("L|BKNHC", "BHLKNC")] {
-        let case = Case {
+        let case = LargeCase {
             shape: shape.clone(),
             from,
             to,
@@ -128,7 +128,7 @@ fn long_and_short_runs_mix_in_one_transfer() {
         destination: 1,
         count: 2,
     });
-    let case = Case {
+    let case = LargeCase {
         shape,
         from: "BLKNHC",
         to: "L|BKNHC",
@@ -145,7 +145,7 @@ fn pieces_that_lie_far_apart_are_gathered_within_bounds() {
     let turned: Vec<u64> = blocks.iter().map(|b| (b * 11 + 5) % 64).collect();
     let selection = whole(&blocks, &turned, &shape);
     for (from, to) in [("LK|HCBN", "BLKNHC"), ("BLKNHC", "LK|HCBN")] {
-        let case = Case {
+        let case = LargeCase {
             shape: shape.clone(),
             from,
             to,
@@ -159,7 +159,7 @@ fn pieces_that_lie_far_apart_are_gathered_within_bounds() {
         destination: 0,
         count: 1,
     });
-    let case = Case {
+    let case = LargeCase {
         shape,
         from: "BLKNCH",
         to: "BNLKCH",

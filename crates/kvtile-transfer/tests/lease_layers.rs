@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use kvtile_layout::{
-    Axis, Digit, LayoutError, PlaneDigits, RangePair, Shape, Step, StridedLayout, Unit, UnitIndex,
-    Word, tradition::LayoutSpec,
+    AddressStep, Axis, Digit, LayoutError, PlaneDigits, RangePair, Shape, StridedLayout, Unit,
+    UnitIndex, Word, tradition::LayoutSpec,
 };
 use kvtile_testkit::generate::{config, layouts};
 use kvtile_transfer::{
@@ -140,7 +140,7 @@ fn plane(name: &str, offset: u64, block: u64, layers: &[(u64, u64, u64)]) -> Pla
         axis,
         low,
         extent,
-        step: Step::bytes(bytes),
+        step: AddressStep::bytes(bytes),
     };
     let mut digits = vec![
         digit(Axis::B, 1, BLOCKS, block),
@@ -451,8 +451,8 @@ fn blocks_with_different_inner_orders_have_no_ranges() {
             region: 0,
             offset,
             digits: vec![
-                digit(Axis::B, Step { regions: 1, bytes }),
-                digit(Axis::C, Step::bytes(2)),
+                digit(Axis::B, AddressStep { regions: 1, bytes }),
+                digit(Axis::C, AddressStep::bytes(2)),
             ],
         }
     };

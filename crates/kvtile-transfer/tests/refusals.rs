@@ -6,7 +6,7 @@ mod common;
 use common::in_memory;
 use kvtile_layout::{
     BlockPair, LayoutError, RangePair, Selection, Shape, Shard, Unit,
-    identity::{LogicalIdentity, Rope},
+    identity::{Identity, Rope},
     tradition::{BlockDimension, InnerShape, LayoutConfig, LayoutConfigBuilder},
 };
 use kvtile_memory::{FileMemory, OwnedMemoryRegion};
@@ -494,7 +494,7 @@ fn a_read_only_file_is_a_source_and_never_a_destination() {
 fn layouts_of_different_models_do_not_exchange() {
     let identity = |base| {
         let rope = Rope::new("default", base).unwrap();
-        LogicalIdentity::new("model", "1", &shape(2))
+        Identity::new("model", "1", &shape(2))
             .unwrap()
             .with_rope(rope)
     };

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{PLACES, Place, over_image};
+use common::{PLACES, StoragePlace, over_image};
 use kvtile_layout::{LayoutError, tradition::ConfigError};
 use kvtile_testkit::{
     generate::{TransferCase, config, transfers},
@@ -17,17 +17,17 @@ use proptest::prelude::*;
 
 /// The execution of a case.
 #[derive(Clone, Copy, Debug)]
-struct Manner {
+struct TransferManner {
     from: Place,
     to: Place,
     verify: bool,
     layer_by_layer: Option<bool>,
 }
 
-fn manners() -> impl Strategy<Value = Manner> {
+fn manners() -> impl Strategy<Value = TransferManner> {
     let places = || prop::sample::select(PLACES.as_slice());
     (places(), places(), any::<bool>(), any::<Option<bool>>()).prop_map(
-        |(from, to, verify, layer_by_layer)| Manner {
+        |(from, to, verify, layer_by_layer)| TransferManner {
             from,
             to,
             verify,
@@ -37,7 +37,7 @@ fn manners() -> impl Strategy<Value = Manner> {
 }
 
 /// The outcome of a case.
-struct Outcome {
+struct CaseOutcome {
     /// Whether it was copied; otherwise the planner refused it.
     executed: bool,
     /// Whether no layout config describes its source or its destination.
@@ -63,7 +63,7 @@ fn has_no_config(layout: &PhysicalLayout) -> bool {
 /// Every layout of a case is built, with any planes: a word that resolves can be bound. Only the
 /// planner may refuse a case. It refuses only two words that split an axis at moduli without a
 /// common refinement, or into more pieces than a plan may have.
-fn run(case: &TransferCase, manner: Manner, folder: &std::path::Path) -> Outcome {
+fn run(case: &TransferCase, manner: TransferManner, folder: &std::path::Path) -> CaseOutcome {
     let (src, dst) = (case.src.reference().unwrap(), case.dst.reference().unwrap());
     let from_image = src.filled(1).unwrap();
     let to_image = dst.filled(2).unwrap();
@@ -105,7 +105,7 @@ fn run(case: &TransferCase, manner: Manner, folder: &std::path::Path) -> Outcome
         to_store.image() == expected,
         "the destination is not what the naive copy makes"
     );
-    Outcome {
+    CaseOutcome {
         executed,
         no_config,
     }

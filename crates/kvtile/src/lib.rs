@@ -49,13 +49,13 @@ pub use kvtile_blocks::{
     BlockKey, BlocksError,
     events::{EventKind, TierId},
     key::ExtraKeys,
-    policy::{Hints, PolicyKind},
+    policy::{EvictionHints, PolicyKind},
     pool::TenantId,
     sequence::TokenSequence,
 };
 pub use kvtile_layout::{
     CopyPlan, CopyPlanner, LayoutError, Plane, Selection, Shape, Shard, StridedLayout, Unit, Word,
-    identity::{Fingerprint, LogicalIdentity, Rope},
+    identity::{Fingerprint, Identity, Rope},
     tradition::{LayoutConfig, LayoutSpec},
 };
 pub use kvtile_memory::{BorrowedMemory, MemoryError, SharedMemory, SystemMemory};

@@ -4,11 +4,11 @@ use std::{hint::black_box, time::Instant};
 
 use kvtile_blocks::{
     BlocksError,
-    key::{BlockHasher, KeySettings, Profile},
+    key::{BlockHasher, KeyProfile, KeySettings},
 };
 use serde::Serialize;
 
-use crate::times::Times;
+use crate::times::RoundTimes;
 
 /// Tokens of the prompt.
 const TOKENS: u32 = 8_192;
@@ -38,16 +38,19 @@ pub(super) fn rows(rounds: u32) -> Result<Vec<HashRow>, BlocksError> {
     let mut cells = Vec::new();
     for page_size in [16, 32, 64, 256] {
         for profile in [
-            Profile::Blake3,
-            Profile::Xxh3,
-            Profile::Router { seed: 1337 },
+            KeyProfile::Blake3,
+            KeyProfile::Xxh3,
+            KeyProfile::Router { seed: 1337 },
         ] {
             let settings = KeySettings {
                 profile,
                 page_size,
                 ..KeySettings::default()
             };
-            cells.push((BlockHasher::new(&settings, b"benchmark")?, Times::default()));
+            cells.push((
+                BlockHasher::new(&settings, b"benchmark")?,
+                RoundTimes::default(),
+            ));
         }
     }
     let mut keys = Vec::with_capacity(tokens.len());
@@ -71,13 +74,13 @@ pub(super) fn rows(rounds: u32) -> Result<Vec<HashRow>, BlocksError> {
         .collect())
 }
 
-fn row(hasher: &BlockHasher, times: &Times) -> HashRow {
+fn row(hasher: &BlockHasher, times: &RoundTimes) -> HashRow {
     let seconds = times.median().as_secs_f64() / f64::from(PROMPTS);
     let page_size = hasher.page_size();
     let blocks = f64::from(TOKENS) / page_size as f64;
     let goal = match hasher.profile() {
-        Profile::Blake3 if page_size == 16 => Some(130.0),
-        Profile::Xxh3 if page_size == 16 => Some(1_000.0),
+        KeyProfile::Blake3 if page_size == 16 => Some(130.0),
+        KeyProfile::Xxh3 if page_size == 16 => Some(1_000.0),
         _ => None,
     };
     HashRow {

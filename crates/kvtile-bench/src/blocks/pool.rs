@@ -8,13 +8,13 @@ use std::{
 use kvtile_blocks::{
     BlockKey, BlocksError, Tick,
     policy::{PolicyKind, PolicySettings},
-    pool::{AllocateRequest, BlockPool, Claim, PinnedBlocks, PoolSettings},
+    pool::{AllocateRequest, BlockPool, PinClaim, PinnedBlocks, PoolSettings},
 };
 use serde::Serialize;
 
 use super::{BlocksSettings, managers::CHAIN};
-use crate::times::Times;
-use kvtile_random::Numbers;
+use crate::times::RoundTimes;
+use kvtile_random::SplitMix64;
 
 /// The operations in the order of a round, and their goals in nanoseconds per block.
 const OPERATIONS: [(&str, Option<f64>); 6] = [
@@ -54,10 +54,10 @@ pub struct ThreadsRow {
     pub two_pools_gain: f64,
 }
 
-type Chain = Vec<BlockKey>;
+type KeyChain = Vec<BlockKey>;
 
 /// Keys of chains that fill a pool; `salt` varies the keys.
-fn chains(blocks: usize, salt: u64) -> Vec<Chain> {
+fn chains(blocks: usize, salt: u64) -> Vec<KeyChain> {
     (0..blocks / CHAIN)
         .map(|chain| {
             let first = chain * CHAIN;
@@ -97,8 +97,8 @@ pub(super) fn operations(
 ) -> Result<Vec<OperationRow>, BlocksError> {
     let pool = new_pool(policy, settings.blocks)?;
     let (chains, absent) = (chains(settings.blocks, 0), chains(settings.blocks, 1));
-    let mut times: [Times; OPERATIONS.len()] = Default::default();
-    let mut random = Numbers::new(1);
+    let mut times: [RoundTimes; OPERATIONS.len()] = Default::default();
+    let mut random = SplitMix64::new(1);
     for number in 0..=settings.rounds {
         let order = random.order(chains.len());
         let now = Tick(u64::from(number) * 1_000);
@@ -125,16 +125,16 @@ pub(super) fn operations(
 /// One round over a pool that is empty before and after it.
 fn round(
     pool: &Arc<BlockPool>,
-    chains: &[Chain],
-    absent: &[Chain],
+    chains: &[KeyChain],
+    absent: &[KeyChain],
     order: &[usize],
     now: Tick,
 ) -> Result<[Duration; OPERATIONS.len()], BlocksError> {
     let mut times = [Duration::ZERO; OPERATIONS.len()];
     let [allocate, register, active, inactive, missing, evict] = &mut times;
-    let claim = Claim {
+    let claim = PinClaim {
         now,
-        ..Claim::default()
+        ..PinClaim::default()
     };
     let request = AllocateRequest {
         now,
@@ -182,22 +182,22 @@ fn round(
 }
 
 /// A pool that stores all chains, none in use.
-fn filled(policy: PolicyKind, chains: &[Chain]) -> Result<Arc<BlockPool>, BlocksError> {
+fn filled(policy: PolicyKind, chains: &[KeyChain]) -> Result<Arc<BlockPool>, BlocksError> {
     let pool = new_pool(policy, chains.len() * CHAIN)?;
     for keys in chains {
         let blocks = pool.allocate(CHAIN, &AllocateRequest::default())?;
         let complete = blocks.complete(keys, None).map_err(BlocksError::from)?;
         complete
-            .register(&Claim::default())
+            .register(&PinClaim::default())
             .map_err(BlocksError::from)?;
     }
     Ok(pool)
 }
 
 /// Finds each chain and releases it.
-fn work(pool: &Arc<BlockPool>, chains: &[Chain]) {
+fn work(pool: &Arc<BlockPool>, chains: &[KeyChain]) {
     for keys in chains {
-        let found = pool.match_prefix(keys, &Claim::default());
+        let found = pool.match_prefix(keys, &PinClaim::default());
         assert_eq!(found.len(), CHAIN, "a stored chain is found whole");
     }
 }
@@ -211,7 +211,7 @@ pub(super) fn two_threads(
     let (first, second) = chains.split_at(chains.len() / 2);
     let shared = filled(policy, &chains)?;
     let (left, right) = (filled(policy, first)?, filled(policy, second)?);
-    let mut times: [Times; 3] = Default::default();
+    let mut times: [RoundTimes; 3] = Default::default();
     for number in 0..=settings.rounds {
         let begun = Instant::now();
         work(&shared, &chains);

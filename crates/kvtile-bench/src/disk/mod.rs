@@ -25,9 +25,9 @@ use self::{
 };
 use crate::{
     error::BenchError,
-    fio::{self, Direction, FioJob},
+    fio::{self, FioDirection, FioJob},
     machine::MachineFacts,
-    times::{Times, seconds},
+    times::{RoundTimes, seconds},
 };
 
 /// The goal: this part of the throughput of `fio`.
@@ -84,7 +84,7 @@ pub struct DiskBenchReport {
 pub struct DiskBenchRow {
     /// Bytes of a block.
     pub block_bytes: u64,
-    direction: Direction,
+    direction: FioDirection,
     placement: BlockPlacement,
     memory: BlockMemory,
     /// 10^9 bytes per second of the store, by the median.
@@ -111,9 +111,9 @@ impl DiskBenchRow {
 
 /// Times of the store and of `fio`, by round.
 #[derive(Clone, Default)]
-struct Turns {
-    ours: Times,
-    theirs: Times,
+struct DiskTurns {
+    ours: RoundTimes,
+    theirs: RoundTimes,
     ratios: Vec<f64>,
 }
 
@@ -180,19 +180,19 @@ fn measure(
             bytes,
             piece_bytes: 1 << 20,
             depth: DEPTH,
-            direction: Direction::Write,
+            direction: FioDirection::Write,
             is_random: false,
         })?;
     }
     let mut rows = Vec::new();
     for placement in [BlockPlacement::SideBySide, BlockPlacement::Scattered] {
-        let mut all = WORK.map(|work| (work, Turns::default()));
+        let mut all = WORK.map(|work| (work, DiskTurns::default()));
         for round in 0..=settings.rounds {
             for (work, turns) in &mut all {
                 let job = fio_job(beside, (block_bytes, bytes), (*work, placement));
                 turns.take(job.as_ref(), round, || match work.direction {
-                    Direction::Write => store.write(placement, work.memory),
-                    Direction::Read => store.read(placement, round == 0),
+                    FioDirection::Write => store.write(placement, work.memory),
+                    FioDirection::Read => store.read(placement, round == 0),
                 })?;
             }
             store.erase(placement)?;
@@ -230,48 +230,49 @@ fn measure_cache(
 ) -> Result<Vec<DiskBenchRow>, BenchError> {
     let (block_bytes, bytes) = (cache.block_bytes(), cache.bytes());
     let placement = BlockPlacement::ThroughCache;
-    let work = [Direction::Write, Direction::Read].map(|direction| DiskWork {
+    let work = [FioDirection::Write, FioDirection::Read].map(|direction| DiskWork {
         direction,
         memory: BlockMemory::Own,
     });
-    let mut all = work.map(|work| (work, Turns::default()));
+    let mut all = work.map(|work| (work, DiskTurns::default()));
     for round in 0..=settings.rounds {
         for (work, turns) in &mut all {
             let job = fio_job(beside, (block_bytes, bytes), (*work, placement));
             turns.take(job.as_ref(), round, || match work.direction {
-                Direction::Write => cache.write(),
-                Direction::Read => cache.read(round == 0),
+                FioDirection::Write => cache.write(),
+                FioDirection::Read => cache.read(round == 0),
             })?;
         }
     }
-    let row = |(work, turns): (DiskWork, Turns)| turns.row((block_bytes, bytes), work, placement);
+    let row =
+        |(work, turns): (DiskWork, DiskTurns)| turns.row((block_bytes, bytes), work, placement);
     Ok(all.into_iter().map(row).collect())
 }
 
 /// The work of one row.
 #[derive(Clone, Copy, Debug)]
 struct DiskWork {
-    direction: Direction,
+    direction: FioDirection,
     memory: BlockMemory,
 }
 
 /// The work of a round, in this order.
 const WORK: [DiskWork; 3] = [
     DiskWork {
-        direction: Direction::Write,
+        direction: FioDirection::Write,
         memory: BlockMemory::AsFio,
     },
     DiskWork {
-        direction: Direction::Write,
+        direction: FioDirection::Write,
         memory: BlockMemory::Own,
     },
     DiskWork {
-        direction: Direction::Read,
+        direction: FioDirection::Read,
         memory: BlockMemory::Own,
     },
 ];
 
-impl Turns {
+impl DiskTurns {
     /// Runs both in turns, alternating the first. Round 0 does not count.
     fn take(
         &mut self,

@@ -10,16 +10,16 @@ use std::{
 
 use kvtile::{
     blocks::BlockKey,
-    identity::{LayoutIdentity, LogicalIdentity},
+    identity::{Identity, LayoutIdentity},
     layout::{LayoutError, Shape, StridedLayout, Unit, Word},
     memory::AlignedBuffer,
-    tiers::disk::{Pieces, SlotRead, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+    tiers::disk::{BlockPieces, SlotRead, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
 };
 use serde::Serialize;
 
 use super::DEPTH;
 use crate::error::BenchError;
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 
 /// Alignment of slots and buffers.
 const PAGE: usize = 4096;
@@ -86,7 +86,7 @@ impl StoreUnderTest {
         let (store, _) =
             SlotStore::create_or_open(&folder.join("store"), &settings, &identity(block_bytes)?)?;
         let mut content = AlignedBuffer::new(all, PAGE)?;
-        Numbers::new(block_bytes).fill(&mut content);
+        SplitMix64::new(block_bytes).fill(&mut content);
         let mut arrived = AlignedBuffer::new(all, PAGE)?;
         arrived.fill(0xa5);
         let tested = StoreUnderTest {
@@ -236,12 +236,12 @@ fn key(slot: u32) -> BlockKey {
 /// An identity for blocks of any size: the store does not interpret them.
 fn identity(block_bytes: u64) -> Result<StoreIdentity, BenchError> {
     let shape = Shape::key_value(1, 1, 16, 1, 64, &Unit::new("bf16", 2, 1)?)?;
-    let logical = LogicalIdentity::new("benchmark", "none", &shape)?;
+    let logical = Identity::new("benchmark", "none", &shape)?;
     let word: Word = "BHLKNC".parse().map_err(LayoutError::from)?;
     let layout = StridedLayout::resolve(&word, &shape, 1)?;
     Ok(StoreIdentity {
         logical,
         block_layout: LayoutIdentity::of_block(&layout),
-        pieces: Pieces::whole(block_bytes),
+        pieces: BlockPieces::whole(block_bytes),
     })
 }

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 
 use super::{BlockMemory, BlockPlacement, DiskBenchReport, DiskBenchRow};
-use crate::{fio::Direction, lines::bytes};
+use crate::{fio::FioDirection, lines::bytes};
 
 impl Display for DiskBenchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,9 +40,9 @@ impl Display for DiskBenchReport {
 
 fn line(f: &mut fmt::Formatter<'_>, row: &DiskBenchRow) -> fmt::Result {
     let direction = match (row.direction, row.memory) {
-        (Direction::Read, _) => "read",
-        (Direction::Write, BlockMemory::Own) => "write",
-        (Direction::Write, BlockMemory::AsFio) => "write*",
+        (FioDirection::Read, _) => "read",
+        (FioDirection::Write, BlockMemory::Own) => "write",
+        (FioDirection::Write, BlockMemory::AsFio) => "write*",
     };
     let placement = match row.placement {
         BlockPlacement::SideBySide => "side by side",

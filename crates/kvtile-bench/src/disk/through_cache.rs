@@ -8,7 +8,7 @@ use std::{
 
 use kvtile::{
     blocks::{BlockKey, events::TierId},
-    identity::LogicalIdentity,
+    identity::Identity,
     layout::{LayoutError, PhysicalLayout, Shape, Unit, Word},
     tiers::cache::{Cache, CacheSettings},
     transfer::FillPattern,
@@ -48,7 +48,7 @@ impl CacheUnderTest {
             .layout(word)
             .allocate_system()
             .build()?;
-        let identity = LogicalIdentity::new("benchmark", "none", &shape)?;
+        let identity = Identity::new("benchmark", "none", &shape)?;
         let capacity = (2 * blocks + 64) * (block_bytes + 64) * 33 / 32 + (1 << 20);
         let settings = CacheSettings::new(identity)
             .host_bytes(blocks * block_bytes)

@@ -3,20 +3,20 @@
 use std::fmt::Write as _;
 
 use super::escaped;
-use crate::{class::Class, contender::Method, report::Report, row::Row};
+use crate::{class::CopyClass, contender::CopyMethod, report::BenchReport, row::BenchRow};
 
 /// Classes that may have a goal.
-const CLASSES: [Class; 6] = [
-    Class::Contiguous,
-    Class::Rows,
-    Class::Pieces,
-    Class::ShortRows,
-    Class::Elements,
-    Class::File,
+const CLASSES: [CopyClass; 6] = [
+    CopyClass::Contiguous,
+    CopyClass::Rows,
+    CopyClass::Pieces,
+    CopyClass::ShortRows,
+    CopyClass::Elements,
+    CopyClass::File,
 ];
 
 /// Goals by class, how many copies reach theirs, and which copy is furthest from it.
-pub(super) fn section(report: &Report) -> String {
+pub(super) fn section(report: &BenchReport) -> String {
     let mut section = "<details>\n<summary>Goals, for developers of kvtile</summary>\n<p>The smallest \
                        ratio to <code>memcpy</code> that a copy of a class should reach on this kind of \
                        machine; of files, the ratio to <code>fio</code>. They are targets for work on \
@@ -46,10 +46,10 @@ pub(super) fn section(report: &Report) -> String {
 }
 
 /// How many copies of a class reach their goal, and which one is furthest from it.
-fn reached(report: &Report, class: Class) -> (String, String) {
+fn reached(report: &BenchReport, class: CopyClass) -> (String, String) {
     let rows = report.rows.iter().filter(|row| row.class == class);
-    let judged: Vec<(&Row, f64)> = rows
-        .filter(|row| row.method == Method::Kvtile)
+    let judged: Vec<(&BenchRow, f64)> = rows
+        .filter(|row| row.method == CopyMethod::Kvtile)
         .filter_map(|row| row.against_goal().map(|(is, goal)| (row, is / goal)))
         .collect();
     let worst = judged.iter().min_by(|a, b| a.1.total_cmp(&b.1));

@@ -1,6 +1,6 @@
 //! Colours: one scale for the ratio of a copy's speed to that of one flat `memcpy`.
 
-use crate::row::Row;
+use crate::row::BenchRow;
 
 /// One step of the scale: the lowest ratio, the class of the style sheet, and the text of the legend.
 struct HeatStep {
@@ -49,7 +49,7 @@ const STEPS: [HeatStep; 7] = [
 ];
 
 /// The class of a cell in the style sheet.
-pub(super) fn class(row: &Row) -> &'static str {
+pub(super) fn class(row: &BenchRow) -> &'static str {
     let step = STEPS.iter().find(|step| row.ratio >= step.from);
     step.map_or("plain", |step| step.class)
 }

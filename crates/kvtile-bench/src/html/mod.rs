@@ -7,16 +7,16 @@ mod tables;
 use std::fmt::Write as _;
 
 use crate::{
-    class::Class,
-    contender::Method,
+    class::CopyClass,
+    contender::CopyMethod,
     lines::bytes,
-    report::Report,
-    row::{Place, Row},
+    report::BenchReport,
+    row::{BenchRow, SideMemory},
 };
 
 const STYLE: &str = include_str!("style.css");
 
-impl Report {
+impl BenchReport {
     /// The page.
     #[must_use]
     pub fn html(&self) -> String {
@@ -31,7 +31,7 @@ impl Report {
         );
         page.push_str(&self.introduction());
         page.push_str(&self.tiles());
-        let matrix: Vec<&Row> = self.rows.iter().filter(|row| in_matrix(row)).collect();
+        let matrix: Vec<&BenchRow> = self.rows.iter().filter(|row| in_matrix(row)).collect();
         if !matrix.is_empty() {
             page.push_str(
                 "<h2>The matrix</h2>\n<p>Each number is kvtile's speed divided by the speed of one flat \
@@ -110,15 +110,15 @@ impl Report {
     fn tiles(&self) -> String {
         let mut tiles = "<div class=\"tiles\">\n".to_owned();
         for class in [
-            Class::Contiguous,
-            Class::Rows,
-            Class::Pieces,
-            Class::ShortRows,
-            Class::Elements,
+            CopyClass::Contiguous,
+            CopyClass::Rows,
+            CopyClass::Pieces,
+            CopyClass::ShortRows,
+            CopyClass::Elements,
         ] {
             let rows = self.rows.iter().filter(|row| row.class == class);
             let rows = rows.filter(|row| in_matrix(row) && row.threads == 1);
-            let mut rows: Vec<&Row> = rows.collect();
+            let mut rows: Vec<&BenchRow> = rows.collect();
             rows.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
             let (Some(slowest), Some(median)) = (rows.first(), rows.get(rows.len() / 2)) else {
                 continue;
@@ -141,16 +141,16 @@ impl Report {
 }
 
 /// Whether a row is a cell of the heat map.
-fn in_matrix(row: &Row) -> bool {
-    let memory = |place| matches!(place, Place::Memory | Place::Cache);
-    row.method == Method::Kvtile
+fn in_matrix(row: &BenchRow) -> bool {
+    let memory = |place| matches!(place, SideMemory::Memory | SideMemory::Cache);
+    row.method == CopyMethod::Kvtile
         && memory(row.source_place)
         && memory(row.destination_place)
-        && row.class != Class::FixedCost
+        && row.class != CopyClass::FixedCost
 }
 
 /// All figures of a row, as a tooltip.
-fn tooltip(row: &Row) -> String {
+fn tooltip(row: &BenchRow) -> String {
     escaped(&format!(
         "{}\n{}, {} on {} thread{}\n{:.2} GB/s, memcpy {:.2} GB/s, ratio {:.3}\n{}\nruns of {}, {} \
          of them; {} blocks, {} layers\n{} rounds, spread {:.0} %",

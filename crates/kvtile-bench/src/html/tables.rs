@@ -4,21 +4,21 @@ use std::fmt::Write as _;
 
 use super::{escaped, heat, tooltip};
 use crate::{
-    class::Class,
-    contender::Method,
-    lines::{Line, bytes, runs, size},
-    matrix::Purpose,
-    report::Report,
-    row::Row,
+    class::CopyClass,
+    contender::CopyMethod,
+    lines::{CellLine, bytes, runs, size},
+    matrix::PairPurpose,
+    report::BenchReport,
+    row::BenchRow,
 };
 
 /// A column of the heat map.
-type Column<'a> = (&'a str, String, u32);
+type HeatColumn<'a> = (&'a str, String, u32);
 
 /// The heat map: pairs by model, size and threads.
-pub(super) fn matrix(rows: &[&Row]) -> String {
-    let mut columns: Vec<Column<'_>> = Vec::new();
-    let column = |row: &Row| (row.model.clone(), nominal(row), row.threads);
+pub(super) fn matrix(rows: &[&BenchRow]) -> String {
+    let mut columns: Vec<HeatColumn<'_>> = Vec::new();
+    let column = |row: &BenchRow| (row.model.clone(), nominal(row), row.threads);
     for model in unique(rows.iter().map(|row| row.model.as_str())) {
         let mine = || rows.iter().filter(|row| row.model == model);
         let mut sizes: Vec<(u64, String)> =
@@ -36,11 +36,11 @@ pub(super) fn matrix(rows: &[&Row]) -> String {
         }
     }
     let mut table = format!("<div class=\"scroll\"><table>\n{}<tbody>\n", head(&columns));
-    let mut purposes: Vec<Purpose> = rows.iter().map(|row| row.purpose).collect();
+    let mut purposes: Vec<PairPurpose> = rows.iter().map(|row| row.purpose).collect();
     purposes.sort();
     purposes.dedup();
     for purpose in purposes {
-        let mine: Vec<&Row> = rows
+        let mine: Vec<&BenchRow> = rows
             .iter()
             .copied()
             .filter(|r| r.purpose == purpose)
@@ -73,11 +73,11 @@ pub(super) fn matrix(rows: &[&Row]) -> String {
 }
 
 /// Sizes are as near to a power of two as whole blocks allow.
-fn rounded(row: &Row) -> u64 {
+fn rounded(row: &BenchRow) -> u64 {
     row.bytes.next_power_of_two()
 }
 
-fn nominal(row: &Row) -> String {
+fn nominal(row: &BenchRow) -> String {
     match size(row).as_str() {
         "in cache" => "in cache".to_owned(),
         _ => bytes(rounded(row)),
@@ -85,7 +85,7 @@ fn nominal(row: &Row) -> String {
 }
 
 /// Model over size over threads.
-fn head(columns: &[Column<'_>]) -> String {
+fn head(columns: &[HeatColumn<'_>]) -> String {
     let mut lines = [
         "<tr><th></th>",
         "<tr class=\"sub\"><th></th>",
@@ -113,7 +113,7 @@ fn head(columns: &[Column<'_>]) -> String {
     format!("<thead>\n{lines}</thead>\n")
 }
 
-fn cell(row: &Row) -> String {
+fn cell(row: &BenchRow) -> String {
     format!(
         "<td class=\"{}\" title=\"{}\">{:.2}</td>",
         heat::class(row),
@@ -123,7 +123,7 @@ fn cell(row: &Row) -> String {
 }
 
 /// The cell of another way to copy, in bold where it is faster than kvtile.
-fn rival(row: &Row, ours: Option<&Row>) -> String {
+fn rival(row: &BenchRow, ours: Option<&BenchRow>) -> String {
     let faster = ours.is_some_and(|ours| row.ratio > ours.ratio);
     let faster = if faster { " faster" } else { "" };
     let (class, tooltip, ratio) = (heat::class(row), tooltip(row), row.ratio);
@@ -135,13 +135,17 @@ fn empty() -> String {
 }
 
 /// Other ways to copy beside kvtile, where the run measured them.
-pub(super) fn compared(rows: &[Row]) -> String {
-    let plain = [Method::MemcpyLoop, Method::Ndarray, Method::Torch];
-    let is_plain = |row: &&Row| plain.contains(&row.method);
+pub(super) fn compared(rows: &[BenchRow]) -> String {
+    let plain = [
+        CopyMethod::MemcpyLoop,
+        CopyMethod::Ndarray,
+        CopyMethod::Torch,
+    ];
+    let is_plain = |row: &&BenchRow| plain.contains(&row.method);
     if rows.iter().find(is_plain).is_none() {
         return String::new();
     }
-    let lines = Line::of(rows.iter().filter(|row| row.class != Class::File));
+    let lines = CellLine::of(rows.iter().filter(|row| row.class != CopyClass::File));
     let compared = lines.iter().filter(|line| line.rows.iter().any(is_plain));
     let mut table = "<h2>Against other ways to copy</h2>\n<p>The same blocks of the same memory in the \
                      same turns: a loop of <code>memcpy</code> for each block, layer and plane (or \
@@ -166,7 +170,7 @@ pub(super) fn compared(rows: &[Row]) -> String {
             size(first),
             runs(first)
         );
-        let ours = line.find(Method::Kvtile, 1);
+        let ours = line.find(CopyMethod::Kvtile, 1);
         table.push_str(&ours.map_or_else(empty, cell));
         for method in plain {
             let row = line.find(method, 1);
@@ -179,8 +183,11 @@ pub(super) fn compared(rows: &[Row]) -> String {
 }
 
 /// Rows with a file on one side.
-pub(super) fn files(rows: &[Row]) -> String {
-    let files: Vec<&Row> = rows.iter().filter(|row| row.class == Class::File).collect();
+pub(super) fn files(rows: &[BenchRow]) -> String {
+    let files: Vec<&BenchRow> = rows
+        .iter()
+        .filter(|row| row.class == CopyClass::File)
+        .collect();
     if files.is_empty() {
         return String::new();
     }
@@ -191,7 +198,10 @@ pub(super) fn files(rows: &[Row]) -> String {
                      <th>GB/s</th><th>fio GB/s</th><th>of fio</th><th>of \
                      memcpy</th></tr></thead>\n<tbody>\n"
         .to_owned();
-    for row in files.into_iter().filter(|row| row.method == Method::Kvtile) {
+    for row in files
+        .into_iter()
+        .filter(|row| row.method == CopyMethod::Kvtile)
+    {
         let figure =
             |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |v| format!("{v:.2}"));
         let _ = writeln!(
@@ -214,9 +224,13 @@ pub(super) fn files(rows: &[Row]) -> String {
 }
 
 /// Figures outside the matrix: flat copies on several threads, fixed cost, first touch.
-pub(super) fn beside(report: &Report) -> String {
+pub(super) fn beside(report: &BenchReport) -> String {
     let mut lines = String::new();
-    for row in report.rows.iter().filter(|row| row.class == Class::Flat) {
+    for row in report
+        .rows
+        .iter()
+        .filter(|row| row.class == CopyClass::Flat)
+    {
         let _ = writeln!(
             lines,
             "<tr><td class=\"left\">one flat memcpy of {} on {} threads</td><td>{:.2} GB/s</td>\
@@ -230,7 +244,7 @@ pub(super) fn beside(report: &Report) -> String {
     for row in report
         .rows
         .iter()
-        .filter(|row| row.class == Class::FixedCost)
+        .filter(|row| row.class == CopyClass::FixedCost)
     {
         let (Some(ours), Some(memcpy)) = (row.ns_per_transfer, row.memcpy_ns_per_transfer) else {
             continue;

@@ -7,10 +7,12 @@ use kvtile::{
     layout::{Axis, LayoutError, RangePair, Shape, StridedLayout, Word},
     presets::{Preset, PresetLayout},
 };
-pub use models::Model;
+pub use models::BenchModel;
 use serde::{Deserialize, Serialize};
 
-use crate::{error::BenchError, file_rows::FileCell, fio::Direction, lines, settings::Settings};
+use crate::{
+    error::BenchError, file_rows::FileCell, fio::FioDirection, lines, settings::BenchSettings,
+};
 
 /// Fewest blocks of a cell: a cell that is smaller than this many blocks of the model has fewer
 /// layers.
@@ -24,20 +26,20 @@ const LARGEST_BYTES: u64 = 512 << 20;
 
 /// One side of a pair.
 #[derive(Clone, Debug)]
-pub enum Order {
+pub enum PairLayout {
     /// A word.
     Word(Word),
     /// A known layout.
     Known(&'static Preset),
 }
 
-impl Order {
+impl PairLayout {
     /// The word, or the name of a known layout without a word.
     #[must_use]
     pub fn label(&self) -> String {
         match self {
-            Order::Word(word) => word.to_string(),
-            Order::Known(preset) => match &preset.layout {
+            PairLayout::Word(word) => word.to_string(),
+            PairLayout::Known(preset) => match &preset.layout {
                 PresetLayout::Word(word) => word.to_string(),
                 _ => preset.name.clone(),
             },
@@ -46,33 +48,33 @@ impl Order {
 
     fn resolve(&self, shape: &Shape, alignment: u64) -> Result<StridedLayout, LayoutError> {
         match self {
-            Order::Word(word) => StridedLayout::resolve(word, shape, alignment),
-            Order::Known(preset) => preset.resolve(shape, alignment),
+            PairLayout::Word(word) => StridedLayout::resolve(word, shape, alignment),
+            PairLayout::Known(preset) => preset.resolve(shape, alignment),
         }
     }
 }
 
 /// Two layouts between which blocks are copied.
 #[derive(Clone, Debug)]
-pub struct Pair {
+pub struct LayoutPair {
     /// The source layout.
-    pub source: Order,
+    pub source: PairLayout,
     /// The destination layout.
-    pub destination: Order,
+    pub destination: PairLayout,
 }
 
-impl Pair {
+impl LayoutPair {
     /// `L|KBNHC → BHLKNC`.
     #[must_use]
     pub fn label(&self) -> String {
         format!("{} → {}", self.source.label(), self.destination.label())
     }
 
-    fn of_words(source: &str, destination: &str) -> Result<Pair, BenchError> {
+    fn of_words(source: &str, destination: &str) -> Result<LayoutPair, BenchError> {
         let word = |text: &str| Word::parse(text).map_err(LayoutError::from);
-        Ok(Pair {
-            source: Order::Word(word(source)?),
-            destination: Order::Word(word(destination)?),
+        Ok(LayoutPair {
+            source: PairLayout::Word(word(source)?),
+            destination: PairLayout::Word(word(destination)?),
         })
     }
 }
@@ -80,7 +82,7 @@ impl Pair {
 /// The purpose of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Purpose {
+pub enum PairPurpose {
     /// Requested by the user.
     Asked,
     /// Equal layouts on both sides.
@@ -95,26 +97,26 @@ pub enum Purpose {
     Extra,
 }
 
-impl Purpose {
+impl PairPurpose {
     /// The title of the purpose in reports.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
-            Purpose::Asked => "the requested pair",
-            Purpose::Equal => "equal layouts",
-            Purpose::Across => "from one engine, host pool or store to another",
-            Purpose::Store => "from an engine to the order of stored blocks",
-            Purpose::Load => "from the order of stored blocks to an engine",
-            Purpose::Extra => "beside the matrix",
+            PairPurpose::Asked => "the requested pair",
+            PairPurpose::Equal => "equal layouts",
+            PairPurpose::Across => "from one engine, host pool or store to another",
+            PairPurpose::Store => "from an engine to the order of stored blocks",
+            PairPurpose::Load => "from the order of stored blocks to an engine",
+            PairPurpose::Extra => "beside the matrix",
         }
     }
 }
 
 /// One pair with one model in one size; its methods are measured in turns.
 #[derive(Clone, Debug)]
-pub(crate) struct Cell {
-    pub(crate) pair: Pair,
-    pub(crate) purpose: Purpose,
+pub(crate) struct BenchCell {
+    pub(crate) pair: LayoutPair,
+    pub(crate) purpose: PairPurpose,
     pub(crate) model: String,
     pub(crate) source: StridedLayout,
     pub(crate) destination: StridedLayout,
@@ -124,7 +126,7 @@ pub(crate) struct Cell {
     pub(crate) in_cache: bool,
 }
 
-impl Cell {
+impl BenchCell {
     /// The text that filters match.
     pub(crate) fn label(&self) -> String {
         let size = match (self.in_cache, self.bytes()) {
@@ -150,7 +152,7 @@ impl Cell {
 
 /// The size of a cell.
 #[derive(Clone, Copy, Debug)]
-enum Size {
+enum CellSize {
     /// At most this many bytes, so that both sides fit a cache; cells that cannot be that small are
     /// skipped.
     InCache(u64),
@@ -162,7 +164,10 @@ enum Size {
 ///
 /// # Errors
 /// A pair of the user that does not fit the model.
-pub(crate) fn cells(settings: &Settings, cache_bytes: u64) -> Result<Vec<Cell>, BenchError> {
+pub(crate) fn cells(
+    settings: &BenchSettings,
+    cache_bytes: u64,
+) -> Result<Vec<BenchCell>, BenchError> {
     let models = match settings.models.as_slice() {
         [] => models::usual(settings.quick)?,
         given => given.to_vec(),
@@ -172,7 +177,7 @@ pub(crate) fn cells(settings: &Settings, cache_bytes: u64) -> Result<Vec<Cell>, 
         for model in &models {
             for size in sizes(settings, cache_bytes, true) {
                 let cell = cell(
-                    (pair, Purpose::Asked),
+                    (pair, PairPurpose::Asked),
                     model,
                     None,
                     size,
@@ -193,7 +198,7 @@ pub(crate) fn cells(settings: &Settings, cache_bytes: u64) -> Result<Vec<Cell>, 
             (true, _) => entry.usual && entry.special,
         });
         for entry in entries {
-            let pair = Pair::of_words(&entry.source, &entry.destination)?;
+            let pair = LayoutPair::of_words(&entry.source, &entry.destination)?;
             for size in sizes(settings, cache_bytes, number == 0) {
                 let named = (&pair, entry.purpose);
                 let page_size = entry.page_size;
@@ -223,7 +228,7 @@ const FILES: [(&str, &str); 2] = [("L|BKNHC", "BHLKNC"), ("BHLKNC", "BHLKNC")];
 ///
 /// # Errors
 /// A pair of the user that does not fit the model.
-pub(crate) fn file_cells(settings: &Settings) -> Result<Vec<FileCell>, BenchError> {
+pub(crate) fn file_cells(settings: &BenchSettings) -> Result<Vec<FileCell>, BenchError> {
     let models = match settings.models.as_slice() {
         [] => models::usual(true)?,
         given => given.to_vec(),
@@ -231,12 +236,12 @@ pub(crate) fn file_cells(settings: &Settings) -> Result<Vec<FileCell>, BenchErro
     let Some(model) = models.first() else {
         return Ok(Vec::new());
     };
-    let heads = |axis: &Model| axis.shape.planes().iter().all(|plane| plane.has(Axis::H));
+    let heads = |axis: &BenchModel| axis.shape.planes().iter().all(|plane| plane.has(Axis::H));
     let (pairs, purpose) = match &settings.pair {
-        Some(pair) => (vec![pair.clone()], Purpose::Asked),
+        Some(pair) => (vec![pair.clone()], PairPurpose::Asked),
         None if heads(model) => {
-            let pairs = FILES.iter().map(|(a, b)| Pair::of_words(a, b));
-            (pairs.collect::<Result<_, _>>()?, Purpose::Extra)
+            let pairs = FILES.iter().map(|(a, b)| LayoutPair::of_words(a, b));
+            (pairs.collect::<Result<_, _>>()?, PairPurpose::Extra)
         }
         None => return Ok(Vec::new()),
     };
@@ -251,17 +256,23 @@ pub(crate) fn file_cells(settings: &Settings) -> Result<Vec<FileCell>, BenchErro
     };
     let mut cells = Vec::new();
     for pair in &pairs {
-        let back = Pair {
+        let back = LayoutPair {
             source: pair.destination.clone(),
             destination: pair.source.clone(),
         };
-        let ways = [(pair, Direction::Write), (&back, Direction::Read)];
+        let ways = [(pair, FioDirection::Write), (&back, FioDirection::Read)];
         for (size, (pair, direction), direct) in sizes.iter().flat_map(|size| {
             let ways = ways.iter().flat_map(|way| [(way, false), (way, true)]);
             ways.map(move |(way, direct)| (*size, *way, direct))
         }) {
             let named = (pair, purpose);
-            let cell = cell(named, model, None, Size::Bytes(size), settings.alignment)?;
+            let cell = cell(
+                named,
+                model,
+                None,
+                CellSize::Bytes(size),
+                settings.alignment,
+            )?;
             cells.extend(cell.map(|cell| FileCell {
                 cell,
                 direction,
@@ -273,7 +284,7 @@ pub(crate) fn file_cells(settings: &Settings) -> Result<Vec<FileCell>, BenchErro
 }
 
 /// The sizes of the flat copies on several threads.
-pub(crate) fn flat_bytes(settings: &Settings) -> Vec<u64> {
+pub(crate) fn flat_bytes(settings: &BenchSettings) -> Vec<u64> {
     match settings.bytes.as_slice() {
         [] if settings.quick => vec![LARGE_BYTES],
         [] => vec![LARGE_BYTES, LARGEST_BYTES],
@@ -281,32 +292,32 @@ pub(crate) fn flat_bytes(settings: &Settings) -> Vec<u64> {
     }
 }
 
-fn sizes(settings: &Settings, cache_bytes: u64, first_model: bool) -> Vec<Size> {
+fn sizes(settings: &BenchSettings, cache_bytes: u64, first_model: bool) -> Vec<CellSize> {
     if !settings.bytes.is_empty() {
-        return settings.bytes.iter().map(|&b| Size::Bytes(b)).collect();
+        return settings.bytes.iter().map(|&b| CellSize::Bytes(b)).collect();
     }
-    let mut sizes = vec![Size::InCache(cache_bytes), Size::Bytes(LARGE_BYTES)];
+    let mut sizes = vec![CellSize::InCache(cache_bytes), CellSize::Bytes(LARGE_BYTES)];
     if first_model && !settings.quick {
-        sizes.push(Size::Bytes(LARGEST_BYTES));
+        sizes.push(CellSize::Bytes(LARGEST_BYTES));
     }
     sizes
 }
 
 /// Builds a cell; `None` where one block of one layer exceeds the cache.
 fn cell(
-    (pair, purpose): (&Pair, Purpose),
-    model: &Model,
+    (pair, purpose): (&LayoutPair, PairPurpose),
+    model: &BenchModel,
     page_size: Option<u64>,
-    size: Size,
+    size: CellSize,
     alignment: u64,
-) -> Result<Option<Cell>, BenchError> {
+) -> Result<Option<BenchCell>, BenchError> {
     let page_size = page_size.unwrap_or(model.shape.page_size());
     let planes = || model.shape.planes().to_vec();
     let layer_bytes = Shape::new(1, 1, page_size, planes())?.block_bytes()?.max(1);
     let (bytes, in_cache) = match size {
-        Size::InCache(bytes) if layer_bytes > bytes => return Ok(None),
-        Size::InCache(bytes) => (bytes, true),
-        Size::Bytes(bytes) => (bytes, false),
+        CellSize::InCache(bytes) if layer_bytes > bytes => return Ok(None),
+        CellSize::InCache(bytes) => (bytes, true),
+        CellSize::Bytes(bytes) => (bytes, false),
     };
     let all_layers = model.shape.num_layers();
     let layers = (bytes / (layer_bytes * BLOCKS_MIN)).clamp(1, all_layers);
@@ -316,7 +327,7 @@ fn cell(
     } else {
         Shape::new(blocks, layers, page_size, planes())?
     };
-    Ok(Some(Cell {
+    Ok(Some(BenchCell {
         pair: pair.clone(),
         purpose,
         model: model.name.clone(),
@@ -329,17 +340,17 @@ fn cell(
 
 /// Cells between a rank with the second half of the heads and stored blocks of the whole model.
 /// None where the heads cannot be halved, and none in the cache.
-fn ranks(model: &Model, size: Size, alignment: u64) -> Result<Vec<Cell>, BenchError> {
+fn ranks(model: &BenchModel, size: CellSize, alignment: u64) -> Result<Vec<BenchCell>, BenchError> {
     let all = model.shape.num_heads();
-    let (Size::Bytes(bytes), true) = (size, all.is_multiple_of(2)) else {
+    let (CellSize::Bytes(bytes), true) = (size, all.is_multiple_of(2)) else {
         return Ok(Vec::new());
     };
     // The size of the whole model, so that the half that moves is as large as other cells.
-    let size = Size::Bytes(bytes.saturating_mul(2));
+    let size = CellSize::Bytes(bytes.saturating_mul(2));
     let mut cells = Vec::new();
     for (held, stored, back) in pairs::RANKS {
-        let pair = Pair::of_words(held, stored)?;
-        let Some(whole) = cell((&pair, Purpose::Store), model, None, size, alignment)? else {
+        let pair = LayoutPair::of_words(held, stored)?;
+        let Some(whole) = cell((&pair, PairPurpose::Store), model, None, size, alignment)? else {
             continue;
         };
         let half = models::half_of_heads(whole.destination.shape())?;
@@ -351,19 +362,19 @@ fn ranks(model: &Model, size: Size, alignment: u64) -> Result<Vec<Cell>, BenchEr
             count: all / 2,
         });
         cells.push(if back {
-            Cell {
-                pair: Pair {
+            BenchCell {
+                pair: LayoutPair {
                     source: pair.destination,
                     destination: pair.source,
                 },
-                purpose: Purpose::Load,
+                purpose: PairPurpose::Load,
                 source: whole.destination,
                 destination: held,
                 heads,
                 ..whole
             }
         } else {
-            Cell {
+            BenchCell {
                 source: held,
                 heads,
                 ..whole

@@ -12,7 +12,7 @@ const PAGE_SIZE: u64 = 16;
 
 /// The shape of the blocks, and its name in reports.
 #[derive(Clone, Debug)]
-pub struct Model {
+pub struct BenchModel {
     /// For instance `llama-3.1-8b tp 8`.
     pub name: String,
     /// Layers, tokens per block and planes; the number of blocks is ignored.
@@ -20,10 +20,10 @@ pub struct Model {
 }
 
 /// A preset, the number of ranks, and the data type where it is not the model's own.
-type Row = (&'static str, u64, Option<&'static str>);
+type ModelEntry = (&'static str, u64, Option<&'static str>);
 
 /// Whole and split, large and tiny, a latent, and elements of one byte.
-const MODELS: [Row; 6] = [
+const MODELS: [ModelEntry; 6] = [
     ("llama-3.1-8b", 1, None),
     ("llama-3.1-8b", 8, None),
     ("llama-3.1-70b", 8, None),
@@ -33,13 +33,13 @@ const MODELS: [Row; 6] = [
 ];
 
 /// The models of a quick run.
-const QUICK: [Row; 3] = [
+const QUICK: [ModelEntry; 3] = [
     ("llama-3.1-8b", 1, None),
     ("deepseek-v3", 1, None),
     ("llama-3.1-8b", 1, Some("fp8_e4m3")),
 ];
 
-pub(super) fn usual(quick: bool) -> Result<Vec<Model>, BenchError> {
+pub(super) fn usual(quick: bool) -> Result<Vec<BenchModel>, BenchError> {
     let rows = if quick { &QUICK[..] } else { &MODELS[..] };
     rows.iter().map(|row| model(*row)).collect()
 }
@@ -59,7 +59,7 @@ pub(super) fn half_of_heads(whole: &Shape) -> Result<Shape, BenchError> {
     Ok(Shape::new(blocks, whole.num_layers(), page_size, planes)?.with_shard(shard)?)
 }
 
-fn model((name, ranks, dtype): Row) -> Result<Model, BenchError> {
+fn model((name, ranks, dtype): ModelEntry) -> Result<BenchModel, BenchError> {
     let preset = find_model(name)?;
     let unit = match dtype.and_then(Unit::named) {
         Some(unit) => unit,
@@ -72,7 +72,7 @@ fn model((name, ranks, dtype): Row) -> Result<Model, BenchError> {
     if let Some(dtype) = dtype {
         title.push_str(&format!(" {dtype}"));
     }
-    Ok(Model {
+    Ok(BenchModel {
         name: title,
         shape: preset.shape(1, PAGE_SIZE, ranks, 0, &unit)?,
     })

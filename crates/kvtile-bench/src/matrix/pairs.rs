@@ -3,7 +3,7 @@
 
 use kvtile::layout::{Axis, Shape};
 
-use super::Purpose;
+use super::PairPurpose;
 
 /// The stored order: heads outermost, so that any tensor-parallel size reads one run.
 const STORED: &str = "BHLKNC";
@@ -13,7 +13,7 @@ const STORED_LATENT: &str = "BLKNC";
 
 /// The shapes that a layout is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fits {
+enum ShapeFit {
     /// Keys and values.
     Heads,
     /// Keys and values of two bytes: tiles of 16 bytes have 8 of them.
@@ -28,30 +28,30 @@ enum Fits {
 
 /// One pair.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
+pub(super) struct MatrixPair {
     pub(super) source: String,
     pub(super) destination: String,
-    pub(super) purpose: Purpose,
+    pub(super) purpose: PairPurpose,
     /// Tokens per block, where the engine has another number than 16.
     pub(super) page_size: Option<u64>,
     /// Whether a quick run includes it.
     pub(super) usual: bool,
     /// Whether it is for one kind of model only.
     pub(super) special: bool,
-    fits: Fits,
+    fits: ShapeFit,
 }
 
-impl Entry {
+impl MatrixPair {
     /// Whether an engine has these layouts for this shape.
     pub(super) fn fits(&self, shape: &Shape) -> bool {
         let heads = shape.planes().iter().all(|plane| plane.has(Axis::H));
         let unit_bytes = |bytes| shape.planes().iter().all(|p| p.unit().bytes() == bytes);
         match self.fits {
-            Fits::Heads => heads,
-            Fits::TwoBytes => heads && unit_bytes(2),
-            Fits::OneByte => heads && unit_bytes(1),
-            Fits::HeadsByFour => heads && shape.num_heads().is_multiple_of(4),
-            Fits::Latent => {
+            ShapeFit::Heads => heads,
+            ShapeFit::TwoBytes => heads && unit_bytes(2),
+            ShapeFit::OneByte => heads && unit_bytes(1),
+            ShapeFit::HeadsByFour => heads && shape.num_heads().is_multiple_of(4),
+            ShapeFit::Latent => {
                 let names = shape.planes().iter().map(|plane| plane.name().as_str());
                 !heads && names.eq(["c", "r"])
             }
@@ -61,103 +61,114 @@ impl Entry {
 
 /// Layouts of engines and host pools: word, tokens per block, shapes, whether a quick run includes
 /// it.
-const ENGINES: [(&str, Option<u64>, Fits, bool); 47] = [
+const ENGINES: [(&str, Option<u64>, ShapeFit, bool); 47] = [
     // The block-manager tradition.
-    ("BLKNHC", None, Fits::Heads, true),
-    ("BLHKNC", None, Fits::Heads, false),
-    ("L|BKNHC", None, Fits::Heads, true),
+    ("BLKNHC", None, ShapeFit::Heads, true),
+    ("BLHKNC", None, ShapeFit::Heads, false),
+    ("L|BKNHC", None, ShapeFit::Heads, true),
     // vLLM up to 0.21, FlexKV, LMCache.
-    ("L|KBNHC", None, Fits::Heads, true),
-    ("L|KBHNC", None, Fits::Heads, false),
-    ("L|BKHNC", None, Fits::Heads, true),
-    ("LKBNHC", None, Fits::Heads, false),
-    ("KL|BNHC", None, Fits::Heads, false),
+    ("L|KBNHC", None, ShapeFit::Heads, true),
+    ("L|KBHNC", None, ShapeFit::Heads, false),
+    ("L|BKHNC", None, ShapeFit::Heads, true),
+    ("LKBNHC", None, ShapeFit::Heads, false),
+    ("KL|BNHC", None, ShapeFit::Heads, false),
     // vLLM: keys and values side by side, six orders, padding, kernel blocks.
-    ("LBHNKC", None, Fits::Heads, false),
-    ("LBNHKC", None, Fits::Heads, true),
-    ("LHBNKC", None, Fits::Heads, false),
-    ("BLHNKC", None, Fits::Heads, false),
-    ("BLNHKC", None, Fits::Heads, false),
-    ("BHLNKC", None, Fits::Heads, false),
-    ("L|BHNKC", None, Fits::Heads, true),
-    ("L|BNHKC", None, Fits::Heads, false),
-    ("LB@4096HNKC", None, Fits::Heads, false),
-    ("BL@4096HNKC", None, Fits::Heads, false),
-    ("L|BNHN16KC", Some(64), Fits::Heads, false),
+    ("LBHNKC", None, ShapeFit::Heads, false),
+    ("LBNHKC", None, ShapeFit::Heads, true),
+    ("LHBNKC", None, ShapeFit::Heads, false),
+    ("BLHNKC", None, ShapeFit::Heads, false),
+    ("BLNHKC", None, ShapeFit::Heads, false),
+    ("BHLNKC", None, ShapeFit::Heads, false),
+    ("L|BHNKC", None, ShapeFit::Heads, true),
+    ("L|BNHKC", None, ShapeFit::Heads, false),
+    ("LB@4096HNKC", None, ShapeFit::Heads, false),
+    ("BL@4096HNKC", None, ShapeFit::Heads, false),
+    ("L|BNHN16KC", Some(64), ShapeFit::Heads, false),
     // vLLM on the CPU, on ROCm, with aiter.
-    ("L|BH(kCN,vNC)", None, Fits::Heads, true),
-    ("L|BH(kNCN16C2,vCNC16N2)", Some(32), Fits::TwoBytes, true),
-    ("L|(kBHCNC8,vBHCN)", None, Fits::TwoBytes, false),
-    ("L|B(kHCNC8,vHCN)", None, Fits::TwoBytes, true),
-    ("L|(kBHCNC16,vBHCN)", None, Fits::OneByte, false),
-    ("L|B(kHCNC16,vHCN)", None, Fits::OneByte, true),
-    ("L|(kBHCNC8,vBHNCN8)", None, Fits::TwoBytes, false),
+    ("L|BH(kCN,vNC)", None, ShapeFit::Heads, true),
+    (
+        "L|BH(kNCN16C2,vCNC16N2)",
+        Some(32),
+        ShapeFit::TwoBytes,
+        true,
+    ),
+    ("L|(kBHCNC8,vBHCN)", None, ShapeFit::TwoBytes, false),
+    ("L|B(kHCNC8,vHCN)", None, ShapeFit::TwoBytes, true),
+    ("L|(kBHCNC16,vBHCN)", None, ShapeFit::OneByte, false),
+    ("L|B(kHCNC16,vHCN)", None, ShapeFit::OneByte, true),
+    ("L|(kBHCNC8,vBHNCN8)", None, ShapeFit::TwoBytes, false),
     // SGLang on devices and hosts.
-    ("LK|BNHC", None, Fits::Heads, false),
-    ("LK|BHNC", None, Fits::Heads, true),
-    ("L(k|BHCNC8,v|BHNCN8)", None, Fits::TwoBytes, false),
-    ("BNLKHC", None, Fits::Heads, false),
-    ("KLBNHC", None, Fits::Heads, false),
-    ("KBNLHC", None, Fits::Heads, false),
-    ("KBLNHC", None, Fits::Heads, false),
-    ("KBHNLC", None, Fits::Heads, false),
-    ("BHLKNH4C", None, Fits::HeadsByFour, false),
+    ("LK|BNHC", None, ShapeFit::Heads, false),
+    ("LK|BHNC", None, ShapeFit::Heads, true),
+    ("L(k|BHCNC8,v|BHNCN8)", None, ShapeFit::TwoBytes, false),
+    ("BNLKHC", None, ShapeFit::Heads, false),
+    ("KLBNHC", None, ShapeFit::Heads, false),
+    ("KBNLHC", None, ShapeFit::Heads, false),
+    ("KBLNHC", None, ShapeFit::Heads, false),
+    ("KBHNLC", None, ShapeFit::Heads, false),
+    ("BHLKNH4C", None, ShapeFit::HeadsByFour, false),
     // TensorRT-LLM, AIBrix, MAX, Ascend, mistral.rs.
-    ("BLKHNC", None, Fits::Heads, false),
-    ("BNKLHC", None, Fits::Heads, false),
-    ("BKLNHC", None, Fits::Heads, false),
-    ("LK|BHCNC16", None, Fits::TwoBytes, false),
-    ("L(k|BHCNC8,v|BHCN)", None, Fits::TwoBytes, false),
+    ("BLKHNC", None, ShapeFit::Heads, false),
+    ("BNKLHC", None, ShapeFit::Heads, false),
+    ("BKLNHC", None, ShapeFit::Heads, false),
+    ("LK|BHCNC16", None, ShapeFit::TwoBytes, false),
+    ("L(k|BHCNC8,v|BHCN)", None, ShapeFit::TwoBytes, false),
     // LMCache's chunks.
-    ("B|KLNHC", Some(256), Fits::Heads, false),
-    ("BL|NKHC", Some(256), Fits::Heads, false),
-    ("BL|KNHC", Some(256), Fits::Heads, false),
+    ("B|KLNHC", Some(256), ShapeFit::Heads, false),
+    ("BL|NKHC", Some(256), ShapeFit::Heads, false),
+    ("BL|KNHC", Some(256), ShapeFit::Heads, false),
     // transformers, candle, MLX, ONNX Runtime; llama.cpp without flash attention.
-    ("LK|HBNC", None, Fits::Heads, false),
-    ("L(k|BNHC,v|HCBN)", None, Fits::Heads, false),
+    ("LK|HBNC", None, ShapeFit::Heads, false),
+    ("L(k|BNHC,v|HCBN)", None, ShapeFit::Heads, false),
     // Latents: vLLM and SGLang, mistral.rs and LMCache.
-    ("L|BNKC", None, Fits::Latent, true),
-    ("LK|BNC", None, Fits::Latent, true),
+    ("L|BNKC", None, ShapeFit::Latent, true),
+    ("LK|BNC", None, ShapeFit::Latent, true),
 ];
 
 /// Equal layouts on both sides.
-const EQUAL: [(&str, Fits, bool); 6] = [
-    ("BLKNHC", Fits::Heads, true),
-    ("L|KBNHC", Fits::Heads, true),
-    (STORED, Fits::Heads, false),
-    ("L|BHNKC", Fits::Heads, false),
-    ("L|BH(kCN,vNC)", Fits::Heads, true),
-    ("L|BNKC", Fits::Latent, true),
+const EQUAL: [(&str, ShapeFit, bool); 6] = [
+    ("BLKNHC", ShapeFit::Heads, true),
+    ("L|KBNHC", ShapeFit::Heads, true),
+    (STORED, ShapeFit::Heads, false),
+    ("L|BHNKC", ShapeFit::Heads, false),
+    ("L|BH(kCN,vNC)", ShapeFit::Heads, true),
+    ("L|BNKC", ShapeFit::Latent, true),
 ];
 
 /// Pairs between systems: device to host pool, engine to engine, block by block without a
 /// permutation.
-const ACROSS: [(&str, &str, Option<u64>, Fits, bool); 19] = [
-    ("L|KBNHC", "BLKNHC", None, Fits::Heads, true),
-    ("BLKNHC", "L|KBNHC", None, Fits::Heads, false),
-    ("L|BKNHC", "BLKNHC", None, Fits::Heads, false),
-    ("L|BKNHC", "BLKHNC", None, Fits::Heads, true),
-    ("BLKHNC", "L|BKNHC", None, Fits::Heads, false),
-    ("L|KBNHC", "KBNLHC", None, Fits::Heads, false),
-    ("L|KBNHC", "KBLNHC", None, Fits::Heads, false),
-    ("LK|BHNC", "KBHNLC", None, Fits::Heads, false),
-    ("L|BHNKC", "KBNLHC", None, Fits::Heads, false),
-    ("L|BHNKC", "L|BKNHC", None, Fits::Heads, false),
-    ("L|BNHKC", "L|BKNHC", None, Fits::Heads, true),
-    ("L|BH(kCN,vNC)", "L|BKNHC", None, Fits::Heads, true),
-    ("L|B(kHCNC8,vHCN)", "L|BKNHC", None, Fits::TwoBytes, false),
+const ACROSS: [(&str, &str, Option<u64>, ShapeFit, bool); 19] = [
+    ("L|KBNHC", "BLKNHC", None, ShapeFit::Heads, true),
+    ("BLKNHC", "L|KBNHC", None, ShapeFit::Heads, false),
+    ("L|BKNHC", "BLKNHC", None, ShapeFit::Heads, false),
+    ("L|BKNHC", "BLKHNC", None, ShapeFit::Heads, true),
+    ("BLKHNC", "L|BKNHC", None, ShapeFit::Heads, false),
+    ("L|KBNHC", "KBNLHC", None, ShapeFit::Heads, false),
+    ("L|KBNHC", "KBLNHC", None, ShapeFit::Heads, false),
+    ("LK|BHNC", "KBHNLC", None, ShapeFit::Heads, false),
+    ("L|BHNKC", "KBNLHC", None, ShapeFit::Heads, false),
+    ("L|BHNKC", "L|BKNHC", None, ShapeFit::Heads, false),
+    ("L|BNHKC", "L|BKNHC", None, ShapeFit::Heads, true),
+    ("L|BH(kCN,vNC)", "L|BKNHC", None, ShapeFit::Heads, true),
+    (
+        "L|B(kHCNC8,vHCN)",
+        "L|BKNHC",
+        None,
+        ShapeFit::TwoBytes,
+        false,
+    ),
     (
         "L|BH(kNCN16C2,vCNC16N2)",
         "L|BKNHC",
         Some(32),
-        Fits::TwoBytes,
+        ShapeFit::TwoBytes,
         false,
     ),
-    ("L|KBNHC", "BL|KNHC", Some(256), Fits::Heads, false),
-    ("L|BKNHC", "LK|HBNC", None, Fits::Heads, false),
-    ("LBNKC", "L|BNKC", None, Fits::Latent, false),
-    ("L|BNKC", "BLNKC", None, Fits::Latent, true),
-    ("L|BNKC", "B|LNKC", Some(256), Fits::Latent, false),
+    ("L|KBNHC", "BL|KNHC", Some(256), ShapeFit::Heads, false),
+    ("L|BKNHC", "LK|HBNC", None, ShapeFit::Heads, false),
+    ("LBNKC", "L|BNKC", None, ShapeFit::Latent, false),
+    ("L|BNKC", "BLNKC", None, ShapeFit::Latent, true),
+    ("L|BNKC", "B|LNKC", Some(256), ShapeFit::Latent, false),
 ];
 
 /// Layouts of one rank of two, to stored blocks of the whole model, and whether the matrix has the
@@ -170,31 +181,31 @@ pub(super) const RANKS: [(&str, &str, bool); 4] = [
 ];
 
 /// Every pair.
-pub(super) fn all() -> Vec<Entry> {
-    let entry = |from: &str, to: &str, purpose, (page_size, fits, usual)| Entry {
+pub(super) fn all() -> Vec<MatrixPair> {
+    let entry = |from: &str, to: &str, purpose, (page_size, fits, usual)| MatrixPair {
         source: from.to_owned(),
         destination: to.to_owned(),
         purpose,
         page_size,
         usual,
-        special: matches!(fits, Fits::Latent | Fits::OneByte),
+        special: matches!(fits, ShapeFit::Latent | ShapeFit::OneByte),
         fits,
     };
     let equal = EQUAL
         .iter()
-        .map(|&(word, fits, usual)| entry(word, word, Purpose::Equal, (None, fits, usual)));
+        .map(|&(word, fits, usual)| entry(word, word, PairPurpose::Equal, (None, fits, usual)));
     let across = ACROSS.iter().map(|&(from, to, page, fits, usual)| {
-        entry(from, to, Purpose::Across, (page, fits, usual))
+        entry(from, to, PairPurpose::Across, (page, fits, usual))
     });
     let stored = |fits| match fits {
-        Fits::Latent => STORED_LATENT,
+        ShapeFit::Latent => STORED_LATENT,
         _ => STORED,
     };
     let store = ENGINES.iter().map(|&(word, page, fits, usual)| {
-        entry(word, stored(fits), Purpose::Store, (page, fits, usual))
+        entry(word, stored(fits), PairPurpose::Store, (page, fits, usual))
     });
     let load = ENGINES.iter().map(|&(word, page, fits, usual)| {
-        entry(stored(fits), word, Purpose::Load, (page, fits, usual))
+        entry(stored(fits), word, PairPurpose::Load, (page, fits, usual))
     });
     equal.chain(across).chain(store).chain(load).collect()
 }

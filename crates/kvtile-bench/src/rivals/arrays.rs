@@ -6,12 +6,12 @@ use std::{
 };
 
 use bytemuck::Pod;
-use kvtile::layout::{Axis, Digit, Piece, Plane, Shape};
+use kvtile::layout::{Axis, Digit, Plane, PlanePiece, Shape};
 use ndarray::{ArrayView, ArrayViewMut, IxDyn, ShapeBuilder};
 
 use crate::{
     arena::Arenas,
-    contender::{Contender, Method, Orders, Sides},
+    contender::{BlockOrders, CellSides, Contender, CopyMethod},
     error::BenchError,
     walk::axis_step,
 };
@@ -27,12 +27,12 @@ struct PlaneViews {
     extents: Vec<usize>,
     /// Layers with separate views.
     layers: usize,
-    source: View,
-    destination: View,
+    source: BlockView,
+    destination: BlockView,
 }
 
 /// One side of a plane, in elements.
-struct View {
+struct BlockView {
     strides: Vec<usize>,
     /// The start of a block, in each layer with a separate view.
     starts: Vec<Vec<usize>>,
@@ -41,7 +41,7 @@ struct View {
 impl ArrayAssign {
     /// `None` where views cannot express the copy: units that are no element, planes whose elements
     /// differ, an axis other than the layers that crosses regions, a part of the heads.
-    pub(crate) fn new(sides: &Sides) -> Option<ArrayAssign> {
+    pub(crate) fn new(sides: &CellSides) -> Option<ArrayAssign> {
         let (source, destination) = (&sides.source.0, &sides.destination.0);
         let shape = source.shape();
         let unit_bytes = usize::try_from(shape.planes().first()?.unit().bytes()).ok()?;
@@ -55,7 +55,7 @@ impl ArrayAssign {
         let starts = (sides.source.1.starts(), sides.destination.1.starts());
         let pieces = source.planes().zip(destination.planes());
         let planes = pieces.map(|((plane, from), (_, to))| {
-            let side = |piece, regions| Side {
+            let side = |piece, regions| ArraySide {
                 piece,
                 regions,
                 unit_bytes,
@@ -69,7 +69,7 @@ impl ArrayAssign {
         })
     }
 
-    fn copy<T: Pod>(&self, orders: &Orders, source: &[u8], destination: &mut [u8]) {
+    fn copy<T: Pod>(&self, orders: &BlockOrders, source: &[u8], destination: &mut [u8]) {
         let whole = |bytes: usize| ..bytes - bytes % size_of::<T>();
         let source = source.get(whole(source.len())).unwrap_or_default();
         let destination = destination.get_mut(whole(destination.len()));
@@ -88,7 +88,7 @@ impl ArrayAssign {
         black_box(destination);
     }
 
-    fn copy_units(&self, orders: &Orders, source: &[u8], destination: &mut [u8]) {
+    fn copy_units(&self, orders: &BlockOrders, source: &[u8], destination: &mut [u8]) {
         match self.unit_bytes {
             1 => self.copy::<u8>(orders, source, destination),
             2 => self.copy::<u16>(orders, source, destination),
@@ -99,14 +99,14 @@ impl ArrayAssign {
 }
 
 /// One side of a plane during the construction of its views.
-struct Side<'a> {
-    piece: &'a Piece,
+struct ArraySide<'a> {
+    piece: &'a PlanePiece,
     /// The starts of the regions.
     regions: &'a [usize],
     unit_bytes: usize,
 }
 
-impl Side<'_> {
+impl ArraySide<'_> {
     /// The step of a digit, in elements; `None` where it leads to another region.
     fn stride(&self, axis: Axis, low: u64) -> Option<usize> {
         let step = axis_step(self.piece.digits(), axis, low);
@@ -133,13 +133,13 @@ impl Side<'_> {
         elements(self.regions.get(region)? + bytes, self.unit_bytes)
     }
 
-    fn view(&self, digits: &[(Axis, u64, u64)], blocks: u64, layers: u64) -> Option<View> {
+    fn view(&self, digits: &[(Axis, u64, u64)], blocks: u64, layers: u64) -> Option<BlockView> {
         let strides = digits.iter().map(|&(axis, low, _)| self.stride(axis, low));
         let starts = (0..blocks).map(|block| {
             let starts = (0..layers).map(|layer| self.start(block, layer));
             starts.collect::<Option<Vec<usize>>>()
         });
-        Some(View {
+        Some(BlockView {
             strides: strides.collect::<Option<_>>()?,
             starts: starts.collect::<Option<_>>()?,
         })
@@ -147,7 +147,11 @@ impl Side<'_> {
 }
 
 impl PlaneViews {
-    fn new(shape: &Shape, plane: &Plane, (from, to): (&Side<'_>, &Side<'_>)) -> Option<PlaneViews> {
+    fn new(
+        shape: &Shape,
+        plane: &Plane,
+        (from, to): (&ArraySide<'_>, &ArraySide<'_>),
+    ) -> Option<PlaneViews> {
         let joined = from.joins_layers() && to.joins_layers();
         let declared = plane.extents().iter().map(|(axis, _)| *axis);
         let axes = joined.then_some(Axis::L).into_iter().chain([Axis::N]);
@@ -176,10 +180,10 @@ impl PlaneViews {
         source: &[T],
         destination: &mut [T],
     ) -> Option<()> {
-        let start = |view: &View, block: usize| view.starts.get(block)?.get(layer).copied();
+        let start = |view: &BlockView, block: usize| view.starts.get(block)?.get(layer).copied();
         let from = source.get(start(&self.source, from)?..)?;
         let to = destination.get_mut(start(&self.destination, to)?..)?;
-        let shape = |view: &View| IxDyn(&self.extents).strides(IxDyn(&view.strides));
+        let shape = |view: &BlockView| IxDyn(&self.extents).strides(IxDyn(&view.strides));
         let from = ArrayView::from_shape(shape(&self.source), from).ok()?;
         let mut to = ArrayViewMut::from_shape(shape(&self.destination), to).ok()?;
         to.assign(&from);
@@ -215,14 +219,14 @@ fn cut(from: &[Digit], to: &[Digit], axis: Axis, extent: u64) -> Option<Vec<(u64
 }
 
 impl Contender for ArrayAssign {
-    fn method(&self) -> Method {
-        Method::Ndarray
+    fn method(&self) -> CopyMethod {
+        CopyMethod::Ndarray
     }
 
     fn run(
         &mut self,
         arenas: &mut Arenas,
-        orders: &Orders,
+        orders: &BlockOrders,
         repeats: u32,
         warm: bool,
     ) -> Result<Duration, BenchError> {

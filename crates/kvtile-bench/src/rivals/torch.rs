@@ -11,7 +11,8 @@ use kvtile::layout::{Axis, StridedLayout};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    contender::Method, error::BenchError, lines::Line, matrix::Cell, row::Row, settings::Settings,
+    contender::CopyMethod, error::BenchError, lines::CellLine, matrix::BenchCell, row::BenchRow,
+    settings::BenchSettings,
 };
 
 const SCRIPT: &str = include_str!("../../python/torch_rival.py");
@@ -23,7 +24,7 @@ const ROUNDS: u32 = 3;
 
 /// Both sides of a cell as axes, slowest first.
 #[derive(Debug, Serialize)]
-struct Job {
+struct TorchJob {
     source: String,
     source_regions: String,
     destination: String,
@@ -38,7 +39,7 @@ struct Job {
 }
 
 #[derive(Debug, Deserialize)]
-struct Figures {
+struct TorchFigures {
     right: bool,
     seconds: f64,
     flat_seconds: f64,
@@ -48,10 +49,10 @@ struct Figures {
 /// Measures all cells whose layouts are permutations of axes; returns a reason where torch is not
 /// installed.
 pub(crate) fn measure(
-    cells: &[&Cell],
-    settings: &Settings,
-    rows: &[Row],
-) -> Result<Result<Vec<Row>, String>, BenchError> {
+    cells: &[&BenchCell],
+    settings: &BenchSettings,
+    rows: &[BenchRow],
+) -> Result<Result<Vec<BenchRow>, String>, BenchError> {
     let with_torch = Command::new("python3")
         .args(["-c", "import torch"])
         .stderr(Stdio::null())
@@ -59,22 +60,22 @@ pub(crate) fn measure(
     if !with_torch.is_ok_and(|status| status.success()) {
         return Ok(Err(NOT_INSTALLED.to_owned()));
     }
-    let lines = Line::of(rows);
-    let mut asked: Vec<(Job, &Row)> = Vec::new();
+    let lines = CellLine::of(rows);
+    let mut asked: Vec<(TorchJob, &BenchRow)> = Vec::new();
     for cell in cells {
         let line = lines.iter().find_map(|line| {
-            let row = line.find(Method::Kvtile, 1)?;
+            let row = line.find(CopyMethod::Kvtile, 1)?;
             let mine = row.source == cell.pair.source.label()
                 && row.destination == cell.pair.destination.label()
                 && row.model == cell.model
                 && row.part.is_none()
                 && cell.bytes().is_ok_and(|bytes| bytes == row.bytes)
-                && row.class != crate::class::Class::File;
+                && row.class != crate::class::CopyClass::File;
             mine.then_some(row)
         });
         asked.extend(line.and_then(|row| Some((job(cell, row, settings)?, row))));
     }
-    let jobs: Vec<&Job> = asked.iter().map(|(job, _)| job).collect();
+    let jobs: Vec<&TorchJob> = asked.iter().map(|(job, _)| job).collect();
     let figures = run(&jobs)?;
     let measured = asked.iter().zip(figures);
     Ok(Ok(measured
@@ -82,7 +83,7 @@ pub(crate) fn measure(
         .collect::<Result<_, _>>()?))
 }
 
-fn run(jobs: &[&Job]) -> Result<Vec<Figures>, BenchError> {
+fn run(jobs: &[&TorchJob]) -> Result<Vec<TorchFigures>, BenchError> {
     let failed = |problem: String| BenchError::Program {
         program: "torch",
         problem,
@@ -115,7 +116,7 @@ fn run(jobs: &[&Job]) -> Result<Vec<Figures>, BenchError> {
 }
 
 /// The job of a cell; `None` where a layout is more than an order of axes.
-fn job(cell: &Cell, row: &Row, settings: &Settings) -> Option<Job> {
+fn job(cell: &BenchCell, row: &BenchRow, settings: &BenchSettings) -> Option<TorchJob> {
     let (source_regions, source) = axes(&cell.source)?;
     let (destination_regions, destination) = axes(&cell.destination)?;
     let shape = cell.source.shape();
@@ -132,7 +133,7 @@ fn job(cell: &Cell, row: &Row, settings: &Settings) -> Option<Job> {
         extents.insert(axis.letter(), shape.extent(first, axis));
     }
     extents.insert('K', shape.planes().len() as u64);
-    Some(Job {
+    Some(TorchJob {
         source,
         source_regions,
         destination,
@@ -158,19 +159,19 @@ fn axes(layout: &StridedLayout) -> Option<(String, String)> {
         .then(|| (regions.to_owned(), all.clone()))
 }
 
-impl Figures {
+impl TorchFigures {
     /// The row that belongs to kvtile's row.
-    fn row(&self, beside: &Row) -> Result<Row, BenchError> {
+    fn row(&self, beside: &BenchRow) -> Result<BenchRow, BenchError> {
         if !self.right {
             return Err(BenchError::WrongCopy {
                 row: beside.pair(),
-                method: Method::Torch.name(),
+                method: CopyMethod::Torch.name(),
                 block: 0,
             });
         }
         let speed = |seconds: f64| beside.bytes as f64 / seconds.max(1e-9) / 1e9;
         let mut row = beside.clone();
-        row.method = Method::Torch;
+        row.method = CopyMethod::Torch;
         row.gb_per_s = speed(self.seconds);
         row.memcpy_gb_per_s = speed(self.flat_seconds);
         row.ratio = row.gb_per_s / row.memcpy_gb_per_s;

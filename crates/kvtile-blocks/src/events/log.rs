@@ -1,7 +1,7 @@
 //! The bounded log: a ring that is allocated once, under one mutex. It does not know its
 //! subscribers; each keeps its own position.
 
-use super::{Event, EventKind, Snapshot, StoredBlock, Subscriber, TierId};
+use super::{Event, EventKind, EventSnapshot, EventSubscriber, StoredBlock, TierId};
 use crate::{BlockKey, BlocksError, GroupId};
 use parking_lot::{Mutex, MutexGuard};
 use std::num::NonZeroUsize;
@@ -11,13 +11,13 @@ use std::sync::Arc;
 /// allocates nothing.
 #[derive(Debug)]
 pub struct EventLog {
-    ring: Mutex<Ring>,
+    ring: Mutex<EventRing>,
 }
 
 #[derive(Debug)]
-struct Ring {
+struct EventRing {
     /// Grows to its capacity, which is allocated up front; then the oldest entry is overwritten.
-    entries: Vec<Entry>,
+    entries: Vec<LogEntry>,
     capacity: usize,
     /// Index of the next event: `next_sequence % capacity`.
     cursor: usize,
@@ -27,17 +27,17 @@ struct Ring {
 /// An event without its sequence number, which follows from its index. It is bytes only, so that no
 /// space is lost to alignment.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct LogEntry {
     tier: TierId,
     /// The group id, in little-endian order.
     group: [u8; 4],
     kind: EventKind,
 }
 
-const _: () = assert!(align_of::<Entry>() == 1, "an entry has no padding");
+const _: () = assert!(align_of::<LogEntry>() == 1, "an entry has no padding");
 
 /// The outcome of copying events out of the log.
-pub(super) enum Copied {
+pub(super) enum LogCopyOutcome {
     /// This many events were copied; the reader's position advances by as many.
     Events(usize),
     /// The position has been overwritten; `oldest` is the oldest sequence number in the ring.
@@ -59,7 +59,7 @@ impl EventLog {
                 capacity: capacity.get(),
             })?;
         Ok(EventLog {
-            ring: Mutex::new(Ring {
+            ring: Mutex::new(EventRing {
                 entries,
                 capacity: capacity.get(),
                 cursor: 0,
@@ -121,18 +121,18 @@ impl EventLog {
     /// A reader of future events. A reader that needs the blocks already stored takes a
     /// [`snapshot`](Self::snapshot) afterwards.
     #[must_use]
-    pub fn subscribe(self: &Arc<Self>) -> Subscriber {
-        Subscriber::new(Arc::clone(self), self.next_sequence())
+    pub fn subscribe(self: &Arc<Self>) -> EventSubscriber {
+        EventSubscriber::new(Arc::clone(self), self.next_sequence())
     }
 
     /// A list of the stored blocks, and the range of events to apply on top of it. `list` collects
     /// the blocks from their owners; each owner lists a block under the lock under which it appends
     /// that block's events. The log is not locked during `list`.
-    pub fn snapshot(&self, list: impl FnOnce(&mut Vec<StoredBlock>)) -> Snapshot {
+    pub fn snapshot(&self, list: impl FnOnce(&mut Vec<StoredBlock>)) -> EventSnapshot {
         let from = self.next_sequence();
         let mut blocks = Vec::new();
         list(&mut blocks);
-        Snapshot {
+        EventSnapshot {
             from,
             until: self.next_sequence(),
             blocks,
@@ -140,17 +140,17 @@ impl EventLog {
     }
 
     /// Appends to `out` up to `max` events from `next` on.
-    pub(super) fn copy(&self, next: u64, out: &mut Vec<Event>, max: usize) -> Copied {
+    pub(super) fn copy(&self, next: u64, out: &mut Vec<Event>, max: usize) -> LogCopyOutcome {
         let ring = self.lock();
         if next > ring.next_sequence {
-            return Copied::Ahead {
+            return LogCopyOutcome::Ahead {
                 next: ring.next_sequence,
             };
         }
         // Saturates only if the position is older than anything the ring can hold.
         let behind = usize::try_from(ring.next_sequence - next).unwrap_or(usize::MAX);
         let Some(skipped) = ring.entries.len().checked_sub(behind) else {
-            return Copied::Forgotten {
+            return LogCopyOutcome::Forgotten {
                 oldest: ring.oldest(),
             };
         };
@@ -164,7 +164,7 @@ impl EventLog {
             group: GroupId(u32::from_le_bytes(entry.group)),
             kind: entry.kind,
         }));
-        Copied::Events(wanted)
+        LogCopyOutcome::Events(wanted)
     }
 
     /// Asserts the log's invariants; for tests.
@@ -191,15 +191,15 @@ impl EventLog {
     }
 
     /// Each push leaves the ring consistent, so a panic in a caller's iterator breaks nothing.
-    fn lock(&self) -> MutexGuard<'_, Ring> {
+    fn lock(&self) -> MutexGuard<'_, EventRing> {
         self.ring.lock()
     }
 }
 
-impl Ring {
+impl EventRing {
     fn push(&mut self, (tier, group): (TierId, GroupId), kind: EventKind) {
         let group = group.0.to_le_bytes();
-        let pushed = Entry { tier, group, kind };
+        let pushed = LogEntry { tier, group, kind };
         match self.entries.get_mut(self.cursor) {
             Some(entry) => *entry = pushed,
             None => self.entries.push(pushed),

@@ -1,37 +1,37 @@
 //! A subscriber's view of the stored blocks: a snapshot plus the events after it. Routers keep one;
 //! no pool uses it.
 
-use super::{Event, EventKind, Snapshot, TierId};
+use super::{Event, EventKind, EventSnapshot, TierId};
 use crate::{BlockKey, GroupId};
 use std::collections::{BTreeMap, HashMap};
 
 /// Blocks, each with its parent.
-type Blocks = HashMap<BlockKey, Option<BlockKey>>;
+type MirrorBlocks = HashMap<BlockKey, Option<BlockKey>>;
 
 /// The blocks of all tiers of one log, as of the last applied event.
 #[derive(Clone, Debug, Default)]
-pub struct Mirror {
-    tiers: BTreeMap<(TierId, GroupId), Blocks>,
+pub struct EventMirror {
+    tiers: BTreeMap<(TierId, GroupId), MirrorBlocks>,
     /// The sequence number of the next event to apply.
     next: u64,
     /// The state is exact from this sequence number on.
     exact_from: u64,
 }
 
-impl Mirror {
+impl EventMirror {
     /// A mirror of an empty log.
     #[must_use]
-    pub fn new() -> Mirror {
-        Mirror::default()
+    pub fn new() -> EventMirror {
+        EventMirror::default()
     }
 
     /// Starts from a snapshot.
     #[must_use]
-    pub fn from_snapshot(snapshot: &Snapshot) -> Mirror {
-        let mut mirror = Mirror {
+    pub fn from_snapshot(snapshot: &EventSnapshot) -> EventMirror {
+        let mut mirror = EventMirror {
             next: snapshot.from,
             exact_from: snapshot.until,
-            ..Mirror::default()
+            ..EventMirror::default()
         };
         for block in &snapshot.blocks {
             let blocks = mirror.tiers.entry((block.tier, block.group)).or_default();
@@ -112,7 +112,7 @@ impl Mirror {
         self.groups(tier).next().is_none()
     }
 
-    fn group(&self, tier: TierId, group: GroupId) -> Option<&Blocks> {
+    fn group(&self, tier: TierId, group: GroupId) -> Option<&MirrorBlocks> {
         self.tiers.get(&(tier, group))
     }
 }

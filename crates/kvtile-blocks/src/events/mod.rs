@@ -35,8 +35,8 @@ mod tests;
 mod tier;
 
 pub use log::EventLog;
-pub use mirror::Mirror;
-pub use subscriber::{Lagged, Subscriber};
+pub use mirror::EventMirror;
+pub use subscriber::{EventSubscriber, Lagged};
 pub use tier::{TIER_NAME_BYTES_MAX, TierId, TierKind};
 
 use crate::{BlockKey, GroupId};
@@ -89,7 +89,7 @@ pub struct StoredBlock {
 /// The stored blocks, for a subscriber that starts or has lagged. [`EventLog::snapshot`] makes it;
 /// the module header explains how to use it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
+pub struct EventSnapshot {
     /// The first event to apply on top of the list.
     pub from: u64,
     /// The state is exact once all events below this one are applied.

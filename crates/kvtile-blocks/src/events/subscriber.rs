@@ -1,7 +1,7 @@
 //! A reader of the log. It never blocks writers, and it does not interpret events.
 
-use super::log::Copied;
-use super::{Event, EventLog, Snapshot};
+use super::log::LogCopyOutcome;
+use super::{Event, EventLog, EventSnapshot};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -20,14 +20,14 @@ pub struct Lagged {
 
 /// A reading position in an [`EventLog`]. It costs nothing to keep without polling, or to drop.
 #[derive(Debug)]
-pub struct Subscriber {
+pub struct EventSubscriber {
     log: Arc<EventLog>,
     next: u64,
 }
 
-impl Subscriber {
-    pub(super) fn new(log: Arc<EventLog>, next: u64) -> Subscriber {
-        Subscriber { log, next }
+impl EventSubscriber {
+    pub(super) fn new(log: Arc<EventLog>, next: u64) -> EventSubscriber {
+        EventSubscriber { log, next }
     }
 
     /// Appends up to `max` events to `events`, each once and in order. Returns how many.
@@ -37,11 +37,11 @@ impl Subscriber {
     /// poll appends nothing, and the next poll starts after the gap.
     pub fn poll(&mut self, events: &mut Vec<Event>, max: usize) -> Result<usize, Lagged> {
         match self.log.copy(self.next, events, max) {
-            Copied::Events(count) => {
+            LogCopyOutcome::Events(count) => {
                 self.next += count as u64;
                 Ok(count)
             }
-            Copied::Forgotten { oldest } => {
+            LogCopyOutcome::Forgotten { oldest } => {
                 let missed = oldest - self.next;
                 self.next = oldest;
                 Err(Lagged {
@@ -51,7 +51,7 @@ impl Subscriber {
             }
             // The position is ahead only after a snapshot of another log. Waiting until this log
             // is as long would misnumber its events, so reading starts at its current end.
-            Copied::Ahead { next } => {
+            LogCopyOutcome::Ahead { next } => {
                 self.next = next;
                 Ok(0)
             }
@@ -59,7 +59,7 @@ impl Subscriber {
     }
 
     /// Continues at the first event to apply on top of a snapshot of the same log.
-    pub fn resynchronise(&mut self, snapshot: &Snapshot) {
+    pub fn resynchronise(&mut self, snapshot: &EventSnapshot) {
         self.next = snapshot.from;
     }
 

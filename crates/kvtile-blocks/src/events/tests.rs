@@ -1,7 +1,7 @@
 //! The log against a naive list. The concurrent tests are in `tests/events.rs`.
 
 use super::*;
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ fn key(number: u64) -> BlockKey {
     BlockKey::from_bytes(u128::from(number).to_le_bytes())
 }
 
-fn poll_all(subscriber: &mut Subscriber) -> Vec<Event> {
+fn poll_all(subscriber: &mut EventSubscriber) -> Vec<Event> {
     let mut events = Vec::new();
     subscriber.poll(&mut events, usize::MAX).unwrap();
     events
@@ -124,7 +124,7 @@ fn a_mirror_refuses_events_with_a_gap_before_them() {
     let mut subscriber = log.subscribe();
     log.removed(TierId::HOST, GroupId(0), &[key(0), key(1)]);
     let events = poll_all(&mut subscriber);
-    let mut mirror = Mirror::new();
+    let mut mirror = EventMirror::new();
     assert!(!mirror.apply(&events[1]));
     assert!(mirror.apply(&events[0]));
     assert!(mirror.apply(&events[0]), "an event that is known already");
@@ -141,11 +141,11 @@ fn a_mirror_keeps_groups_apart() {
     log.stored(TierId::HOST, two, Some(key(9)), &[key(1)]);
     log.stored(TierId::DISK, two, None, &[key(3)]);
     log.removed(TierId::HOST, one, &[key(2)]);
-    let mut mirror = Mirror::new();
+    let mut mirror = EventMirror::new();
     for event in poll_all(&mut subscriber) {
         assert!(mirror.apply(&event));
     }
-    let groups = |mirror: &Mirror, tier| mirror.groups(tier).collect::<Vec<GroupId>>();
+    let groups = |mirror: &EventMirror, tier| mirror.groups(tier).collect::<Vec<GroupId>>();
     assert_eq!(groups(&mirror, TierId::HOST), [one, two]);
     assert_eq!(groups(&mirror, TierId::DISK), [two]);
     assert_eq!((mirror.len(TierId::HOST), mirror.len(TierId::DISK)), (2, 1));
@@ -163,11 +163,11 @@ fn a_mirror_keeps_groups_apart() {
 fn a_log_equals_a_naive_list_under_random_appends_and_polls() {
     for seed in 0..200 {
         println!("seed {seed}");
-        let mut random = Numbers::new(seed);
+        let mut random = SplitMix64::new(seed);
         let capacity = 1 + usize::try_from(random.below(20)).unwrap();
         let log = log(capacity);
-        let mut naive: Vec<Naive> = Vec::new();
-        let mut subscribers: Vec<Subscriber> = (0..3).map(|_| log.subscribe()).collect();
+        let mut naive: Vec<NaiveEvent> = Vec::new();
+        let mut subscribers: Vec<EventSubscriber> = (0..3).map(|_| log.subscribe()).collect();
         for _ in 0..300 {
             if random.below(2) == 0 {
                 append_at_random(&log, &mut naive, &mut random);
@@ -182,11 +182,11 @@ fn a_log_equals_a_naive_list_under_random_appends_and_polls() {
     }
 }
 
-type Naive = (TierId, GroupId, EventKind);
+type NaiveEvent = (TierId, GroupId, EventKind);
 
 const TIERS: [TierId; 3] = [TierId::DEVICE, TierId::HOST, TierId::DISK];
 
-fn append_at_random(log: &EventLog, naive: &mut Vec<Naive>, random: &mut Numbers) {
+fn append_at_random(log: &EventLog, naive: &mut Vec<NaiveEvent>, random: &mut SplitMix64) {
     let tier = TIERS[usize::try_from(random.below(TIERS.len() as u64)).unwrap()];
     let group = GroupId(u32::try_from(random.below(3)).unwrap() * (u32::MAX / 2));
     let keys: Vec<BlockKey> = (0..random.below(8)).map(|_| key(random.any())).collect();
@@ -217,7 +217,12 @@ fn append_at_random(log: &EventLog, naive: &mut Vec<Naive>, random: &mut Numbers
     }
 }
 
-fn poll_as_naively(subscriber: &mut Subscriber, naive: &[Naive], capacity: usize, max: usize) {
+fn poll_as_naively(
+    subscriber: &mut EventSubscriber,
+    naive: &[NaiveEvent],
+    capacity: usize,
+    max: usize,
+) {
     let at = usize::try_from(subscriber.next_sequence()).unwrap();
     let oldest = naive.len().saturating_sub(capacity);
     let mut events = Vec::new();

@@ -2,7 +2,7 @@
 //! allocation.
 
 use super::settings::{CONTEXT_BLAKE3, CONTEXT_XXH3};
-use super::{BlockKey, KeySettings, PAGE_SIZE_MAX, Profile};
+use super::{BlockKey, KeyProfile, KeySettings, PAGE_SIZE_MAX};
 use crate::BlocksError;
 use std::fmt;
 use twox_hash::{XxHash3_64, XxHash3_128};
@@ -34,14 +34,14 @@ pub(crate) type ExtraDigest = [u8; 16];
 /// The predecessor of a block: the block before it, or the root. The bytes are the first field and
 /// contiguous, because the next hash waits for them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Parent {
+pub(crate) struct ParentKey {
     bytes: [u8; 16],
     is_root: bool,
 }
 
-impl From<BlockKey> for Parent {
-    fn from(key: BlockKey) -> Parent {
-        Parent {
+impl From<BlockKey> for ParentKey {
+    fn from(key: BlockKey) -> ParentKey {
+        ParentKey {
             bytes: key.0,
             is_root: false,
         }
@@ -53,7 +53,7 @@ impl From<BlockKey> for Parent {
 #[derive(Clone)]
 pub struct BlockHasher {
     page_size: usize,
-    profile: Profile,
+    profile: KeyProfile,
     plain: [u8; 32],
     with_extra: [u8; 32],
     list: [u8; 32],
@@ -76,10 +76,10 @@ impl BlockHasher {
             return Err(BlocksError::PageSizeOutOfRange { page_size });
         }
         let context = match settings.profile {
-            Profile::Blake3 => CONTEXT_BLAKE3,
-            Profile::Xxh3 => CONTEXT_XXH3,
-            Profile::Router { .. } if settings.salt.is_empty() => CONTEXT_XXH3,
-            Profile::Router { .. } => return Err(BlocksError::RouterTakesNoSalt),
+            KeyProfile::Blake3 => CONTEXT_BLAKE3,
+            KeyProfile::Xxh3 => CONTEXT_XXH3,
+            KeyProfile::Router { .. } if settings.salt.is_empty() => CONTEXT_XXH3,
+            KeyProfile::Router { .. } => return Err(BlocksError::RouterTakesNoSalt),
         };
         let mut derived = blake3::Hasher::new_derive_key(context)
             .update(&(identity.len() as u64).to_le_bytes())
@@ -110,7 +110,7 @@ impl BlockHasher {
 
     /// Which hash makes the keys.
     #[must_use]
-    pub fn profile(&self) -> Profile {
+    pub fn profile(&self) -> KeyProfile {
         self.profile
     }
 
@@ -142,7 +142,7 @@ impl BlockHasher {
         keys.reserve(pages.len());
         keys.extend(pages.map(|page| {
             let key = self.key_of_page(parent, page, None);
-            parent = Parent::from(key);
+            parent = ParentKey::from(key);
             key
         }));
     }
@@ -155,7 +155,7 @@ impl BlockHasher {
         if extra.len() == 0 {
             return Ok(None);
         }
-        if let Profile::Router { .. } = self.profile {
+        if let KeyProfile::Router { .. } = self.profile {
             return Err(BlocksError::RouterTakesNoExtraKeys { count: extra.len() });
         }
         let mut hash = blake3::Hasher::new_keyed(&self.list);
@@ -168,19 +168,19 @@ impl BlockHasher {
     }
 
     /// The predecessor as a [`Parent`].
-    pub(crate) fn after(&self, parent: Option<BlockKey>) -> Parent {
-        let root = Parent {
+    pub(crate) fn after(&self, parent: Option<BlockKey>) -> ParentKey {
+        let root = ParentKey {
             bytes: self.root,
             is_root: true,
         };
-        parent.map_or(root, Parent::from)
+        parent.map_or(root, ParentKey::from)
     }
 
     /// The key of a page whose size is checked already.
     #[inline]
     pub(crate) fn key_of_page(
         &self,
-        parent: Parent,
+        parent: ParentKey,
         tokens: &[u32],
         extra: Option<ExtraDigest>,
     ) -> BlockKey {
@@ -198,7 +198,7 @@ impl BlockHasher {
     #[inline(never)]
     fn key_of_unusual_page(
         &self,
-        parent: Parent,
+        parent: ParentKey,
         tokens: &[u32],
         extra: Option<ExtraDigest>,
     ) -> BlockKey {
@@ -212,13 +212,13 @@ impl BlockHasher {
     #[inline(always)]
     fn with_room<const ROOM: usize>(
         &self,
-        parent: Parent,
+        parent: ParentKey,
         tokens: &[u32],
         extra: Option<ExtraDigest>,
     ) -> BlockKey {
-        let mut message = Message::<ROOM>::of(tokens);
+        let mut message = HashMessage::<ROOM>::of(tokens);
         match self.profile {
-            Profile::Blake3 => {
+            KeyProfile::Blake3 => {
                 let mut key = self.plain;
                 if let Some(extra) = extra {
                     key = self.with_extra;
@@ -230,7 +230,7 @@ impl BlockHasher {
                 let hash = blake3::keyed_hash(&key, message.bytes());
                 BlockKey(first_16(hash.as_bytes()))
             }
-            Profile::Xxh3 => {
+            KeyProfile::Xxh3 => {
                 message.push(&parent.bytes);
                 message.push(&extra.unwrap_or_default());
                 message.push(&(tokens.len() as u64).to_le_bytes());
@@ -239,7 +239,7 @@ impl BlockHasher {
                 let hash = XxHash3_128::oneshot_with_seed(seed, message.bytes());
                 BlockKey(hash.to_le_bytes())
             }
-            Profile::Router { seed } => {
+            KeyProfile::Router { seed } => {
                 let block = XxHash3_64::oneshot_with_seed(seed, message.bytes());
                 let sequence = if parent.is_root {
                     block
@@ -265,15 +265,15 @@ impl fmt::Debug for BlockHasher {
 }
 
 /// The message to hash, on the stack.
-struct Message<const ROOM: usize> {
+struct HashMessage<const ROOM: usize> {
     room: [u8; ROOM],
     length: usize,
 }
 
-impl<const ROOM: usize> Message<ROOM> {
+impl<const ROOM: usize> HashMessage<ROOM> {
     /// A message that starts with `tokens`; they must leave room for the trailer.
     #[inline(always)]
-    fn of(tokens: &[u32]) -> Message<ROOM> {
+    fn of(tokens: &[u32]) -> HashMessage<ROOM> {
         let length = 4 * tokens.len();
         assert!(
             length + TRAILER_MAX <= ROOM,
@@ -283,7 +283,7 @@ impl<const ROOM: usize> Message<ROOM> {
         for (bytes, token) in room.as_chunks_mut::<4>().0.iter_mut().zip(tokens) {
             *bytes = token.to_le_bytes();
         }
-        Message { room, length }
+        HashMessage { room, length }
     }
 
     #[inline(always)]

@@ -73,9 +73,9 @@ mod settings;
 mod tests;
 
 pub use hasher::{BlockHasher, ExtraKeys};
-pub use settings::{KeySettings, PAGE_SIZE_MAX, Profile};
+pub use settings::{KeyProfile, KeySettings, PAGE_SIZE_MAX};
 
-pub(crate) use hasher::{ExtraDigest, Parent};
+pub(crate) use hasher::{ExtraDigest, ParentKey};
 
 use std::fmt;
 

@@ -15,7 +15,7 @@ pub(super) const CONTEXT_OPAQUE: &str = "kvtile 2026-11-23 04:22:00 block keys o
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
-pub enum Profile {
+pub enum KeyProfile {
     /// Keyed BLAKE3, 128 bits: safe for untrusted tenants.
     #[default]
     Blake3,
@@ -29,14 +29,14 @@ pub enum Profile {
     },
 }
 
-impl Profile {
+impl KeyProfile {
     /// The name in tables and errors.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Profile::Blake3 => "blake3",
-            Profile::Xxh3 => "xxh3",
-            Profile::Router { .. } => "router",
+            KeyProfile::Blake3 => "blake3",
+            KeyProfile::Xxh3 => "xxh3",
+            KeyProfile::Router { .. } => "router",
         }
     }
 }
@@ -46,7 +46,7 @@ impl Profile {
 #[serde(default, deny_unknown_fields)]
 pub struct KeySettings {
     /// The hash.
-    pub profile: Profile,
+    pub profile: KeyProfile,
     /// Tokens per block, `1..=`[`PAGE_SIZE_MAX`].
     pub page_size: usize,
     /// Separates tenants: a lookup finds only blocks of the same salt. Empty for a cache without
@@ -57,7 +57,7 @@ pub struct KeySettings {
 impl Default for KeySettings {
     fn default() -> KeySettings {
         KeySettings {
-            profile: Profile::default(),
+            profile: KeyProfile::default(),
             page_size: 16,
             salt: String::new(),
         }

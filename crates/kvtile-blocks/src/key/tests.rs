@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 const GOLDEN: &str = include_str!("../../tests/golden/keys.txt");
 
-fn settings(profile: Profile, page_size: usize, salt: &str) -> KeySettings {
+fn settings(profile: KeyProfile, page_size: usize, salt: &str) -> KeySettings {
     KeySettings {
         profile,
         page_size,
@@ -14,7 +14,7 @@ fn settings(profile: Profile, page_size: usize, salt: &str) -> KeySettings {
     }
 }
 
-fn hasher(profile: Profile, page_size: usize) -> BlockHasher {
+fn hasher(profile: KeyProfile, page_size: usize) -> BlockHasher {
     BlockHasher::new(&settings(profile, page_size, ""), b"model").unwrap()
 }
 
@@ -51,11 +51,11 @@ fn pitfall_25_keys_are_those_of_an_independent_implementation() {
         let salt = salt.trim_matches('-');
         let page_size = page_size.parse().unwrap();
         let settings = match profile {
-            "blake3" => settings(Profile::Blake3, page_size, salt),
-            "xxh3" => settings(Profile::Xxh3, page_size, salt),
+            "blake3" => settings(KeyProfile::Blake3, page_size, salt),
+            "xxh3" => settings(KeyProfile::Xxh3, page_size, salt),
             _ => {
                 let seed = salt.parse().unwrap();
-                settings(Profile::Router { seed }, page_size, "")
+                settings(KeyProfile::Router { seed }, page_size, "")
             }
         };
         let hasher = BlockHasher::new(&settings, &bytes(identity)).unwrap();
@@ -78,7 +78,7 @@ fn pitfall_25_keys_are_those_of_an_independent_implementation() {
 
 #[test]
 fn router_keys_hold_the_hashes_that_routers_publish() {
-    let hasher = hasher(Profile::Router { seed: 1337 }, 4);
+    let hasher = hasher(KeyProfile::Router { seed: 1337 }, 4);
     let mut keys = Vec::new();
     hasher.keys(None, &(1..=12).collect::<Vec<u32>>(), &mut keys);
     let hashes: Vec<(u64, u64)> = keys.iter().map(BlockKey::router_hashes).collect();
@@ -100,7 +100,7 @@ fn pitfall_23_another_identity_tenant_profile_or_parent_never_has_the_same_key()
     let tokens: Vec<u32> = (0..32).collect();
     let mut seen = HashSet::new();
     let mut made = 0;
-    for profile in [Profile::Blake3, Profile::Xxh3] {
+    for profile in [KeyProfile::Blake3, KeyProfile::Xxh3] {
         for (identity, salt) in [
             (&b""[..], ""),
             (b"model", ""),
@@ -135,7 +135,7 @@ fn extra_keys_differ_however_their_bytes_are_cut() {
         &[b"b", b"a"],
         &[b"ab", b""],
     ];
-    for profile in [Profile::Blake3, Profile::Xxh3] {
+    for profile in [KeyProfile::Blake3, KeyProfile::Xxh3] {
         let hasher = hasher(profile, 16);
         let keys: HashSet<BlockKey> = lists
             .iter()
@@ -150,7 +150,7 @@ fn extra_keys_differ_however_their_bytes_are_cut() {
 #[test]
 fn pitfall_26_every_bit_of_a_key_depends_on_every_token_and_on_the_parent() {
     let parent = BlockKey::from_bytes([0x5a; 16]);
-    for profile in [Profile::Blake3, Profile::Xxh3] {
+    for profile in [KeyProfile::Blake3, KeyProfile::Xxh3] {
         let hasher = hasher(profile, 16);
         let of = |parent: [u8; 16], tokens: [u32; 16]| {
             let parent = Some(BlockKey::from_bytes(parent));
@@ -196,7 +196,7 @@ fn opaque_keys_of_16_bytes_are_taken_as_they_are_and_others_are_hashed_whole() {
 
 #[test]
 fn inputs_that_a_profile_does_not_support_are_refused() {
-    let router = Profile::Router { seed: 1 };
+    let router = KeyProfile::Router { seed: 1 };
     assert_eq!(
         BlockHasher::new(&settings(router, 16, "tenant"), b"").unwrap_err(),
         BlocksError::RouterTakesNoSalt
@@ -208,12 +208,12 @@ fn inputs_that_a_profile_does_not_support_are_refused() {
     );
     for page_size in [0, PAGE_SIZE_MAX + 1] {
         assert_eq!(
-            BlockHasher::new(&settings(Profile::Blake3, page_size, ""), b"").unwrap_err(),
+            BlockHasher::new(&settings(KeyProfile::Blake3, page_size, ""), b"").unwrap_err(),
             BlocksError::PageSizeOutOfRange { page_size }
         );
     }
     assert_eq!(
-        hasher(Profile::Blake3, 4).key(None, &[1, 2, 3], ExtraKeys::NONE),
+        hasher(KeyProfile::Blake3, 4).key(None, &[1, 2, 3], ExtraKeys::NONE),
         Err(BlocksError::NotOnePage {
             tokens: 3,
             page_size: 4
@@ -224,7 +224,11 @@ fn inputs_that_a_profile_does_not_support_are_refused() {
 #[test]
 fn the_largest_page_has_a_key() {
     let tokens: Vec<u32> = (0..4096).collect();
-    for profile in [Profile::Blake3, Profile::Xxh3, Profile::Router { seed: 1 }] {
+    for profile in [
+        KeyProfile::Blake3,
+        KeyProfile::Xxh3,
+        KeyProfile::Router { seed: 1 },
+    ] {
         let mut keys = Vec::new();
         hasher(profile, PAGE_SIZE_MAX).keys(None, &tokens, &mut keys);
         assert_eq!(keys.len(), 1);
@@ -233,7 +237,11 @@ fn the_largest_page_has_a_key() {
 
 #[test]
 fn settings_survive_serialisation_and_hide_the_salt() {
-    for profile in [Profile::Blake3, Profile::Xxh3, Profile::Router { seed: 7 }] {
+    for profile in [
+        KeyProfile::Blake3,
+        KeyProfile::Xxh3,
+        KeyProfile::Router { seed: 7 },
+    ] {
         let settings = settings(profile, 64, "secret of a tenant");
         let text = serde_json::to_string(&settings).unwrap();
         assert_eq!(
@@ -249,6 +257,6 @@ fn settings_survive_serialisation_and_hide_the_salt() {
 
 #[test]
 fn a_hasher_does_not_show_its_secrets() {
-    let text = format!("{:?}", hasher(Profile::Blake3, 16));
+    let text = format!("{:?}", hasher(KeyProfile::Blake3, 16));
     assert_eq!(text, "BlockHasher { profile: Blake3, page_size: 16, .. }");
 }

@@ -10,7 +10,9 @@
 //! A pool evicts before the key to store is known, so the target adapts when the block is stored.
 //! On the replayed traces this makes no difference.
 
-use super::{EvictionPolicy, Insertion, Refusal, Visit, ghosts::Ghosts, queue::Queues};
+use super::{
+    EvictionPolicy, EvictionRefusal, Insertion, Visit, ghosts::GhostRing, queue::EvictionQueues,
+};
 use crate::{BlockId, BlockKey, Tick};
 
 /// Blocks used once.
@@ -22,9 +24,9 @@ const AGAIN: u8 = 1;
 /// The ARC policy.
 #[derive(Clone, Debug)]
 pub struct AdaptiveReplacement {
-    queues: Queues,
-    once_ghosts: Ghosts<()>,
-    again_ghosts: Ghosts<()>,
+    queues: EvictionQueues,
+    once_ghosts: GhostRing<()>,
+    again_ghosts: GhostRing<()>,
     /// The target number of blocks that were used once.
     once_target: f64,
     blocks: usize,
@@ -35,9 +37,9 @@ impl AdaptiveReplacement {
     #[must_use]
     pub fn new(blocks: u32) -> AdaptiveReplacement {
         AdaptiveReplacement {
-            queues: Queues::new(blocks, 2),
-            once_ghosts: Ghosts::new(),
-            again_ghosts: Ghosts::new(),
+            queues: EvictionQueues::new(blocks, 2),
+            once_ghosts: GhostRing::new(),
+            again_ghosts: GhostRing::new(),
             once_target: 0.0,
             blocks: blocks as usize,
         }
@@ -115,7 +117,7 @@ impl EvictionPolicy for AdaptiveReplacement {
         self.forget();
     }
 
-    fn refused(&mut self, block: BlockId, refusal: Refusal) {
+    fn refused(&mut self, block: BlockId, refusal: EvictionRefusal) {
         self.queues.refuse(block, refusal);
     }
 

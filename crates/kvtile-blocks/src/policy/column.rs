@@ -8,17 +8,17 @@ pub(super) const NONE: u32 = u32::MAX;
 /// An array whose indices are `u32` ids that this crate hands out. Any other index is a broken
 /// invariant and panics.
 #[derive(Clone, Debug)]
-pub(super) struct Column<T>(Vec<T>);
+pub(super) struct IdColumn<T>(Vec<T>);
 
-impl<T: Clone> Column<T> {
+impl<T: Clone> IdColumn<T> {
     /// `len` copies of `value`.
-    pub(super) fn new(len: usize, value: T) -> Column<T> {
-        Column(vec![value; len])
+    pub(super) fn new(len: usize, value: T) -> IdColumn<T> {
+        IdColumn(vec![value; len])
     }
 
     /// An empty array.
-    pub(super) fn empty() -> Column<T> {
-        Column(Vec::new())
+    pub(super) fn empty() -> IdColumn<T> {
+        IdColumn(Vec::new())
     }
 
     /// Appends an entry. Returns its index.
@@ -45,7 +45,7 @@ impl<T: Clone> Column<T> {
     }
 }
 
-impl<T> Index<u32> for Column<T> {
+impl<T> Index<u32> for IdColumn<T> {
     type Output = T;
 
     #[expect(
@@ -58,7 +58,7 @@ impl<T> Index<u32> for Column<T> {
     }
 }
 
-impl<T> IndexMut<u32> for Column<T> {
+impl<T> IndexMut<u32> for IdColumn<T> {
     #[expect(
         clippy::indexing_slicing,
         reason = "an unknown id is a broken invariant"

@@ -1,31 +1,31 @@
 //! Doubly linked lists that run through an array. An entry is in at most one list; an entry in no
 //! list can store a number in its link.
 
-use super::column::{Column, NONE};
+use super::column::{IdColumn, NONE};
 
 /// The neighbours of an entry in its list.
 #[derive(Clone, Copy, Debug)]
-struct Link {
+struct ListLink {
     older: u32,
     newer: u32,
 }
 
 /// The links of all entries.
 #[derive(Clone, Debug)]
-pub(super) struct Links(Column<Link>);
+pub(super) struct ListLinks(IdColumn<ListLink>);
 
 /// One list, from its oldest entry to its newest.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct List {
+pub(super) struct LinkedEntries {
     oldest: u32,
     newest: u32,
     len: usize,
 }
 
-impl List {
+impl LinkedEntries {
     /// A list without entries.
-    pub(super) const fn new() -> List {
-        List {
+    pub(super) const fn new() -> LinkedEntries {
+        LinkedEntries {
             oldest: NONE,
             newest: NONE,
             len: 0,
@@ -43,19 +43,19 @@ impl List {
     }
 }
 
-impl Links {
+impl ListLinks {
     /// Links for `len` entries.
-    pub(super) fn new(len: usize) -> Links {
-        let link = Link {
+    pub(super) fn new(len: usize) -> ListLinks {
+        let link = ListLink {
             older: NONE,
             newer: NONE,
         };
-        Links(Column::new(len, link))
+        ListLinks(IdColumn::new(len, link))
     }
 
     /// Appends `entry`, which is in no list, at the newest end of `list`.
-    pub(super) fn push(&mut self, list: &mut List, entry: u32) {
-        self.0[entry] = Link {
+    pub(super) fn push(&mut self, list: &mut LinkedEntries, entry: u32) {
+        self.0[entry] = ListLink {
             older: list.newest,
             newer: NONE,
         };
@@ -68,9 +68,9 @@ impl Links {
     }
 
     /// Inserts `entry`, which is in no list, just before (older than) `place`, which is in `list`.
-    pub(super) fn push_before(&mut self, list: &mut List, place: u32, entry: u32) {
+    pub(super) fn push_before(&mut self, list: &mut LinkedEntries, place: u32, entry: u32) {
         let older = self.0[place].older;
-        self.0[entry] = Link {
+        self.0[entry] = ListLink {
             older,
             newer: place,
         };
@@ -85,7 +85,7 @@ impl Links {
     /// Stores a number in the link of `entry`, which is in no list.
     pub(super) fn set_number(&mut self, entry: u32, number: u64) {
         let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
-        self.0[entry] = Link {
+        self.0[entry] = ListLink {
             older: u32::from_le_bytes([a, b, c, d]),
             newer: u32::from_le_bytes([e, f, g, h]),
         };
@@ -93,13 +93,13 @@ impl Links {
 
     /// The number stored for `entry`, which is in no list.
     pub(super) fn number(&self, entry: u32) -> u64 {
-        let Link { older, newer } = self.0[entry];
+        let ListLink { older, newer } = self.0[entry];
         u64::from(newer) << u32::BITS | u64::from(older)
     }
 
     /// Removes `entry` from `list`, which contains it.
-    pub(super) fn remove(&mut self, list: &mut List, entry: u32) {
-        let Link { older, newer } = self.0[entry];
+    pub(super) fn remove(&mut self, list: &mut LinkedEntries, entry: u32) {
+        let ListLink { older, newer } = self.0[entry];
         match older {
             NONE => list.oldest = newer,
             older => self.0[older].newer = newer,
@@ -117,7 +117,7 @@ impl Links {
     }
 
     /// The entries of `list`, oldest first.
-    pub(super) fn iter<'a>(&'a self, list: &List) -> impl Iterator<Item = u32> + 'a {
+    pub(super) fn iter<'a>(&'a self, list: &LinkedEntries) -> impl Iterator<Item = u32> + 'a {
         let mut at = list.oldest;
         std::iter::from_fn(move || {
             let entry = (at != NONE).then_some(at)?;
@@ -127,7 +127,7 @@ impl Links {
     }
 
     /// Asserts that the links of `list` agree in both directions.
-    pub(super) fn check(&self, list: &List) {
+    pub(super) fn check(&self, list: &LinkedEntries) {
         let mut before = NONE;
         let mut count = 0;
         for entry in self.iter(list) {

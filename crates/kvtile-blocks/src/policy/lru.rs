@@ -1,7 +1,7 @@
 //! Least recently used, over leaves. The leaf with the oldest last use is evicted; its parent then
 //! ranks by its own last use. Of the blocks of one request the deepest is evicted first.
 
-use super::{EvictionPolicy, Insertion, Refusal, Visit, queue::Queues};
+use super::{EvictionPolicy, EvictionRefusal, Insertion, Visit, queue::EvictionQueues};
 use crate::{BlockId, BlockKey, Tick};
 
 /// The only queue.
@@ -10,14 +10,14 @@ const USED: u8 = 0;
 /// The LRU policy.
 #[derive(Clone, Debug)]
 pub struct Lru {
-    queues: Queues,
+    queues: EvictionQueues,
 }
 
 impl Lru {
     /// A policy for a pool of `blocks` blocks.
     #[must_use]
     pub fn new(blocks: u32) -> Lru {
-        let queues = Queues::new(blocks, 1);
+        let queues = EvictionQueues::new(blocks, 1);
         Lru { queues }
     }
 }
@@ -48,7 +48,7 @@ impl EvictionPolicy for Lru {
         self.queues.remove(block);
     }
 
-    fn refused(&mut self, block: BlockId, refusal: Refusal) {
+    fn refused(&mut self, block: BlockId, refusal: EvictionRefusal) {
         self.queues.refuse(block, refusal);
     }
 

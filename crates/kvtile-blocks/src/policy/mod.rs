@@ -29,7 +29,7 @@ mod settings;
 mod tests;
 
 pub use adaptive::AdaptiveReplacement;
-pub use gittins::{Gittins, Learned, Lesson};
+pub use gittins::{Gittins, LearnedScores, PolicyLesson};
 pub use lru::Lru;
 pub use s3_fifo::S3Fifo;
 pub use settings::{PolicyKind, PolicySettings};
@@ -40,7 +40,7 @@ use crate::{BlockId, BlockKey, Tick};
 /// and never keep a block forever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Hints {
+pub struct EvictionHints {
     /// How much longer than others to keep the blocks: 0 is neutral, each positive step doubles
     /// a block's worth, and each negative step halves it. The default policy fades the hint with
     /// age: after as many references to blocks as the pool has blocks, its weight is half.
@@ -62,7 +62,7 @@ pub struct Visit<'a> {
     /// Whether the request has further blocks, which missed.
     pub continues: bool,
     /// The caller's hints.
-    pub hints: Hints,
+    pub hints: EvictionHints,
     /// The current time.
     pub now: Tick,
 }
@@ -77,14 +77,14 @@ pub struct Insertion<'a> {
     /// Their keys.
     pub keys: &'a [BlockKey],
     /// The caller's hints.
-    pub hints: Hints,
+    pub hints: EvictionHints,
     /// The current time.
     pub now: Tick,
 }
 
 /// Why the pool refuses a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum EvictionRefusal {
     /// It is pinned. [`released`](EvictionPolicy::released) reports the end of that.
     Pinned,
     /// It has a cached child, of this policy or of another one of the same pool.
@@ -116,7 +116,7 @@ pub trait EvictionPolicy: Send {
     /// Reports that the candidate stays. The policy offers it again after it was released or became
     /// a leaf. A candidate that was refused for its children may also be offered again after a
     /// visit.
-    fn refused(&mut self, block: BlockId, refusal: Refusal);
+    fn refused(&mut self, block: BlockId, refusal: EvictionRefusal);
 
     /// Reports that a block left without having been offered (cleared, or removed by its owner).
     fn removed(&mut self, block: BlockId);
@@ -133,12 +133,12 @@ pub trait EvictionPolicy: Send {
     /// pass the result to [`learn`](EvictionPolicy::learn). Policies that do not learn return
     /// `None`; a policy whose lessons are not studied keeps its current knowledge. A policy that
     /// defers learning from visits and insertions catches up here.
-    fn lesson(&mut self) -> Option<Lesson> {
+    fn lesson(&mut self) -> Option<PolicyLesson> {
         None
     }
 
     /// Takes the result of a lesson.
-    fn learn(&mut self, learned: Learned) {
+    fn learn(&mut self, learned: LearnedScores) {
         drop(learned);
     }
 

@@ -18,15 +18,15 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Refusal,
-    column::{Column, NONE},
-    links::{Links, List},
+    EvictionRefusal,
+    column::{IdColumn, NONE},
+    links::{LinkedEntries, ListLinks},
 };
 use crate::BlockId;
 
 /// The position of a block in its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stand {
+enum QueueStand {
     /// In no queue.
     Out,
     /// In the line of its queue.
@@ -40,14 +40,14 @@ enum Stand {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
-    stand: Stand,
+struct QueueEntry {
+    stand: QueueStand,
     queue: u8,
 }
 
 #[derive(Clone, Debug)]
-struct Queue {
-    line: List,
+struct EvictionQueue {
+    line: LinkedEntries,
     /// Blocks that became leaves after a refusal, by their turn.
     leaves: BTreeSet<(u64, u32)>,
     len: usize,
@@ -58,17 +58,17 @@ struct Queue {
 
 /// A set of queues; a block is in at most one of them.
 #[derive(Clone, Debug)]
-pub(super) struct Queues {
-    links: Links,
-    entries: Column<Entry>,
-    queues: Column<Queue>,
+pub(super) struct EvictionQueues {
+    links: ListLinks,
+    entries: IdColumn<QueueEntry>,
+    queues: IdColumn<EvictionQueue>,
     turns: u64,
     /// The last block of the latest chain.
     chain_end: u32,
 }
 
-impl Queue {
-    fn leave_line(&mut self, links: &mut Links, block: u32) {
+impl EvictionQueue {
+    fn leave_line(&mut self, links: &mut ListLinks, block: u32) {
         if self.latest == block {
             // The next newer entry in line is the block's parent in the chain.
             self.latest = links.newer(block);
@@ -77,21 +77,21 @@ impl Queue {
     }
 }
 
-impl Queues {
+impl EvictionQueues {
     /// `queues` empty queues for `blocks` blocks.
-    pub(super) fn new(blocks: u32, queues: u8) -> Queues {
-        let (stand, queue) = (Stand::Out, 0);
-        let empty = Queue {
-            line: List::new(),
+    pub(super) fn new(blocks: u32, queues: u8) -> EvictionQueues {
+        let (stand, queue) = (QueueStand::Out, 0);
+        let empty = EvictionQueue {
+            line: LinkedEntries::new(),
             leaves: BTreeSet::new(),
             len: 0,
             followed: 0,
             latest: NONE,
         };
-        Queues {
-            links: Links::new(blocks as usize),
-            entries: Column::new(blocks as usize, Entry { stand, queue }),
-            queues: Column::new(usize::from(queues), empty),
+        EvictionQueues {
+            links: ListLinks::new(blocks as usize),
+            entries: IdColumn::new(blocks as usize, QueueEntry { stand, queue }),
+            queues: IdColumn::new(usize::from(queues), empty),
             turns: 0,
             chain_end: NONE,
         }
@@ -114,17 +114,21 @@ impl Queues {
 
     /// The queue of a block.
     pub(super) fn of(&self, block: BlockId) -> Option<u8> {
-        let Entry { stand, queue } = self.entries[block.0];
-        (stand != Stand::Out).then_some(queue)
+        let QueueEntry { stand, queue } = self.entries[block.0];
+        (stand != QueueStand::Out).then_some(queue)
     }
 
     /// Moves a block to the newest end of a queue, from any position. A block that is set aside as
     /// pinned only changes its queue.
     pub(super) fn push(&mut self, queue: u8, block: BlockId) {
-        let pinned = self.entries[block.0].stand == Stand::Pinned;
+        let pinned = self.entries[block.0].stand == QueueStand::Pinned;
         self.remove(block);
-        let stand = if pinned { Stand::Pinned } else { Stand::InLine };
-        self.entries[block.0] = Entry { stand, queue };
+        let stand = if pinned {
+            QueueStand::Pinned
+        } else {
+            QueueStand::InLine
+        };
+        self.entries[block.0] = QueueEntry { stand, queue };
         let queue = &mut self.queues[u32::from(queue)];
         queue.len += 1;
         if !pinned {
@@ -141,7 +145,7 @@ impl Queues {
         }
         if let Some(end) = chain.last() {
             self.chain_end = end.0;
-            if self.entries[end.0].stand == Stand::InLine {
+            if self.entries[end.0].stand == QueueStand::InLine {
                 self.queues[u32::from(queue)].latest = end.0;
             }
         }
@@ -160,8 +164,8 @@ impl Queues {
             latest => self.links.push_before(&mut of.line, latest, block.0),
         }
         of.len += 1;
-        let stand = Stand::InLine;
-        self.entries[block.0] = Entry { stand, queue };
+        let stand = QueueStand::InLine;
+        self.entries[block.0] = QueueEntry { stand, queue };
     }
 
     /// Ends the latest chain: later blocks are queued at the newest end.
@@ -181,21 +185,24 @@ impl Queues {
 
     /// Whether a block had its turn and was refused for its cached children.
     pub(super) fn was_passed(&self, block: BlockId) -> bool {
-        matches!(self.entries[block.0].stand, Stand::Followed | Stand::Leaf)
+        matches!(
+            self.entries[block.0].stand,
+            QueueStand::Followed | QueueStand::Leaf
+        )
     }
 
     /// Sets aside the block that [`next`](Queues::next) returned.
-    pub(super) fn refuse(&mut self, block: BlockId, refusal: Refusal) {
-        let Entry { stand, queue } = self.entries[block.0];
+    pub(super) fn refuse(&mut self, block: BlockId, refusal: EvictionRefusal) {
+        let QueueEntry { stand, queue } = self.entries[block.0];
         let queue = &mut self.queues[u32::from(queue)];
         let turn = match stand {
-            Stand::Leaf => {
+            QueueStand::Leaf => {
                 let turn = self.links.number(block.0);
                 queue.leaves.remove(&(turn, block.0));
                 turn
             }
             _ => {
-                assert_eq!(stand, Stand::InLine, "{block:?} was offered");
+                assert_eq!(stand, QueueStand::InLine, "{block:?} was offered");
                 queue.leave_line(&mut self.links, block.0);
                 self.turns += 1;
                 self.turns
@@ -203,10 +210,10 @@ impl Queues {
         };
         self.links.set_number(block.0, turn);
         self.entries[block.0].stand = match refusal {
-            Refusal::Pinned => Stand::Pinned,
-            Refusal::Followed => {
+            EvictionRefusal::Pinned => QueueStand::Pinned,
+            EvictionRefusal::Followed => {
                 queue.followed += 1;
-                Stand::Followed
+                QueueStand::Followed
             }
         };
     }
@@ -214,10 +221,10 @@ impl Queues {
     /// Handles the last unpin of a block: if it was refused as pinned, it becomes the newest of its
     /// queue.
     pub(super) fn released(&mut self, block: BlockId) {
-        let Entry { stand, queue } = self.entries[block.0];
-        if stand == Stand::Pinned {
+        let QueueEntry { stand, queue } = self.entries[block.0];
+        if stand == QueueStand::Pinned {
             self.leave_chain();
-            self.entries[block.0].stand = Stand::InLine;
+            self.entries[block.0].stand = QueueStand::InLine;
             let line = &mut self.queues[u32::from(queue)].line;
             self.links.push(line, block.0);
         }
@@ -226,9 +233,9 @@ impl Queues {
     /// Handles the removal of a block's last child: if it was refused for its children, it takes
     /// its turn again.
     pub(super) fn became_leaf(&mut self, block: BlockId) {
-        let Entry { stand, queue } = self.entries[block.0];
-        if stand == Stand::Followed {
-            self.entries[block.0].stand = Stand::Leaf;
+        let QueueEntry { stand, queue } = self.entries[block.0];
+        if stand == QueueStand::Followed {
+            self.entries[block.0].stand = QueueStand::Leaf;
             let queue = &mut self.queues[u32::from(queue)];
             queue.followed -= 1;
             queue.leaves.insert((self.links.number(block.0), block.0));
@@ -237,22 +244,22 @@ impl Queues {
 
     /// Removes a block from its queue. Returns that queue.
     pub(super) fn remove(&mut self, block: BlockId) -> Option<u8> {
-        let Entry { stand, queue: of } = self.entries[block.0];
+        let QueueEntry { stand, queue: of } = self.entries[block.0];
         let queue = &mut self.queues[u32::from(of)];
         match stand {
-            Stand::Out => return None,
-            Stand::InLine => queue.leave_line(&mut self.links, block.0),
-            Stand::Leaf => {
+            QueueStand::Out => return None,
+            QueueStand::InLine => queue.leave_line(&mut self.links, block.0),
+            QueueStand::Leaf => {
                 queue.leaves.remove(&(self.links.number(block.0), block.0));
             }
-            Stand::Followed => queue.followed -= 1,
-            Stand::Pinned => {}
+            QueueStand::Followed => queue.followed -= 1,
+            QueueStand::Pinned => {}
         }
         queue.len -= 1;
         if self.chain_end == block.0 {
             self.chain_end = NONE;
         }
-        self.entries[block.0].stand = Stand::Out;
+        self.entries[block.0].stand = QueueStand::Out;
         Some(of)
     }
 
@@ -263,22 +270,34 @@ impl Queues {
             let of = self.entries.iter().filter(|entry| entry.queue == number);
             let count = |stand| of.clone().filter(|entry| entry.stand == stand).count();
             let line = queue.line.len();
-            assert_eq!(count(Stand::InLine), line, "line of queue {number}");
-            assert_eq!(count(Stand::Followed), queue.followed, "queue {number}");
-            assert_eq!(count(Stand::Leaf), queue.leaves.len(), "queue {number}");
-            let stored = of.clone().filter(|entry| entry.stand != Stand::Out);
+            assert_eq!(count(QueueStand::InLine), line, "line of queue {number}");
+            assert_eq!(
+                count(QueueStand::Followed),
+                queue.followed,
+                "queue {number}"
+            );
+            assert_eq!(
+                count(QueueStand::Leaf),
+                queue.leaves.len(),
+                "queue {number}"
+            );
+            let stored = of.clone().filter(|entry| entry.stand != QueueStand::Out);
             assert_eq!(stored.count(), queue.len, "length of queue {number}");
             for block in self.links.iter(&queue.line) {
-                let Entry { stand, queue } = self.entries[block];
-                assert_eq!((stand, queue), (Stand::InLine, number), "block {block}");
+                let QueueEntry { stand, queue } = self.entries[block];
+                assert_eq!(
+                    (stand, queue),
+                    (QueueStand::InLine, number),
+                    "block {block}"
+                );
             }
             if queue.latest != NONE {
-                let Entry { stand, queue } = self.entries[queue.latest];
-                assert_eq!((stand, queue), (Stand::InLine, number), "latest");
+                let QueueEntry { stand, queue } = self.entries[queue.latest];
+                assert_eq!((stand, queue), (QueueStand::InLine, number), "latest");
             }
             for &(turn, block) in &queue.leaves {
                 assert_eq!(turn, self.links.number(block), "turn of {block}");
-                assert_eq!(self.entries[block].stand, Stand::Leaf, "block {block}");
+                assert_eq!(self.entries[block].stand, QueueStand::Leaf, "block {block}");
             }
         }
     }

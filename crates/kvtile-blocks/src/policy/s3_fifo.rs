@@ -12,7 +12,8 @@
 //! use it moves to the main queue, as it would have done at its turn.
 
 use super::{
-    EvictionPolicy, Insertion, Refusal, Visit, column::Column, ghosts::Ghosts, queue::Queues,
+    EvictionPolicy, EvictionRefusal, Insertion, Visit, column::IdColumn, ghosts::GhostRing,
+    queue::EvictionQueues,
 };
 use crate::{BlockId, BlockKey, Tick};
 
@@ -34,9 +35,9 @@ const MAIN: u8 = 1;
 /// The S3-FIFO policy.
 #[derive(Clone, Debug)]
 pub struct S3Fifo {
-    queues: Queues,
-    uses: Column<u8>,
-    ghosts: Ghosts<()>,
+    queues: EvictionQueues,
+    uses: IdColumn<u8>,
+    ghosts: GhostRing<()>,
     blocks: usize,
     small_blocks: usize,
 }
@@ -46,9 +47,9 @@ impl S3Fifo {
     #[must_use]
     pub fn new(blocks: u32) -> S3Fifo {
         S3Fifo {
-            queues: Queues::new(blocks, 2),
-            uses: Column::new(blocks as usize, 0),
-            ghosts: Ghosts::new(),
+            queues: EvictionQueues::new(blocks, 2),
+            uses: IdColumn::new(blocks as usize, 0),
+            ghosts: GhostRing::new(),
             blocks: blocks as usize,
             small_blocks: (blocks as usize / SMALL_PART).max(1),
         }
@@ -138,7 +139,7 @@ impl EvictionPolicy for S3Fifo {
         }
     }
 
-    fn refused(&mut self, block: BlockId, refusal: Refusal) {
+    fn refused(&mut self, block: BlockId, refusal: EvictionRefusal) {
         self.queues.refuse(block, refusal);
     }
 

@@ -1,9 +1,9 @@
 //! Allocating blocks, evicting others where too few are free, and freeing blocks.
 
-use super::evict::Reason;
-use super::owned::{EvictedBlock, EvictedBlocks, MutableBlocks, Owned};
+use super::evict::EvictionTrigger;
+use super::owned::{EvictedBlock, EvictedBlocks, MutableBlocks, OwnedBlocks};
 use super::settings::AllocateRequest;
-use super::slot::Phase;
+use super::slot::BlockPhase;
 use super::{BlockPool, TenantId};
 use crate::{BlockId, BlocksError};
 use std::sync::Arc;
@@ -40,7 +40,7 @@ impl BlockPool {
         leaving: impl FnOnce(&[EvictedBlock]),
     ) -> Result<MutableBlocks, BlocksError> {
         let share = self.share_index(request.tenant);
-        let mut gathered = Gathered {
+        let mut gathered = GatheredBlocks {
             pool: self,
             ids: Vec::new(),
             charged: None,
@@ -70,7 +70,7 @@ impl BlockPool {
     pub fn make_room(self: &Arc<Self>, count: usize, request: &AllocateRequest) -> EvictedBlocks {
         let index = self.share_index(request.tenant) as usize;
         let count = count.min(self.blocks());
-        let mut evicted = EvictedBlocks(Owned {
+        let mut evicted = EvictedBlocks(OwnedBlocks {
             pool: Arc::clone(self),
             ids: Vec::new(),
         });
@@ -80,11 +80,11 @@ impl BlockPool {
         let beyond = share.used().saturating_add(count);
         let beyond = beyond.saturating_sub(share.limit).min(count);
         if beyond > 0 {
-            self.evict_from(index, beyond, request.now, Reason::Quota, ids);
+            self.evict_from(index, beyond, request.now, EvictionTrigger::Quota, ids);
         }
         let missing = count.saturating_sub(self.free.lock().len() + ids.len());
         if missing > 0 {
-            self.evict_fairly(missing, request.now, Reason::Room, ids, |_, _| {});
+            self.evict_fairly(missing, request.now, EvictionTrigger::Room, ids, |_, _| {});
         }
         evicted
     }
@@ -128,10 +128,10 @@ impl BlockPool {
         for &id in &ids {
             let slot = self.slots.of(id);
             slot.set_share(share);
-            slot.set_state(slot.state().next_generation(Phase::Mutable));
+            slot.set_state(slot.state().next_generation(BlockPhase::Mutable));
         }
         self.counters.allocate(ids.len());
-        MutableBlocks(Owned {
+        MutableBlocks(OwnedBlocks {
             pool: Arc::clone(self),
             ids,
         })
@@ -142,7 +142,7 @@ impl BlockPool {
         &self,
         share: usize,
         (count, request): (usize, &AllocateRequest),
-        gathered: &mut Gathered<'_>,
+        gathered: &mut GatheredBlocks<'_>,
     ) -> Result<(), BlocksError> {
         if self.share(share).try_charge(count) {
             let mut free = self.free.lock();
@@ -183,7 +183,7 @@ impl BlockPool {
             let used = share.used();
             let wanted = (used + count - ids.len()).saturating_sub(share.limit);
             let wanted = wanted.clamp(1, count - ids.len());
-            let evicted = self.evict_from(index, wanted, request.now, Reason::Quota, ids);
+            let evicted = self.evict_from(index, wanted, request.now, EvictionTrigger::Quota, ids);
             if evicted.blocks == 0 {
                 share.discharge(ids.len());
                 return Err(BlocksError::QuotaExhausted {
@@ -217,9 +217,15 @@ impl BlockPool {
             if dry {
                 return false;
             }
-            dry = self.evict_fairly(missing, request.now, Reason::Room, ids, |share, evicted| {
-                share.discharge(evicted);
-            }) < missing;
+            dry = self.evict_fairly(
+                missing,
+                request.now,
+                EvictionTrigger::Room,
+                ids,
+                |share, evicted| {
+                    share.discharge(evicted);
+                },
+            ) < missing;
         }
     }
 
@@ -227,7 +233,7 @@ impl BlockPool {
     fn show_evicted(&self, ids: &[BlockId], leaving: impl FnOnce(&[EvictedBlock])) {
         let evicted = ids.iter().filter(|id| {
             let state = self.slots.of(**id).state();
-            state.phase() == Phase::Evicted
+            state.phase() == BlockPhase::Evicted
         });
         let evicted: Vec<EvictedBlock> = evicted.map(|id| self.evicted(*id)).collect();
         if !evicted.is_empty() {
@@ -250,7 +256,7 @@ impl BlockPool {
         for run in ids.chunk_by(|a, b| share(a) == share(b)) {
             for &id in run {
                 let slot = self.slots.of(id);
-                slot.set_state(slot.state().with_phase(Phase::Free).with_parked(false));
+                slot.set_state(slot.state().with_phase(BlockPhase::Free).with_parked(false));
             }
             if let Some(index) = run.first().map(share) {
                 self.share(index).discharge(run.len());
@@ -280,7 +286,7 @@ impl BlockPool {
 }
 
 /// Gathered blocks; dropping this frees them.
-struct Gathered<'p> {
+struct GatheredBlocks<'p> {
     pool: &'p BlockPool,
     ids: Vec<BlockId>,
     /// The share that they are charged to.
@@ -289,13 +295,13 @@ struct Gathered<'p> {
     evicted: bool,
 }
 
-impl Gathered<'_> {
+impl GatheredBlocks<'_> {
     fn take(mut self) -> Vec<BlockId> {
         std::mem::take(&mut self.ids)
     }
 }
 
-impl Drop for Gathered<'_> {
+impl Drop for GatheredBlocks<'_> {
     fn drop(&mut self) {
         if self.ids.is_empty() {
             return;
@@ -305,7 +311,7 @@ impl Drop for Gathered<'_> {
         }
         for &id in &self.ids {
             let slot = self.pool.slots.of(id);
-            slot.set_state(slot.state().with_phase(Phase::Free));
+            slot.set_state(slot.state().with_phase(BlockPhase::Free));
         }
         self.pool.free.lock().append(&mut self.ids);
     }

@@ -15,8 +15,8 @@
 //! cycle is a leaf. A block that names itself has no parent here; a longer cycle is cut when a
 //! policy has nothing else to offer ([`Children::cut_cycles`]).
 
-use super::index::Index;
-use super::slot::{KeyWords, Slots};
+use super::index::BlockIndex;
+use super::slot::{BlockSlots, KeyWords};
 use crate::BlockId;
 use std::collections::{HashMap, HashSet};
 
@@ -25,12 +25,12 @@ const UNLISTED: u32 = u32::MAX;
 
 /// The slots and the index, to find blocks by key.
 #[derive(Clone, Copy)]
-pub(super) struct Blocks<'p> {
-    pub(super) slots: &'p Slots,
-    pub(super) index: &'p Index,
+pub(super) struct SlotsByKey<'p> {
+    pub(super) slots: &'p BlockSlots,
+    pub(super) index: &'p BlockIndex,
 }
 
-impl Blocks<'_> {
+impl SlotsByKey<'_> {
     /// The registered block with this key.
     fn registered(self, key: KeyWords) -> Option<BlockId> {
         let registered = |id| {
@@ -49,7 +49,7 @@ impl Blocks<'_> {
 
 /// The counts of cached children.
 #[derive(Debug)]
-pub(super) struct Children {
+pub(super) struct ChildCounts {
     counts: Box<[u32]>,
     absent: HashMap<KeyWords, u32>,
     /// Cached blocks that their parents do not count, because they would close a cycle.
@@ -59,9 +59,9 @@ pub(super) struct Children {
     joined: bool,
 }
 
-impl Children {
-    pub(super) fn new(blocks: usize) -> Children {
-        Children {
+impl ChildCounts {
+    pub(super) fn new(blocks: usize) -> ChildCounts {
+        ChildCounts {
             counts: vec![UNLISTED; blocks].into_boxed_slice(),
             absent: HashMap::new(),
             cut: HashSet::new(),
@@ -75,7 +75,7 @@ impl Children {
     }
 
     /// Whether a cached block has this key as its parent, which need not be cached.
-    pub(super) fn has_key(&self, blocks: Blocks<'_>, key: KeyWords) -> bool {
+    pub(super) fn has_key(&self, blocks: SlotsByKey<'_>, key: KeyWords) -> bool {
         match self.listed(blocks, None, key) {
             Some(id) => self.has(id),
             None => self.absent.contains_key(&key),
@@ -84,7 +84,7 @@ impl Children {
 
     /// Adds a registered block to the table. `before` is a guess of its parent that may save the
     /// search.
-    pub(super) fn list(&mut self, blocks: Blocks<'_>, before: Option<BlockId>, id: BlockId) {
+    pub(super) fn list(&mut self, blocks: SlotsByKey<'_>, before: Option<BlockId>, id: BlockId) {
         let adopted = match self.absent.is_empty() {
             true => 0,
             false => self.absent.remove(&blocks.slots.of(id).key()).unwrap_or(0),
@@ -105,7 +105,7 @@ impl Children {
     }
 
     /// Removes a block from the table. Returns its parent if the parent has no cached children now.
-    pub(super) fn unlist(&mut self, blocks: Blocks<'_>, id: BlockId) -> Option<BlockId> {
+    pub(super) fn unlist(&mut self, blocks: SlotsByKey<'_>, id: BlockId) -> Option<BlockId> {
         let left = std::mem::replace(self.count(id), UNLISTED);
         assert!(left != UNLISTED, "{id:?} leaves the cache once");
         if left > 0 {
@@ -139,7 +139,7 @@ impl Children {
 
     /// Cuts each cycle of cached blocks and returns the blocks that became leaves. It scans all
     /// blocks, but only if a cycle may have been closed since the last call.
-    pub(super) fn cut_cycles(&mut self, blocks: Blocks<'_>) -> Vec<BlockId> {
+    pub(super) fn cut_cycles(&mut self, blocks: SlotsByKey<'_>) -> Vec<BlockId> {
         let mut leaves = Vec::new();
         if !std::mem::take(&mut self.joined) {
             return leaves;
@@ -168,7 +168,7 @@ impl Children {
 
     /// Cuts every edge of the cycle that contains this block: some policies know some of its blocks
     /// as parents, and this table does not know which.
-    fn cut_cycle(&mut self, blocks: Blocks<'_>, block: BlockId, leaves: &mut Vec<BlockId>) {
+    fn cut_cycle(&mut self, blocks: SlotsByKey<'_>, block: BlockId, leaves: &mut Vec<BlockId>) {
         let mut at = block;
         while let Some(parent) = self.counted_parent(blocks, at) {
             self.cut.insert(at);
@@ -180,7 +180,7 @@ impl Children {
     }
 
     /// Asserts that the counts match the cached blocks.
-    pub(super) fn check(&self, blocks: Blocks<'_>) {
+    pub(super) fn check(&self, blocks: SlotsByKey<'_>) {
         let ids = || (0_u32..).take(self.counts.len()).map(BlockId);
         let mut counts = vec![0_u32; self.counts.len()];
         let mut absent: HashMap<KeyWords, u32> = HashMap::new();
@@ -219,7 +219,7 @@ impl Children {
     /// The cached block with this key.
     fn listed(
         &self,
-        blocks: Blocks<'_>,
+        blocks: SlotsByKey<'_>,
         before: Option<BlockId>,
         key: KeyWords,
     ) -> Option<BlockId> {
@@ -229,7 +229,7 @@ impl Children {
         self.is_listed(id).then_some(id)
     }
 
-    fn counted_parent(&self, blocks: Blocks<'_>, id: BlockId) -> Option<BlockId> {
+    fn counted_parent(&self, blocks: SlotsByKey<'_>, id: BlockId) -> Option<BlockId> {
         let key = blocks.parent_key(id).filter(|_| !self.cut.contains(&id))?;
         self.listed(blocks, None, key)
     }

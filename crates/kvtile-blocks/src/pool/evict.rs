@@ -1,18 +1,18 @@
 //! Removing blocks from the cache: those that the policy selects, named ones, and all.
 
 use super::BlockPool;
-use super::children::Children;
-use super::owned::{EvictedBlocks, Owned};
-use super::share::{Share, ShareCore};
-use super::slot::{KeyWords, Phase};
-use super::sync::Held;
-use crate::policy::Refusal;
+use super::children::ChildCounts;
+use super::owned::{EvictedBlocks, OwnedBlocks};
+use super::share::{PoolShare, PoolShareCore};
+use super::slot::{BlockPhase, KeyWords};
+use super::sync::PoolLockGuard;
+use crate::policy::EvictionRefusal;
 use crate::{BlockId, BlockKey, Tick};
 use std::sync::Arc;
 
 /// Why blocks are evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reason {
+pub(super) enum EvictionTrigger {
     /// An allocation needs room.
     Room,
     /// A tenant is at its quota.
@@ -23,7 +23,7 @@ pub(super) enum Reason {
 
 /// The result of evicting from one share.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct EvictedFrom {
+pub(super) struct ShareEviction {
     pub(super) blocks: usize,
     /// Whether blocks of other shares became leaves.
     pub(super) leaves_elsewhere: bool,
@@ -31,7 +31,7 @@ pub(super) struct EvictedFrom {
 
 /// The result of removing keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
+pub struct RemovedBlocks {
     /// Blocks that lookups do not find any more.
     pub blocks: usize,
     /// Of them: still pinned. The last unpin frees them.
@@ -43,8 +43,8 @@ impl BlockPool {
     /// children. Fewer are evicted if the others, or their descendants, are in use.
     pub fn evict(self: &Arc<Self>, count: usize, now: Tick) -> EvictedBlocks {
         let mut ids = Vec::new();
-        self.evict_fairly(count, now, Reason::Request, &mut ids, |_, _| {});
-        EvictedBlocks(Owned {
+        self.evict_fairly(count, now, EvictionTrigger::Request, &mut ids, |_, _| {});
+        EvictedBlocks(OwnedBlocks {
             pool: Arc::clone(self),
             ids,
         })
@@ -56,9 +56,9 @@ impl BlockPool {
         &self,
         count: usize,
         now: Tick,
-        reason: Reason,
+        reason: EvictionTrigger,
         ids: &mut Vec<BlockId>,
-        evicted_from: impl Fn(&Share, usize),
+        evicted_from: impl Fn(&PoolShare, usize),
     ) -> usize {
         if self.shares.len() == 1 {
             let taken = self.evict_from(0, count, now, reason, ids);
@@ -68,7 +68,7 @@ impl BlockPool {
         let mut evicted = 0;
         let mut dry = vec![false; self.shares.len()];
         while evicted < count {
-            let excess = |share: &Share| share.used() as i128 - share.due as i128;
+            let excess = |share: &PoolShare| share.used() as i128 - share.due as i128;
             let candidates = self.shares.iter().zip(&dry).enumerate();
             let candidates = candidates.filter(|(_, (_, dry))| !**dry);
             let fattest = candidates.max_by_key(|(_, (share, _))| excess(share));
@@ -97,9 +97,9 @@ impl BlockPool {
         index: usize,
         wanted: usize,
         now: Tick,
-        reason: Reason,
+        reason: EvictionTrigger,
         ids: &mut Vec<BlockId>,
-    ) -> EvictedFrom {
+    ) -> ShareEviction {
         let start = ids.len();
         let mut core = self.share(index).lock();
         core.keys.clear();
@@ -111,7 +111,7 @@ impl BlockPool {
             core.listed.remove(id);
             self.index.unlink(&self.slots, id);
             let slot = self.slots.of(id);
-            slot.set_state(slot.state().with_phase(Phase::Evicted));
+            slot.set_state(slot.state().with_phase(BlockPhase::Evicted));
         }
         drop(core);
         for &parent in &leaves {
@@ -119,7 +119,7 @@ impl BlockPool {
         }
         let blocks = ids.len() - start;
         self.counters.evict(reason, blocks);
-        EvictedFrom {
+        ShareEviction {
             blocks,
             leaves_elsewhere: !leaves.is_empty(),
         }
@@ -129,7 +129,7 @@ impl BlockPool {
     fn take_leaves(
         &self,
         index: usize,
-        core: &mut ShareCore,
+        core: &mut PoolShareCore,
         (wanted, now): (usize, Tick),
         ids: &mut Vec<BlockId>,
     ) -> Vec<BlockId> {
@@ -167,7 +167,7 @@ impl BlockPool {
     fn note_leaf(
         &self,
         index: usize,
-        core: &mut ShareCore,
+        core: &mut PoolShareCore,
         parent: BlockId,
         elsewhere: &mut Vec<BlockId>,
     ) {
@@ -191,9 +191,9 @@ impl BlockPool {
 
     /// Claims a block that the policy offers, unless it has a cached child or is pinned. A pinned
     /// block is marked parked, so that its last unpin reports it to the policy.
-    fn claim_leaf(&self, children: &Children, id: BlockId) -> Result<(), Refusal> {
+    fn claim_leaf(&self, children: &ChildCounts, id: BlockId) -> Result<(), EvictionRefusal> {
         if children.has(id) {
-            return Err(Refusal::Followed);
+            return Err(EvictionRefusal::Followed);
         }
         let slot = self.slots.of(id);
         let mut state = slot.state();
@@ -206,10 +206,10 @@ impl BlockPool {
             let new = if used {
                 state.with_parked(true)
             } else {
-                state.with_phase(Phase::Evicting).with_parked(false)
+                state.with_phase(BlockPhase::Evicting).with_parked(false)
             };
             match slot.exchange(state, new) {
-                Ok(()) if used => return Err(Refusal::Pinned),
+                Ok(()) if used => return Err(EvictionRefusal::Pinned),
                 Ok(()) => return Ok(()),
                 Err(actual) => state = actual,
             }
@@ -218,8 +218,8 @@ impl BlockPool {
 
     /// Removes blocks from the cache, for example because their bytes are bad. Guards that pin one
     /// keep it; the last unpin frees it.
-    pub fn remove(&self, keys: &[BlockKey]) -> Removed {
-        let mut removed = Removed::default();
+    pub fn remove(&self, keys: &[BlockKey]) -> RemovedBlocks {
+        let mut removed = RemovedBlocks::default();
         let mut withdrawn = Vec::new();
         for key in keys {
             let words = KeyWords::new(key);
@@ -253,10 +253,10 @@ impl BlockPool {
     }
 
     /// Removes all blocks from the cache.
-    pub fn clear(&self) -> Removed {
-        let mut removed = Removed::default();
+    pub fn clear(&self) -> RemovedBlocks {
+        let mut removed = RemovedBlocks::default();
         let mut withdrawn = Vec::new();
-        let mut cores: Vec<Held<'_, ShareCore>> = Vec::new();
+        let mut cores: Vec<PoolLockGuard<'_, PoolShareCore>> = Vec::new();
         for share in &self.shares {
             cores.push(share.lock());
         }
@@ -301,7 +301,7 @@ impl BlockPool {
     /// pinned by the registering thread, which then finds it removed and does not report it either.
     fn withdraw(
         &self,
-        core: &mut ShareCore,
+        core: &mut PoolShareCore,
         id: BlockId,
         key: KeyWords,
     ) -> Option<(bool, Option<BlockId>)> {
@@ -313,7 +313,7 @@ impl BlockPool {
             if !state.is_registered() || slot.key() != key {
                 return None;
             }
-            let new = state.with_phase(Phase::Withdrawn).with_parked(false);
+            let new = state.with_phase(BlockPhase::Withdrawn).with_parked(false);
             match slot.exchange(state, new.pinned()) {
                 Ok(()) => break,
                 Err(actual) => state = actual,

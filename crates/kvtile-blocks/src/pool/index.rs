@@ -8,8 +8,8 @@
 //! after it was unlinked from its own under that stripe's lock, so a reader that followed it sees
 //! the version changed.
 
-use super::slot::{KeyWords, NONE, Slots};
-use super::sync::{AtomicU32, AtomicU64, Held, Lock, Ordering, fence, spin_loop};
+use super::slot::{BlockSlots, KeyWords, NONE};
+use super::sync::{AtomicU32, AtomicU64, Ordering, PoolLock, PoolLockGuard, fence, spin_loop};
 use crate::{BlockId, BlockKey};
 use std::hint::select_unpredictable;
 
@@ -20,16 +20,16 @@ const WALKS_MAX: usize = if cfg!(loom) { 2 } else { 64 };
 
 #[derive(Debug)]
 #[repr(align(64))]
-struct Stripe {
-    lock: Lock<()>,
+struct IndexStripe {
+    lock: PoolLock<()>,
     /// Odd while a writer is changing the stripe's lists.
     version: AtomicU64,
 }
 
 #[derive(Debug)]
-pub(super) struct Index {
+pub(super) struct BlockIndex {
     heads: Box<[AtomicU32]>,
-    stripes: Box<[Stripe]>,
+    stripes: Box<[IndexStripe]>,
     shift: u32,
 }
 
@@ -41,21 +41,21 @@ const STEPS: usize = 2;
 const WARM: usize = 64;
 
 /// A bucket of the table, with its stripe locked against writers.
-pub(super) struct Bucket<'a> {
+pub(super) struct LockedBucket<'a> {
     head: &'a AtomicU32,
-    stripe: &'a Stripe,
-    _held: Held<'a, ()>,
+    stripe: &'a IndexStripe,
+    _held: PoolLockGuard<'a, ()>,
 }
 
-impl Index {
-    pub(super) fn new(blocks: usize) -> Index {
+impl BlockIndex {
+    pub(super) fn new(blocks: usize) -> BlockIndex {
         let heads = blocks.next_power_of_two().max(2);
         let stripes = (heads / 2).clamp(1, STRIPES_MAX);
-        let stripe = |_| Stripe {
-            lock: Lock::new(()),
+        let stripe = |_| IndexStripe {
+            lock: PoolLock::new(()),
             version: AtomicU64::new(0),
         };
-        Index {
+        BlockIndex {
             heads: (0..heads).map(|_| AtomicU32::new(NONE)).collect(),
             stripes: (0..stripes).map(stripe).collect(),
             shift: u64::BITS - heads.ilog2(),
@@ -66,20 +66,20 @@ impl Index {
         clippy::indexing_slicing,
         reason = "a shifted 64-bit number is below the power of two that the shift was made of"
     )]
-    fn place(&self, key: KeyWords) -> (&AtomicU32, &Stripe) {
+    fn place(&self, key: KeyWords) -> (&AtomicU32, &IndexStripe) {
         let bucket = usize::try_from(key.mixed() >> self.shift).unwrap_or(0);
         let stripe = bucket & (self.stripes.len() - 1);
         (&self.heads[bucket], &self.stripes[stripe])
     }
 
     /// A block with this key, from one walk without retry. `None` is inconclusive.
-    pub(super) fn glance(&self, slots: &Slots, key: KeyWords) -> Option<u32> {
+    pub(super) fn glance(&self, slots: &BlockSlots, key: KeyWords) -> Option<u32> {
         walk(slots, self.place(key).0, key)
     }
 
     /// Glances for many keys, up to the first miss. The lists advance in lockstep and without
     /// branches, so that the memory reads overlap.
-    pub(super) fn glance_at(&self, slots: &Slots, keys: &[BlockKey], found: &mut [u32]) {
+    pub(super) fn glance_at(&self, slots: &BlockSlots, keys: &[BlockKey], found: &mut [u32]) {
         for (front, key) in found.iter_mut().zip(keys) {
             *front = self.place(KeyWords::new(key)).0.load(Ordering::Acquire);
         }
@@ -107,7 +107,7 @@ impl Index {
     /// call there was none.
     pub(super) fn find<T>(
         &self,
-        slots: &Slots,
+        slots: &BlockSlots,
         key: KeyWords,
         mut accept: impl FnMut(u32) -> Option<T>,
     ) -> Option<T> {
@@ -131,7 +131,7 @@ impl Index {
 
     /// Prefetches what linking these blocks reads, as one batch. Linking takes a lock for each
     /// block, and reads do not move ahead of a lock, so cache misses would add up.
-    pub(super) fn warm(&self, slots: &Slots, ids: &[BlockId]) {
+    pub(super) fn warm(&self, slots: &BlockSlots, ids: &[BlockId]) {
         for ids in ids.chunks(WARM) {
             let mut fronts = [NONE; WARM];
             for (front, &id) in fronts.iter_mut().zip(ids) {
@@ -143,9 +143,9 @@ impl Index {
         }
     }
 
-    pub(super) fn lock(&self, key: KeyWords) -> Bucket<'_> {
+    pub(super) fn lock(&self, key: KeyWords) -> LockedBucket<'_> {
         let (head, stripe) = self.place(key);
-        Bucket {
+        LockedBucket {
             head,
             stripe,
             _held: stripe.lock.lock(),
@@ -153,12 +153,15 @@ impl Index {
     }
 
     /// Unlinks a block from the table.
-    pub(super) fn unlink(&self, slots: &Slots, id: BlockId) {
+    pub(super) fn unlink(&self, slots: &BlockSlots, id: BlockId) {
         self.lock(slots.of(id).key()).unlink(slots, id);
     }
 
     /// The blocks of each list; for tests, without concurrent writers.
-    pub(super) fn lists<'a>(&'a self, slots: &'a Slots) -> impl Iterator<Item = Vec<u32>> + 'a {
+    pub(super) fn lists<'a>(
+        &'a self,
+        slots: &'a BlockSlots,
+    ) -> impl Iterator<Item = Vec<u32>> + 'a {
         self.heads.iter().map(|head| {
             let mut list = Vec::new();
             let mut id = head.load(Ordering::Acquire);
@@ -171,18 +174,18 @@ impl Index {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        let version = |stripe: &Stripe| stripe.version.load(Ordering::Acquire);
+        let version = |stripe: &IndexStripe| stripe.version.load(Ordering::Acquire);
         self.stripes.iter().all(|stripe| version(stripe) % 2 == 0)
     }
 }
 
-impl Bucket<'_> {
-    pub(super) fn find(&self, slots: &Slots, key: KeyWords) -> Option<u32> {
+impl LockedBucket<'_> {
+    pub(super) fn find(&self, slots: &BlockSlots, key: KeyWords) -> Option<u32> {
         walk(slots, self.head, key)
     }
 
     /// Links a block at the front. Its key must not be in the table yet.
-    pub(super) fn link(&self, slots: &Slots, id: BlockId) {
+    pub(super) fn link(&self, slots: &BlockSlots, id: BlockId) {
         let first = self.head.load(Ordering::Relaxed);
         self.change(|| {
             slots.of(id).set_next(first);
@@ -190,7 +193,7 @@ impl Bucket<'_> {
         });
     }
 
-    fn unlink(&self, slots: &Slots, id: BlockId) {
+    fn unlink(&self, slots: &BlockSlots, id: BlockId) {
         let after = slots.of(id).next();
         let mut before = NONE;
         let mut at = self.head.load(Ordering::Relaxed);
@@ -220,18 +223,18 @@ impl Bucket<'_> {
 
 /// Walks a list. The walk ends even if a writer changes the list concurrently: it visits at most as
 /// many slots as exist. A longer walk implies a change, and then the reader retries.
-fn walk(slots: &Slots, head: &AtomicU32, key: KeyWords) -> Option<u32> {
+fn walk(slots: &BlockSlots, head: &AtomicU32, key: KeyWords) -> Option<u32> {
     follow(slots, head.load(Ordering::Acquire), key)
 }
 
 /// The block, if it has this key or is `NONE`, else the next one in its list.
-fn here_or_next(slots: &Slots, id: u32, key: KeyWords) -> u32 {
+fn here_or_next(slots: &BlockSlots, id: u32, key: KeyWords) -> u32 {
     let slot = slots.get_or_last(id);
     let stay = (id == NONE) | slot.key().is(key);
     select_unpredictable(stay, id, slot.next())
 }
 
-fn follow(slots: &Slots, front: u32, key: KeyWords) -> Option<u32> {
+fn follow(slots: &BlockSlots, front: u32, key: KeyWords) -> Option<u32> {
     let mut id = front;
     for _ in 0..slots.len() {
         if id == NONE {

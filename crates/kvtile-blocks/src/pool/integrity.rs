@@ -1,7 +1,7 @@
 //! The invariants of a pool at rest.
 
 use super::BlockPool;
-use super::slot::Phase;
+use super::slot::BlockPhase;
 use crate::BlockId;
 
 impl BlockPool {
@@ -30,7 +30,11 @@ impl BlockPool {
         assert_eq!(free.len(), count, "no block is free twice");
         for &id in &free {
             let phase = self.slots.of(id).state().phase();
-            assert_eq!(phase, Phase::Free, "{id:?} is in the list of free blocks");
+            assert_eq!(
+                phase,
+                BlockPhase::Free,
+                "{id:?} is in the list of free blocks"
+            );
         }
         assert_eq!(self.census().free, count, "every free block is in the list");
     }
@@ -68,12 +72,15 @@ impl BlockPool {
                     *count += usize::from(by);
                 }
             };
-            count(&mut used, state.phase() != Phase::Free);
+            count(&mut used, state.phase() != BlockPhase::Free);
             count(&mut registered, state.is_registered());
             let quiet = state.references() > 0 || !state.is_parked();
             assert!(quiet, "{id} is parked only while it is pinned");
             let pins = state.references() == 0
-                || matches!(state.phase(), Phase::Registered | Phase::Withdrawn);
+                || matches!(
+                    state.phase(),
+                    BlockPhase::Registered | BlockPhase::Withdrawn
+                );
             assert!(pins, "{id} is pinned only while registered or withdrawn");
         }
         for ((share, used), registered) in self.shares.iter().zip(used).zip(registered) {

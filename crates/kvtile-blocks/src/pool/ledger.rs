@@ -1,8 +1,8 @@
 //! Pins with a deadline. It keeps one record for each guard, not for each block, so that forgotten
 //! guards are reported. No pin is revoked.
 
-use super::settings::{Claim, OwnerId};
-use super::sync::Lock;
+use super::settings::{OwnerId, PinClaim};
+use super::sync::PoolLock;
 use crate::Tick;
 
 /// Blocks that were pinned past their deadline.
@@ -23,25 +23,25 @@ pub struct PinReport {
 pub(super) struct PinRecord(usize);
 
 #[derive(Debug)]
-pub(super) struct Ledger {
-    records: Lock<Records>,
+pub(super) struct PinLedger {
+    records: PoolLock<PinRecords>,
 }
 
 #[derive(Debug, Default)]
-struct Records {
+struct PinRecords {
     entries: Vec<Option<PinReport>>,
     vacant: Vec<usize>,
 }
 
-impl Ledger {
-    pub(super) fn new() -> Ledger {
-        Ledger {
-            records: Lock::new(Records::default()),
+impl PinLedger {
+    pub(super) fn new() -> PinLedger {
+        PinLedger {
+            records: PoolLock::new(PinRecords::default()),
         }
     }
 
     /// Opens a record for a claim on `blocks` blocks, if the claim has a deadline.
-    pub(super) fn open(&self, claim: &Claim, blocks: usize) -> Option<PinRecord> {
+    pub(super) fn open(&self, claim: &PinClaim, blocks: usize) -> Option<PinRecord> {
         let deadline = claim.deadline?;
         Some(self.records.lock().insert(PinReport {
             owner: claim.owner,
@@ -108,7 +108,7 @@ impl Ledger {
     }
 }
 
-impl Records {
+impl PinRecords {
     fn insert(&mut self, report: PinReport) -> PinRecord {
         let Some(index) = self.vacant.pop() else {
             self.entries.push(Some(report));

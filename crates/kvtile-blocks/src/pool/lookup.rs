@@ -2,8 +2,8 @@
 
 use super::BlockPool;
 use super::pinned::PinnedBlocks;
-use super::settings::Claim;
-use super::slot::{KeyWords, NONE, Pinning};
+use super::settings::PinClaim;
+use super::slot::{KeyWords, NONE, PinAttempt};
 use super::visits::VisitBatch;
 use crate::{BlockId, BlockKey};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ const RESERVE: usize = 256;
 
 /// The result of [`BlockPool::pin`].
 #[derive(Debug)]
-pub struct Pinned {
+pub struct PinnedKeys {
     /// The blocks, in the order of the keys.
     pub blocks: PinnedBlocks,
     /// For each block the position of its key.
@@ -28,7 +28,7 @@ impl BlockPool {
     /// Finds and pins the longest stored prefix of a chain, and queues the visit for the policy.
     ///
     /// It never waits for a policy's lock, and it allocates nothing on a miss.
-    pub fn match_prefix(self: &Arc<Self>, keys: &[BlockKey], claim: &Claim) -> PinnedBlocks {
+    pub fn match_prefix(self: &Arc<Self>, keys: &[BlockKey], claim: &PinClaim) -> PinnedBlocks {
         let mut ids = Vec::new();
         for chunk in keys.chunks(CHUNK) {
             if ids.capacity() - ids.len() < chunk.len() && self.contains_first(chunk) {
@@ -77,9 +77,9 @@ impl BlockPool {
     /// Pins this block if it has this key.
     fn pin_block(&self, id: BlockId, key: KeyWords) -> Option<BlockId> {
         match self.slots.of(id).pin(key) {
-            Pinning::Pinned => Some(id),
-            Pinning::NotRegistered => None,
-            Pinning::AnotherKey => {
+            PinAttempt::Pinned => Some(id),
+            PinAttempt::NotRegistered => None,
+            PinAttempt::AnotherKey => {
                 self.unpin(&mut [id]);
                 None
             }
@@ -87,7 +87,7 @@ impl BlockPool {
     }
 
     /// Queues the hits for the policies of their shares.
-    fn visit(&self, ids: &[BlockId], wanted: usize, claim: &Claim) {
+    fn visit(&self, ids: &[BlockId], wanted: usize, claim: &PinClaim) {
         let share = |id: &BlockId| self.slots.of(*id).share();
         let mut seen = 0;
         for run in ids.chunk_by(|a, b| self.shares.len() == 1 || share(a) == share(b)) {
@@ -133,7 +133,7 @@ impl BlockPool {
     /// skips the others. It takes no lock (a claim with a deadline takes the ledger's once), and
     /// the policy does not count it as a use. It is for moving blocks, and for holding the
     /// ancestors of a store during its allocation.
-    pub fn pin(self: &Arc<Self>, keys: &[BlockKey], claim: &Claim) -> Pinned {
+    pub fn pin(self: &Arc<Self>, keys: &[BlockKey], claim: &PinClaim) -> PinnedKeys {
         let mut ids = Vec::new();
         let mut positions = Vec::new();
         for (position, key) in keys.iter().enumerate() {
@@ -142,7 +142,7 @@ impl BlockPool {
                 positions.push(position);
             }
         }
-        Pinned {
+        PinnedKeys {
             blocks: PinnedBlocks::new(self, ids, claim),
             positions,
         }

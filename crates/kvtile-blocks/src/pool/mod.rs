@@ -59,44 +59,44 @@ mod stats;
 mod sync;
 mod visits;
 
-pub use evict::Removed;
+pub use evict::RemovedBlocks;
 pub use ledger::PinReport;
-pub use lookup::Pinned;
-pub use owned::{CompleteBlocks, EvictedBlock, EvictedBlocks, MutableBlocks, Rejected};
+pub use lookup::PinnedKeys;
+pub use owned::{CompleteBlocks, EvictedBlock, EvictedBlocks, MutableBlocks, RejectedBlocks};
 pub use pinned::PinnedBlocks;
-pub use register::Registered;
-pub use restore::{Restored, StoredEntry};
+pub use register::RegisteredBlocks;
+pub use restore::{RestoredBlocks, StoredEntry};
 pub use settings::{
-    AllocateRequest, Claim, Duplicates, EventSink, OwnerId, POOL_BLOCKS_MAX, PoolSettings, Quota,
-    TenantId,
+    AllocateRequest, DuplicateHandling, EventSink, OwnerId, POOL_BLOCKS_MAX, PinClaim,
+    PoolSettings, TenantId, TenantQuota,
 };
-pub use stats::{Census, PoolStats, TenantStats};
+pub use stats::{PoolCensus, PoolStats, TenantStats};
 
 use crate::policy::EvictionPolicy;
 use crate::{BlockId, BlocksError, Tick};
-use children::{Blocks, Children};
-use index::Index;
-use ledger::Ledger;
-use share::Share;
-use slot::Slots;
-use stats::Counters;
+use children::{ChildCounts, SlotsByKey};
+use index::BlockIndex;
+use ledger::PinLedger;
+use share::PoolShare;
+use slot::BlockSlots;
+use stats::PoolCounters;
 use std::fmt;
 use std::sync::Arc;
-use sync::Lock;
+use sync::PoolLock;
 
 /// The blocks of one tier, shared by all threads that use them.
 pub struct BlockPool {
     settings: PoolSettings,
-    slots: Slots,
-    index: Index,
-    free: Lock<Vec<BlockId>>,
+    slots: BlockSlots,
+    index: BlockIndex,
+    free: PoolLock<Vec<BlockId>>,
     /// The first share is for all tenants without a quota; the others follow the settings.
-    shares: Vec<Share>,
-    children: Lock<Children>,
+    shares: Vec<PoolShare>,
+    children: PoolLock<ChildCounts>,
     /// Serialises allocations that have to evict.
-    gathering: Lock<()>,
-    ledger: Ledger,
-    counters: Counters,
+    gathering: PoolLock<()>,
+    ledger: PinLedger,
+    counters: PoolCounters,
     events: Option<EventSink>,
 }
 
@@ -134,7 +134,7 @@ impl BlockPool {
         let blocks = settings.blocks;
         let queue = settings.visit_queue_blocks.min(blocks).max(1);
         let mut share = || {
-            Share::new(
+            PoolShare::new(
                 policy(u32::try_from(blocks).unwrap_or(u32::MAX)),
                 blocks,
                 queue,
@@ -154,14 +154,14 @@ impl BlockPool {
         // The list is a stack, so reversed ids make block 0 the first to be allocated.
         let free: Vec<BlockId> = (0_u32..).take(blocks).map(BlockId).collect();
         Ok(Arc::new(BlockPool {
-            slots: Slots::new(blocks),
-            index: Index::new(blocks),
-            free: Lock::new(free.into_iter().rev().collect()),
+            slots: BlockSlots::new(blocks),
+            index: BlockIndex::new(blocks),
+            free: PoolLock::new(free.into_iter().rev().collect()),
             shares,
-            children: Lock::new(Children::new(blocks)),
-            gathering: Lock::new(()),
-            ledger: Ledger::new(),
-            counters: Counters::new(),
+            children: PoolLock::new(ChildCounts::new(blocks)),
+            gathering: PoolLock::new(()),
+            ledger: PinLedger::new(),
+            counters: PoolCounters::new(),
             events,
             settings,
         }))
@@ -208,15 +208,15 @@ impl BlockPool {
     }
 
     /// The slots and the index, for the children's table.
-    fn of_keys(&self) -> Blocks<'_> {
-        Blocks {
+    fn of_keys(&self) -> SlotsByKey<'_> {
+        SlotsByKey {
             slots: &self.slots,
             index: &self.index,
         }
     }
 
     fn share_index(&self, tenant: TenantId) -> u32 {
-        let of_tenant = |quota: &Quota| quota.tenant == tenant;
+        let of_tenant = |quota: &TenantQuota| quota.tenant == tenant;
         let position = self.settings.quotas.iter().position(of_tenant);
         position.map_or(0, |index| u32::try_from(index + 1).unwrap_or(0))
     }
@@ -227,7 +227,7 @@ impl BlockPool {
         clippy::indexing_slicing,
         reason = "slots are charged to shares of the pool, which are never removed"
     )]
-    fn share(&self, index: usize) -> &Share {
+    fn share(&self, index: usize) -> &PoolShare {
         &self.shares[index]
     }
 }

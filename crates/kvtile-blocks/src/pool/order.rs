@@ -3,12 +3,12 @@
 
 use super::BlockPool;
 use super::restore::StoredEntry;
-use crate::policy::{EvictionPolicy, Refusal};
+use crate::policy::{EvictionPolicy, EvictionRefusal};
 use crate::{BlockId, BlockKey, Tick};
 use std::collections::HashMap;
 
 /// A cached block during the computation of the order.
-struct Place {
+struct OrderEntry {
     entry: StoredEntry,
     /// The index of the policy copy that has the block.
     policy: usize,
@@ -60,12 +60,12 @@ impl BlockPool {
     }
 
     /// Copies of all policies, and their blocks.
-    fn copies(&self) -> (Vec<Box<dyn EvictionPolicy>>, Vec<Place>) {
+    fn copies(&self) -> (Vec<Box<dyn EvictionPolicy>>, Vec<OrderEntry>) {
         let mut policies = Vec::with_capacity(self.shares.len());
         let mut places = Vec::new();
         for policy in 0..self.shares.len() {
             let core = self.share(policy).lock();
-            places.extend(self.entries(policy, &core).map(|entry| Place {
+            places.extend(self.entries(policy, &core).map(|entry| OrderEntry {
                 entry,
                 policy,
                 children: 0,
@@ -79,7 +79,7 @@ impl BlockPool {
 }
 
 fn positions<K: std::hash::Hash + Eq>(
-    places: &[Place],
+    places: &[OrderEntry],
     key: impl Fn(&StoredEntry) -> K,
 ) -> HashMap<K, usize> {
     let places = places.iter().enumerate();
@@ -91,7 +91,7 @@ fn next(
     policies: &mut [Box<dyn EvictionPolicy>],
     at: usize,
     now: Tick,
-    (places, ids): (&mut [Place], &HashMap<BlockId, usize>),
+    (places, ids): (&mut [OrderEntry], &HashMap<BlockId, usize>),
 ) -> Option<StoredEntry> {
     loop {
         let policy = policies.get_mut(at)?;
@@ -103,7 +103,7 @@ fn next(
         );
         let place = place?;
         if place.children > 0 {
-            policy.refused(block, Refusal::Followed);
+            policy.refused(block, EvictionRefusal::Followed);
             continue;
         }
         policy.evicted(block, &place.entry.key);
@@ -123,7 +123,7 @@ fn next(
 }
 
 /// Appends the blocks that no policy offers, children before parents.
-fn rest(places: &mut [Place], order: &mut Vec<StoredEntry>) {
+fn rest(places: &mut [OrderEntry], order: &mut Vec<StoredEntry>) {
     let leaves = places.iter().enumerate();
     let leaves = leaves.filter(|(_, place)| !place.is_out && place.children == 0);
     let mut stack: Vec<usize> = leaves.map(|(at, _)| at).collect();

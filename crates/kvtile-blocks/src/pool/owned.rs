@@ -2,7 +2,7 @@
 //! know the pool's use of a block; dropping them frees it.
 
 use super::BlockPool;
-use super::slot::Phase;
+use super::slot::BlockPhase;
 use crate::{BlockId, BlockKey, BlocksError};
 use std::fmt;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use thiserror::Error;
 /// An error that returns the argument.
 #[derive(Debug, Error)]
 #[error("{error}")]
-pub struct Rejected<Blocks: fmt::Debug> {
+pub struct RejectedBlocks<Blocks: fmt::Debug> {
     /// The argument, unchanged.
     pub blocks: Blocks,
     /// The error.
@@ -20,22 +20,22 @@ pub struct Rejected<Blocks: fmt::Debug> {
     pub error: BlocksError,
 }
 
-impl<Blocks: fmt::Debug> From<Rejected<Blocks>> for BlocksError {
+impl<Blocks: fmt::Debug> From<RejectedBlocks<Blocks>> for BlocksError {
     /// Drops the blocks.
-    fn from(rejected: Rejected<Blocks>) -> BlocksError {
+    fn from(rejected: RejectedBlocks<Blocks>) -> BlocksError {
         rejected.error
     }
 }
 
 /// Blocks that this guard owns exclusively.
-pub(super) struct Owned {
+pub(super) struct OwnedBlocks {
     pub(super) pool: Arc<BlockPool>,
     pub(super) ids: Vec<BlockId>,
 }
 
-impl Owned {
-    fn part(&mut self, range: Range<usize>) -> Owned {
-        Owned {
+impl OwnedBlocks {
+    fn part(&mut self, range: Range<usize>) -> OwnedBlocks {
+        OwnedBlocks {
             pool: Arc::clone(&self.pool),
             ids: take_range(&mut self.ids, range),
         }
@@ -47,7 +47,7 @@ impl Owned {
     }
 }
 
-impl Drop for Owned {
+impl Drop for OwnedBlocks {
     fn drop(&mut self) {
         if !self.ids.is_empty() {
             self.pool.free(&self.ids);
@@ -69,7 +69,7 @@ macro_rules! owned_blocks {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[must_use = "dropping the guard frees its blocks"]
-        pub struct $name(pub(super) Owned);
+        pub struct $name(pub(super) OwnedBlocks);
 
         impl $name {
             /// Their ids.
@@ -110,9 +110,9 @@ macro_rules! owned_blocks {
             ///
             /// # Errors
             /// If they belong to another pool; they are returned.
-            pub fn append(&mut self, mut other: $name) -> Result<(), Rejected<$name>> {
+            pub fn append(&mut self, mut other: $name) -> Result<(), RejectedBlocks<$name>> {
                 if !Arc::ptr_eq(&self.0.pool, &other.0.pool) {
-                    return Err(Rejected {
+                    return Err(RejectedBlocks {
                         blocks: other,
                         error: BlocksError::AnotherPool,
                     });
@@ -156,13 +156,13 @@ impl MutableBlocks {
         self,
         keys: &[BlockKey],
         parent: Option<BlockKey>,
-    ) -> Result<CompleteBlocks, Rejected<MutableBlocks>> {
+    ) -> Result<CompleteBlocks, RejectedBlocks<MutableBlocks>> {
         if keys.len() != self.len() {
             let error = BlocksError::KeyCount {
                 blocks: self.len(),
                 keys: keys.len(),
             };
-            return Err(Rejected {
+            return Err(RejectedBlocks {
                 blocks: self,
                 error,
             });
@@ -172,7 +172,7 @@ impl MutableBlocks {
         for (&id, key) in self.0.ids.iter().zip(keys) {
             slots.describe(id, key, before);
             let slot = slots.of(id);
-            slot.set_state(slot.state().with_phase(Phase::Complete));
+            slot.set_state(slot.state().with_phase(BlockPhase::Complete));
             before = Some(key);
         }
         Ok(CompleteBlocks(self.0))

@@ -2,9 +2,9 @@
 
 use super::BlockPool;
 use super::ledger::PinRecord;
-use super::owned::{Rejected, take_range};
-use super::settings::Claim;
-use super::slot::{Phase, State};
+use super::owned::{RejectedBlocks, take_range};
+use super::settings::PinClaim;
+use super::slot::{BlockPhase, BlockState};
 use crate::{BlockId, BlockKey, BlocksError};
 use std::fmt;
 use std::ops::Range;
@@ -21,7 +21,7 @@ pub struct PinnedBlocks {
 
 impl PinnedBlocks {
     /// Takes over pins that the caller holds.
-    pub(super) fn new(pool: &Arc<BlockPool>, ids: Vec<BlockId>, claim: &Claim) -> PinnedBlocks {
+    pub(super) fn new(pool: &Arc<BlockPool>, ids: Vec<BlockId>, claim: &PinClaim) -> PinnedBlocks {
         let record = if ids.is_empty() {
             None
         } else {
@@ -99,9 +99,9 @@ impl PinnedBlocks {
     ///
     /// # Errors
     /// If they belong to another pool; they are returned.
-    pub fn append(&mut self, mut other: PinnedBlocks) -> Result<(), Rejected<PinnedBlocks>> {
+    pub fn append(&mut self, mut other: PinnedBlocks) -> Result<(), RejectedBlocks<PinnedBlocks>> {
         if !Arc::ptr_eq(&self.pool, &other.pool) {
-            return Err(Rejected {
+            return Err(RejectedBlocks {
                 blocks: other,
                 error: BlocksError::AnotherPool,
             });
@@ -148,7 +148,7 @@ impl BlockPool {
             if before.references() != 1 || !before.needs_settling() {
                 continue;
             }
-            if before.phase() == Phase::Withdrawn {
+            if before.phase() == BlockPhase::Withdrawn {
                 self.free(&[id]);
             } else {
                 // The slice up to here has been processed, so it can hold the parked blocks.
@@ -175,7 +175,7 @@ impl BlockPool {
                 // Its current state decides, under the lock under which blocks are parked.
                 let slot = self.slots.of(id);
                 let state = slot.state();
-                let idle = |state: State| {
+                let idle = |state: BlockState| {
                     state.is_registered() && state.is_parked() && state.references() == 0
                 };
                 if slot.share() == index

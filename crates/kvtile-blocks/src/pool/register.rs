@@ -1,18 +1,18 @@
 //! Registering full blocks: with the index, the policy, and the event log.
 
 use super::BlockPool;
-use super::owned::{CompleteBlocks, Rejected};
+use super::owned::{CompleteBlocks, RejectedBlocks};
 use super::pinned::PinnedBlocks;
-use super::settings::{Claim, Duplicates};
-use super::share::ShareCore;
-use super::slot::{KeyWords, Phase, Pinning};
-use crate::policy::{Hints, Insertion};
+use super::settings::{DuplicateHandling, PinClaim};
+use super::share::PoolShareCore;
+use super::slot::{BlockPhase, KeyWords, PinAttempt};
+use crate::policy::{EvictionHints, Insertion};
 use crate::{BlockId, BlockKey, BlocksError, Tick};
 use std::sync::Arc;
 
 /// The result of a registration.
 #[derive(Debug)]
-pub struct Registered {
+pub struct RegisteredBlocks {
     /// The blocks, pinned. Where a key was registered already, the block that has it.
     pub blocks: PinnedBlocks,
     /// Positions of the keys that were registered already, ascending. Their new blocks are freed.
@@ -20,7 +20,7 @@ pub struct Registered {
 }
 
 /// Why a key could not be linked.
-enum Taken {
+enum TakenKey {
     /// A registered block has it, and is pinned now.
     Shared(BlockId),
     /// A block that is being registered has it.
@@ -33,17 +33,20 @@ impl CompleteBlocks {
     /// # Errors
     /// With [`Duplicates::Refuse`], if a key is registered or being registered. The blocks are
     /// returned, and nothing has changed.
-    pub fn register(self, claim: &Claim) -> Result<Registered, Rejected<CompleteBlocks>> {
+    pub fn register(
+        self,
+        claim: &PinClaim,
+    ) -> Result<RegisteredBlocks, RejectedBlocks<CompleteBlocks>> {
         let pool = Arc::clone(&self.0.pool);
         let (ids, duplicates) = match pool.settings.duplicates {
-            Duplicates::Share => {
+            DuplicateHandling::Share => {
                 let (_, ids) = self.0.release();
                 pool.link_sharing(ids)
             }
-            Duplicates::Refuse => match pool.link_refusing(self.ids()) {
+            DuplicateHandling::Refuse => match pool.link_refusing(self.ids()) {
                 Ok(()) => (self.0.release().1, Vec::new()),
                 Err(error) => {
-                    return Err(Rejected {
+                    return Err(RejectedBlocks {
                         blocks: self,
                         error,
                     });
@@ -52,7 +55,7 @@ impl CompleteBlocks {
         };
         pool.list(&ids, claim.hints, claim.now);
         pool.counters.register(ids.len(), duplicates.len());
-        Ok(Registered {
+        Ok(RegisteredBlocks {
             blocks: PinnedBlocks::new(&pool, ids, claim),
             duplicates,
         })
@@ -66,7 +69,7 @@ impl BlockPool {
         let mut superfluous = Vec::new();
         self.index.warm(&self.slots, &ids);
         for (position, place) in ids.iter_mut().enumerate() {
-            if let Some(Taken::Shared(existing)) = self.link(*place, true) {
+            if let Some(TakenKey::Shared(existing)) = self.link(*place, true) {
                 superfluous.push(*place);
                 duplicates.push(position);
                 *place = existing;
@@ -101,12 +104,12 @@ impl BlockPool {
     /// lookup may pin it at once.
     fn publish(&self, id: BlockId) {
         let slot = self.slots.of(id);
-        let state = slot.state().with_phase(Phase::Registered);
+        let state = slot.state().with_phase(BlockPhase::Registered);
         slot.set_state(state.with_references(1));
     }
 
     /// Links a block into the index, unless its key is taken.
-    fn link(&self, id: BlockId, share: bool) -> Option<Taken> {
+    fn link(&self, id: BlockId, share: bool) -> Option<TakenKey> {
         let key = self.slots.of(id).key();
         loop {
             let bucket = self.index.lock(key);
@@ -118,12 +121,12 @@ impl BlockPool {
                 return None;
             };
             let slot = self.slots.get(existing);
-            if share && slot.pin(key) == Pinning::Pinned {
-                return Some(Taken::Shared(BlockId(existing)));
+            if share && slot.pin(key) == PinAttempt::Pinned {
+                return Some(TakenKey::Shared(BlockId(existing)));
             }
             let phase = slot.state().phase();
-            if !share && matches!(phase, Phase::Complete | Phase::Registered) {
-                return Some(Taken::Reserved);
+            if !share && matches!(phase, BlockPhase::Complete | BlockPhase::Registered) {
+                return Some(TakenKey::Reserved);
             }
             // The existing block is being evicted or removed, under its policy's lock.
             let leaving = slot.share();
@@ -136,8 +139,8 @@ impl BlockPool {
     pub(super) fn link_unless_taken(&self, id: BlockId) -> bool {
         match self.link(id, true) {
             None => true,
-            Some(Taken::Reserved) => false,
-            Some(Taken::Shared(existing)) => {
+            Some(TakenKey::Reserved) => false,
+            Some(TakenKey::Shared(existing)) => {
                 self.unpin(&mut [existing]);
                 false
             }
@@ -146,7 +149,7 @@ impl BlockPool {
 
     /// Reports registered blocks to the policies and the log, unless they know them. The caller has
     /// pinned the blocks.
-    pub(super) fn list(&self, ids: &[BlockId], hints: Hints, now: Tick) {
+    pub(super) fn list(&self, ids: &[BlockId], hints: EvictionHints, now: Tick) {
         let share = |id: &BlockId| self.slots.of(*id).share();
         let mut seen = 0;
         for run in ids.chunk_by(|a, b| self.shares.len() == 1 || share(a) == share(b)) {
@@ -160,7 +163,7 @@ impl BlockPool {
 
     /// Lists blocks of one share. Other threads may have listed or removed some of the blocks, and
     /// a batch may contain several chains, so it works on runs of consecutive blocks.
-    fn list_in(&self, core: &mut ShareCore, ids: &[BlockId], hints: Hints, now: Tick) {
+    fn list_in(&self, core: &mut PoolShareCore, ids: &[BlockId], hints: EvictionHints, now: Tick) {
         let mut rest = ids;
         let mut before = None;
         while let Some(&first) = rest.first() {
@@ -198,7 +201,7 @@ impl BlockPool {
 
     /// The number of leading blocks that are consecutive in a chain and not listed yet. Leaves
     /// their keys in `core.keys`.
-    fn run(&self, core: &mut ShareCore, ids: &[BlockId]) -> usize {
+    fn run(&self, core: &mut PoolShareCore, ids: &[BlockId]) -> usize {
         core.keys.clear();
         for &id in ids {
             let slot = self.slots.of(id);
@@ -218,7 +221,7 @@ impl BlockPool {
     /// held.
     fn listed_parent(
         &self,
-        core: &ShareCore,
+        core: &PoolShareCore,
         before: Option<BlockId>,
         parent: &BlockKey,
     ) -> Option<BlockId> {

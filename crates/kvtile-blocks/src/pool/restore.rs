@@ -2,10 +2,10 @@
 
 use super::BlockPool;
 use super::settings::TenantId;
-use super::share::ShareCore;
-use super::slot::{KeyWords, Phase};
+use super::share::PoolShareCore;
+use super::slot::{BlockPhase, KeyWords};
 use crate::events::StoredBlock;
-use crate::policy::Hints;
+use crate::policy::EvictionHints;
 use crate::{BlockId, BlockKey, BlocksError, Tick};
 
 /// A cached block.
@@ -23,7 +23,7 @@ pub struct StoredEntry {
 
 /// The result of a restore.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Restored {
+pub struct RestoredBlocks {
     /// The number of blocks that lookups now find.
     pub blocks: usize,
     /// Blocks that stay free, because their key is registered already or their tenant's quota is
@@ -47,8 +47,8 @@ impl BlockPool {
         &self,
         entries: impl IntoIterator<Item = StoredEntry>,
         now: Tick,
-    ) -> Result<Restored, BlocksError> {
-        let mut restored = Restored::default();
+    ) -> Result<RestoredBlocks, BlocksError> {
+        let mut restored = RestoredBlocks::default();
         let mut batch = Vec::with_capacity(BATCH);
         let mut outcome = Ok(());
         // The free list is emptied, so that no allocation gets a block that an entry may name. Its
@@ -86,7 +86,7 @@ impl BlockPool {
     fn restore_one(&self, entry: &StoredEntry) -> Result<bool, BlocksError> {
         let id = entry.block;
         let known = id.index() < self.blocks();
-        if !known || self.slots.of(id).state().phase() != Phase::Free {
+        if !known || self.slots.of(id).state().phase() != BlockPhase::Free {
             return Err(BlocksError::NotRestorable {
                 block: id,
                 blocks: self.blocks(),
@@ -101,7 +101,7 @@ impl BlockPool {
         let free = slot.state();
         slot.set_share(index);
         self.slots.describe(id, &entry.key, entry.parent.as_ref());
-        slot.set_state(free.next_generation(Phase::Complete));
+        slot.set_state(free.next_generation(BlockPhase::Complete));
         if self.link_unless_taken(id) {
             return Ok(true);
         }
@@ -112,7 +112,7 @@ impl BlockPool {
 
     /// Lists the blocks with the policies, and unpins them.
     fn restore_batch(&self, batch: &mut Vec<BlockId>, now: Tick) {
-        self.list(batch, Hints::default(), now);
+        self.list(batch, EvictionHints::default(), now);
         self.unpin(batch);
         batch.clear();
     }
@@ -132,7 +132,7 @@ impl BlockPool {
     pub(super) fn entries<'a>(
         &'a self,
         share: usize,
-        core: &'a ShareCore,
+        core: &'a PoolShareCore,
     ) -> impl Iterator<Item = StoredEntry> + 'a {
         let quota = share
             .checked_sub(1)

@@ -1,7 +1,7 @@
 //! The size and behaviour of a pool, as plain data.
 
 use crate::events::{EventLog, TierId};
-use crate::policy::Hints;
+use crate::policy::EvictionHints;
 use crate::{BlocksError, GroupId, Tick};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub struct OwnerId(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Duplicates {
+pub enum DuplicateHandling {
     /// Pins the registered block and frees the new one.
     #[default]
     Share,
@@ -36,7 +36,7 @@ pub enum Duplicates {
 /// The maximum number of blocks that a tenant may hold, cached ones included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Quota {
+pub struct TenantQuota {
     /// The tenant.
     pub tenant: TenantId,
     /// The maximum number of blocks.
@@ -50,9 +50,9 @@ pub struct PoolSettings {
     /// The number of blocks, 1 to [`POOL_BLOCKS_MAX`]; their ids are `0..blocks`.
     pub blocks: usize,
     /// How registration treats a key that is registered already.
-    pub duplicates: Duplicates,
+    pub duplicates: DuplicateHandling,
     /// Tenants with a quota. Each has its own policy; all other tenants share one, without a limit.
-    pub quotas: Vec<Quota>,
+    pub quotas: Vec<TenantQuota>,
     /// The capacity of the queue of lookup hits for the policy, in blocks. When it is full and the
     /// policy's lock is taken, the pool drops the visit and counts it. At most `blocks`.
     pub visit_queue_blocks: usize,
@@ -62,7 +62,7 @@ impl Default for PoolSettings {
     fn default() -> PoolSettings {
         PoolSettings {
             blocks: 65_536,
-            duplicates: Duplicates::Share,
+            duplicates: DuplicateHandling::Share,
             quotas: Vec::new(),
             visit_queue_blocks: 8_192,
         }
@@ -83,7 +83,7 @@ impl PoolSettings {
                     tenant: quota.tenant,
                 });
             }
-            let same = |other: &&Quota| other.tenant == quota.tenant;
+            let same = |other: &&TenantQuota| other.tenant == quota.tenant;
             if self.quotas.iter().skip(index + 1).any(|q| same(&q)) {
                 return Err(BlocksError::TwoQuotas {
                     tenant: quota.tenant,
@@ -116,7 +116,7 @@ pub struct AllocateRequest {
 
 /// The holder of pins, and how long it expects to hold them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Claim {
+pub struct PinClaim {
     /// The owner.
     pub owner: OwnerId,
     /// Pins that last longer are reported by [`overdue`](super::BlockPool::overdue).
@@ -124,5 +124,5 @@ pub struct Claim {
     /// The current time.
     pub now: Tick,
     /// Hints for the policy.
-    pub hints: Hints,
+    pub hints: EvictionHints,
 }

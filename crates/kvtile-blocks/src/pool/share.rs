@@ -1,38 +1,38 @@
 //! A share of the pool with its own policy: one tenant with a quota, or all other tenants together.
 //! It reports events to the policy in order, and knows no index.
 
-use super::sync::{AtomicUsize, Held, Lock, Ordering};
+use super::sync::{AtomicUsize, Ordering, PoolLock, PoolLockGuard};
 use super::visits::{VisitBatch, VisitList, VisitQueue};
 use crate::policy::{EvictionPolicy, Visit};
 use crate::{BlockId, BlockKey};
 
-pub(super) struct Share {
+pub(super) struct PoolShare {
     /// The maximum number of blocks, and the number that is its due when shares compete.
     pub(super) limit: usize,
     pub(super) due: usize,
     used: AtomicUsize,
     visits: VisitQueue,
-    core: Lock<ShareCore>,
+    core: PoolLock<PoolShareCore>,
 }
 
 /// The data behind the policy's lock.
-pub(super) struct ShareCore {
+pub(super) struct PoolShareCore {
     pub(super) policy: Box<dyn EvictionPolicy>,
-    pub(super) listed: Listed,
+    pub(super) listed: ListedBlocks,
     waiting: VisitList,
     pub(super) keys: Vec<BlockKey>,
 }
 
-impl Share {
-    pub(super) fn new(policy: Box<dyn EvictionPolicy>, blocks: usize, queue: usize) -> Share {
-        Share {
+impl PoolShare {
+    pub(super) fn new(policy: Box<dyn EvictionPolicy>, blocks: usize, queue: usize) -> PoolShare {
+        PoolShare {
             limit: usize::MAX,
             due: 0,
             used: AtomicUsize::new(0),
             visits: VisitQueue::new(queue),
-            core: Lock::new(ShareCore {
+            core: PoolLock::new(PoolShareCore {
                 policy,
-                listed: Listed::new(blocks),
+                listed: ListedBlocks::new(blocks),
                 waiting: VisitList::new(queue),
                 keys: Vec::new(),
             }),
@@ -84,7 +84,7 @@ impl Share {
     }
 
     /// Locks the policy, after it has processed all queued visits.
-    pub(super) fn lock(&self) -> Held<'_, ShareCore> {
+    pub(super) fn lock(&self) -> PoolLockGuard<'_, PoolShareCore> {
         let mut core = self.core.lock();
         core.drain(&self.visits);
         core
@@ -96,7 +96,7 @@ impl Share {
     }
 }
 
-impl ShareCore {
+impl PoolShareCore {
     fn drain(&mut self, visits: &VisitQueue) {
         visits.swap(&mut self.waiting);
         if self.waiting.is_empty() {
@@ -128,14 +128,14 @@ impl ShareCore {
 
 /// The blocks that the policy knows: reported as stored, and not yet as removed.
 #[derive(Debug)]
-pub(super) struct Listed {
+pub(super) struct ListedBlocks {
     words: Box<[u64]>,
     len: usize,
 }
 
-impl Listed {
-    fn new(blocks: usize) -> Listed {
-        Listed {
+impl ListedBlocks {
+    fn new(blocks: usize) -> ListedBlocks {
+        ListedBlocks {
             words: vec![0; blocks.div_ceil(64)].into_boxed_slice(),
             len: 0,
         }

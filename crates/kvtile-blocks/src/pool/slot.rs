@@ -17,7 +17,7 @@ pub(super) const NONE: u32 = u32::MAX;
 
 /// The phase of a block's life cycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum BlockPhase {
     /// In the free list.
     Free,
     /// Its owner is filling it.
@@ -43,25 +43,25 @@ const GENERATION_MASK: u64 = u64::MAX << GENERATION_SHIFT;
 
 /// The state word of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct State(u64);
+pub(super) struct BlockState(u64);
 
-impl State {
-    pub(super) const FREE: State = State(0);
+impl BlockState {
+    pub(super) const FREE: BlockState = BlockState(0);
 
-    pub(super) const fn phase(self) -> Phase {
+    pub(super) const fn phase(self) -> BlockPhase {
         match (self.0 & PHASE_MASK) >> PHASE_SHIFT {
-            0 => Phase::Free,
-            1 => Phase::Mutable,
-            2 => Phase::Complete,
-            3 => Phase::Registered,
-            4 => Phase::Evicting,
-            5 => Phase::Withdrawn,
-            _ => Phase::Evicted,
+            0 => BlockPhase::Free,
+            1 => BlockPhase::Mutable,
+            2 => BlockPhase::Complete,
+            3 => BlockPhase::Registered,
+            4 => BlockPhase::Evicting,
+            5 => BlockPhase::Withdrawn,
+            _ => BlockPhase::Evicted,
         }
     }
 
     pub(super) const fn is_registered(self) -> bool {
-        self.0 & PHASE_MASK == (Phase::Registered as u64) << PHASE_SHIFT
+        self.0 & PHASE_MASK == (BlockPhase::Registered as u64) << PHASE_SHIFT
     }
 
     pub(super) const fn references(self) -> u64 {
@@ -77,31 +77,31 @@ impl State {
         self.is_parked() || !self.is_registered()
     }
 
-    pub(super) const fn with_phase(self, phase: Phase) -> State {
-        State((self.0 & !PHASE_MASK) | ((phase as u64) << PHASE_SHIFT))
+    pub(super) const fn with_phase(self, phase: BlockPhase) -> BlockState {
+        BlockState((self.0 & !PHASE_MASK) | ((phase as u64) << PHASE_SHIFT))
     }
 
-    pub(super) const fn with_references(self, references: u32) -> State {
-        State((self.0 & !REFERENCES_MASK) | references as u64)
+    pub(super) const fn with_references(self, references: u32) -> BlockState {
+        BlockState((self.0 & !REFERENCES_MASK) | references as u64)
     }
 
-    pub(super) const fn with_parked(self, parked: bool) -> State {
+    pub(super) const fn with_parked(self, parked: bool) -> BlockState {
         if parked {
-            State(self.0 | PARKED)
+            BlockState(self.0 | PARKED)
         } else {
-            State(self.0 & !PARKED)
+            BlockState(self.0 & !PARKED)
         }
     }
 
     /// Adds a reference. The count stays below 2^32, as each reference is four bytes in a guard.
-    pub(super) const fn pinned(self) -> State {
-        State(self.0 + 1)
+    pub(super) const fn pinned(self) -> BlockState {
+        BlockState(self.0 + 1)
     }
 
     /// The state of the slot's next life, in a phase without references.
-    pub(super) const fn next_generation(self, phase: Phase) -> State {
+    pub(super) const fn next_generation(self, phase: BlockPhase) -> BlockState {
         let generation = self.0.wrapping_add(1 << GENERATION_SHIFT) & GENERATION_MASK;
-        State(generation | ((phase as u64) << PHASE_SHIFT))
+        BlockState(generation | ((phase as u64) << PHASE_SHIFT))
     }
 }
 
@@ -172,18 +172,18 @@ impl AtomicKey {
 /// The fields that a lookup reads: half a cache line.
 #[derive(Debug)]
 #[repr(align(32))]
-pub(super) struct Slot {
+pub(super) struct BlockSlot {
     key: AtomicKey,
     state: AtomicU64,
     next: AtomicU32,
     share: AtomicU32,
 }
 
-impl Slot {
-    fn new() -> Slot {
-        Slot {
+impl BlockSlot {
+    fn new() -> BlockSlot {
+        BlockSlot {
             key: AtomicKey::new(),
-            state: AtomicU64::new(State::FREE.0),
+            state: AtomicU64::new(BlockState::FREE.0),
             next: AtomicU32::new(NONE),
             share: AtomicU32::new(0),
         }
@@ -193,38 +193,38 @@ impl Slot {
         self.key.load()
     }
 
-    pub(super) fn state(&self) -> State {
-        State(self.state.load(Ordering::Acquire))
+    pub(super) fn state(&self) -> BlockState {
+        BlockState(self.state.load(Ordering::Acquire))
     }
 
     /// Only for the owner of a block in an exclusive phase.
-    pub(super) fn set_state(&self, state: State) {
+    pub(super) fn set_state(&self, state: BlockState) {
         self.state.store(state.0, Ordering::Release);
     }
 
     /// Changes the state if it is still `current`, else returns the actual state.
-    pub(super) fn exchange(&self, current: State, new: State) -> Result<(), State> {
+    pub(super) fn exchange(&self, current: BlockState, new: BlockState) -> Result<(), BlockState> {
         let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
         match self
             .state
             .compare_exchange(current.0, new.0, success, failure)
         {
             Ok(_) => Ok(()),
-            Err(actual) => Err(State(actual)),
+            Err(actual) => Err(BlockState(actual)),
         }
     }
 
     /// Removes a reference. Returns the state before.
-    pub(super) fn unpin(&self) -> State {
-        State(self.state.fetch_sub(1, Ordering::AcqRel))
+    pub(super) fn unpin(&self) -> BlockState {
+        BlockState(self.state.fetch_sub(1, Ordering::AcqRel))
     }
 
     /// Adds a reference if the block is registered under this key.
-    pub(super) fn pin(&self, key: KeyWords) -> Pinning {
+    pub(super) fn pin(&self, key: KeyWords) -> PinAttempt {
         let mut state = self.state();
         loop {
             if !state.is_registered() {
-                return Pinning::NotRegistered;
+                return PinAttempt::NotRegistered;
             }
             match self.exchange(state, state.pinned()) {
                 Ok(()) => break,
@@ -232,9 +232,9 @@ impl Slot {
             }
         }
         if self.key() == key {
-            Pinning::Pinned
+            PinAttempt::Pinned
         } else {
-            Pinning::AnotherKey
+            PinAttempt::AnotherKey
         }
     }
 
@@ -272,7 +272,7 @@ const SHARE_MASK: u32 = HAS_PARENT - 1;
 
 /// The outcome of an attempt to pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pinning {
+pub(super) enum PinAttempt {
     Pinned,
     /// The block is not registered; its state is unchanged.
     NotRegistered,
@@ -282,15 +282,15 @@ pub(super) enum Pinning {
 
 /// The slots of all blocks of a pool.
 #[derive(Debug)]
-pub(super) struct Slots {
-    slots: Box<[Slot]>,
+pub(super) struct BlockSlots {
+    slots: Box<[BlockSlot]>,
     parents: Box<[AtomicKey]>,
 }
 
-impl Slots {
-    pub(super) fn new(blocks: usize) -> Slots {
-        Slots {
-            slots: (0..blocks).map(|_| Slot::new()).collect(),
+impl BlockSlots {
+    pub(super) fn new(blocks: usize) -> BlockSlots {
+        BlockSlots {
+            slots: (0..blocks).map(|_| BlockSlot::new()).collect(),
             parents: (0..blocks).map(|_| AtomicKey::new()).collect(),
         }
     }
@@ -305,7 +305,7 @@ impl Slots {
         clippy::indexing_slicing,
         reason = "ids come from the pool's own lists, which hold ids below the number of slots"
     )]
-    pub(super) fn get(&self, id: u32) -> &Slot {
+    pub(super) fn get(&self, id: u32) -> &BlockSlot {
         &self.slots[id as usize]
     }
 
@@ -314,12 +314,12 @@ impl Slots {
         clippy::indexing_slicing,
         reason = "a pool without blocks is refused, so there is a last slot"
     )]
-    pub(super) fn get_or_last(&self, id: u32) -> &Slot {
+    pub(super) fn get_or_last(&self, id: u32) -> &BlockSlot {
         let slots = &*self.slots;
         &slots[(id as usize).min(slots.len() - 1)]
     }
 
-    pub(super) fn of(&self, id: BlockId) -> &Slot {
+    pub(super) fn of(&self, id: BlockId) -> &BlockSlot {
         self.get(id.0)
     }
 

@@ -2,9 +2,9 @@
 //! so `loom` does not explore their interleavings.
 
 use super::BlockPool;
-use super::evict::Reason;
+use super::evict::EvictionTrigger;
 use super::settings::TenantId;
-use super::slot::Phase;
+use super::slot::BlockPhase;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts since the pool was created, and its current occupancy.
@@ -64,7 +64,7 @@ pub struct TenantStats {
 
 /// The number of blocks in each state. Each block is counted once; concurrent changes may show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Census {
+pub struct PoolCensus {
     /// In the free list.
     pub free: usize,
     /// Mutable, complete, or evicted and not dropped yet.
@@ -80,7 +80,7 @@ pub struct Census {
 /// The counters, on cache lines of their own.
 #[derive(Debug)]
 #[repr(align(128))]
-pub(super) struct Counters {
+pub(super) struct PoolCounters {
     lookups: AtomicU64,
     looked_up_blocks: AtomicU64,
     hit_blocks: AtomicU64,
@@ -103,9 +103,9 @@ fn add(counter: &AtomicU64, count: usize) {
     }
 }
 
-impl Counters {
-    pub(super) fn new() -> Counters {
-        Counters {
+impl PoolCounters {
+    pub(super) fn new() -> PoolCounters {
+        PoolCounters {
             lookups: AtomicU64::new(0),
             looked_up_blocks: AtomicU64::new(0),
             hit_blocks: AtomicU64::new(0),
@@ -147,11 +147,11 @@ impl Counters {
         add(&self.duplicate_blocks, duplicates);
     }
 
-    pub(super) fn evict(&self, reason: Reason, blocks: usize) {
+    pub(super) fn evict(&self, reason: EvictionTrigger, blocks: usize) {
         let counter = match reason {
-            Reason::Room => &self.evicted_for_room,
-            Reason::Quota => &self.evicted_for_quota,
-            Reason::Request => &self.evicted_on_request,
+            EvictionTrigger::Room => &self.evicted_for_room,
+            EvictionTrigger::Quota => &self.evicted_for_quota,
+            EvictionTrigger::Request => &self.evicted_on_request,
         };
         add(counter, blocks);
     }
@@ -211,18 +211,21 @@ impl BlockPool {
 
     /// Counts the blocks in each state, with one pass over all of them.
     #[must_use]
-    pub fn census(&self) -> Census {
-        let mut census = Census::default();
+    pub fn census(&self) -> PoolCensus {
+        let mut census = PoolCensus::default();
         for id in (0_u32..).take(self.blocks()) {
             let state = self.slots.get(id).state();
             match state.phase() {
-                Phase::Free => census.free += 1,
-                Phase::Mutable | Phase::Complete | Phase::Evicting | Phase::Evicted => {
+                BlockPhase::Free => census.free += 1,
+                BlockPhase::Mutable
+                | BlockPhase::Complete
+                | BlockPhase::Evicting
+                | BlockPhase::Evicted => {
                     census.owned += 1;
                 }
-                Phase::Registered if state.references() > 0 => census.active += 1,
-                Phase::Registered => census.inactive += 1,
-                Phase::Withdrawn => census.withdrawn += 1,
+                BlockPhase::Registered if state.references() > 0 => census.active += 1,
+                BlockPhase::Registered => census.inactive += 1,
+                BlockPhase::Withdrawn => census.withdrawn += 1,
             }
         }
         census

@@ -13,31 +13,31 @@ pub(super) use std::{
 };
 
 #[cfg(loom)]
-type Mutex<T> = loom::sync::Mutex<T>;
+type RawMutex<T> = loom::sync::Mutex<T>;
 #[cfg(not(loom))]
-type Mutex<T> = parking_lot::Mutex<T>;
+type RawMutex<T> = parking_lot::Mutex<T>;
 
 #[cfg(loom)]
-pub(super) type Held<'a, T> = loom::sync::MutexGuard<'a, T>;
+pub(super) type PoolLockGuard<'a, T> = loom::sync::MutexGuard<'a, T>;
 #[cfg(not(loom))]
-pub(super) type Held<'a, T> = parking_lot::MutexGuard<'a, T>;
+pub(super) type PoolLockGuard<'a, T> = parking_lot::MutexGuard<'a, T>;
 
 /// A mutex without poisoning.
 #[derive(Debug)]
-pub(super) struct Lock<T>(Mutex<T>);
+pub(super) struct PoolLock<T>(RawMutex<T>);
 
-impl<T> Lock<T> {
-    pub(super) fn new(value: T) -> Lock<T> {
-        Lock(Mutex::new(value))
+impl<T> PoolLock<T> {
+    pub(super) fn new(value: T) -> PoolLock<T> {
+        PoolLock(RawMutex::new(value))
     }
 
     #[cfg(not(loom))]
-    pub(super) fn lock(&self) -> Held<'_, T> {
+    pub(super) fn lock(&self) -> PoolLockGuard<'_, T> {
         self.0.lock()
     }
 
     #[cfg(loom)]
-    pub(super) fn lock(&self) -> Held<'_, T> {
+    pub(super) fn lock(&self) -> PoolLockGuard<'_, T> {
         self.0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -45,13 +45,13 @@ impl<T> Lock<T> {
 
     /// The lock, if it is free.
     #[cfg(not(loom))]
-    pub(super) fn try_lock(&self) -> Option<Held<'_, T>> {
+    pub(super) fn try_lock(&self) -> Option<PoolLockGuard<'_, T>> {
         self.0.try_lock()
     }
 
     /// The lock, if it is free.
     #[cfg(loom)]
-    pub(super) fn try_lock(&self) -> Option<Held<'_, T>> {
+    pub(super) fn try_lock(&self) -> Option<PoolLockGuard<'_, T>> {
         self.0.try_lock().ok()
     }
 }

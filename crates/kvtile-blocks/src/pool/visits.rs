@@ -6,8 +6,8 @@
 //! lock does anything else. So if a visited block has left and its id was reused, the new block is
 //! not listed yet when the visit is processed. Ids therefore suffice to distinguish the two.
 
-use super::sync::Lock;
-use crate::policy::Hints;
+use super::sync::PoolLock;
+use crate::policy::EvictionHints;
 use crate::{BlockId, Tick};
 
 /// One visit: the next `blocks` blocks of the list.
@@ -15,7 +15,7 @@ use crate::{BlockId, Tick};
 pub(super) struct VisitBatch {
     pub(super) blocks: usize,
     pub(super) continues: bool,
-    pub(super) hints: Hints,
+    pub(super) hints: EvictionHints,
     pub(super) now: Tick,
 }
 
@@ -72,13 +72,13 @@ fn batches_max(blocks: usize) -> usize {
 
 #[derive(Debug)]
 pub(super) struct VisitQueue {
-    list: Lock<VisitList>,
+    list: PoolLock<VisitList>,
 }
 
 impl VisitQueue {
     pub(super) fn new(blocks: usize) -> VisitQueue {
         VisitQueue {
-            list: Lock::new(VisitList::new(blocks)),
+            list: PoolLock::new(VisitList::new(blocks)),
         }
     }
 

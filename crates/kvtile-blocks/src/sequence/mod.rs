@@ -12,7 +12,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::key::{BlockHasher, ExtraDigest, ExtraKeys, Parent};
+use crate::key::{BlockHasher, ExtraDigest, ExtraKeys, ParentKey};
 use crate::{BlockKey, BlocksError};
 use std::ops::Range;
 
@@ -25,14 +25,14 @@ pub struct TokenSequence {
     keys: Vec<BlockKey>,
     /// Extra keys of every block.
     extra: Vec<Vec<u8>>,
-    marks: Vec<Mark>,
+    marks: Vec<ContentMark>,
     /// The digest of `extra`, for blocks that overlap no range.
     digest: Option<ExtraDigest>,
 }
 
 /// A range of tokens and the content that it represents.
 #[derive(Clone, Debug)]
-struct Mark {
+struct ContentMark {
     tokens: Range<usize>,
     content: Vec<u8>,
 }
@@ -85,7 +85,7 @@ impl TokenSequence {
             };
             let key = self.hasher.key_of_page(parent, page, extra);
             self.keys.push(key);
-            parent = Parent::from(key);
+            parent = ParentKey::from(key);
             start += page_size;
         }
         self.keys.split_at(before).1
@@ -110,7 +110,7 @@ impl TokenSequence {
         }
         // Checked here, so that later blocks cannot fail.
         self.hasher.digest([content].into_iter())?;
-        self.marks.push(Mark {
+        self.marks.push(ContentMark {
             tokens,
             content: content.to_vec(),
         });
@@ -197,7 +197,7 @@ impl TokenSequence {
             let extra = self.digest_of(index * page_size);
             let expected = self.hasher.key_of_page(parent, page, extra);
             assert_eq!(key, expected, "block {index}");
-            parent = Parent::from(key);
+            parent = ParentKey::from(key);
         }
     }
 
@@ -224,7 +224,7 @@ impl TokenSequence {
     }
 }
 
-impl Mark {
+impl ContentMark {
     /// The mark's extra key in the block that starts at token `block`.
     fn in_block(&self, block: usize) -> Vec<u8> {
         let start = self.tokens.start as u64;

@@ -1,10 +1,10 @@
 //! Sequences against a recomputation from scratch.
 
 use super::*;
-use crate::key::{KeySettings, Profile};
-use kvtile_random::Numbers;
+use crate::key::{KeyProfile, KeySettings};
+use kvtile_random::SplitMix64;
 
-fn hasher(profile: Profile, page_size: usize) -> BlockHasher {
+fn hasher(profile: KeyProfile, page_size: usize) -> BlockHasher {
     let settings = KeySettings {
         profile,
         page_size,
@@ -14,17 +14,17 @@ fn hasher(profile: Profile, page_size: usize) -> BlockHasher {
 }
 
 fn sequence(page_size: usize) -> TokenSequence {
-    TokenSequence::new(hasher(Profile::Blake3, page_size), ExtraKeys::NONE).unwrap()
+    TokenSequence::new(hasher(KeyProfile::Blake3, page_size), ExtraKeys::NONE).unwrap()
 }
 
 /// The marked content of each token, as a list per token: a model without ranges.
 #[derive(Default)]
-struct Naive {
+struct NaiveSequence {
     tokens: Vec<u32>,
     marks: Vec<(Range<usize>, Vec<u8>)>,
 }
 
-impl Naive {
+impl NaiveSequence {
     fn keys(&self, hasher: &BlockHasher, extra: &[Vec<u8>]) -> Vec<BlockKey> {
         let page_size = hasher.page_size();
         let mut keys: Vec<BlockKey> = Vec::new();
@@ -60,13 +60,13 @@ impl Naive {
 fn a_sequence_equals_a_recomputation_under_random_operations() {
     for seed in 0..300 {
         println!("seed {seed}");
-        let mut random = Numbers::new(seed);
-        let profile = [Profile::Blake3, Profile::Xxh3][random.index(2)];
+        let mut random = SplitMix64::new(seed);
+        let profile = [KeyProfile::Blake3, KeyProfile::Xxh3][random.index(2)];
         let hasher = hasher(profile, 1 + random.index(9));
         let extra = vec![b"adapter".to_vec(); random.index(2)];
         let borrowed: Vec<&[u8]> = extra.iter().map(Vec::as_slice).collect();
         let mut sequence = TokenSequence::new(hasher.clone(), ExtraKeys::new(&borrowed)).unwrap();
-        let mut naive = Naive::default();
+        let mut naive = NaiveSequence::default();
         for _ in 0..60 {
             let before = sequence.keys().to_vec();
             let mut completed = Vec::new();
@@ -167,7 +167,7 @@ fn content_is_not_marked_in_blocks_with_keys() {
 
 #[test]
 fn a_router_sequence_refuses_content_before_it_fails_later() {
-    let router = hasher(Profile::Router { seed: 1 }, 4);
+    let router = hasher(KeyProfile::Router { seed: 1 }, 4);
     let extra: &[&[u8]] = &[b"adapter"];
     assert!(TokenSequence::new(router.clone(), ExtraKeys::new(extra)).is_err());
     let mut sequence = TokenSequence::new(router, ExtraKeys::NONE).unwrap();

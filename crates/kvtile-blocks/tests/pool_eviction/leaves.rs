@@ -7,11 +7,11 @@ fn a_dead_end_leaves_whole() {
     let pool = pool(64);
     let mut dead = chain(1, 4);
     dead.extend((0..20).map(|position| key(99, position)));
-    request(&pool, &dead, 0, Hints::default());
+    request(&pool, &dead, 0, EvictionHints::default());
     for now in 1..60 {
         let mut keys = chain(1, 4);
         keys.extend((0..4).map(|position| key(2 + now % 8, position)));
-        request(&pool, &keys, now, Hints::default());
+        request(&pool, &keys, now, EvictionHints::default());
     }
     let tail = || {
         dead[4..]
@@ -37,7 +37,7 @@ fn put(pool: &Arc<BlockPool>, tenant: u32, keys: &[BlockKey], parent: Option<Blo
     };
     let blocks = pool.allocate(keys.len(), &request).unwrap();
     let complete = blocks.complete(keys, parent).unwrap();
-    drop(complete.register(&Claim::default()).unwrap());
+    drop(complete.register(&PinClaim::default()).unwrap());
     pool.check_integrity();
 }
 
@@ -65,7 +65,7 @@ fn one_eviction_of_a_chain_whose_tail_was_visited_takes_its_last_block() {
         let keys = chain(1, 8);
         put(&pool, 0, &keys, None);
         // Host memory has the first three.
-        assert_eq!(pool.match_prefix(&keys[3..], &Claim::default()).len(), 5);
+        assert_eq!(pool.match_prefix(&keys[3..], &PinClaim::default()).len(), 5);
         assert_eq!(pool.evict(1, Tick(0)).len(), 1);
         pool.check_integrity();
         assert_eq!(pool.peek(&keys), 7, "{kind}");
@@ -80,7 +80,10 @@ fn two_chains_of_which_one_is_loaded_without_its_first_block() {
         let (first, second) = (chain(1, 2), chain(2, 3));
         put(&pool, 0, &first, None);
         put(&pool, 0, &second, None);
-        assert_eq!(pool.match_prefix(&second[1..], &Claim::default()).len(), 2);
+        assert_eq!(
+            pool.match_prefix(&second[1..], &PinClaim::default()).len(),
+            2
+        );
         pool.check_integrity();
         let left = leaving(&pool);
         let of = |keys: &[BlockKey]| {
@@ -141,7 +144,7 @@ fn chains_restored_in_any_order_are_evicted_from_their_ends() {
     for kind in PolicyKind::ALL {
         for seed in 0..8 {
             println!("{kind}, seed {seed}");
-            let mut traffic = Traffic::new(seed);
+            let mut traffic = ChainTraffic::new(seed);
             let mut entries: Vec<StoredEntry> = (0..BLOCKS)
                 .map(|block| {
                     let (number, position) = (u64::from(block / 12), u64::from(block % 12));
@@ -179,7 +182,7 @@ fn ancestors_of_a_pinned_block_stay_and_are_evicted_after_it() {
         let pool = pool_with(8, kind);
         let keys = chain(1, 8);
         put(&pool, 0, &keys, None);
-        let held = pool.pin(&keys[4..5], &Claim::default());
+        let held = pool.pin(&keys[4..5], &PinClaim::default());
         let gone: Vec<BlockKey> = pool
             .evict(usize::MAX, Tick(0))
             .iter()
@@ -204,7 +207,7 @@ fn a_tenant_at_its_quota_gives_up_its_own_leaves_and_no_block_that_another_tenan
         let policy = PolicySettings::from(kind);
         let settings = PoolSettings {
             blocks: 16,
-            quotas: vec![Quota {
+            quotas: vec![TenantQuota {
                 tenant: TenantId(1),
                 blocks: 4,
             }],

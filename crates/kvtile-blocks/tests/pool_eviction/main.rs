@@ -17,13 +17,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use kvtile_blocks::policy::{
-    EvictionPolicy, Hints, Insertion, PolicyKind, PolicySettings, Refusal, Visit,
+    EvictionHints, EvictionPolicy, EvictionRefusal, Insertion, PolicyKind, PolicySettings, Visit,
 };
 use kvtile_blocks::pool::{
-    AllocateRequest, BlockPool, Claim, PoolSettings, Quota, StoredEntry, TenantId,
+    AllocateRequest, BlockPool, PinClaim, PoolSettings, StoredEntry, TenantId, TenantQuota,
 };
 use kvtile_blocks::{BlockId, BlockKey, BlocksError, Tick};
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 
 /// Block `position` of chain `number`.
 fn key(number: u64, position: u64) -> BlockKey {
@@ -51,11 +51,11 @@ fn pool_with(blocks: usize, kind: PolicyKind) -> Arc<BlockPool> {
 }
 
 /// A request: uses the cached part of a chain, and stores the remainder.
-fn request(pool: &Arc<BlockPool>, keys: &[BlockKey], now: u64, hints: Hints) {
-    let claim = Claim {
+fn request(pool: &Arc<BlockPool>, keys: &[BlockKey], now: u64, hints: EvictionHints) {
+    let claim = PinClaim {
         now: Tick(now),
         hints,
-        ..Claim::default()
+        ..PinClaim::default()
     };
     let found = pool.match_prefix(keys, &claim);
     store(pool, keys, found.len(), &claim);
@@ -65,7 +65,7 @@ fn request(pool: &Arc<BlockPool>, keys: &[BlockKey], now: u64, hints: Hints) {
 }
 
 /// Stores the blocks of a chain from `first` on, after the earlier blocks.
-fn store(pool: &Arc<BlockPool>, keys: &[BlockKey], first: usize, claim: &Claim) {
+fn store(pool: &Arc<BlockPool>, keys: &[BlockKey], first: usize, claim: &PinClaim) {
     let rest = &keys[first..];
     if rest.is_empty() {
         return;
@@ -80,8 +80,8 @@ fn store(pool: &Arc<BlockPool>, keys: &[BlockKey], first: usize, claim: &Claim) 
     drop(complete.register(claim).unwrap());
 }
 
-fn hints(change: impl FnOnce(&mut Hints)) -> Hints {
-    let mut hints = Hints::default();
+fn hints(change: impl FnOnce(&mut EvictionHints)) -> EvictionHints {
+    let mut hints = EvictionHints::default();
     change(&mut hints);
     hints
 }
@@ -96,16 +96,16 @@ const HOT: u64 = 32;
 
 /// A workload: chains that are requested again, some more often than others, and chains that are
 /// requested once.
-struct Traffic {
-    random: Numbers,
+struct ChainTraffic {
+    random: SplitMix64,
     fresh: u64,
 }
 
-impl Traffic {
-    fn new(seed: u64) -> Traffic {
+impl ChainTraffic {
+    fn new(seed: u64) -> ChainTraffic {
         println!("seed {seed}");
-        Traffic {
-            random: Numbers::new(seed),
+        ChainTraffic {
+            random: SplitMix64::new(seed),
             fresh: HOT,
         }
     }

@@ -7,7 +7,7 @@ fn a_block_with_priority_outlives_an_equal_one_without() {
     for (priority, first_to_go) in [(4, 2), (-4, 1)] {
         let pool = pool(8);
         request(&pool, &chain(1, 4), 0, hints(|h| h.priority = priority));
-        request(&pool, &chain(2, 4), 0, Hints::default());
+        request(&pool, &chain(2, 4), 0, EvictionHints::default());
         drop(pool.evict(4, Tick(0)));
         assert_eq!(stored(&pool, first_to_go, 4), 0, "priority {priority}");
         assert_eq!(stored(&pool, 3 - first_to_go, 4), 4, "priority {priority}");
@@ -19,15 +19,20 @@ fn a_priority_fades_and_its_block_leaves_in_the_end() {
     let mut outlived = [0, 0];
     for (outlived, priority) in outlived.iter_mut().zip([0, 4]) {
         let pool = pool(256);
-        let mut traffic = Traffic::new(5);
+        let mut traffic = ChainTraffic::new(5);
         for now in 0..500 {
-            request(&pool, &traffic.next(), now, Hints::default());
+            request(&pool, &traffic.next(), now, EvictionHints::default());
         }
         let kept = chain(u64::MAX, 4);
         request(&pool, &kept, 500, hints(|h| h.priority = priority));
         while pool.peek(&kept) > 0 {
             *outlived += 1;
-            request(&pool, &traffic.next(), 500 + *outlived, Hints::default());
+            request(
+                &pool,
+                &traffic.next(),
+                500 + *outlived,
+                EvictionHints::default(),
+            );
             assert!(*outlived < 50_000, "priority {priority}: it stays forever");
         }
     }
@@ -39,7 +44,7 @@ fn a_priority_fades_and_its_block_leaves_in_the_end() {
 #[test]
 fn expired_blocks_are_evicted_before_the_least_recently_used() {
     let pool = pool(12);
-    request(&pool, &chain(1, 4), 0, Hints::default());
+    request(&pool, &chain(1, 4), 0, EvictionHints::default());
     request(
         &pool,
         &chain(2, 4),
@@ -73,9 +78,9 @@ fn a_pool_full_of_the_highest_priority_still_allocates() {
 fn one_long_scan_does_not_empty_the_cache() {
     let left = [PolicyKind::Gittins, PolicyKind::Lru].map(|kind| {
         let pool = pool_with(512, kind);
-        let mut traffic = Traffic::new(3);
+        let mut traffic = ChainTraffic::new(3);
         for now in 0..2_000 {
-            request(&pool, &traffic.next(), now, Hints::default());
+            request(&pool, &traffic.next(), now, EvictionHints::default());
         }
         let hot = |pool: &BlockPool| {
             (0..HOT)
@@ -87,7 +92,7 @@ fn one_long_scan_does_not_empty_the_cache() {
         for document in 0..20 {
             let archive = chain(1 << 32 | document, 128);
             for first in (0..archive.len()).step_by(32) {
-                store(&pool, &archive[..first + 32], first, &Claim::default());
+                store(&pool, &archive[..first + 32], first, &PinClaim::default());
             }
             pool.maintain();
         }

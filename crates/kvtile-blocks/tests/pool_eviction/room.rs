@@ -51,12 +51,12 @@ fn a_million_blocks_come_back() {
 }
 
 /// Counts the pool's refusals.
-struct Refusals {
+struct RefusalCounter {
     inner: Box<dyn EvictionPolicy>,
     count: Arc<AtomicUsize>,
 }
 
-impl EvictionPolicy for Refusals {
+impl EvictionPolicy for RefusalCounter {
     fn name(&self) -> &'static str {
         self.inner.name()
     }
@@ -77,7 +77,7 @@ impl EvictionPolicy for Refusals {
         self.inner.evicted(block, key);
     }
 
-    fn refused(&mut self, block: BlockId, refusal: Refusal) {
+    fn refused(&mut self, block: BlockId, refusal: EvictionRefusal) {
         self.count.fetch_add(1, Ordering::Relaxed);
         self.inner.refused(block, refusal);
     }
@@ -121,15 +121,15 @@ fn evicting_a_long_chain_takes_as_many_steps_as_it_has_blocks() {
         };
         let pool = BlockPool::new(settings, |blocks| {
             let (inner, count) = (policy.build(blocks), Arc::clone(&count));
-            Box::new(Refusals { inner, count })
+            Box::new(RefusalCounter { inner, count })
         });
         let pool = pool.unwrap();
         let keys = chain(1, LENGTH as u64);
         for first in 0..keys.len() {
-            store(&pool, &keys[..=first], first, &Claim::default());
+            store(&pool, &keys[..=first], first, &PinClaim::default());
         }
         let tail = &keys[keys.len() - 1..];
-        drop(pool.match_prefix(tail, &Claim::default()));
+        drop(pool.match_prefix(tail, &PinClaim::default()));
         let start = Instant::now();
         for left in (0..keys.len()).rev() {
             drop(pool.evict(1, Tick(0)));

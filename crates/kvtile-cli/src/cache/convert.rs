@@ -7,15 +7,15 @@ use std::{
 
 use clap::Args;
 use kvtile::{
-    layout::{LayoutError, Shown, Word},
+    layout::{LayoutError, ShownText, Word},
     tiers::{
         cache::STORAGE_WORD,
-        disk::{self, ConvertProgress, ConvertSettings, Converted},
+        disk::{self, ConversionReport, ConvertProgress, ConvertSettings},
     },
 };
 use serde::Serialize;
 
-use super::report::{BadBlock, failed_json, push_bad};
+use super::report::{BadStoredBlock, failed_json, push_bad};
 use crate::{
     error::CliError,
     numbers,
@@ -74,7 +74,7 @@ struct ConvertReport<'a> {
     layout: String,
     blocks: usize,
     bytes: u64,
-    bad: Vec<BadBlock>,
+    bad: Vec<BadStoredBlock>,
     duplicates: usize,
     torn: &'a [u32],
     unreadable: &'a [u32],
@@ -127,7 +127,7 @@ fn parse(word: &str) -> Result<Word, CliError> {
 }
 
 impl<'a> ConvertReport<'a> {
-    fn of(args: &'a ConvertArgs, converted: &'a Converted) -> ConvertReport<'a> {
+    fn of(args: &'a ConvertArgs, converted: &'a ConversionReport) -> ConvertReport<'a> {
         let bad = converted.left_out.iter();
         ConvertReport {
             from: &args.from,
@@ -143,7 +143,7 @@ impl<'a> ConvertReport<'a> {
             blocks: converted.blocks,
             bytes: converted.bytes,
             bad: bad
-                .map(|bad| BadBlock::of(&bad.block, &bad.reason))
+                .map(|bad| BadStoredBlock::of(&bad.block, &bad.reason))
                 .collect(),
             duplicates: converted.duplicates,
             torn: &converted.torn,
@@ -156,7 +156,7 @@ impl<'a> ConvertReport<'a> {
 
     /// The report as text.
     fn text(&self, screen: Screen) -> String {
-        let mut text = screen.bold(&Shown(&self.to.display().to_string()).to_string());
+        let mut text = screen.bold(&ShownText(&self.to.display().to_string()).to_string());
         let _ = writeln!(
             text,
             "\n  {} blocks, {}, from version {}, {} to {}",
@@ -177,7 +177,7 @@ impl<'a> ConvertReport<'a> {
             let _ = writeln!(text, "  {duplicates} older copies of blocks are left out");
         }
         if let Some(reason) = &self.not_locked {
-            let reason = Shown(reason);
+            let reason = ShownText(reason);
             let _ = writeln!(
                 text,
                 "  the folder could not be locked ({reason}); a cache may have written there"

@@ -14,12 +14,12 @@ use std::{
     io::{BufWriter, Seek, SeekFrom, Write},
 };
 
-use kvtile::tiers::disk::{Inspection, Miss, StoredBlock};
+use kvtile::tiers::disk::{Inspection, SlotMiss, StoredSlot};
 use serde::Serialize;
 
 use super::{
     read_all,
-    report::{BadBlock, ReadBlocks},
+    report::{BadStoredBlock, ReadBlocks},
 };
 use crate::{
     error::CliError,
@@ -33,14 +33,14 @@ const HEADER_BYTES_MAX: usize = 100_000_000;
 const HEADER_ALIGNMENT: usize = 8;
 
 /// The result of an export.
-pub(super) struct Exported {
+pub(super) struct BlockExport {
     /// The blocks of the file, in its order.
-    pub(super) whole: Vec<StoredBlock>,
+    pub(super) whole: Vec<StoredSlot>,
     pub(super) read: ReadBlocks,
 }
 
 #[derive(Serialize)]
-struct Tensor {
+struct SafetensorsEntry {
     dtype: &'static str,
     shape: [u64; 1],
     data_offsets: [u64; 2],
@@ -57,15 +57,15 @@ pub(super) struct BlockFacts {
 }
 
 #[derive(Serialize)]
-struct Header<'a> {
+struct SafetensorsHeader<'a> {
     #[serde(rename = "__metadata__")]
     metadata: BTreeMap<&'static str, String>,
     #[serde(flatten)]
-    tensors: BTreeMap<String, &'a Tensor>,
+    tensors: BTreeMap<String, &'a SafetensorsEntry>,
 }
 
 /// Writes every whole block to a new file. After an error, no file exists.
-pub(super) fn export(inspection: &Inspection, new: NewFile) -> Result<Exported, CliError> {
+pub(super) fn export(inspection: &Inspection, new: NewFile) -> Result<BlockExport, CliError> {
     let path = new.path().to_owned();
     let failed = |operation| {
         let path = path.clone();
@@ -105,7 +105,7 @@ pub(super) fn export(inspection: &Inspection, new: NewFile) -> Result<Exported, 
 
 /// The blocks of a folder without duplicates: a crash can leave a block twice, and the newer one
 /// counts.
-pub(super) fn newest(inspection: &Inspection) -> Vec<StoredBlock> {
+pub(super) fn newest(inspection: &Inspection) -> Vec<StoredSlot> {
     let newest: HashMap<_, _> = inspection.blocks().map(|b| (b.key, b.sequence)).collect();
     inspection
         .blocks()
@@ -116,13 +116,13 @@ pub(super) fn newest(inspection: &Inspection) -> Vec<StoredBlock> {
 /// Reads every block of a folder once, passes the whole ones to `take`, and counts the others.
 pub(super) fn read_whole(
     inspection: &Inspection,
-    mut take: impl FnMut(&StoredBlock, &[u8]) -> Result<(), CliError>,
-) -> Result<Exported, CliError> {
+    mut take: impl FnMut(&StoredSlot, &[u8]) -> Result<(), CliError>,
+) -> Result<BlockExport, CliError> {
     let newest: HashSet<_> = newest(inspection)
         .iter()
         .map(|b| (b.key, b.sequence))
         .collect();
-    let mut exported = Exported {
+    let mut exported = BlockExport {
         whole: Vec::new(),
         read: ReadBlocks::default(),
     };
@@ -133,8 +133,8 @@ pub(super) fn read_whole(
                 take(&block, bytes)?;
                 exported.whole.push(block);
             }
-            Err(Miss::Replaced) => exported.read.replaced += 1,
-            Err(miss) => exported.read.bad.push(BadBlock::of(&block, &miss)),
+            Err(SlotMiss::Replaced) => exported.read.replaced += 1,
+            Err(miss) => exported.read.bad.push(BadStoredBlock::of(&block, &miss)),
         }
         Ok(())
     })?;
@@ -142,7 +142,7 @@ pub(super) fn read_whole(
 }
 
 /// The facts of the blocks, in the order of the file.
-pub(super) fn facts(blocks: &[StoredBlock]) -> Vec<BlockFacts> {
+pub(super) fn facts(blocks: &[StoredSlot]) -> Vec<BlockFacts> {
     let facts = blocks.iter().map(|block| BlockFacts {
         key: block.key.to_string(),
         parent: block.parent.map(|parent| parent.to_string()),
@@ -152,19 +152,19 @@ pub(super) fn facts(blocks: &[StoredBlock]) -> Vec<BlockFacts> {
     facts.collect()
 }
 
-fn header(inspection: &Inspection, blocks: &[StoredBlock]) -> Result<Vec<u8>, CliError> {
+fn header(inspection: &Inspection, blocks: &[StoredSlot]) -> Result<Vec<u8>, CliError> {
     let manifest = inspection.manifest();
     let bytes = manifest.block_bytes();
     let facts = facts(blocks);
-    let tensors: Vec<Tensor> = (0..blocks.len() as u64)
-        .map(|index| Tensor {
+    let tensors: Vec<SafetensorsEntry> = (0..blocks.len() as u64)
+        .map(|index| SafetensorsEntry {
             dtype: "U8",
             shape: [bytes],
             data_offsets: [index * bytes, (index + 1) * bytes],
         })
         .collect();
     let names = facts.iter().map(|facts| facts.key.clone());
-    let header = Header {
+    let header = SafetensorsHeader {
         metadata: BTreeMap::from([
             ("format", "kvtile blocks 1".to_owned()),
             ("identity", serde_json::to_string(manifest.identity())?),

@@ -12,14 +12,14 @@ use std::{
 };
 
 use clap::{Args, Subcommand, ValueEnum};
-use kvtile::layout::{LayoutError, Shown, Word};
+use kvtile::layout::{LayoutError, ShownText, Word};
 use kvtile::tiers::{
     FolderError, TierError,
     cache::STORAGE_WORD,
-    disk::{self, Inspection, Miss, StoredBlock, medium::FolderMedium},
+    disk::{self, Inspection, SlotMiss, StoredSlot, medium::FolderMedium},
 };
 
-use self::report::{BadBlock, Checked, ReadBlocks, Stat, failed_json};
+use self::report::{BadStoredBlock, CheckReport, ReadBlocks, StatReport, failed_json};
 use crate::{
     error::CliError,
     files,
@@ -72,7 +72,7 @@ enum CacheCommand {
 
 /// The form of an exported file.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
+enum ExportFormat {
     /// One byte tensor per block, named by its key, for any safetensors reader
     Safetensors,
     /// A saved cache, with the blocks' keys in the note `blocks`, for `kvtile inspect` and `kvtile::saved`
@@ -88,7 +88,7 @@ struct ExportArgs {
     file: PathBuf,
     /// The form of the file
     #[arg(long, value_enum, default_value = "safetensors")]
-    format: Format,
+    format: ExportFormat,
     /// The order of the blocks in the cache, for a saved cache [default: the cache's default order]
     #[arg(long, value_name = "WORD")]
     store_layout: Option<String>,
@@ -131,7 +131,7 @@ fn told(
 
 fn stat(folder: &FolderArgs) -> Result<(), CliError> {
     let inspection = open(&folder.dir)?;
-    let stat = Stat::of(&folder.dir, &inspection);
+    let stat = StatReport::of(&folder.dir, &inspection);
     match folder.json {
         true => output::print_json(&stat),
         false => output::print(&stat.text(Screen::of_stdout())),
@@ -142,15 +142,15 @@ fn verify(folder: &FolderArgs) -> Result<(), CliError> {
     let inspection = open(&folder.dir)?;
     let (mut bad, mut replaced) = (Vec::new(), 0);
     read_all(&inspection, "checking blocks", |block, read| {
-        if let Err(Miss::Replaced) = read {
+        if let Err(SlotMiss::Replaced) = read {
             replaced += 1;
         } else if let Err(miss) = read {
-            bad.push(BadBlock::of(&block, &miss));
+            bad.push(BadStoredBlock::of(&block, &miss));
         }
         Ok(())
     })?;
     let read = ReadBlocks { bad, replaced };
-    let checked = Checked::of(&folder.dir, &inspection, read, None);
+    let checked = CheckReport::of(&folder.dir, &inspection, read, None);
     finish(folder, &checked)
 }
 
@@ -175,7 +175,7 @@ fn export(folder: &FolderArgs, args: &ExportArgs) -> Result<(), CliError> {
     // A saved cache has at least one block.
     let written = word.is_none() || blocks > 0;
     let to = written.then_some((file.as_path(), blocks));
-    let checked = Checked::of(&folder.dir, &inspection, exported.read, to);
+    let checked = CheckReport::of(&folder.dir, &inspection, exported.read, to);
     match standard {
         // The file is standard output, so only the exit code reports.
         true => checked_exit(folder, &checked)?,
@@ -200,7 +200,7 @@ fn export_saved_to_standard(folder: &FolderArgs, args: &ExportArgs) -> Result<()
         .ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
     let inspection = open(&folder.dir)?;
     let exported = save::export(&inspection, &file, &word)?;
-    let checked = Checked::of(&folder.dir, &inspection, exported.read, None);
+    let checked = CheckReport::of(&folder.dir, &inspection, exported.read, None);
     if !exported.whole.is_empty() {
         let mut whole = std::fs::File::open(&file).map_err(failed)?;
         std::io::copy(&mut whole, &mut std::io::stdout()).map_err(failed)?;
@@ -251,13 +251,13 @@ impl ExportArgs {
     /// The order of the stored blocks, for the saved form.
     fn saved_word(&self) -> Result<Option<Word>, CliError> {
         match (self.format, &self.store_layout) {
-            (Format::Safetensors, None) => Ok(None),
-            (Format::Safetensors, Some(word)) => Err(CliError::Option {
+            (ExportFormat::Safetensors, None) => Ok(None),
+            (ExportFormat::Safetensors, Some(word)) => Err(CliError::Option {
                 option: save::STORE_LAYOUT,
                 value: word.clone(),
                 problem: "it needs --format saved; safetensors keeps the stored order".to_owned(),
             }),
-            (Format::Saved, word) => {
+            (ExportFormat::Saved, word) => {
                 let word = word.as_deref().unwrap_or(STORAGE_WORD);
                 Ok(Some(Word::parse(word).map_err(LayoutError::from)?))
             }
@@ -265,7 +265,7 @@ impl ExportArgs {
     }
 }
 
-fn finish(folder: &FolderArgs, checked: &Checked<'_>) -> Result<(), CliError> {
+fn finish(folder: &FolderArgs, checked: &CheckReport<'_>) -> Result<(), CliError> {
     match folder.json {
         true => output::print_json(checked)?,
         false => output::print_check(&checked.text(Screen::of_stdout()))?,
@@ -273,7 +273,7 @@ fn finish(folder: &FolderArgs, checked: &Checked<'_>) -> Result<(), CliError> {
     checked_exit(folder, checked)
 }
 
-fn checked_exit(folder: &FolderArgs, checked: &Checked<'_>) -> Result<(), CliError> {
+fn checked_exit(folder: &FolderArgs, checked: &CheckReport<'_>) -> Result<(), CliError> {
     match checked.problem() {
         None => Ok(()),
         Some(problem) => Err(CliError::Refused {
@@ -287,7 +287,7 @@ fn checked_exit(folder: &FolderArgs, checked: &Checked<'_>) -> Result<(), CliErr
 fn read_all(
     inspection: &Inspection,
     what: &'static str,
-    mut take: impl FnMut(StoredBlock, Result<&[u8], Miss>) -> Result<(), CliError>,
+    mut take: impl FnMut(StoredSlot, Result<&[u8], SlotMiss>) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
     let bytes = usize::try_from(inspection.manifest().block_bytes()).unwrap_or(usize::MAX);
     let mut buffer = vec![0; bytes];
@@ -333,15 +333,18 @@ fn confirm(dir: &Path) -> Result<(), CliError> {
         return Err(refused());
     }
     let held = match Inspection::open(dir) {
-        Ok(inspection) => Held(Some(inspection.blocks().len())),
+        Ok(inspection) => HeldBlocks(Some(inspection.blocks().len())),
         // Clearing a damaged folder is a common case.
         Err(TierError::Folder(
             FolderError::ManifestDamaged { .. } | FolderError::NotAStore { .. },
-        )) => Held(None),
+        )) => HeldBlocks(None),
         Err(error) => return Err(error.into()),
     };
     let dir_name = dir.display().to_string();
-    output::print_error(&format!("Remove {held} in {}? [y/N] ", Shown(&dir_name)));
+    output::print_error(&format!(
+        "Remove {held} in {}? [y/N] ",
+        ShownText(&dir_name)
+    ));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     match answer.trim() {
@@ -350,9 +353,9 @@ fn confirm(dir: &Path) -> Result<(), CliError> {
     }
 }
 
-struct Held(Option<usize>);
+struct HeldBlocks(Option<usize>);
 
-impl fmt::Display for Held {
+impl fmt::Display for HeldBlocks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(blocks) => write!(f, "{blocks} blocks"),

@@ -8,22 +8,26 @@ use std::{
 };
 
 use kvtile::{
-    identity::{Fingerprint, LogicalIdentity},
-    layout::Shown,
+    identity::{Fingerprint, Identity},
+    layout::ShownText,
     tiers::{
         ConvertError, FolderError, MismatchError, TierError,
-        disk::{FolderUsage, Inspection, Miss, StoredBlock},
+        disk::{FolderUsage, Inspection, SlotMiss, StoredSlot},
     },
 };
 use serde::Serialize;
 
-use crate::output::{Align, Screen, Table, bytes, thousands};
+use crate::output::{Align, Screen, TextTable, bytes, thousands};
 
 /// Most bad blocks in a list.
 const BAD_SHOWN: usize = 8;
 
 /// Lists the first blocks and records that are bad.
-pub(super) fn push_bad(text: &mut String, bad: &[BadBlock], (torn, unreadable): (&[u32], &[u32])) {
+pub(super) fn push_bad(
+    text: &mut String,
+    bad: &[BadStoredBlock],
+    (torn, unreadable): (&[u32], &[u32]),
+) {
     for bad in bad.iter().take(BAD_SHOWN) {
         let _ = writeln!(text, "    {bad}");
     }
@@ -37,9 +41,9 @@ pub(super) fn push_bad(text: &mut String, bad: &[BadBlock], (torn, unreadable): 
 
 /// The contents of a folder.
 #[derive(Serialize)]
-pub(super) struct Stat<'a> {
+pub(super) struct StatReport<'a> {
     path: &'a Path,
-    identity: &'a LogicalIdentity,
+    identity: &'a Identity,
     identity_fingerprint: Fingerprint,
     block_layout_fingerprint: Fingerprint,
     block_bytes: u64,
@@ -56,12 +60,12 @@ pub(super) struct Stat<'a> {
     age_seconds: u64,
     created_by: &'a str,
     #[serde(flatten)]
-    usage: Usage,
+    usage: UsageReport,
 }
 
 /// Whether a cache uses the folder.
 #[derive(Serialize)]
-struct Usage {
+struct UsageReport {
     /// Null where it is unknown.
     in_use: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,8 +74,8 @@ struct Usage {
     text: String,
 }
 
-impl Usage {
-    fn of(inspection: &Inspection) -> Usage {
+impl UsageReport {
+    fn of(inspection: &Inspection) -> UsageReport {
         let (in_use, used_by_process, text) = match inspection.usage() {
             FolderUsage::Unused => (Some(false), None, "by no process".to_owned()),
             FolderUsage::Used(holder) => {
@@ -85,7 +89,7 @@ impl Usage {
             FolderUsage::Unknown(error) => (None, None, format!("unknown: {error}")),
             _ => (None, None, "unknown".to_owned()),
         };
-        Usage {
+        UsageReport {
             in_use,
             used_by_process,
             text,
@@ -93,15 +97,15 @@ impl Usage {
     }
 }
 
-impl<'a> Stat<'a> {
-    pub(super) fn of(path: &'a Path, inspection: &'a Inspection) -> Stat<'a> {
+impl<'a> StatReport<'a> {
+    pub(super) fn of(path: &'a Path, inspection: &'a Inspection) -> StatReport<'a> {
         let manifest = inspection.manifest();
         let tenants: BTreeSet<u32> = inspection.blocks().map(|block| block.tenant).collect();
         let last = inspection.blocks().map(|block| block.position).max();
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |now| now.as_secs());
         let created = manifest.created();
-        Stat {
+        StatReport {
             path,
             identity: manifest.identity(),
             identity_fingerprint: manifest.identity().fingerprint(),
@@ -119,7 +123,7 @@ impl<'a> Stat<'a> {
             created_unix_seconds: created.unix_seconds,
             age_seconds: now.saturating_sub(created.unix_seconds),
             created_by: &created.kvtile,
-            usage: Usage::of(inspection),
+            usage: UsageReport::of(inspection),
         }
     }
 
@@ -127,7 +131,7 @@ impl<'a> Stat<'a> {
     pub(super) fn text(&self, screen: Screen) -> String {
         let mut text = path_text(screen, self.path);
         text.push('\n');
-        let mut table = Table::bare([Align::Left, Align::Left]);
+        let mut table = TextTable::bare([Align::Left, Align::Left]);
         let mut fact = |name: &str, value: String| table.row([name.to_owned(), value]);
         fact("model", self.identity.model().to_owned());
         fact("revision", self.identity.revision().to_owned());
@@ -166,7 +170,7 @@ impl<'a> Stat<'a> {
 }
 
 fn path_text(screen: Screen, path: &Path) -> String {
-    screen.bold(&Shown(&path.display().to_string()).to_string())
+    screen.bold(&ShownText(&path.display().to_string()).to_string())
 }
 
 /// `3 days`: a coarse age for people.
@@ -183,22 +187,22 @@ fn age(seconds: u64) -> String {
 
 /// An unusable block.
 #[derive(Serialize)]
-pub(super) struct BadBlock {
+pub(super) struct BadStoredBlock {
     key: String,
     slot: u32,
     problem: String,
 }
 
-impl fmt::Display for BadBlock {
+impl fmt::Display for BadStoredBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let problem = Shown(&self.problem);
+        let problem = ShownText(&self.problem);
         write!(f, "{} in slot {}: {problem}", self.key, self.slot)
     }
 }
 
-impl BadBlock {
-    pub(super) fn of(block: &StoredBlock, miss: &Miss) -> BadBlock {
-        BadBlock {
+impl BadStoredBlock {
+    pub(super) fn of(block: &StoredSlot, miss: &SlotMiss) -> BadStoredBlock {
+        BadStoredBlock {
             key: block.key.to_string(),
             slot: block.slot,
             problem: miss.to_string(),
@@ -209,25 +213,25 @@ impl BadBlock {
 /// The outcome of reading every block.
 #[derive(Default)]
 pub(super) struct ReadBlocks {
-    pub(super) bad: Vec<BadBlock>,
+    pub(super) bad: Vec<BadStoredBlock>,
     /// Blocks that the cache using the folder replaced or erased during the read.
     pub(super) replaced: usize,
 }
 
 /// The outcome of reading every block, and where they were exported to.
 #[derive(Serialize)]
-pub(super) struct Checked<'a> {
+pub(super) struct CheckReport<'a> {
     path: &'a Path,
     /// `whole` or `damaged`.
     verdict: &'static str,
     checked: usize,
-    bad: Vec<BadBlock>,
+    bad: Vec<BadStoredBlock>,
     /// Blocks that were replaced or erased during the read, which is no damage.
     replaced: usize,
     torn: &'a [u32],
     unreadable: &'a [u32],
     #[serde(flatten)]
-    usage: Usage,
+    usage: UsageReport,
     #[serde(skip_serializing_if = "Option::is_none")]
     exported: Option<ExportedTo<'a>>,
 }
@@ -238,17 +242,17 @@ struct ExportedTo<'a> {
     blocks: usize,
 }
 
-impl<'a> Checked<'a> {
+impl<'a> CheckReport<'a> {
     pub(super) fn of(
         path: &'a Path,
         inspection: &'a Inspection,
         read: ReadBlocks,
         exported: Option<(&'a Path, usize)>,
-    ) -> Checked<'a> {
+    ) -> CheckReport<'a> {
         let (torn, unreadable) = (inspection.torn(), inspection.unreadable());
         let ReadBlocks { bad, replaced } = read;
         let whole = bad.is_empty() && torn.is_empty() && unreadable.is_empty();
-        Checked {
+        CheckReport {
             path,
             verdict: if whole { "whole" } else { "damaged" },
             checked: inspection.blocks().len(),
@@ -256,7 +260,7 @@ impl<'a> Checked<'a> {
             replaced,
             torn,
             unreadable,
-            usage: Usage::of(inspection),
+            usage: UsageReport::of(inspection),
             exported: exported.map(|(file, blocks)| ExportedTo { file, blocks }),
         }
     }
@@ -287,7 +291,7 @@ impl<'a> Checked<'a> {
             thousands(self.checked as u64)
         );
         if self.usage.in_use != Some(false) {
-            let used = Shown(&self.usage.text);
+            let used = ShownText(&self.usage.text);
             let _ = writeln!(
                 text,
                 "  used {used}; blocks that it writes now may be missing here"
@@ -303,7 +307,7 @@ impl<'a> Checked<'a> {
                 text,
                 "  {} blocks are in {}",
                 thousands(*blocks as u64),
-                Shown(&file.display().to_string())
+                ShownText(&file.display().to_string())
             );
         }
         text

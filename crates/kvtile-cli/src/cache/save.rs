@@ -14,11 +14,11 @@ use kvtile::{
     layout::{Axis, LayoutSpec, OwnedMemoryRegion, PhysicalLayout, Shape, StridedLayout, Word},
     memory::{FileMemory, RegionView},
     saved::{SaveOptions, save},
-    tiers::disk::{Inspection, Manifest, StoredBlock},
+    tiers::disk::{Inspection, Manifest, StoredSlot},
     transfer::TransferManager,
 };
 
-use super::export::{Exported, facts, newest, read_whole};
+use super::export::{BlockExport, facts, newest, read_whole};
 use crate::error::CliError;
 
 /// The option with the order of the stored blocks.
@@ -30,7 +30,7 @@ pub(super) fn export(
     inspection: &Inspection,
     path: &Path,
     word: &Word,
-) -> Result<Exported, CliError> {
+) -> Result<BlockExport, CliError> {
     let manifest = inspection.manifest();
     let all = newest(inspection);
     if all.is_empty() {
@@ -58,7 +58,7 @@ pub(super) fn export(
 fn save_staged(
     manifest: &Manifest,
     staged: FileMemory,
-    whole: &[StoredBlock],
+    whole: &[StoredSlot],
     path: &Path,
     word: &Word,
 ) -> Result<(), CliError> {

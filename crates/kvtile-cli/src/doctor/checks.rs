@@ -5,7 +5,7 @@ use std::path::Path;
 use kvtile::{
     memory::{
         DirectIo, FileMemory,
-        machine::{Fact, HugePageMode, Machine, ResourceLimit},
+        machine::{HugePageMode, Machine, MachineFact, ResourceLimit},
     },
     transfer::FileIo,
 };
@@ -22,7 +22,7 @@ const LOCKED_BYTES_MIN: u64 = 64 << 20;
 /// The status of a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Status {
+pub(super) enum CheckStatus {
     /// Nothing to improve.
     Ok,
     /// Can be improved.
@@ -33,22 +33,22 @@ pub(super) enum Status {
     Unknown,
 }
 
-impl Status {
+impl CheckStatus {
     pub(super) fn mark(self, screen: Screen) -> String {
         match self {
-            Status::Ok => screen.ansi("32", "✓"),
-            Status::Improvable => screen.ansi("33;1", "!"),
-            Status::Absent => screen.dim("–"),
-            Status::Unknown => screen.dim("?"),
+            CheckStatus::Ok => screen.ansi("32", "✓"),
+            CheckStatus::Improvable => screen.ansi("33;1", "!"),
+            CheckStatus::Absent => screen.dim("–"),
+            CheckStatus::Unknown => screen.dim("?"),
         }
     }
 }
 
 /// One checked feature.
 #[derive(Debug, Serialize)]
-pub(super) struct Check {
+pub(super) struct DoctorCheck {
     pub(super) name: String,
-    pub(super) status: Status,
+    pub(super) status: CheckStatus,
     /// What was found, or why the check failed.
     pub(super) found: String,
     /// The advice.
@@ -56,9 +56,9 @@ pub(super) struct Check {
     pub(super) advice: Option<String>,
 }
 
-impl Check {
-    pub(super) fn new(name: &str, status: Status, found: impl Into<String>) -> Check {
-        Check {
+impl DoctorCheck {
+    pub(super) fn new(name: &str, status: CheckStatus, found: impl Into<String>) -> DoctorCheck {
+        DoctorCheck {
             name: name.to_owned(),
             status,
             found: found.into(),
@@ -66,21 +66,27 @@ impl Check {
         }
     }
 
-    pub(super) fn advice(mut self, advice: &str) -> Check {
+    pub(super) fn advice(mut self, advice: &str) -> DoctorCheck {
         self.advice = Some(advice.to_owned());
         self
     }
 
-    fn of_fact<T>(name: &str, fact: &Fact<T>, known: impl FnOnce(&T) -> Check) -> Check {
+    fn of_fact<T>(
+        name: &str,
+        fact: &MachineFact<T>,
+        known: impl FnOnce(&T) -> DoctorCheck,
+    ) -> DoctorCheck {
         match fact {
-            Fact::Known(value) => known(value),
-            Fact::Unknown { reason } => Check::new(name, Status::Unknown, reason.clone()),
+            MachineFact::Known(value) => known(value),
+            MachineFact::Unknown { reason } => {
+                DoctorCheck::new(name, CheckStatus::Unknown, reason.clone())
+            }
         }
     }
 }
 
 /// The checks of the kernel's facts.
-pub(super) fn of_machine(machine: &Machine) -> Vec<Check> {
+pub(super) fn of_machine(machine: &Machine) -> Vec<DoctorCheck> {
     vec![
         cpus(machine),
         cpu_features(),
@@ -98,31 +104,31 @@ pub(super) fn of_machine(machine: &Machine) -> Vec<Check> {
     ]
 }
 
-fn cpus(machine: &Machine) -> Check {
-    Check::of_fact("cores", &machine.cpus_allowed, |&allowed| {
+fn cpus(machine: &Machine) -> DoctorCheck {
+    DoctorCheck::of_fact("cores", &machine.cpus_allowed, |&allowed| {
         match machine.cpus_online.known() {
-            Some(&online) if online > allowed => Check::new(
+            Some(&online) if online > allowed => DoctorCheck::new(
                 "cores",
-                Status::Improvable,
+                CheckStatus::Improvable,
                 format!("{allowed} of {online} online may be used"),
             )
             .advice("a CPU affinity or quota holds the rest back; lift it where the copies matter"),
-            _ => Check::new("cores", Status::Ok, format!("{allowed} may be used")),
+            _ => DoctorCheck::new("cores", CheckStatus::Ok, format!("{allowed} may be used")),
         }
     })
 }
 
-fn cpu_features() -> Check {
+fn cpu_features() -> DoctorCheck {
     let features = detected();
     let found = features.join(", ");
     if features.is_empty() {
-        Check::new(
+        DoctorCheck::new(
             "vector units",
-            Status::Unknown,
+            CheckStatus::Unknown,
             "none that kvtile checks for",
         )
     } else {
-        Check::new("vector units", Status::Ok, found)
+        DoctorCheck::new("vector units", CheckStatus::Ok, found)
     }
 }
 
@@ -156,54 +162,59 @@ fn detected() -> Vec<&'static str> {
     Vec::new()
 }
 
-fn memory(machine: &Machine) -> Check {
-    Check::of_fact("memory", &machine.memory, |memory| {
+fn memory(machine: &Machine) -> DoctorCheck {
+    DoctorCheck::of_fact("memory", &machine.memory, |memory| {
         let found = format!(
             "{} of {} available",
             count(memory.available_bytes),
             count(memory.total_bytes)
         );
-        Check::new("memory", Status::Ok, found)
+        DoctorCheck::new("memory", CheckStatus::Ok, found)
     })
 }
 
-fn memory_limit(machine: &Machine) -> Check {
+fn memory_limit(machine: &Machine) -> DoctorCheck {
     let name = "memory limit";
     if let Some(bytes) = machine.address_space.soft_bytes {
         let found = format!("{} of address space (RLIMIT_AS)", count(bytes));
-        return Check::new(name, Status::Improvable, found)
+        return DoctorCheck::new(name, CheckStatus::Improvable, found)
             .advice("`ulimit -v unlimited` lifts it; mappings count fully against it");
     }
-    Check::of_fact(name, &machine.control_group_limit, |limit| {
+    DoctorCheck::of_fact(name, &machine.control_group_limit, |limit| {
         let Some(limit) = limit else {
-            return Check::new(name, Status::Ok, "none");
+            return DoctorCheck::new(name, CheckStatus::Ok, "none");
         };
         let found = format!("{} by {}", count(limit.limit_bytes), limit.path.display());
         let total = machine.memory.known().map(|memory| memory.total_bytes);
         if total.is_some_and(|total| limit.limit_bytes >= total) {
-            return Check::new(name, Status::Ok, found);
+            return DoctorCheck::new(name, CheckStatus::Ok, found);
         }
-        Check::new(name, Status::Improvable, found).advice(
+        DoctorCheck::new(name, CheckStatus::Improvable, found).advice(
             "pools beyond it are killed, not refused, once their pages are touched; size them \
              below it or raise the limit of the container",
         )
     })
 }
 
-fn huge_pages(name: &str, fact: &Fact<HugePageMode>, file: &str, machine: &Machine) -> Check {
+fn huge_pages(
+    name: &str,
+    fact: &MachineFact<HugePageMode>,
+    file: &str,
+    machine: &Machine,
+) -> DoctorCheck {
     let size = machine.huge_page_bytes.known();
     let size = size.map_or(String::new(), |&bytes| {
         format!(" ({})", count(bytes as u64))
     });
-    Check::of_fact(name, fact, |mode| {
+    DoctorCheck::of_fact(name, fact, |mode| {
         let (status, found) = match mode {
-            HugePageMode::Always => (Status::Ok, "always"),
-            HugePageMode::Advised => (Status::Ok, "on request, and kvtile requests them"),
-            HugePageMode::Never => (Status::Improvable, "never"),
-            _ => (Status::Unknown, "in a mode that kvtile does not know"),
+            HugePageMode::Always => (CheckStatus::Ok, "always"),
+            HugePageMode::Advised => (CheckStatus::Ok, "on request, and kvtile requests them"),
+            HugePageMode::Never => (CheckStatus::Improvable, "never"),
+            _ => (CheckStatus::Unknown, "in a mode that kvtile does not know"),
         };
-        let check = Check::new(name, status, format!("{found}{size}"));
-        if status != Status::Improvable {
+        let check = DoctorCheck::new(name, status, format!("{found}{size}"));
+        if status != CheckStatus::Improvable {
             return check;
         }
         let value = if file == "enabled" {
@@ -217,56 +228,68 @@ fn huge_pages(name: &str, fact: &Fact<HugePageMode>, file: &str, machine: &Machi
     })
 }
 
-fn locked_memory(limit: ResourceLimit) -> Check {
+fn locked_memory(limit: ResourceLimit) -> DoctorCheck {
     let name = "locked memory";
     match limit.soft_bytes {
-        None => Check::new(name, Status::Ok, "no limit"),
+        None => DoctorCheck::new(name, CheckStatus::Ok, "no limit"),
         Some(bytes) if bytes >= LOCKED_BYTES_MIN => {
-            Check::new(name, Status::Ok, format!("up to {}", count(bytes)))
+            DoctorCheck::new(name, CheckStatus::Ok, format!("up to {}", count(bytes)))
         }
-        Some(bytes) => Check::new(name, Status::Improvable, format!("up to {}", count(bytes)))
-            .advice(
-                "pinned memory and registered buffers need more: `ulimit -l unlimited`, or \
+        Some(bytes) => DoctorCheck::new(
+            name,
+            CheckStatus::Improvable,
+            format!("up to {}", count(bytes)),
+        )
+        .advice(
+            "pinned memory and registered buffers need more: `ulimit -l unlimited`, or \
                  memlock in /etc/security/limits.conf",
-            ),
+        ),
     }
 }
 
 /// The way to read and write files, by the same probe that a transfer makes.
-fn io_uring() -> Check {
+fn io_uring() -> DoctorCheck {
     let name = "io_uring";
     match FileIo::probe() {
-        FileIo::IoUring => Check::new(
+        FileIo::IoUring => DoctorCheck::new(
             name,
-            Status::Ok,
+            CheckStatus::Ok,
             "works; kvtile reads and writes files with it",
         ),
         FileIo::Threads { reason } => {
             let found = format!("{reason}; kvtile reads and writes files with threads");
-            Check::new(name, Status::Improvable, found)
+            DoctorCheck::new(name, CheckStatus::Improvable, found)
                 .advice("with io_uring, several reads and writes in flight need no threads")
         }
-        _ => Check::new(name, Status::Unknown, "no result"),
+        _ => DoctorCheck::new(name, CheckStatus::Unknown, "no result"),
     }
 }
 
 /// Whether files in `folder` can bypass the page cache.
-pub(super) fn direct_io(folder: &Path) -> Check {
+pub(super) fn direct_io(folder: &Path) -> DoctorCheck {
     let name = format!("direct I/O in {}", folder.display());
     let trial = FileMemory::options()
         .direct_io(true)
         .scratch(folder, TRIAL_BYTES);
     match trial {
-        Err(error) => Check::new(&name, Status::Unknown, format!("cannot try: {error}"))
+        Err(error) => DoctorCheck::new(&name, CheckStatus::Unknown, format!("cannot try: {error}"))
             .advice("name a folder that exists and can be written with --folder"),
         Ok(file) => match file.direct_io() {
             DirectIo::Active { align } => {
                 let found = format!("works, aligned to {align} bytes");
-                Check::new(&name, Status::Ok, found)
+                DoctorCheck::new(&name, CheckStatus::Ok, found)
             }
-            DirectIo::Unavailable { reason } => Check::new(&name, Status::Improvable, reason)
-                .advice("files there go through the page cache; ext4 and xfs on a disk support direct I/O"),
-            DirectIo::NotRequested => Check::new(&name, Status::Unknown, "not requested"),
+            DirectIo::Unavailable { reason } => DoctorCheck::new(
+                &name,
+                CheckStatus::Improvable,
+                reason,
+            )
+            .advice(
+                "files there go through the page cache; ext4 and xfs on a disk support direct I/O",
+            ),
+            DirectIo::NotRequested => {
+                DoctorCheck::new(&name, CheckStatus::Unknown, "not requested")
+            }
         },
     }
 }

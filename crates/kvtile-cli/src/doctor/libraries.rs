@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::checks::{Check, Status};
+use super::checks::{CheckStatus, DoctorCheck};
 
 /// Common folders of driver and toolkit libraries, besides those of the linker.
 const FOLDERS: [&str; 10] = [
@@ -23,7 +23,7 @@ const FOLDERS: [&str; 10] = [
 ];
 
 /// The CUDA driver.
-pub(super) fn cuda() -> Check {
+pub(super) fn cuda() -> DoctorCheck {
     let name = "CUDA driver";
     let library = find(|file| file == "libcuda.so.1");
     let device = Path::new("/dev/nvidiactl").exists() || Path::new("/dev/dxg").exists();
@@ -32,36 +32,40 @@ pub(super) fn cuda() -> Check {
     match (library, device) {
         (Some(path), true) => {
             let version = version.map_or(String::new(), |v| format!("; {v}"));
-            Check::new(name, Status::Ok, format!("{}{version}", path.display()))
+            DoctorCheck::new(
+                name,
+                CheckStatus::Ok,
+                format!("{}{version}", path.display()),
+            )
         }
         (Some(path), false) => {
             let found = format!("{}, but there is no GPU device file", path.display());
-            Check::new(name, Status::Improvable, found).advice(
+            DoctorCheck::new(name, CheckStatus::Improvable, found).advice(
                 "load the kernel driver, or give the container the device (--gpus all, or the \
                  NVIDIA container toolkit)",
             )
         }
         (None, true) => {
             let found = "a GPU device file exists, but no libcuda.so.1";
-            Check::new(name, Status::Improvable, found)
+            DoctorCheck::new(name, CheckStatus::Improvable, found)
                 .advice("install the driver's libraries, or have the container mount them")
         }
-        (None, false) => Check::new(
+        (None, false) => DoctorCheck::new(
             name,
-            Status::Absent,
+            CheckStatus::Absent,
             "no libcuda.so.1 and no GPU device file",
         ),
     }
 }
 
 /// NIXL.
-pub(super) fn nixl() -> Check {
+pub(super) fn nixl() -> DoctorCheck {
     let name = "NIXL";
     match find(|file| file.starts_with("libnixl") && file.contains(".so")) {
-        Some(path) => Check::new(name, Status::Ok, path.display().to_string()),
-        None => Check::new(
+        Some(path) => DoctorCheck::new(name, CheckStatus::Ok, path.display().to_string()),
+        None => DoctorCheck::new(
             name,
-            Status::Absent,
+            CheckStatus::Absent,
             "no libnixl*.so; only remote memory needs it",
         ),
     }

@@ -9,10 +9,10 @@ use clap::Args;
 use kvtile::memory::machine::Machine;
 use serde::Serialize;
 
-use self::checks::Check;
+use self::checks::DoctorCheck;
 use crate::{
     error::CliError,
-    output::{self, Align, Screen, Table},
+    output::{self, Align, Screen, TextTable},
 };
 
 /// The end of `--help`.
@@ -38,11 +38,11 @@ pub struct DoctorArgs {
 
 /// The whole report.
 #[derive(Serialize)]
-struct Report {
+struct DoctorReport {
     version: &'static str,
     os: &'static str,
     arch: &'static str,
-    checks: Vec<Check>,
+    checks: Vec<DoctorCheck>,
     machine: Machine,
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), CliError> {
     checks.extend(folders.iter().map(|folder| checks::direct_io(folder)));
     checks.push(libraries::cuda());
     checks.push(libraries::nixl());
-    let report = Report {
+    let report = DoctorReport {
         version: env!("CARGO_PKG_VERSION"),
         os: std::env::consts::OS,
         arch: std::env::consts::ARCH,
@@ -70,10 +70,10 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), CliError> {
     output::print(&text(&report, Screen::of_stdout()))
 }
 
-fn text(report: &Report, screen: Screen) -> String {
+fn text(report: &DoctorReport, screen: Screen) -> String {
     let heading = format!("kvtile {} on {} {}", report.version, report.os, report.arch);
     let mut text = format!("{}\n", screen.bold(&heading));
-    let mut table = Table::bare([Align::Left, Align::Left, Align::Left]);
+    let mut table = TextTable::bare([Align::Left, Align::Left, Align::Left]);
     for check in &report.checks {
         table.row([
             check.status.mark(screen),
@@ -82,7 +82,7 @@ fn text(report: &Report, screen: Screen) -> String {
         ]);
     }
     text.push_str(&table.text());
-    let advice: Vec<&Check> = report
+    let advice: Vec<&DoctorCheck> = report
         .checks
         .iter()
         .filter(|c| c.advice.is_some())

@@ -9,12 +9,12 @@
 //!
 //! One geometry for the terminal and for SVG, in columns of a character each.
 
-use super::tree::{Label, Node, Part};
+use super::tree::{DigitLabel, NestingNode, NestingPart};
 use crate::output::{count, thousands};
 
 /// One cell of the picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Cell {
+pub(crate) struct DrawnCell {
     /// Row, from the top.
     pub(crate) row: usize,
     /// First column.
@@ -24,14 +24,14 @@ pub(crate) struct Cell {
     /// The one plane whose bytes lie here; `None` for several.
     pub(crate) plane: Option<usize>,
     /// What distinguishes neighbours.
-    pub(crate) shade: Shade,
+    pub(crate) shade: CellShade,
     /// What may stand in the cell, the longest text first.
     pub(crate) labels: Vec<String>,
 }
 
 /// The role of a cell in its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shade {
+pub(crate) enum CellShade {
     /// The first value, which the next row shows the inside of.
     Open,
     /// Another value of the same digit.
@@ -43,11 +43,11 @@ pub(crate) enum Shade {
 }
 
 /// The cells of `node` in `columns` columns.
-pub(crate) fn cells(node: &Node, columns: usize) -> Vec<Cell> {
+pub(crate) fn cells(node: &NestingNode, columns: usize) -> Vec<DrawnCell> {
     let mut cells = Vec::new();
     place(
         node,
-        Place {
+        CellPlace {
             row: 0,
             column: 0,
             width: columns,
@@ -58,29 +58,29 @@ pub(crate) fn cells(node: &Node, columns: usize) -> Vec<Cell> {
 }
 
 #[derive(Clone, Copy)]
-struct Place {
+struct CellPlace {
     row: usize,
     column: usize,
     width: usize,
 }
 
-impl Place {
-    fn below(self) -> Place {
-        Place {
+impl CellPlace {
+    fn below(self) -> CellPlace {
+        CellPlace {
             row: self.row + 1,
             ..self
         }
     }
 }
 
-fn place(node: &Node, at: Place, cells: &mut Vec<Cell>) {
+fn place(node: &NestingNode, at: CellPlace, cells: &mut Vec<DrawnCell>) {
     let planes = node.planes();
     let plane = match planes.as_slice() {
         [one] => Some(*one),
         _ => None,
     };
     match node {
-        Node::Repeat {
+        NestingNode::Repeat {
             digit,
             extent,
             step,
@@ -93,24 +93,24 @@ fn place(node: &Node, at: Place, cells: &mut Vec<Cell>) {
             let unused = node.unused();
             repeat((*digit, what), *extent, (of, unused), (at, plane), cells);
         }
-        Node::Parts(parts) => side_by_side(parts, at, cells),
-        Node::Run {
+        NestingNode::Parts(parts) => side_by_side(parts, at, cells),
+        NestingNode::Run {
             digit,
             units,
             bytes,
             ..
-        } => cells.push(Cell {
+        } => cells.push(DrawnCell {
             row: at.row,
             column: at.column,
             width: at.width,
             plane,
-            shade: Shade::Run,
+            shade: CellShade::Run,
             labels: run_labels(*digit, *units, *bytes),
         }),
     }
 }
 
-fn run_labels(digit: Option<Label>, units: u64, bytes: u64) -> Vec<String> {
+fn run_labels(digit: Option<DigitLabel>, units: u64, bytes: u64) -> Vec<String> {
     let bytes = count(bytes);
     let Some(label) = digit else {
         return vec![format!("1 unit, {bytes}"), bytes, "·".to_owned()];
@@ -130,24 +130,24 @@ fn run_labels(digit: Option<Label>, units: u64, bytes: u64) -> Vec<String> {
 
 /// The first value wide, a second where there is room, and the last one narrow.
 fn repeat(
-    (digit, what): (Label, &str),
+    (digit, what): (DigitLabel, &str),
     extent: u64,
-    (of, unused): (&Node, u64),
-    (at, plane): (Place, Option<usize>),
-    cells: &mut Vec<Cell>,
+    (of, unused): (&NestingNode, u64),
+    (at, plane): (CellPlace, Option<usize>),
+    cells: &mut Vec<DrawnCell>,
 ) {
     let last = digit.value(extent.saturating_sub(1));
     let mut others = Vec::new();
     if extent > 1 {
         let second = digit.value(1);
         if extent == 2 {
-            others.push((Shade::Closed, last));
+            others.push((CellShade::Closed, last));
         } else if extent == 3 || at.width < 24 {
-            others.push((Shade::Elided, format!("…{last}")));
+            others.push((CellShade::Elided, format!("…{last}")));
         } else {
-            others.push((Shade::Closed, second));
-            others.push((Shade::Elided, "…".to_owned()));
-            others.push((Shade::Closed, last));
+            others.push((CellShade::Closed, second));
+            others.push((CellShade::Elided, "…".to_owned()));
+            others.push((CellShade::Closed, last));
         }
     }
     let width_of = |text: &str| text.chars().count() + 2;
@@ -157,12 +157,12 @@ fn repeat(
     let first_width = if fits { at.width - taken } else { at.width };
     let (axis, value) = (digit.axis.long_name(), digit.value(0));
     let total = thousands(extent.saturating_mul(digit.low));
-    cells.push(Cell {
+    cells.push(DrawnCell {
         row: at.row,
         column: at.column,
         width: first_width,
         plane,
-        shade: Shade::Open,
+        shade: CellShade::Open,
         labels: vec![
             format!("{what}{axis} {value} of {total}"),
             format!("{axis} {value} of {total}"),
@@ -174,7 +174,7 @@ fn repeat(
     let mut column = at.column + first_width;
     for (shade, text) in others.into_iter().filter(|_| fits) {
         let width = width_of(&text);
-        cells.push(Cell {
+        cells.push(DrawnCell {
             row: at.row,
             column,
             width,
@@ -184,7 +184,7 @@ fn repeat(
         });
         column += width;
     }
-    let inside = Place {
+    let inside = CellPlace {
         width: first_width,
         ..at.below()
     };
@@ -192,25 +192,25 @@ fn repeat(
 }
 
 /// What is left of a place beside the bytes in it that nothing lies in.
-fn beside_unused(unused: u64, at: Place, cells: &mut Vec<Cell>) -> Place {
+fn beside_unused(unused: u64, at: CellPlace, cells: &mut Vec<DrawnCell>) -> CellPlace {
     let label = format!("{} unused", count(unused));
     let width = label.chars().count() + 2;
     if unused == 0 || at.width < 2 * width {
         return at;
     }
     let left = at.width - width;
-    cells.push(Cell {
+    cells.push(DrawnCell {
         row: at.row,
         column: at.column + left,
         width,
         plane: None,
-        shade: Shade::Elided,
+        shade: CellShade::Elided,
         labels: vec![label],
     });
-    Place { width: left, ..at }
+    CellPlace { width: left, ..at }
 }
 
-fn side_by_side(parts: &[Part], at: Place, cells: &mut Vec<Cell>) {
+fn side_by_side(parts: &[NestingPart], at: CellPlace, cells: &mut Vec<DrawnCell>) {
     let many = parts.len().max(1);
     let mut column = at.column;
     for (index, part) in parts.iter().enumerate() {
@@ -220,15 +220,15 @@ fn side_by_side(parts: &[Part], at: Place, cells: &mut Vec<Cell>) {
             [one] => Some(*one),
             _ => None,
         };
-        cells.push(Cell {
+        cells.push(DrawnCell {
             row: at.row,
             column,
             width,
             plane,
-            shade: Shade::Open,
+            shade: CellShade::Open,
             labels: vec![format!("plane {}", part.name), part.name.clone()],
         });
-        let inside = Place {
+        let inside = CellPlace {
             column,
             width,
             ..at.below()

@@ -9,7 +9,7 @@ mod svg;
 mod terminal;
 mod tree;
 
-pub(crate) use runs::{Sample, sample};
-pub(crate) use svg::{Side, layout_svg, plan_svg};
+pub(crate) use runs::{SampledRun, sample};
+pub(crate) use svg::{DrawingSide, layout_svg, plan_svg};
 pub(crate) use terminal::{picture, strips};
-pub(crate) use tree::{Node, Part};
+pub(crate) use tree::{NestingNode, NestingPart};

@@ -8,7 +8,7 @@ const RUNS_MAX: usize = 24;
 
 /// One run of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sample {
+pub(crate) struct SampledRun {
     /// Its number in the sample.
     pub(crate) index: usize,
     /// Its name.
@@ -22,7 +22,7 @@ pub(crate) struct Sample {
 }
 
 /// The first runs of the first class of `plan`, in the order of the destination.
-pub(crate) fn sample(plan: &CopyPlan) -> Vec<Sample> {
+pub(crate) fn sample(plan: &CopyPlan) -> Vec<SampledRun> {
     let Some(class) = plan.classes().first() else {
         return Vec::new();
     };
@@ -40,25 +40,27 @@ pub(crate) fn sample(plan: &CopyPlan) -> Vec<Sample> {
     runs.sort_by_key(|(_, destination, _)| *destination);
     runs.into_iter()
         .zip(('a'..='z').enumerate())
-        .map(|((source, destination, bytes), (index, letter))| Sample {
-            index,
-            letter,
-            source,
-            destination,
-            bytes,
-        })
+        .map(
+            |((source, destination, bytes), (index, letter))| SampledRun {
+                index,
+                letter,
+                source,
+                destination,
+                bytes,
+            },
+        )
         .collect()
 }
 
 /// How many values of each loop are shown.
-struct Budget {
+struct SampleBudget {
     pairs: usize,
     nests: Vec<Vec<u64>>,
 }
 
 /// Two values of every loop where that is not too much, and more of the inner ones where it is
 /// little.
-fn budget(class: &PlanClass) -> Budget {
+fn budget(class: &PlanClass) -> SampleBudget {
     let share = (RUNS_MAX / class.nests.len().max(1)).max(1);
     let mut pairs = 1;
     let nests: Vec<Vec<u64>> = class
@@ -74,7 +76,7 @@ fn budget(class: &PlanClass) -> Budget {
     while pairs < class.pairs.len() && (pairs + 1) * total <= RUNS_MAX.min(8 * total) {
         pairs += 1;
     }
-    Budget { pairs, nests }
+    SampleBudget { pairs, nests }
 }
 
 fn extents(nest: &Nest, share: usize) -> Vec<u64> {

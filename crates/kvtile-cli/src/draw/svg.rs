@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use kvtile::layout::Location;
 
 use super::{
-    icicle::{Cell, Shade, cells},
+    icicle::{CellShade, DrawnCell, cells},
     palette,
-    runs::Sample,
+    runs::SampledRun,
     terminal::fitting,
-    tree::Node,
+    tree::NestingNode,
 };
 
 /// Columns of the icicle.
@@ -25,14 +25,14 @@ const ROW: usize = 34;
 const MARGIN: usize = 24;
 
 /// A document under construction, from top to bottom.
-struct Page {
+struct SvgPage {
     body: String,
     y: usize,
 }
 
-impl Page {
-    fn new() -> Page {
-        Page {
+impl SvgPage {
+    fn new() -> SvgPage {
+        SvgPage {
             body: String::new(),
             y: MARGIN,
         }
@@ -48,7 +48,7 @@ impl Page {
     }
 
     /// The rows of a nesting; the cells of a row touch those that they are the inside of.
-    fn icicle(&mut self, node: &Node) {
+    fn icicle(&mut self, node: &NestingNode) {
         self.y += 14;
         let cells = cells(node, COLUMNS);
         let rows = cells.iter().map(|cell| cell.row + 1).max().unwrap_or(0);
@@ -58,12 +58,12 @@ impl Page {
         self.y += rows * ROW + 8;
     }
 
-    fn cell(&mut self, cell: &Cell) {
+    fn cell(&mut self, cell: &DrawnCell) {
         let (colours, plane) = palette::of_plane(cell.plane);
         let (fill, shade, dash) = match cell.shade {
-            Shade::Open | Shade::Run => (colours.open, "open", ""),
-            Shade::Closed => (colours.closed, "closed", ""),
-            Shade::Elided => (palette::PAGE, "elided", " stroke-dasharray=\"3 3\""),
+            CellShade::Open | CellShade::Run => (colours.open, "open", ""),
+            CellShade::Closed => (colours.closed, "closed", ""),
+            CellShade::Elided => (palette::PAGE, "elided", " stroke-dasharray=\"3 3\""),
         };
         let stroke = colours.stroke;
         let (x, y) = (MARGIN + cell.column * COLUMN, self.y + cell.row * ROW);
@@ -74,9 +74,9 @@ impl Page {
         ));
         let label = fitting(&cell.labels, cell.width.saturating_sub(1));
         let class = match cell.shade {
-            Shade::Open => "open",
-            Shade::Run => "run",
-            Shade::Closed | Shade::Elided => "other",
+            CellShade::Open => "open",
+            CellShade::Run => "run",
+            CellShade::Closed | CellShade::Elided => "other",
         };
         self.write(format_args!(
             "<text class=\"{plane} {class}\" x=\"{}\" y=\"{}\" fill=\"{stroke}\">{}</text>\n",
@@ -87,7 +87,7 @@ impl Page {
     }
 
     /// Both sides of a sample of runs, joined by curves.
-    fn correspondence(&mut self, samples: &[Sample]) {
+    fn correspondence(&mut self, samples: &[SampledRun]) {
         self.text("note", "Some runs, as they lie in the source:");
         let top = self.y + 10;
         let bottom = top + 150;
@@ -120,11 +120,11 @@ impl Page {
     /// One side of a sample in the order of its memory; returns the number, left edge and width of each run.
     fn strip(
         &mut self,
-        samples: &[Sample],
+        samples: &[SampledRun],
         y: usize,
-        place: fn(&Sample) -> Location,
+        place: fn(&SampledRun) -> Location,
     ) -> Vec<(usize, usize, usize)> {
-        let mut order: Vec<&Sample> = samples.iter().collect();
+        let mut order: Vec<&SampledRun> = samples.iter().collect();
         order.sort_by_key(|run| place(run));
         let gap = 12;
         let room = COLUMNS * COLUMN;
@@ -187,16 +187,16 @@ fn escape(text: &str) -> String {
 }
 
 /// One side of a drawing: its heading, notes below it, and its nesting.
-pub(crate) struct Side<'a> {
+pub(crate) struct DrawingSide<'a> {
     /// The heading.
     pub(crate) title: String,
     /// Lines below it.
     pub(crate) notes: Vec<String>,
     /// The nesting.
-    pub(crate) node: &'a Node,
+    pub(crate) node: &'a NestingNode,
 }
 
-impl Side<'_> {
+impl DrawingSide<'_> {
     /// The same with its role before the heading.
     pub(crate) fn titled(mut self, role: &str) -> Self {
         self.title = format!("{role}: {}", self.title);
@@ -205,8 +205,8 @@ impl Side<'_> {
 }
 
 /// A layout.
-pub(crate) fn layout_svg(side: &Side<'_>) -> String {
-    let mut page = Page::new();
+pub(crate) fn layout_svg(side: &DrawingSide<'_>) -> String {
+    let mut page = SvgPage::new();
     draw(&mut page, side);
     page.text("note", READING);
     page.finish()
@@ -214,11 +214,11 @@ pub(crate) fn layout_svg(side: &Side<'_>) -> String {
 
 /// Source, destination, and a sample of the runs between them.
 pub(crate) fn plan_svg(
-    source: &Side<'_>,
-    destination: &Side<'_>,
-    (notes, samples): (&[String], &[Sample]),
+    source: &DrawingSide<'_>,
+    destination: &DrawingSide<'_>,
+    (notes, samples): (&[String], &[SampledRun]),
 ) -> String {
-    let mut page = Page::new();
+    let mut page = SvgPage::new();
     draw(&mut page, source);
     page.y += 10;
     draw(&mut page, destination);
@@ -236,7 +236,7 @@ pub(crate) fn plan_svg(
 const READING: &str = "Memory runs from left to right; every row shows what the first cell of the \
                        row above holds.";
 
-fn draw(page: &mut Page, side: &Side<'_>) {
+fn draw(page: &mut SvgPage, side: &DrawingSide<'_>) {
     page.text("title", &side.title);
     for note in &side.notes {
         page.text("note", note);

@@ -3,9 +3,9 @@
 use kvtile::layout::Location;
 
 use super::{
-    icicle::{Cell, Shade, cells},
-    runs::Sample,
-    tree::Node,
+    icicle::{CellShade, DrawnCell, cells},
+    runs::SampledRun,
+    tree::NestingNode,
 };
 use crate::output::Screen;
 
@@ -23,12 +23,12 @@ const PLANES: [(u8, u8); 6] = [
 const MIXED: (u8, u8) = (240, 236);
 
 /// The nesting as rows of cells.
-pub(crate) fn picture(node: &Node, screen: Screen) -> String {
+pub(crate) fn picture(node: &NestingNode, screen: Screen) -> String {
     let cells = cells(node, screen.columns.saturating_sub(3));
     let rows = cells.iter().map(|cell| cell.row + 1).max().unwrap_or(0);
     let mut text = String::new();
     for row in 0..rows {
-        let mut of_row: Vec<&Cell> = cells.iter().filter(|cell| cell.row == row).collect();
+        let mut of_row: Vec<&DrawnCell> = cells.iter().filter(|cell| cell.row == row).collect();
         of_row.sort_by_key(|cell| cell.column);
         let mut line = String::from("  ");
         let mut column = 0;
@@ -53,11 +53,11 @@ pub(crate) fn picture(node: &Node, screen: Screen) -> String {
     text
 }
 
-fn body(cell: &Cell, screen: Screen) -> String {
+fn body(cell: &DrawnCell, screen: Screen) -> String {
     let width = cell.width.saturating_sub(1);
     let label = fitting(&cell.labels, width.saturating_sub(1));
     let used = label.chars().count() + 1;
-    let filler = if cell.shade == Shade::Run && !screen.colours {
+    let filler = if cell.shade == CellShade::Run && !screen.colours {
         "·"
     } else {
         " "
@@ -70,10 +70,10 @@ fn body(cell: &Cell, screen: Screen) -> String {
     let text: String = text.chars().take(width).collect();
     let (bright, dark) = cell.plane.map_or(MIXED, colours_of);
     match cell.shade {
-        Shade::Open => screen.ansi(&format!("48;5;{bright};38;5;255;1"), &text),
-        Shade::Run => screen.ansi(&format!("48;5;{bright};38;5;255"), &text),
-        Shade::Closed => screen.ansi(&format!("48;5;{dark};38;5;252"), &text),
-        Shade::Elided => screen.ansi("48;5;234;38;5;245", &text),
+        CellShade::Open => screen.ansi(&format!("48;5;{bright};38;5;255;1"), &text),
+        CellShade::Run => screen.ansi(&format!("48;5;{bright};38;5;255"), &text),
+        CellShade::Closed => screen.ansi(&format!("48;5;{dark};38;5;252"), &text),
+        CellShade::Elided => screen.ansi("48;5;234;38;5;245", &text),
     }
 }
 
@@ -93,9 +93,9 @@ pub(super) fn fitting(labels: &[String], width: usize) -> &str {
 const RUNS: [u8; 8] = [39, 208, 77, 170, 45, 203, 220, 105];
 
 /// Both sides of a sample of runs, each in the order of its memory.
-pub(crate) fn strips(samples: &[Sample], screen: Screen) -> String {
-    let side = |name: &str, place: fn(&Sample) -> Location| {
-        let mut order: Vec<&Sample> = samples.iter().collect();
+pub(crate) fn strips(samples: &[SampledRun], screen: Screen) -> String {
+    let side = |name: &str, place: fn(&SampledRun) -> Location| {
+        let mut order: Vec<&SampledRun> = samples.iter().collect();
         order.sort_by_key(|run| place(run));
         let mut lines: Vec<String> = Vec::new();
         let mut end: Option<Location> = None;

@@ -8,30 +8,30 @@
 //! All values of a digit look alike inside, so the tree is small for layouts of every size. It is
 //! made of digits, never of the word: two words for the same places give the same tree.
 
-use kvtile::layout::{Axis, Digit, Piece, Step, StridedLayout};
+use kvtile::layout::{AddressStep, Axis, Digit, PlanePiece, StridedLayout};
 
 /// What lies in one place of a layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Node {
+pub(crate) enum NestingNode {
     /// The values of one digit, one after the other.
     Repeat {
         /// The digit.
-        digit: Label,
+        digit: DigitLabel,
         /// How many values it has.
         extent: u64,
         /// From one value to the next.
-        step: Step,
+        step: AddressStep,
         /// What each of them holds.
-        of: Box<Node>,
+        of: Box<NestingNode>,
     },
     /// Planes, or groups of planes, side by side.
-    Parts(Vec<Part>),
+    Parts(Vec<NestingPart>),
     /// Units of one plane in a row.
     Run {
         /// Index of the plane.
         plane: usize,
         /// The digit along which they lie; `None` for a single unit.
-        digit: Option<Label>,
+        digit: Option<DigitLabel>,
         /// How many units.
         units: u64,
         /// Bytes of all of them.
@@ -41,20 +41,20 @@ pub(crate) enum Node {
 
 /// One of several parts side by side.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Part {
+pub(crate) struct NestingPart {
     /// Names of its planes.
     pub(crate) name: String,
     /// The planes.
     pub(crate) planes: Vec<usize>,
     /// Where it starts, relative to the first part.
-    pub(crate) start: Step,
+    pub(crate) start: AddressStep,
     /// What it holds.
-    pub(crate) node: Node,
+    pub(crate) node: NestingNode,
 }
 
 /// How the values of a digit are called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Label {
+pub(crate) struct DigitLabel {
     /// The axis.
     pub(crate) axis: Axis,
     /// Entries of the axis from one value of the digit to the next.
@@ -64,7 +64,7 @@ pub(crate) struct Label {
     pub(crate) skips: u64,
 }
 
-impl Label {
+impl DigitLabel {
     /// `token`, or `token by 16` for a digit that counts sixteens.
     pub(crate) fn name(self) -> String {
         match self.low {
@@ -84,15 +84,15 @@ impl Label {
     }
 }
 
-impl Node {
+impl NestingNode {
     /// The nesting of all of `layout`.
-    pub(crate) fn of(layout: &StridedLayout) -> Node {
+    pub(crate) fn of(layout: &StridedLayout) -> NestingNode {
         let paths = layout
             .planes()
             .enumerate()
-            .map(|(plane, (about, piece))| Path::new(plane, about.name().as_str(), piece))
+            .map(|(plane, (about, piece))| PlanePath::new(plane, about.name().as_str(), piece))
             .zip(layout.planes())
-            .map(|(path, (about, _))| Path {
+            .map(|(path, (about, _))| PlanePath {
                 unit_bytes: about.unit().bytes(),
                 ..path
             })
@@ -103,57 +103,59 @@ impl Node {
     /// Bytes from the first byte of the node to its last.
     pub(crate) fn span(&self) -> u64 {
         match self {
-            Node::Repeat {
+            NestingNode::Repeat {
                 extent, step, of, ..
             } => step
                 .bytes
                 .saturating_mul(extent.saturating_sub(1))
                 .saturating_add(of.span()),
-            Node::Parts(parts) => {
-                let end = |part: &Part| part.start.bytes.saturating_add(part.node.span());
+            NestingNode::Parts(parts) => {
+                let end = |part: &NestingPart| part.start.bytes.saturating_add(part.node.span());
                 parts.iter().map(end).max().unwrap_or(0)
             }
-            Node::Run { bytes, .. } => *bytes,
+            NestingNode::Run { bytes, .. } => *bytes,
         }
     }
 
     /// Bytes of each value of a digit that nothing lies in: padding, or the room of other shards.
     pub(crate) fn unused(&self) -> u64 {
         match self {
-            Node::Repeat { step, of, .. } => step.bytes.saturating_sub(of.span()),
-            Node::Parts(_) | Node::Run { .. } => 0,
+            NestingNode::Repeat { step, of, .. } => step.bytes.saturating_sub(of.span()),
+            NestingNode::Parts(_) | NestingNode::Run { .. } => 0,
         }
     }
 
     /// Planes that lie in this node.
     pub(crate) fn planes(&self) -> Vec<usize> {
         match self {
-            Node::Repeat { of, .. } => of.planes(),
-            Node::Parts(parts) => parts.iter().flat_map(|part| part.planes.clone()).collect(),
-            Node::Run { plane, .. } => vec![*plane],
+            NestingNode::Repeat { of, .. } => of.planes(),
+            NestingNode::Parts(parts) => {
+                parts.iter().flat_map(|part| part.planes.clone()).collect()
+            }
+            NestingNode::Run { plane, .. } => vec![*plane],
         }
     }
 }
 
 /// What is left of one plane's way to its units.
 #[derive(Clone, Debug)]
-struct Path {
+struct PlanePath {
     plane: usize,
     name: String,
-    start: Step,
+    start: AddressStep,
     unit_bytes: u64,
     /// Longest step first.
     digits: Vec<Digit>,
 }
 
-impl Path {
-    fn new(plane: usize, name: &str, piece: &Piece) -> Path {
+impl PlanePath {
+    fn new(plane: usize, name: &str, piece: &PlanePiece) -> PlanePath {
         let mut digits = piece.digits().to_vec();
         digits.sort_by_key(|digit| std::cmp::Reverse(digit.step));
-        Path {
+        PlanePath {
             plane,
             name: name.to_owned(),
-            start: Step {
+            start: AddressStep {
                 regions: piece.region(),
                 bytes: piece.offset(),
             },
@@ -162,11 +164,11 @@ impl Path {
         }
     }
 
-    fn label(&self) -> Option<Label> {
+    fn label(&self) -> Option<DigitLabel> {
         let (first, rest) = self.digits.split_first()?;
         let inner = rest.iter().filter(|d| d.axis == first.axis);
         let above = inner.map(|d| d.low).filter(|&low| low > first.low);
-        Some(Label {
+        Some(DigitLabel {
             axis: first.axis,
             low: first.low,
             skips: above.min().unwrap_or(0),
@@ -174,7 +176,7 @@ impl Path {
     }
 }
 
-fn build(mut paths: Vec<Path>) -> Node {
+fn build(mut paths: Vec<PlanePath>) -> NestingNode {
     paths.sort_by_key(|path| path.start);
     let groups = groups(paths);
     let mut nodes = groups.into_iter().map(|group| {
@@ -182,7 +184,7 @@ fn build(mut paths: Vec<Path>) -> Node {
         let name = names.join(" ");
         let planes = group.iter().map(|path| path.plane).collect();
         let start = group.first().map(|path| path.start).unwrap_or_default();
-        Part {
+        NestingPart {
             name,
             planes,
             start,
@@ -192,22 +194,23 @@ fn build(mut paths: Vec<Path>) -> Node {
     match (nodes.next(), nodes.next()) {
         (Some(only), None) => only.node,
         (first, second) => {
-            let mut parts: Vec<Part> = first.into_iter().chain(second).chain(nodes).collect();
+            let mut parts: Vec<NestingPart> =
+                first.into_iter().chain(second).chain(nodes).collect();
             let origin = parts.first().map(|part| part.start).unwrap_or_default();
             for part in &mut parts {
-                part.start = Step {
+                part.start = AddressStep {
                     regions: part.start.regions.saturating_sub(origin.regions),
                     bytes: part.start.bytes.saturating_sub(origin.bytes),
                 };
             }
-            Node::Parts(parts)
+            NestingNode::Parts(parts)
         }
     }
 }
 
 /// Neighbours that share their slowest digit and lie within one step of it.
-fn groups(paths: Vec<Path>) -> Vec<Vec<Path>> {
-    let mut groups: Vec<Vec<Path>> = Vec::new();
+fn groups(paths: Vec<PlanePath>) -> Vec<Vec<PlanePath>> {
+    let mut groups: Vec<Vec<PlanePath>> = Vec::new();
     for path in paths {
         let belongs = groups.last().and_then(|group| {
             let first = group.first()?;
@@ -227,24 +230,24 @@ fn groups(paths: Vec<Path>) -> Vec<Vec<Path>> {
 }
 
 /// Paths of one group: their common digit, then the rest.
-fn level(mut group: Vec<Path>) -> Node {
+fn level(mut group: Vec<PlanePath>) -> NestingNode {
     let (digit, label) = match group.first() {
         Some(first) => match (first.digits.first(), first.label()) {
             (Some(digit), Some(label)) => (*digit, label),
             _ => return run(first, 1, None),
         },
-        None => return Node::Parts(Vec::new()),
+        None => return NestingNode::Parts(Vec::new()),
     };
     if let [only] = group.as_slice()
         && only.digits.len() == 1
-        && digit.step == Step::bytes(only.unit_bytes)
+        && digit.step == AddressStep::bytes(only.unit_bytes)
     {
         return run(only, digit.extent, Some(label));
     }
     for path in &mut group {
         path.digits.remove(0);
     }
-    Node::Repeat {
+    NestingNode::Repeat {
         digit: label,
         extent: digit.extent,
         step: digit.step,
@@ -252,8 +255,8 @@ fn level(mut group: Vec<Path>) -> Node {
     }
 }
 
-fn run(path: &Path, units: u64, digit: Option<Label>) -> Node {
-    Node::Run {
+fn run(path: &PlanePath, units: u64, digit: Option<DigitLabel>) -> NestingNode {
+    NestingNode::Run {
         plane: path.plane,
         digit,
         units,
@@ -273,21 +276,21 @@ mod tests {
         let word: Word = word.parse().unwrap();
         let layout = StridedLayout::resolve(&word, &shape, 1).unwrap();
         let mut lines = Vec::new();
-        walk(&Node::of(&layout), "", &mut lines);
+        walk(&NestingNode::of(&layout), "", &mut lines);
         lines
     }
 
-    fn walk(node: &Node, before: &str, lines: &mut Vec<String>) {
+    fn walk(node: &NestingNode, before: &str, lines: &mut Vec<String>) {
         match node {
-            Node::Repeat {
+            NestingNode::Repeat {
                 digit, extent, of, ..
             } => walk(of, &format!("{before}{}:{extent} ", digit.name()), lines),
-            Node::Parts(parts) => {
+            NestingNode::Parts(parts) => {
                 for part in parts {
                     walk(&part.node, &format!("{before}[{}] ", part.name), lines);
                 }
             }
-            Node::Run { digit, units, .. } => {
+            NestingNode::Run { digit, units, .. } => {
                 let name = digit.map(|d| d.name()).unwrap_or_default();
                 lines.push(format!("{before}run {name}:{units}"));
             }
@@ -313,8 +316,8 @@ mod tests {
             let word: Word = word.parse().unwrap();
             StridedLayout::resolve(&word, &shape, 1).unwrap()
         };
-        assert_eq!(Node::of(&layout("BLKNHC")).unused(), 0);
-        let padded = Node::of(&layout("B@64LKNHC"));
+        assert_eq!(NestingNode::of(&layout("BLKNHC")).unused(), 0);
+        let padded = NestingNode::of(&layout("B@64LKNHC"));
         assert_eq!((padded.unused(), padded.span()), (4, 3 * 64 + 60));
     }
 
@@ -335,7 +338,7 @@ mod tests {
             lines[0],
             "layer:32 [k] block:128 head:8 content by 8:16 token:16 run content:8"
         );
-        let tile = Label {
+        let tile = DigitLabel {
             axis: Axis::C,
             low: 8,
             skips: 0,
@@ -350,12 +353,12 @@ mod tests {
         let word: Word = "BLHKN16NC".parse().unwrap();
         let layout = StridedLayout::resolve(&word, &shape, 1).unwrap();
         let mut lines = Vec::new();
-        walk(&Node::of(&layout), "", &mut lines);
+        walk(&NestingNode::of(&layout), "", &mut lines);
         assert_eq!(lines[0], "[k] token:16 token by 16:4 run content:4");
-        let Node::Parts(parts) = Node::of(&layout) else {
+        let NestingNode::Parts(parts) = NestingNode::of(&layout) else {
             panic!("K and V lie side by side");
         };
-        let Node::Repeat { digit, .. } = &parts[0].node else {
+        let NestingNode::Repeat { digit, .. } = &parts[0].node else {
             panic!("tokens come first");
         };
         assert_eq!(digit.value(3), "3,19…");

@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use kvtile::{
-    identity::{Identity, LogicalIdentity},
+    identity::{BlockIdentity, Identity},
     saved::SavedCache,
     transfer::{SavedError, TransferError},
 };
 
-use self::report::{Against, Blocks, FailedReport, Report};
+use self::report::{ChecksumReport, FailedReport, IdentityComparison, InspectReport};
 use crate::{
     error::CliError,
-    files::{self, Whole},
+    files::{self, WholeFile},
     output::{self, Screen},
 };
 
@@ -65,7 +65,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
                     .to_owned(),
         });
     }
-    let file = Whole::of(&args.file)?;
+    let file = WholeFile::of(&args.file)?;
     let cache = match SavedCache::inspect(file.path()) {
         Ok(cache) => cache,
         Err(error) => {
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
         true => None,
         false => Some(check(&cache)?),
     };
-    let report = Report::of(&args.file, &cache, blocks, against);
+    let report = InspectReport::of(&args.file, &cache, blocks, against);
     if args.json {
         output::print_json(&report)?;
     } else {
@@ -96,29 +96,29 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
     }
 }
 
-fn check(cache: &SavedCache) -> Result<Blocks, CliError> {
+fn check(cache: &SavedCache) -> Result<ChecksumReport, CliError> {
     let bar = output::progress(cache.num_blocks() as u64, "checking blocks");
     let checks = cache.check_blocks(|done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
-    Ok(Blocks::of(&checks))
+    Ok(ChecksumReport::of(&checks))
 }
 
-fn compare(cache: &SavedCache, path: &Path) -> Result<Against, CliError> {
+fn compare(cache: &SavedCache, path: &Path) -> Result<IdentityComparison, CliError> {
     let theirs = identity_of(path)?;
     let differences = cache.header().identity.differences(&theirs);
-    Ok(Against::new(path, &theirs, differences))
+    Ok(IdentityComparison::new(path, &theirs, differences))
 }
 
 /// The identity of a saved cache, or one from a JSON file.
-fn identity_of(path: &Path) -> Result<LogicalIdentity, CliError> {
-    let file = Whole::of(path)?;
+fn identity_of(path: &Path) -> Result<Identity, CliError> {
+    let file = WholeFile::of(path)?;
     match SavedCache::inspect(file.path()) {
         Ok(cache) => return Ok(cache.header().identity.clone()),
         Err(TransferError::Saved(SavedError::NotASavedCache { .. })) => {}
         Err(error) => return Err(error.into()),
     }
     let text = files::read(file.path(), IDENTITY_BYTES_MAX)?;
-    let whole: Result<Identity, _> = serde_json::from_str(&text);
+    let whole: Result<BlockIdentity, _> = serde_json::from_str(&text);
     if let Ok(identity) = whole {
         return Ok(identity.logical);
     }

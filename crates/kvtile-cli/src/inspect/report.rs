@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 
 use kvtile::{
-    identity::{Difference, Fingerprint, LogicalIdentity},
-    layout::{Shape, Shown, Word},
+    identity::{Difference, Fingerprint, Identity},
+    layout::{Shape, ShownText, Word},
     saved::{BlockCheck, SavedCache},
     transfer::{CopyError, SavedError, TransferError},
 };
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     layout::shape_text,
-    output::{Align, Screen, Table, bytes, thousands},
+    output::{Align, Screen, TextTable, bytes, thousands},
 };
 
 /// Most bad blocks in a list.
@@ -23,12 +23,12 @@ const NOTE_CHARACTERS_MAX: usize = 200;
 
 /// A saved cache, as a report.
 #[derive(Serialize)]
-pub(super) struct Report<'a> {
+pub(super) struct InspectReport<'a> {
     path: &'a Path,
     /// `whole`, `damaged`, `refused`, or `unchecked` where the blocks were not read.
     verdict: &'static str,
     file_bytes: u64,
-    identity: &'a LogicalIdentity,
+    identity: &'a Identity,
     identity_fingerprint: Fingerprint,
     block_layout_fingerprint: Fingerprint,
     word: &'a Word,
@@ -40,9 +40,9 @@ pub(super) struct Report<'a> {
     data_bytes: u64,
     notes: &'a BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    blocks: Option<Blocks>,
+    blocks: Option<ChecksumReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    against: Option<Against>,
+    against: Option<IdentityComparison>,
 }
 
 /// A file that could not be opened as a saved cache.
@@ -85,27 +85,27 @@ fn shortened(note: &str) -> String {
 
 /// The outcome of the checksums.
 #[derive(Serialize)]
-pub(super) struct Blocks {
+pub(super) struct ChecksumReport {
     checked: usize,
-    bad: Vec<BadBlock>,
+    bad: Vec<BadSavedBlock>,
 }
 
 #[derive(Serialize)]
-struct BadBlock {
+struct BadSavedBlock {
     block: usize,
     problem: String,
 }
 
-impl Blocks {
-    pub(super) fn of(checks: &[BlockCheck]) -> Blocks {
+impl ChecksumReport {
+    pub(super) fn of(checks: &[BlockCheck]) -> ChecksumReport {
         let bad = checks.iter().filter_map(|check| {
             let problem = check.result.as_ref().err()?.to_string();
-            Some(BadBlock {
+            Some(BadSavedBlock {
                 block: check.block,
                 problem,
             })
         });
-        Blocks {
+        ChecksumReport {
             checked: checks.len(),
             bad: bad.collect(),
         }
@@ -114,33 +114,33 @@ impl Blocks {
 
 /// A comparison with another identity.
 #[derive(Serialize)]
-pub(super) struct Against {
+pub(super) struct IdentityComparison {
     path: std::path::PathBuf,
     model: String,
     equal: bool,
     /// In a fixed order; a load fails with the first one.
-    differences: Vec<Differing>,
+    differences: Vec<DifferingField>,
 }
 
 #[derive(Serialize)]
-struct Differing {
+struct DifferingField {
     field: String,
     here: String,
     there: String,
 }
 
-impl Against {
+impl IdentityComparison {
     pub(super) fn new(
         path: &Path,
-        theirs: &LogicalIdentity,
+        theirs: &Identity,
         differences: Vec<Difference>,
-    ) -> Against {
-        let differing = |difference: Difference| Differing {
+    ) -> IdentityComparison {
+        let differing = |difference: Difference| DifferingField {
             field: difference.field,
             here: difference.ours,
             there: difference.theirs,
         };
-        Against {
+        IdentityComparison {
             path: path.to_owned(),
             model: theirs.model().to_owned(),
             equal: differences.is_empty(),
@@ -149,13 +149,13 @@ impl Against {
     }
 }
 
-impl<'a> Report<'a> {
+impl<'a> InspectReport<'a> {
     pub(super) fn of(
         path: &'a Path,
         cache: &'a SavedCache,
-        blocks: Option<Blocks>,
-        against: Option<Against>,
-    ) -> Report<'a> {
+        blocks: Option<ChecksumReport>,
+        against: Option<IdentityComparison>,
+    ) -> InspectReport<'a> {
         let header = cache.header();
         let bad = blocks.as_ref().is_some_and(|blocks| !blocks.bad.is_empty());
         let differs = against.as_ref().is_some_and(|against| !against.equal);
@@ -165,7 +165,7 @@ impl<'a> Report<'a> {
             (false, false, None) => "unchecked",
             (false, false, Some(_)) => "whole",
         };
-        Report {
+        InspectReport {
             path,
             verdict,
             file_bytes: cache.file_bytes(),
@@ -199,19 +199,19 @@ impl<'a> Report<'a> {
         let first = against.differences.first()?;
         Some(format!(
             "refused against {}: {} differs: {} here, {} there",
-            Shown(&against.path.display().to_string()),
-            Shown(&first.field),
-            Shown(&first.here),
-            Shown(&first.there)
+            ShownText(&against.path.display().to_string()),
+            ShownText(&first.field),
+            ShownText(&first.here),
+            ShownText(&first.there)
         ))
     }
 
     /// The report as text.
     pub(super) fn text(&self, screen: Screen) -> String {
         let path = self.path.display().to_string();
-        let mut text = screen.bold(&Shown(&path).to_string());
+        let mut text = screen.bold(&ShownText(&path).to_string());
         text.push('\n');
-        let mut table = Table::bare([Align::Left, Align::Left]);
+        let mut table = TextTable::bare([Align::Left, Align::Left]);
         let mut fact = |name: &str, value: String| table.row([name.to_owned(), value]);
         fact("model", self.identity.model().to_owned());
         fact("revision", self.identity.revision().to_owned());
@@ -236,7 +236,7 @@ impl<'a> Report<'a> {
         }
         text.push_str(&table.text());
         for bad in self.blocks.iter().flat_map(|b| &b.bad).take(BAD_SHOWN) {
-            let _ = writeln!(text, "    {}", Shown(&bad.problem));
+            let _ = writeln!(text, "    {}", ShownText(&bad.problem));
         }
         if let Some(against) = self.against.as_ref().filter(|against| !against.equal) {
             text.push('\n');
@@ -255,10 +255,10 @@ impl<'a> Report<'a> {
     fn blocks_text(&self) -> String {
         match &self.blocks {
             None => format!("{}, not checked", thousands(self.shape.num_blocks())),
-            Some(Blocks { checked, bad }) if bad.is_empty() => {
+            Some(ChecksumReport { checked, bad }) if bad.is_empty() => {
                 format!("all {} checksums hold", thousands(*checked as u64))
             }
-            Some(Blocks { checked, bad }) => {
+            Some(ChecksumReport { checked, bad }) => {
                 format!(
                     "{} of {} checksums fail",
                     bad.len(),
@@ -269,7 +269,7 @@ impl<'a> Report<'a> {
     }
 }
 
-impl Against {
+impl IdentityComparison {
     fn summary(&self) -> String {
         let path = self.path.display();
         match self.differences.first() {
@@ -284,7 +284,7 @@ impl Against {
             ("here", Align::Left),
             ("there", Align::Left),
         ];
-        let mut table = Table::new(columns);
+        let mut table = TextTable::new(columns);
         for differing in &self.differences {
             table.row([
                 differing.field.clone(),

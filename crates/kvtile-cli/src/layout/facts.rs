@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::words::{axis_text, nesting, shape_text};
 use crate::{
-    draw::{self, Node, Side},
-    output::{Align, Screen, Table, bytes, count, thousands},
+    draw::{self, DrawingSide, NestingNode},
+    output::{Align, Screen, TextTable, bytes, count, thousands},
 };
 
 /// One layout for one shape, as a report.
@@ -19,21 +19,21 @@ use crate::{
 pub(crate) struct LayoutFacts {
     /// The facts of the preset, where the user gave its name.
     #[serde(flatten)]
-    known: Option<Known>,
+    known: Option<PresetFacts>,
     /// `None` for explicit strides.
     word: Option<String>,
     long_form: String,
     shape: Shape,
     alignment: u64,
-    regions: Regions,
-    bytes: Bytes,
-    contiguous: Contiguous,
+    regions: RegionFacts,
+    bytes: LayoutBytes,
+    contiguous: ContiguousFacts,
     planes: Vec<PlaneFacts>,
 }
 
 /// The origin of a known layout.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Known {
+pub(crate) struct PresetFacts {
     pub(crate) name: String,
     case: String,
     evidence: Evidence,
@@ -42,18 +42,18 @@ pub(crate) struct Known {
     note: Option<String>,
 }
 
-impl Known {
+impl PresetFacts {
     /// The facts of a layout that the user gave by name.
-    pub(crate) fn asked(asked: &AskedLayout) -> Option<Known> {
+    pub(crate) fn asked(asked: &AskedLayout) -> Option<PresetFacts> {
         match asked {
             AskedLayout::Word(_) => None,
-            AskedLayout::Known(preset) => Some(Known::of(preset)),
+            AskedLayout::Known(preset) => Some(PresetFacts::of(preset)),
         }
     }
 
     /// The facts of a preset.
-    fn of(preset: &Preset) -> Known {
-        Known {
+    fn of(preset: &Preset) -> PresetFacts {
+        PresetFacts {
             name: preset.name.clone(),
             case: preset.case.clone(),
             evidence: preset.evidence,
@@ -65,7 +65,7 @@ impl Known {
 
 /// How many regions there are.
 #[derive(Debug, Serialize)]
-struct Regions {
+struct RegionFacts {
     count: usize,
     /// Bytes of the largest.
     bytes_max: u64,
@@ -75,7 +75,7 @@ struct Regions {
 
 /// All bytes of the layout.
 #[derive(Debug, Serialize)]
-struct Bytes {
+struct LayoutBytes {
     total: u64,
     payload: u64,
     padding: u64,
@@ -84,7 +84,7 @@ struct Bytes {
 
 /// The contiguous parts.
 #[derive(Debug, Serialize)]
-struct Contiguous {
+struct ContiguousFacts {
     /// A block with all layers and planes.
     block: bool,
     /// One layer of a block with all planes.
@@ -106,7 +106,7 @@ struct PlaneFacts {
 
 impl LayoutFacts {
     /// The facts of `layout`. Sizes fit, because the layout exists.
-    pub(crate) fn of(layout: &StridedLayout, known: Option<Known>) -> LayoutFacts {
+    pub(crate) fn of(layout: &StridedLayout, known: Option<PresetFacts>) -> LayoutFacts {
         let regions = layout.region_bytes();
         let total: u64 = regions.iter().sum();
         let shape = layout.shape();
@@ -134,18 +134,18 @@ impl LayoutFacts {
                 .map_or_else(|| "explicit strides".to_owned(), |word| word.long_form()),
             shape: shape.clone(),
             alignment: layout.alignment(),
-            regions: Regions {
+            regions: RegionFacts {
                 count: regions.len(),
                 bytes_max: regions.iter().copied().max().unwrap_or(0),
                 bytes_min: regions.iter().copied().min().unwrap_or(0),
             },
-            bytes: Bytes {
+            bytes: LayoutBytes {
                 total,
                 payload,
                 padding: total.saturating_sub(payload),
                 payload_per_block: shape.block_bytes().unwrap_or(0),
             },
-            contiguous: Contiguous {
+            contiguous: ContiguousFacts {
                 block: layout.blocks_are_contiguous(),
                 layer_of_block: layout.page_span(0, 0).is_ok(),
                 plane_of_layer,
@@ -164,12 +164,12 @@ impl LayoutFacts {
     }
 
     /// One side of a drawing.
-    pub(crate) fn side<'a>(&self, node: &'a Node) -> Side<'a> {
+    pub(crate) fn side<'a>(&self, node: &'a NestingNode) -> DrawingSide<'a> {
         let title = match &self.known {
             Some(known) => format!("{}   {}", self.word(), known.name),
             None => self.word().to_owned(),
         };
-        Side {
+        DrawingSide {
             title,
             notes: vec![
                 self.long_form.clone(),
@@ -180,9 +180,9 @@ impl LayoutFacts {
     }
 
     /// The report as text.
-    pub(crate) fn text(&self, node: &Node, screen: Screen) -> String {
+    pub(crate) fn text(&self, node: &NestingNode, screen: Screen) -> String {
         let mut text = self.heading(screen);
-        let mut facts = Table::bare([Align::Left, Align::Left]);
+        let mut facts = TextTable::bare([Align::Left, Align::Left]);
         let mut fact = |name: &str, value: String| facts.row([name.to_owned(), value]);
         if let Some(known) = &self.known {
             fact("is", known.case.clone());
@@ -236,7 +236,7 @@ impl LayoutFacts {
     }
 
     fn regions_text(&self) -> String {
-        let Regions {
+        let RegionFacts {
             count: many,
             bytes_max,
             bytes_min,
@@ -292,7 +292,7 @@ impl LayoutFacts {
     fn digits_table(&self) -> String {
         let mut text = String::new();
         for plane in &self.planes {
-            let mut table = Table::bare([Align::Left, Align::Right, Align::Right, Align::Left]);
+            let mut table = TextTable::bare([Align::Left, Align::Right, Align::Right, Align::Left]);
             for digit in &plane.digits {
                 let (stride, kind) = match digit.step.regions {
                     0 => (thousands(digit.step.bytes), "bytes"),

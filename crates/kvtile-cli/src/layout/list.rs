@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     error::CliError,
     known,
-    output::{self, Align, Screen, Table},
+    output::{self, Align, Screen, TextTable},
 };
 
 /// A known layout, as a report.
@@ -163,15 +163,15 @@ pub(super) fn layouts(filters: &[String], json: bool) -> Result<(), CliError> {
 /// Up to this many layouts are listed with all details.
 const DETAILED: usize = 6;
 
-fn table() -> Table {
-    Table::bare([Align::Left, Align::Left, Align::Left])
+fn table() -> TextTable {
+    TextTable::bare([Align::Left, Align::Left, Align::Left])
 }
 
-fn flush(text: &mut String, rows: &mut Table) {
+fn flush(text: &mut String, rows: &mut TextTable) {
     text.push_str(&std::mem::replace(rows, table()).text());
 }
 
-fn details(row: &LayoutRow<'_>, rows: &mut Table, text: &mut String, screen: Screen) {
+fn details(row: &LayoutRow<'_>, rows: &mut TextTable, text: &mut String, screen: Screen) {
     flush(text, rows);
     let lines = [
         Some(row.case),
@@ -213,7 +213,7 @@ pub(super) fn models(filters: &[String], json: bool) -> Result<(), CliError> {
     if json {
         return output::print_json(&wanted);
     }
-    let mut table = Table::new([
+    let mut table = TextTable::new([
         ("model", Align::Left),
         ("layers", Align::Right),
         ("cache", Align::Left),

@@ -13,11 +13,11 @@ use kvtile::{
 };
 
 pub(crate) use self::{
-    facts::{Known, LayoutFacts},
+    facts::{LayoutFacts, PresetFacts},
     words::shape_text,
 };
 use crate::{
-    draw::{self, Node},
+    draw::{self, NestingNode},
     error::CliError,
     files::OutputFile,
     known,
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &LayoutArgs) -> Result<(), CliError> {
 /// explicit strides.
 #[must_use]
 pub fn layout_picture(layout: &StridedLayout, word: &Word) -> String {
-    let node = Node::of(layout);
+    let node = NestingNode::of(layout);
     let facts = LayoutFacts::of(layout, None).called(word);
     draw::layout_svg(&facts.side(&node))
 }
@@ -117,8 +117,8 @@ fn explain(args: &LayoutArgs) -> Result<(), CliError> {
     for word in &args.words {
         let asked = AskedLayout::parse(word)?;
         let layout = known::resolve(&asked, &args.shape)?;
-        let facts = LayoutFacts::of(&layout, Known::asked(&asked));
-        let node = Node::of(&layout);
+        let facts = LayoutFacts::of(&layout, PresetFacts::asked(&asked));
+        let node = NestingNode::of(&layout);
         if let Some(file) = svg.take() {
             file.finish(&draw::layout_svg(&facts.side(&node)))?;
         }

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use kvtile::layout::{Digit, Shape};
 
 use crate::{
-    draw::{Node, Part},
-    output::{Align, Table, count, thousands},
+    draw::{NestingNode, NestingPart},
+    output::{Align, TextTable, count, thousands},
 };
 
 /// `N` for a whole axis, `N/16` for groups of sixteen.
@@ -54,16 +54,16 @@ pub(crate) fn shape_text(shape: &Shape) -> String {
 }
 
 /// The nesting as an outline.
-pub(super) fn nesting(node: &Node, names: &[String]) -> String {
-    let mut table = Table::bare([Align::Left, Align::Right, Align::Left]);
+pub(super) fn nesting(node: &NestingNode, names: &[String]) -> String {
+    let mut table = TextTable::bare([Align::Left, Align::Right, Align::Left]);
     outline(node, 0, names, &mut table);
     table.text()
 }
 
-fn outline(node: &Node, depth: usize, names: &[String], table: &mut Table) {
+fn outline(node: &NestingNode, depth: usize, names: &[String], table: &mut TextTable) {
     let indent = "  ".repeat(depth);
     match node {
-        Node::Repeat {
+        NestingNode::Repeat {
             digit,
             extent,
             step,
@@ -90,8 +90,8 @@ fn outline(node: &Node, depth: usize, names: &[String], table: &mut Table) {
             ]);
             outline(of, depth + 1, names, table);
         }
-        Node::Parts(parts) => {
-            for Part {
+        NestingNode::Parts(parts) => {
+            for NestingPart {
                 name, start, node, ..
             } in parts
             {
@@ -105,7 +105,7 @@ fn outline(node: &Node, depth: usize, names: &[String], table: &mut Table) {
                 outline(node, depth + 1, names, table);
             }
         }
-        Node::Run {
+        NestingNode::Run {
             plane,
             digit,
             units,

@@ -16,7 +16,7 @@ pub use progress::progress;
 pub(crate) use said::{begin, take_result};
 pub use said::{is_quiet, note};
 use serde::Serialize;
-pub use table::{Align, Table};
+pub use table::{Align, TextTable};
 
 use crate::error::CliError;
 

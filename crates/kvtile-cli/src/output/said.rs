@@ -31,7 +31,7 @@ pub fn is_quiet() -> bool {
 /// Writes a line to standard error with `--verbose`.
 pub fn note(text: impl FnOnce() -> String) {
     if VERBOSE.get() {
-        super::print_error(&format!("{}\n", kvtile::layout::Shown(&text())));
+        super::print_error(&format!("{}\n", kvtile::layout::ShownText(&text())));
     }
 }
 

@@ -2,7 +2,7 @@
 //! from files, so the table escapes characters that a terminal obeys, including line breaks.
 
 use console::measure_text_width;
-use kvtile::layout::Shown;
+use kvtile::layout::ShownText;
 
 /// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,16 +15,16 @@ pub enum Align {
 
 /// A table under construction.
 #[derive(Debug)]
-pub struct Table {
+pub struct TextTable {
     aligns: Vec<Align>,
     rows: Vec<Vec<String>>,
     indent: usize,
 }
 
-impl Table {
+impl TextTable {
     /// A table with this first row.
-    pub fn new<const N: usize>(header: [(&str, Align); N]) -> Table {
-        Table {
+    pub fn new<const N: usize>(header: [(&str, Align); N]) -> TextTable {
+        TextTable {
             aligns: header.iter().map(|(_, align)| *align).collect(),
             rows: vec![header.iter().map(|(text, _)| (*text).to_owned()).collect()],
             indent: 2,
@@ -32,8 +32,8 @@ impl Table {
     }
 
     /// A table without a header.
-    pub fn bare<const N: usize>(aligns: [Align; N]) -> Table {
-        Table {
+    pub fn bare<const N: usize>(aligns: [Align; N]) -> TextTable {
+        TextTable {
             aligns: aligns.to_vec(),
             rows: Vec::new(),
             indent: 2,
@@ -42,7 +42,7 @@ impl Table {
 
     /// Adds a row.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        let shown = cells.iter().map(|cell| Shown(cell).to_string());
+        let shown = cells.iter().map(|cell| ShownText(cell).to_string());
         self.rows.push(shown.collect());
     }
 
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let mut table = Table::new([("name", Align::Left), ("bytes", Align::Right)]);
+        let mut table = TextTable::new([("name", Align::Left), ("bytes", Align::Right)]);
         table.row(["a long name".to_owned(), "7".to_owned()]);
         let expected = "  name         bytes\n  a long name      7\n";
         assert_eq!(table.text(), expected);

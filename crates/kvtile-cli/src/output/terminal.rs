@@ -7,7 +7,7 @@
 
 use std::fmt::Write;
 
-use kvtile::layout::Shown;
+use kvtile::layout::ShownText;
 
 /// Most characters between the escape character and the `m` of a colour.
 const COLOUR_CHARACTERS_MAX: usize = 24;
@@ -28,7 +28,7 @@ pub(super) fn for_terminal(text: &str, wanted: bool) -> String {
             here if length > 1 && here.starts_with('\u{1b}') => safe.push_str(here),
             here => {
                 // Writing to a string cannot fail.
-                let _ = write!(safe, "{}", Shown(here));
+                let _ = write!(safe, "{}", ShownText(here));
             }
         }
         rest = after;
@@ -52,7 +52,7 @@ pub(super) fn json_for_terminal(json: &str) -> String {
     for character in json.chars() {
         let mut text = [0; 4];
         let text = character.encode_utf8(&mut text);
-        if character == '\n' || Shown(text).is_plain() {
+        if character == '\n' || ShownText(text).is_plain() {
             safe.push(character);
             continue;
         }

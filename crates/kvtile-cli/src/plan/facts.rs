@@ -2,13 +2,13 @@
 
 use std::fmt::Write as _;
 
-use kvtile::layout::{CopyPlan, Loop, Nest, Step};
+use kvtile::layout::{AddressStep, CopyPlan, Loop, Nest};
 use serde::Serialize;
 
 use crate::{
-    draw::{self, Node, Sample},
+    draw::{self, NestingNode, SampledRun},
     layout::LayoutFacts,
-    output::{Align, Screen, Table, bytes, count, thousands},
+    output::{Align, Screen, TextTable, bytes, count, thousands},
 };
 
 /// A plan and both of its sides.
@@ -59,8 +59,8 @@ struct NestReport {
 struct LoopReport {
     axes: String,
     extent: u64,
-    source: Step,
-    destination: Step,
+    source: AddressStep,
+    destination: AddressStep,
 }
 
 impl PlanFacts<'_> {
@@ -107,8 +107,8 @@ impl PlanFacts<'_> {
     /// The report as text.
     pub(super) fn text(
         &self,
-        (source, destination): (&Node, &Node),
-        samples: &[Sample],
+        (source, destination): (&NestingNode, &NestingNode),
+        samples: &[SampledRun],
         screen: Screen,
     ) -> String {
         let mut text = format!("{}\n", screen.bold("Plan"));
@@ -167,7 +167,7 @@ fn judgement(longest: u64, shortest: u64) -> &'static str {
 }
 
 fn nest_text(nest: &Nest) -> String {
-    let mut table = Table::new([
+    let mut table = TextTable::new([
         ("", Align::Left),
         ("times", Align::Right),
         ("source step", Align::Right),
@@ -193,7 +193,7 @@ fn nest_text(nest: &Nest) -> String {
     format!("{}  {run}\n", table.text())
 }
 
-fn step_text(step: Step) -> String {
+fn step_text(step: AddressStep) -> String {
     match (step.regions, step.bytes) {
         (0, bytes) => count(bytes),
         (1, 0) => "1 region".to_owned(),

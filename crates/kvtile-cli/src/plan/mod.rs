@@ -13,15 +13,15 @@ use kvtile::{
 
 use self::facts::PlanFacts;
 use crate::{
-    draw::{self, Node},
+    draw::{self, NestingNode},
     error::CliError,
     files::OutputFile,
     known,
-    layout::{Known, LayoutFacts},
+    layout::{LayoutFacts, PresetFacts},
     numbers,
     output::{self, Screen},
-    ranges::{IndexList, Range},
-    shape_args::{Override, ShapeArgs},
+    ranges::{IndexList, IndexRange},
+    shape_args::{ShapeArgs, SideOverride},
 };
 
 /// The end of `--help`.
@@ -74,16 +74,16 @@ pub(crate) struct SelectionArgs {
     destination_blocks: Option<IndexList>,
     /// Only these layers, on both sides, for instance 0..8
     #[arg(long, value_name = "RANGE")]
-    layer_range: Option<Range>,
+    layer_range: Option<IndexRange>,
     /// Only these tokens of every block, on both sides
     #[arg(long, value_name = "RANGE")]
-    token_range: Option<Range>,
+    token_range: Option<IndexRange>,
     /// Heads of the source, by its own numbers
     #[arg(long, value_name = "RANGE")]
-    source_heads: Option<Range>,
+    source_heads: Option<IndexRange>,
     /// Heads of the destination, by its own numbers
     #[arg(long, value_name = "RANGE")]
-    destination_heads: Option<Range>,
+    destination_heads: Option<IndexRange>,
 }
 
 /// The options in which the sides differ.
@@ -121,7 +121,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
     let svg = OutputFile::open_some(args.svg.as_ref())?;
     let source = known::resolve(
         &from,
-        &args.shape.with(Override {
+        &args.shape.with(SideOverride {
             page_size: sides.source_page_size,
             tp: sides.source_tp,
             rank: sides.source_rank,
@@ -129,7 +129,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
     )?;
     let destination = known::resolve(
         &to,
-        &args.shape.with(Override {
+        &args.shape.with(SideOverride {
             page_size: sides.destination_page_size,
             tp: sides.destination_tp,
             rank: sides.destination_rank,
@@ -139,12 +139,12 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
     let plan = CopyPlan::new(&source, &destination, &selection)?;
     let samples = draw::sample(&plan);
     let facts = PlanFacts {
-        source: LayoutFacts::of(&source, Known::asked(&from)),
-        destination: LayoutFacts::of(&destination, Known::asked(&to)),
+        source: LayoutFacts::of(&source, PresetFacts::asked(&from)),
+        destination: LayoutFacts::of(&destination, PresetFacts::asked(&to)),
         blocks: selection.pairs.len(),
         plan: &plan,
     };
-    let nodes = (Node::of(&source), Node::of(&destination));
+    let nodes = (NestingNode::of(&source), NestingNode::of(&destination));
     let standard = svg.as_ref().is_some_and(OutputFile::is_standard);
     if let Some(file) = svg {
         file.finish(&drawing(&facts, (&nodes.0, &nodes.1), &samples))?;
@@ -205,11 +205,15 @@ pub fn plan_picture(
         blocks,
         plan,
     };
-    let nodes = (Node::of(source), Node::of(destination));
+    let nodes = (NestingNode::of(source), NestingNode::of(destination));
     drawing(&facts, (&nodes.0, &nodes.1), &draw::sample(plan))
 }
 
-fn drawing(facts: &PlanFacts<'_>, nodes: (&Node, &Node), samples: &[draw::Sample]) -> String {
+fn drawing(
+    facts: &PlanFacts<'_>,
+    nodes: (&NestingNode, &NestingNode),
+    samples: &[draw::SampledRun],
+) -> String {
     draw::plan_svg(
         &facts.source.side(nodes.0).titled("Source"),
         &facts.destination.side(nodes.1).titled("Destination"),

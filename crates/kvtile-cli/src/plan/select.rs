@@ -3,7 +3,7 @@
 use kvtile::layout::{BlockPair, RangePair, Selection, Shape};
 
 use super::SelectionArgs;
-use crate::{error::CliError, ranges::Range};
+use crate::{error::CliError, ranges::IndexRange};
 
 /// Number of blocks by default.
 const BLOCKS_DEFAULT: u64 = 8;
@@ -23,7 +23,7 @@ pub(super) fn selection(
         }
         (None, false) => sequence(args, source, destination)?,
     };
-    if let Some(Range { start, count }) = args.layer_range {
+    if let Some(IndexRange { start, count }) = args.layer_range {
         selection.layers = Some(RangePair::same(start, count));
     }
     selection.heads = heads(args, source, destination)?;
@@ -46,7 +46,7 @@ fn lists(args: &SelectionArgs, held: u64) -> (Vec<u64>, Vec<u64>) {
 
 /// The same tokens of every block on both sides.
 fn part_of_pages(
-    tokens: Range,
+    tokens: IndexRange,
     args: &SelectionArgs,
     source: &Shape,
     destination: &Shape,

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::report::Report;
+use super::report::ReplayReport;
 use crate::output::thousands;
 
 /// Pixels from one row of text to the next.
@@ -117,11 +117,11 @@ impl ChartScale {
 }
 
 /// The curves of all policies and bounds: one picture for wide screens and one for narrow ones.
-pub(super) fn curves(report: &Report) -> String {
+pub(super) fn curves(report: &ReplayReport) -> String {
     [WIDE, NARROW].map(|frame| picture(report, frame)).concat()
 }
 
-fn picture(report: &Report, frame: ChartFrame) -> String {
+fn picture(report: &ReplayReport, frame: ChartFrame) -> String {
     let capacities = report.capacities();
     let rows = report.runs.iter().chain(&report.bounds);
     let ratios: Vec<f64> = rows.map(|run| run.block_hit_ratio).collect();

@@ -19,12 +19,12 @@ use kvtile::{
     },
     tiers::{
         cache::CacheSettings,
-        replay::{DryCache, RealCache, Totals, Trace, TraceLimits, belady, infinite, replay},
+        replay::{DryCache, RealCache, ReplayTotals, Trace, TraceLimits, belady, infinite, replay},
     },
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
 
-use self::report::{Bytes, Report, Run};
+use self::report::{ReplayReport, ReplayRun, ReplayedBytes};
 use crate::{
     error::CliError,
     files::{self, OutputFile},
@@ -225,7 +225,7 @@ fn dry(
     policy: PolicyKind,
     capacity: u32,
     progress: &mut dyn FnMut(u64),
-) -> Result<Totals, CliError> {
+) -> Result<ReplayTotals, CliError> {
     // A pool never fills more blocks than the trace has.
     let distinct = u32::try_from(trace.distinct_blocks()).unwrap_or(u32::MAX);
     let settings = PolicySettings::from(policy);
@@ -240,7 +240,7 @@ fn real(
     capacity: u32,
     (args, counts): (&ReplayArgs, &mut Option<OutputFile>),
     progress: &mut dyn FnMut(u64),
-) -> Result<(Totals, Option<Bytes>), CliError> {
+) -> Result<(ReplayTotals, Option<ReplayedBytes>), CliError> {
     let adjust = |settings: CacheSettings| {
         let settings = match (&args.disk, args.disk_bytes) {
             (Some(folder), Some(bytes)) => {
@@ -255,7 +255,7 @@ fn real(
     let open = || RealCache::open(trace, (args.block_bytes, capacity), adjust);
     let mut cache = metrics::with_local_recorder(&recorder, open)?;
     let totals = replay(trace, &mut cache, progress)?;
-    let bytes = Bytes {
+    let bytes = ReplayedBytes {
         compared_blocks: cache.compared(),
         moves: cache.cache().stats().moves,
     };
@@ -270,11 +270,11 @@ fn measure(
     policies: &[PolicyKind],
     capacities: &[u32],
     (args, counts): (&ReplayArgs, &mut Option<OutputFile>),
-) -> Result<Report, CliError> {
+) -> Result<ReplayReport, CliError> {
     let requests = trace.requests().len() as u64;
     let runs = policies.len() * capacities.len();
     let bar = output::progress(requests * runs as u64, "replaying");
-    let mut report = Report::new(trace, args.trace.display().to_string(), args.prefill_rate);
+    let mut report = ReplayReport::new(trace, args.trace.display().to_string(), args.prefill_rate);
     for &policy in policies {
         for &capacity in capacities {
             let start = Instant::now();
@@ -292,7 +292,7 @@ fn measure(
             };
             let seconds = start.elapsed().as_secs_f64();
             let rate = args.prefill_rate;
-            let run = Run::new(policy.name(), Some(capacity), &totals, seconds, rate);
+            let run = ReplayRun::new(policy.name(), Some(capacity), &totals, seconds, rate);
             report.runs.push(run.with_bytes(real));
         }
     }
@@ -303,7 +303,7 @@ fn measure(
         let start = Instant::now();
         let totals = belady(trace, capacity as usize);
         let seconds = start.elapsed().as_secs_f64();
-        report.bounds.push(Run::new(
+        report.bounds.push(ReplayRun::new(
             "belady",
             Some(capacity),
             &totals,
@@ -314,7 +314,7 @@ fn measure(
     let start = Instant::now();
     let totals = infinite(trace);
     let seconds = start.elapsed().as_secs_f64();
-    report.bounds.push(Run::new(
+    report.bounds.push(ReplayRun::new(
         "infinite",
         None,
         &totals,

@@ -4,14 +4,14 @@ use std::fmt::Write as _;
 
 use super::{
     chart,
-    report::{Report, Run},
+    report::{ReplayReport, ReplayRun},
 };
 use crate::output::{PAGE_STYLE, escaped, thousands};
 
 const STYLE: &str = include_str!("style.css");
 
 /// The page.
-pub(super) fn page(report: &Report) -> String {
+pub(super) fn page(report: &ReplayReport) -> String {
     let facts = &report.trace;
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta \
@@ -34,11 +34,11 @@ pub(super) fn page(report: &Report) -> String {
     );
     page.push_str(&chart::curves(report));
     let percent = |ratio: f64| ratio * 100.0;
-    let hits = |run: &Run| percent(run.block_hit_ratio);
-    table(&mut page, report, ("%", 2, Best::Highest), hits);
+    let hits = |run: &ReplayRun| percent(run.block_hit_ratio);
+    table(&mut page, report, ("%", 2, BestValue::Highest), hits);
     page.push_str("<h2>Token hits</h2>\n<p>The part of all prompt tokens in such blocks.</p>\n");
-    let hits = |run: &Run| percent(run.token_hit_ratio);
-    table(&mut page, report, ("%", 2, Best::Highest), hits);
+    let hits = |run: &ReplayRun| percent(run.token_hit_ratio);
+    table(&mut page, report, ("%", 2, BestValue::Highest), hits);
     // Writing to a string cannot fail.
     let _ = write!(
         page,
@@ -46,27 +46,32 @@ pub(super) fn page(report: &Report) -> String {
          tokens a second, per request.</p>\n",
         thousands(u64::from(report.prefill_tokens_per_second)),
     );
-    let saved = |run: &Run| run.saved_seconds_per_request * 1e3;
-    table(&mut page, report, ("ms", 0, Best::Highest), saved);
+    let saved = |run: &ReplayRun| run.saved_seconds_per_request * 1e3;
+    table(&mut page, report, ("ms", 0, BestValue::Highest), saved);
     page.push_str(
         "<h2>Cost</h2>\n<p>Time of the replay for each reference to a block, the policy's learning \
          included.</p>\n",
     );
-    let cost = |run: &Run| 1e9 / run.block_references_per_second;
-    table(&mut page, report, ("ns", 0, Best::Lowest), cost);
+    let cost = |run: &ReplayRun| 1e9 / run.block_references_per_second;
+    table(&mut page, report, ("ns", 0, BestValue::Lowest), cost);
     page.push_str("</body>\n</html>\n");
     page
 }
 
 /// Which value of a column is the best one.
 #[derive(Clone, Copy)]
-enum Best {
+enum BestValue {
     Highest,
     Lowest,
 }
 
 /// The best value of the policies at a capacity, unless all are equal.
-fn best(report: &Report, blocks: u32, best: Best, value: &dyn Fn(&Run) -> f64) -> Option<f64> {
+fn best(
+    report: &ReplayReport,
+    blocks: u32,
+    best: BestValue,
+    value: &dyn Fn(&ReplayRun) -> f64,
+) -> Option<f64> {
     let runs = report.runs.iter();
     let values = runs
         .filter(|run| run.capacity_blocks == Some(blocks))
@@ -77,17 +82,17 @@ fn best(report: &Report, blocks: u32, best: Best, value: &dyn Fn(&Run) -> f64) -
         return None;
     }
     values.into_iter().reduce(match best {
-        Best::Highest => f64::max,
-        Best::Lowest => f64::min,
+        BestValue::Highest => f64::max,
+        BestValue::Lowest => f64::min,
     })
 }
 
 /// A table of one value, with a row for each policy and bound and a column for each capacity.
 fn table(
     page: &mut String,
-    report: &Report,
-    (unit, decimals, order): (&str, usize, Best),
-    value: impl Fn(&Run) -> f64,
+    report: &ReplayReport,
+    (unit, decimals, order): (&str, usize, BestValue),
+    value: impl Fn(&ReplayRun) -> f64,
 ) {
     let capacities = report.capacities();
     let _ = write!(

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use kvtile::layout::Shown;
+use kvtile::layout::ShownText;
 use kvtile::tiers::{
     metrics::MoveStats,
-    replay::{Totals, Trace},
+    replay::{ReplayTotals, Trace},
 };
 use serde::Serialize;
 
@@ -13,19 +13,19 @@ use crate::output::thousands;
 
 /// The report.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
-    pub(super) trace: Facts,
+pub(super) struct ReplayReport {
+    pub(super) trace: TraceFacts,
     /// Prompt tokens that an engine computes in a second, from `--prefill-rate`.
     pub(super) prefill_tokens_per_second: u32,
     /// One run for each policy and capacity.
-    pub(super) runs: Vec<Run>,
+    pub(super) runs: Vec<ReplayRun>,
     /// Bounds that no policy can exceed.
-    pub(super) bounds: Vec<Run>,
+    pub(super) bounds: Vec<ReplayRun>,
 }
 
 /// Figures of the trace.
 #[derive(Debug, Serialize)]
-pub(super) struct Facts {
+pub(super) struct TraceFacts {
     pub(super) name: String,
     pub(super) requests: u64,
     pub(super) block_references: u64,
@@ -35,7 +35,7 @@ pub(super) struct Facts {
 
 /// One policy, or bound, at one capacity.
 #[derive(Debug, Serialize)]
-pub(super) struct Run {
+pub(super) struct ReplayRun {
     pub(super) policy: String,
     /// `null` for a cache that evicts nothing.
     pub(super) capacity_blocks: Option<u32>,
@@ -52,28 +52,28 @@ pub(super) struct Run {
     pub(super) saved_seconds_per_request: f64,
     /// Blocks compared and moved; absent in a dry run.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub(super) bytes: Option<Bytes>,
+    pub(super) bytes: Option<ReplayedBytes>,
 }
 
 /// Blocks that a run on the cache itself compared and moved.
 #[derive(Debug, Serialize)]
-pub(super) struct Bytes {
+pub(super) struct ReplayedBytes {
     /// Blocks that were loaded and compared with the bytes that were stored.
     pub(super) compared_blocks: u64,
     /// Moves from tier to tier.
     pub(super) moves: Vec<MoveStats>,
 }
 
-impl Run {
+impl ReplayRun {
     pub(super) fn new(
         policy: &str,
         capacity: Option<u32>,
-        totals: &Totals,
+        totals: &ReplayTotals,
         seconds: f64,
         rate: u32,
-    ) -> Run {
+    ) -> ReplayRun {
         let saved = totals.hit_tokens as f64 / f64::from(rate);
-        Run {
+        ReplayRun {
             policy: policy.to_owned(),
             capacity_blocks: capacity,
             block_hit_ratio: totals.block_hit_ratio(),
@@ -90,16 +90,16 @@ impl Run {
         }
     }
 
-    pub(super) fn with_bytes(mut self, bytes: Option<Bytes>) -> Run {
+    pub(super) fn with_bytes(mut self, bytes: Option<ReplayedBytes>) -> ReplayRun {
         self.bytes = bytes;
         self
     }
 }
 
-impl Report {
-    pub(super) fn new(trace: &Trace, name: String, rate: u32) -> Report {
-        Report {
-            trace: Facts {
+impl ReplayReport {
+    pub(super) fn new(trace: &Trace, name: String, rate: u32) -> ReplayReport {
+        ReplayReport {
+            trace: TraceFacts {
                 name,
                 requests: trace.requests().len() as u64,
                 block_references: trace.references() as u64,
@@ -132,13 +132,13 @@ impl Report {
     }
 
     /// The run of a policy or bound at a capacity; a run without a capacity is that of every capacity.
-    pub(super) fn run(&self, name: &str, capacity: u32) -> Option<&Run> {
+    pub(super) fn run(&self, name: &str, capacity: u32) -> Option<&ReplayRun> {
         self.rows().find(|run| {
             run.policy == name && run.capacity_blocks.is_none_or(|blocks| blocks == capacity)
         })
     }
 
-    fn rows(&self) -> impl Iterator<Item = &Run> {
+    fn rows(&self) -> impl Iterator<Item = &ReplayRun> {
         self.runs.iter().chain(&self.bounds)
     }
 
@@ -147,7 +147,7 @@ impl Report {
         let facts = &self.trace;
         let mut text = format!(
             "{}: {} requests, {} references to {} blocks of {} tokens\n",
-            Shown(&facts.name),
+            ShownText(&facts.name),
             thousands(facts.requests),
             thousands(facts.block_references),
             thousands(facts.distinct_blocks),
@@ -199,7 +199,7 @@ impl Report {
     }
 
     /// One row for each policy and bound, one column for each capacity.
-    fn table(&self, cell: impl Fn(&Run) -> String) -> String {
+    fn table(&self, cell: impl Fn(&ReplayRun) -> String) -> String {
         let capacities = self.capacities();
         let header = capacities
             .iter()

@@ -20,7 +20,7 @@ pub(crate) fn multiply(rows: &[f32], panels: PanelView<'_>, out: &mut [f32]) {
     let count = rows.len() / panels.inner.max(1);
     let width = out.len().checked_div(count).unwrap_or(0);
     if panels.inner > 0 && width > 0 {
-        Arch::new().dispatch(Product {
+        Arch::new().dispatch(PanelProduct {
             rows,
             panels,
             out,
@@ -80,14 +80,14 @@ fn by_columns(rows: &[f32], panels: PanelView<'_>, out: &mut [f32], width: usize
     }
 }
 
-struct Product<'a> {
+struct PanelProduct<'a> {
     rows: &'a [f32],
     panels: PanelView<'a>,
     out: &'a mut [f32],
     width: usize,
 }
 
-impl WithSimd for Product<'_> {
+impl WithSimd for PanelProduct<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -111,7 +111,7 @@ impl WithSimd for Product<'_> {
         let (out_four, out_one) = rest.split_at_mut(fours * 4 * width);
         for (index, panel) in panels.panels().enumerate() {
             let column = index * PANEL_COLUMNS;
-            let place = Place {
+            let place = PanelDestination {
                 width,
                 column,
                 columns: panels.columns,
@@ -142,7 +142,7 @@ fn turn<const ROWS: usize>(rows: &[f32], inner: usize) -> Vec<[f32; ROWS]> {
 
 /// The destination of a panel's results.
 #[derive(Clone, Copy)]
-struct Place {
+struct PanelDestination {
     width: usize,
     column: usize,
     columns: usize,
@@ -154,7 +154,7 @@ fn tiles<S: Simd, const ROWS: usize>(
     turned: &[[f32; ROWS]],
     panel: &[f32],
     out: &mut [f32],
-    place: Place,
+    place: PanelDestination,
 ) {
     let inner = panel.len() / PANEL_COLUMNS;
     let per_row = PANEL_COLUMNS / S::F32_LANES;
@@ -227,7 +227,7 @@ mod tests {
             .collect()
     }
 
-    struct Case {
+    struct ProductCase {
         rows: Vec<f32>,
         weights: Vec<f32>,
         panels: Panels,
@@ -236,7 +236,7 @@ mod tests {
         columns: usize,
     }
 
-    fn cases() -> Vec<Case> {
+    fn cases() -> Vec<ProductCase> {
         let shapes = [
             (1, 1, 1),
             (1, 64, 100),
@@ -253,7 +253,7 @@ mod tests {
                 Ok(())
             });
             let (rows, panels) = (numbers(count * inner, 1), panels.unwrap());
-            Case {
+            ProductCase {
                 rows,
                 weights,
                 panels,
@@ -265,11 +265,11 @@ mod tests {
         shapes.map(case).into()
     }
 
-    impl Case {
-        fn out(&self, width: usize, compute: impl FnOnce(Product<'_>)) -> Vec<f32> {
+    impl ProductCase {
+        fn out(&self, width: usize, compute: impl FnOnce(PanelProduct<'_>)) -> Vec<f32> {
             let mut out = vec![7.0; self.count * width];
             let panels = self.panels.view();
-            compute(Product {
+            compute(PanelProduct {
                 rows: &self.rows,
                 panels,
                 out: &mut out,
@@ -330,7 +330,7 @@ mod tests {
                     .unwrap();
                 let split = case.out(
                     width,
-                    |Product {
+                    |PanelProduct {
                          rows, panels, out, ..
                      }| {
                         pool.install(|| multiply_parallel(rows, panels, out));

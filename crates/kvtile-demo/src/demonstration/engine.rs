@@ -22,7 +22,7 @@ pub(super) const SLOT_ALIGNMENT: u64 = 4096;
 const FOLDER_BYTES: u64 = 1 << 20;
 
 /// The blocks of a process behind its cache.
-pub(super) struct Engine {
+pub(super) struct DemoEngine {
     cache: Cache,
     hasher: TokenHasher,
     stored_layout: String,
@@ -31,7 +31,7 @@ pub(super) struct Engine {
     pub(super) order: KvOrder,
 }
 
-impl Engine {
+impl DemoEngine {
     /// Opens the cache for these blocks. It sets no compute rate, so the cache loads every hit and
     /// the demonstration can time both ways.
     ///

@@ -5,24 +5,24 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::report::{
-    AllocateReport, AnswerReport, FlushedReport, ModelReport, OpenReport, PrefixReport,
-    PromptReport, Refusal, RequestReport, StoredReport,
+    AllocateReport, AnswerReport, FlushedReport, FolderRefusal, ModelReport, OpenReport,
+    PrefixReport, PromptReport, RequestReport, StoredReport,
 };
-use crate::fetch::Progress;
+use crate::fetch::FetchProgress;
 
 /// One event. The events of the second process arrive between [`Event::SecondProcess`] and the last
 /// [`Event::Compared`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Event {
+pub enum DemoEvent {
     /// The folder of the run exists. A caller that ends this process early must remove it.
     Folder {
         /// Its path.
         path: PathBuf,
     },
     /// The model is being fetched or checked.
-    Fetching(Progress),
+    Fetching(FetchProgress),
     /// The model's file exists and has the pinned digest.
     Fetched {
         /// Its path.
@@ -89,5 +89,5 @@ pub enum Event {
         id: u32,
     },
     /// The folder was refused to another model.
-    Refused(Refusal),
+    Refused(FolderRefusal),
 }

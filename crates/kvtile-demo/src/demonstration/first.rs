@@ -9,14 +9,14 @@ use kvtile::blocks::events::TierId;
 use kvtile::layout::StridedLayout;
 use kvtile::tiers::{MismatchError, TierError};
 
-use super::engine::{Engine, SLOT_ALIGNMENT};
+use super::engine::{DemoEngine, SLOT_ALIGNMENT};
 use super::folder::RunFolder;
-use super::model::{self, Loaded, io};
-use super::request::{self, Request};
+use super::model::{self, LoadedModel, io};
+use super::request::{self, DemoRequest};
 use super::store::{self, ENGINE_ORDER, EngineBlocks};
 use super::{
-    DemoReport, Event, FirstReport, ModelFile, PromptReport, RecomputeReport, Refusal,
-    RequestReport, ResumeReport, ResumeRequest, Settings, StoreSettings, StoredReport,
+    DemoEvent, DemoReport, DemoSettings, FirstReport, FolderRefusal, ModelFile, PromptReport,
+    RecomputeReport, RequestReport, ResumeReport, ResumeRequest, StoreSettings, StoredReport,
 };
 use crate::DemoError;
 use crate::prompt::{self, QUESTIONS};
@@ -31,7 +31,7 @@ const OTHER_BASES: [f32; 2] = [10_000.0, 500_000.0];
 /// The first process after it closed its cache: the model and the folder remain.
 #[derive(Debug)]
 pub struct FirstProcess {
-    model: Loaded,
+    model: LoadedModel,
     folder: RunFolder,
     request: ResumeRequest,
     report: FirstReport,
@@ -47,26 +47,29 @@ impl FirstProcess {
     /// # Errors
     /// A model that is not available or not readable; a context, a page size or a store layout that
     /// does not fit; a prefix in the wrong tier; an answer that differs; a failed flush.
-    pub fn run(settings: &Settings, events: &mut dyn FnMut(Event)) -> Result<Self, DemoError> {
+    pub fn run(
+        settings: &DemoSettings,
+        events: &mut dyn FnMut(DemoEvent),
+    ) -> Result<Self, DemoError> {
         let (file, tiny_instead) = model::find(&settings.model, &settings.cache, events)?;
-        let model = Loaded::read(&file, settings.threads)?;
-        events(Event::Loaded(model.report.clone()));
+        let model = LoadedModel::read(&file, settings.threads)?;
+        events(DemoEvent::Loaded(model.report.clone()));
         let prompts = Prompts::fitting(&model, settings)?;
-        events(Event::Prompt(prompts.report.clone()));
+        events(DemoEvent::Prompt(prompts.report.clone()));
         let folder = RunFolder::begin(&settings.cache, settings.keep)?;
         let path = folder.path().to_owned();
-        events(Event::Folder { path });
+        events(DemoEvent::Folder { path });
 
         let blocks = (2 * prompts.needed_blocks, prompts.report.page_size);
         let blocks = EngineBlocks::allocate(&model.llama, blocks, ENGINE_ORDER)?;
         let allocate = blocks.report.clone();
-        events(Event::Allocated(allocate.clone()));
+        events(DemoEvent::Allocated(allocate.clone()));
         let request = prompts.resume_request(settings, file, folder.path())?;
-        let (engine, open) = Engine::open(blocks, &request.store)?;
-        events(Event::Opened(open.clone()));
+        let (engine, open) = DemoEngine::open(blocks, &request.store)?;
+        events(DemoEvent::Opened(open.clone()));
         let done = answer(&engine, &model, &prompts, events)?;
         let flushed = engine.flush(&request.store.folder)?;
-        events(Event::Flushed(flushed.clone()));
+        events(DemoEvent::Flushed(flushed.clone()));
         if settings.keep {
             write_request(&request, folder.path())?;
         }
@@ -109,13 +112,13 @@ impl FirstProcess {
     pub fn finish(
         self,
         resumed: ResumeReport,
-        events: &mut dyn FnMut(Event),
+        events: &mut dyn FnMut(DemoEvent),
     ) -> Result<DemoReport, DemoError> {
         let [one, two] = self.requests;
         let three = request::compare(resumed.request, self.expected, events)?;
         let requests = [one, two, three];
         let refusal = refuse(self.model, &self.report, &self.request.store)?;
-        events(Event::Refused(refusal.clone()));
+        events(DemoEvent::Refused(refusal.clone()));
         Ok(DemoReport {
             first: self.report,
             second: resumed.second,
@@ -142,7 +145,7 @@ struct Prompts {
 impl Prompts {
     /// Tokenises the prompts. Refuses prompts that exceed the context or share no block, and blocks
     /// that do not fit the layout of the store.
-    fn fitting(model: &Loaded, settings: &Settings) -> Result<Self, DemoError> {
+    fn fitting(model: &LoadedModel, settings: &DemoSettings) -> Result<Self, DemoError> {
         let page_size = settings.page_size.get();
         let message = |question: &&str| model.tokens(&prompt::message(question));
         let tokens: Vec<Vec<u32>> = QUESTIONS.iter().map(message).collect::<Result<_, _>>()?;
@@ -178,8 +181,8 @@ impl Prompts {
     }
 
     /// Request `index`, whose prefix must be in `tier`.
-    fn request(&self, index: usize, tier: Option<TierId>) -> Request<'_> {
-        Request {
+    fn request(&self, index: usize, tier: Option<TierId>) -> DemoRequest<'_> {
+        DemoRequest {
             number: index + 1,
             question: QUESTIONS.get(index).copied().unwrap_or_default(),
             tokens: self.tokens.get(index).map_or(&[], Vec::as_slice),
@@ -192,7 +195,7 @@ impl Prompts {
     /// The last request, for the second process.
     fn resume_request(
         &self,
-        settings: &Settings,
+        settings: &DemoSettings,
         model: ModelFile,
         folder: &Path,
     ) -> Result<ResumeRequest, DemoError> {
@@ -224,7 +227,7 @@ impl Prompts {
 }
 
 /// The answers of the first process.
-struct Answered {
+struct FirstAnswers {
     requests: [RequestReport; 2],
     stored: [StoredReport; 2],
     expected: RecomputeReport,
@@ -232,11 +235,11 @@ struct Answered {
 
 /// Answers two requests with the cache, and the last two without it.
 fn answer(
-    engine: &Engine,
-    model: &Loaded,
+    engine: &DemoEngine,
+    model: &LoadedModel,
     prompts: &Prompts,
-    events: &mut dyn FnMut(Event),
-) -> Result<Answered, DemoError> {
+    events: &mut dyn FnMut(DemoEvent),
+) -> Result<FirstAnswers, DemoError> {
     let half = prompts.needed_blocks;
     let blocks = |range: Range<usize>| -> Vec<usize> { range.collect() };
     let low = blocks(0..half);
@@ -258,7 +261,7 @@ fn answer(
 
     let third = prompts.request(2, Some(TierId::DISK));
     let expected = request::recompute(engine, model, &third, &low, events)?;
-    Ok(Answered {
+    Ok(FirstAnswers {
         requests: [uncached, compared],
         stored: [all_stored, rest_stored],
         expected,
@@ -267,14 +270,14 @@ fn answer(
 
 /// Stores the full blocks of a prompt.
 fn keep(
-    engine: &Engine,
-    request: &Request<'_>,
+    engine: &DemoEngine,
+    request: &DemoRequest<'_>,
     blocks: &[usize],
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(DemoEvent),
 ) -> Result<StoredReport, DemoError> {
     let keys = engine.keys(request.tokens)?;
     let stored = engine.store(request.number, keys.keys(), blocks)?;
-    events(Event::Stored(stored.clone()));
+    events(DemoEvent::Stored(stored.clone()));
     Ok(stored)
 }
 
@@ -286,22 +289,22 @@ fn write_request(request: &ResumeRequest, folder: &Path) -> Result<(), DemoError
 
 /// Opens the folder for the same model with another base of the rotary embedding.
 fn refuse(
-    model: Loaded,
+    model: LoadedModel,
     report: &FirstReport,
     store: &StoreSettings,
-) -> Result<Refusal, DemoError> {
+) -> Result<FolderRefusal, DemoError> {
     let own = model.llama.facts().rope_base;
     let [base, second] = OTHER_BASES;
     let base = if own == base { second } else { base };
     let other = model.llama.with_rope_base(base);
     let blocks = EngineBlocks::allocate(&other, (1, report.prompt.page_size), ENGINE_ORDER)?;
-    match Engine::open(blocks, store) {
+    match DemoEngine::open(blocks, store) {
         Ok(_) => Err(DemoError::NotRefused { rope_base: base }),
         Err(DemoError::Tier(error)) => {
             let message = error.to_string();
             match error {
                 TierError::Mismatch(MismatchError::FolderDiffers { difference, .. }) => {
-                    Ok(Refusal {
+                    Ok(FolderRefusal {
                         field: difference.field,
                         asked: difference.ours,
                         stored: difference.theirs,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{AnswerReport, Event};
+use super::{AnswerReport, DemoEvent};
 use crate::DemoError;
 use crate::kv::{KvView, Sequence};
 use crate::llama::Llama;
@@ -15,10 +15,10 @@ pub(super) fn answer(
     (first, count): (u32, usize),
     sequence: &mut Sequence,
     kv: &mut dyn KvView,
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(DemoEvent),
 ) -> Result<AnswerReport, DemoError> {
     let started = Instant::now();
-    let mut spoken = Spoken::default();
+    let mut spoken = SpokenAnswer::default();
     let mut tokens = Vec::with_capacity(count);
     let mut next = first;
     loop {
@@ -44,18 +44,18 @@ pub(super) fn answer(
 
 /// The text of an answer, token by token.
 #[derive(Default)]
-struct Spoken {
+struct SpokenAnswer {
     stream: TextStream,
     text: String,
     ended: bool,
 }
 
-impl Spoken {
+impl SpokenAnswer {
     fn token(
         &mut self,
         tokenizer: &Tokenizer,
         token: u32,
-        events: &mut dyn FnMut(Event),
+        events: &mut dyn FnMut(DemoEvent),
     ) -> Result<(), DemoError> {
         if token == tokenizer.turn_end() {
             self.ended = true;
@@ -67,15 +67,15 @@ impl Spoken {
         Ok(())
     }
 
-    fn end(&mut self, events: &mut dyn FnMut(Event)) {
+    fn end(&mut self, events: &mut dyn FnMut(DemoEvent)) {
         let rest = std::mem::take(&mut self.stream).finish();
         self.say(rest, events);
     }
 
-    fn say(&mut self, text: String, events: &mut dyn FnMut(Event)) {
+    fn say(&mut self, text: String, events: &mut dyn FnMut(DemoEvent)) {
         if !text.is_empty() {
             self.text.push_str(&text);
-            events(Event::Said { text });
+            events(DemoEvent::Said { text });
         }
     }
 }

@@ -33,16 +33,16 @@ mod store;
 
 use std::process::Command;
 
-pub use event::Event;
+pub use event::DemoEvent;
 pub use first::FirstProcess;
 pub use process::serve;
 pub use report::{
-    AllocateReport, AnswerReport, DemoReport, FirstReport, FlushedReport, ModelReport, OpenReport,
-    Part, PrefixReport, PromptReport, RecomputeReport, Refusal, RequestReport, ResumeReport,
-    SecondReport, ServedReport, StoredReport,
+    AllocateReport, AnswerReport, DemoReport, FirstReport, FlushedReport, FolderRefusal,
+    ModelReport, OpenReport, PrefixPart, PrefixReport, PromptReport, RecomputeReport,
+    RequestReport, ResumeReport, SecondReport, ServedReport, StoredReport,
 };
 pub use second::resume;
-pub use settings::{ModelFile, ModelSource, ResumeRequest, Settings, StoreSettings};
+pub use settings::{DemoSettings, ModelFile, ModelSource, ResumeRequest, StoreSettings};
 pub use store::{BlockKv, ENGINE_ORDER, RESUMED_ORDER};
 
 use crate::DemoError;
@@ -57,9 +57,9 @@ use crate::DemoError;
 /// an answer, [`DemoError::NotRefused`] when the cache accepts the folder under another RoPE base.
 /// The run's folder is removed in every case unless the settings keep it.
 pub fn run(
-    settings: &Settings,
+    settings: &DemoSettings,
     second: Command,
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(DemoEvent),
 ) -> Result<DemoReport, DemoError> {
     let first = FirstProcess::run(settings, events)?;
     let resumed = process::start(second, &first.request(), events)?;

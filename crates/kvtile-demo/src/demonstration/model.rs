@@ -4,9 +4,9 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
-use super::{Event, ModelFile, ModelReport, ModelSource};
+use super::{DemoEvent, ModelFile, ModelReport, ModelSource};
 use crate::DemoError;
-use crate::fetch::{Fetcher, SMOLLM2_135M_INSTRUCT, Stage};
+use crate::fetch::{FetchStage, Fetcher, SMOLLM2_135M_INSTRUCT};
 use crate::gguf::Gguf;
 use crate::llama::Llama;
 use crate::tiny;
@@ -18,7 +18,7 @@ const TINY_SEED: u64 = 35;
 
 /// A model with its tokenizer.
 #[derive(Debug)]
-pub(super) struct Loaded {
+pub(super) struct LoadedModel {
     pub(super) llama: Llama,
     pub(super) tokenizer: Tokenizer,
     pub(super) report: ModelReport,
@@ -29,7 +29,7 @@ pub(super) struct Loaded {
 pub(super) fn find(
     source: &ModelSource,
     cache: &Path,
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(DemoEvent),
 ) -> Result<(ModelFile, Option<String>), DemoError> {
     let fetcher = match source {
         ModelSource::Tiny => return Ok((ModelFile::Tiny, None)),
@@ -42,15 +42,15 @@ pub(super) fn find(
     };
     let (started, mut downloaded_bytes) = (Instant::now(), 0);
     let fetched = fetcher.fetch(&SMOLLM2_135M_INSTRUCT, &mut |progress| {
-        if progress.stage == Stage::Downloading {
+        if progress.stage == FetchStage::Downloading {
             downloaded_bytes = progress.total_bytes;
         }
-        events(Event::Fetching(progress));
+        events(DemoEvent::Fetching(progress));
     });
     match fetched {
         Ok(path) => {
             let path = std::fs::canonicalize(&path).map_err(|source| io("open", &path, source))?;
-            events(Event::Fetched {
+            events(DemoEvent::Fetched {
                 path: path.clone(),
                 downloaded_bytes,
                 seconds: started.elapsed().as_secs_f64(),
@@ -64,7 +64,7 @@ pub(super) fn find(
             | DemoError::PipFailed { .. }),
         ) => {
             let reason = error.to_string();
-            events(Event::TinyInstead {
+            events(DemoEvent::TinyInstead {
                 reason: reason.clone(),
             });
             Ok((ModelFile::Tiny, Some(reason)))
@@ -73,7 +73,7 @@ pub(super) fn find(
     }
 }
 
-impl Loaded {
+impl LoadedModel {
     /// Reads the weights and the tokenizer.
     pub(super) fn read(file: &ModelFile, threads: NonZeroUsize) -> Result<Self, DemoError> {
         let started = Instant::now();

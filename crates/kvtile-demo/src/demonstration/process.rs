@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Event, ResumeReport, ResumeRequest, resume};
+use super::{DemoEvent, ResumeReport, ResumeRequest, resume};
 use crate::DemoError;
 
 /// Most bytes of the second process's standard error to keep.
@@ -20,8 +20,8 @@ const COMPLAINTS_BYTES_MAX: u64 = 4096;
 /// One line of the second process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Line {
-    Event(Event),
+enum ProcessMessage {
+    Event(DemoEvent),
     Done(Box<ResumeReport>),
     Failed { message: String },
 }
@@ -36,7 +36,7 @@ pub fn serve(input: impl Read, mut output: impl Write) -> Result<(), DemoError> 
     let request: ResumeRequest = serde_json::from_reader(input).map_err(DemoError::exchange)?;
     let mut unheard = None;
     let outcome = resume(&request, &mut |event| {
-        if let Err(error) = write(&mut output, &Line::Event(event)) {
+        if let Err(error) = write(&mut output, &ProcessMessage::Event(event)) {
             unheard.get_or_insert(error);
         }
     });
@@ -44,16 +44,16 @@ pub fn serve(input: impl Read, mut output: impl Write) -> Result<(), DemoError> 
         return Err(error);
     }
     match outcome {
-        Ok(report) => write(&mut output, &Line::Done(Box::new(report))),
+        Ok(report) => write(&mut output, &ProcessMessage::Done(Box::new(report))),
         Err(error) => {
             let message = error.to_string();
-            write(&mut output, &Line::Failed { message })?;
+            write(&mut output, &ProcessMessage::Failed { message })?;
             Err(error)
         }
     }
 }
 
-fn write(output: &mut impl Write, line: &Line) -> Result<(), DemoError> {
+fn write(output: &mut impl Write, line: &ProcessMessage) -> Result<(), DemoError> {
     let mut text = serde_json::to_vec(line).map_err(DemoError::exchange)?;
     text.push(b'\n');
     let written = output.write_all(&text).and_then(|()| output.flush());
@@ -64,17 +64,17 @@ fn write(output: &mut impl Write, line: &Line) -> Result<(), DemoError> {
 pub(super) fn start(
     mut command: Command,
     request: &ResumeRequest,
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(DemoEvent),
 ) -> Result<ResumeReport, DemoError> {
     let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let child = pipes.stderr(Stdio::piped()).spawn();
-    let mut running = Running(child.map_err(|source| DemoError::Io {
+    let mut running = SecondChild(child.map_err(|source| DemoError::Io {
         action: "run",
         path: command.get_program().into(),
         source,
     })?);
     let id = running.0.id();
-    events(Event::SecondProcess { id });
+    events(DemoEvent::SecondProcess { id });
     let complaints = running.0.stderr.take().map(|pipe| {
         // On a separate thread, so that a process with much error output does not block.
         std::thread::spawn(move || complaints(pipe))
@@ -107,15 +107,15 @@ pub(super) fn start(
 /// Reads the report or the error of the second process and forwards its events.
 fn listen(
     output: impl Read,
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(DemoEvent),
 ) -> Result<Option<Result<Box<ResumeReport>, String>>, DemoError> {
     let mut outcome = None;
     for line in BufReader::new(output).lines() {
         let line = line.map_err(DemoError::exchange)?;
         match serde_json::from_str(&line).map_err(DemoError::exchange)? {
-            Line::Event(event) => events(event),
-            Line::Done(report) => outcome = Some(Ok(report)),
-            Line::Failed { message } => outcome = Some(Err(message)),
+            ProcessMessage::Event(event) => events(event),
+            ProcessMessage::Done(report) => outcome = Some(Ok(report)),
+            ProcessMessage::Failed { message } => outcome = Some(Err(message)),
         }
     }
     Ok(outcome)
@@ -134,15 +134,15 @@ fn complaints(mut pipe: impl Read) -> String {
 }
 
 /// A child process that is killed when its handle is dropped.
-struct Running(Child);
+struct SecondChild(Child);
 
-impl Running {
+impl SecondChild {
     fn wait(&mut self) -> Result<ExitStatus, DemoError> {
         self.0.wait().map_err(DemoError::exchange)
     }
 }
 
-impl Drop for Running {
+impl Drop for SecondChild {
     fn drop(&mut self) {
         if let Ok(None) = self.0.try_wait() {
             // It may have ended already; the kill and the wait are safe in both cases.

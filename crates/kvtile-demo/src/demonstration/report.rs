@@ -82,14 +82,14 @@ pub struct OpenReport {
 
 /// Blocks and their tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Part {
+pub struct PrefixPart {
     /// Full blocks.
     pub blocks: usize,
     /// Tokens in them.
     pub tokens: usize,
 }
 
-impl Part {
+impl PrefixPart {
     /// A number of full blocks.
     pub(super) fn of(blocks: usize, page_size: usize) -> Self {
         Self {
@@ -105,11 +105,11 @@ pub struct PrefixReport {
     /// The layout of the engine's blocks.
     pub layout: String,
     /// Blocks that no tier had, which were computed.
-    pub recomputed: Part,
+    pub recomputed: PrefixPart,
     /// Blocks from host memory.
-    pub host: Part,
+    pub host: PrefixPart,
     /// Blocks from disk, each verified by its checksum.
-    pub disk: Part,
+    pub disk: PrefixPart,
     /// Bytes of keys and values of the whole prefix.
     pub bytes: u64,
     /// Time from the arrival of the request until the prefix is complete: hashing the tokens, the
@@ -119,9 +119,9 @@ pub struct PrefixReport {
 
 impl PrefixReport {
     /// The whole prefix.
-    pub fn all(&self) -> Part {
+    pub fn all(&self) -> PrefixPart {
         let parts = [self.recomputed, self.host, self.disk];
-        Part {
+        PrefixPart {
             blocks: parts.iter().map(|part| part.blocks).sum(),
             tokens: parts.iter().map(|part| part.tokens).sum(),
         }
@@ -267,7 +267,7 @@ pub struct ResumeReport {
 
 /// The refusal of the folder to another model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Refusal {
+pub struct FolderRefusal {
     /// The field that differs.
     pub field: String,
     /// Its value in the other model.
@@ -292,7 +292,7 @@ pub struct DemoReport {
     /// Whether all of them are equal.
     pub tokens_equal: bool,
     /// The refusal.
-    pub refusal: Refusal,
+    pub refusal: FolderRefusal,
     /// The folder with the files of the run, where the settings keep it.
     pub kept: Option<PathBuf>,
 }

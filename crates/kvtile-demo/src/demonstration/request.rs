@@ -7,10 +7,11 @@ use std::time::Instant;
 use kvtile::blocks::events::TierId;
 use kvtile::tiers::cache::LoadReport;
 
-use super::engine::Engine;
-use super::model::Loaded;
+use super::engine::DemoEngine;
+use super::model::LoadedModel;
 use super::{
-    AnswerReport, Event, Part, PrefixReport, RecomputeReport, RequestReport, ServedReport, generate,
+    AnswerReport, DemoEvent, PrefixPart, PrefixReport, RecomputeReport, RequestReport,
+    ServedReport, generate,
 };
 use crate::DemoError;
 use crate::kv::{KvView, Sequence};
@@ -20,7 +21,7 @@ const PASS_TOKENS: usize = 192;
 
 /// A request and the expected location of its prefix.
 #[derive(Debug)]
-pub(super) struct Request<'a> {
+pub(super) struct DemoRequest<'a> {
     /// Its number, starting at 1.
     pub(super) number: usize,
     /// The question.
@@ -67,13 +68,13 @@ pub(super) fn shared_blocks(
 /// Answers a request like an engine: looks up its prefix, loads it into the first of `blocks`,
 /// computes the missing tokens, and answers.
 pub(super) fn serve(
-    engine: &Engine,
-    model: &Loaded,
-    request: &Request<'_>,
+    engine: &DemoEngine,
+    model: &LoadedModel,
+    request: &DemoRequest<'_>,
     blocks: &[usize],
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(DemoEvent),
 ) -> Result<ServedReport, DemoError> {
-    events(Event::Request {
+    events(DemoEvent::Request {
         number: request.number,
         question: request.question.to_owned(),
         prompt_tokens: request.tokens.len(),
@@ -89,19 +90,19 @@ pub(super) fn serve(
         None => (0, TierId::HOST),
     };
     let loaded = engine.load(request.number, keys, expected, blocks)?;
-    let mut run = Run::begin(engine, request, blocks, loaded.blocks)?;
+    let mut run = RequestRun::begin(engine, request, blocks, loaded.blocks)?;
     run.prefix(model, events)?;
     let prefix = prefix(engine, request, &loaded, started.elapsed().as_secs_f64());
-    events(Event::Prefix(prefix.clone()));
+    events(DemoEvent::Prefix(prefix.clone()));
     let first = run.rest(model, events)?;
     let first_token_seconds = started.elapsed().as_secs_f64();
     let rest_tokens = request.tokens.len() - prefix.all().tokens;
-    events(Event::FirstToken {
+    events(DemoEvent::FirstToken {
         rest_tokens,
         seconds: first_token_seconds,
     });
     let answer = run.answer(model, first, events)?;
-    events(Event::Answered(answer.clone()));
+    events(DemoEvent::Answered(answer.clone()));
     Ok(ServedReport {
         number: request.number,
         process_id: std::process::id(),
@@ -117,19 +118,19 @@ pub(super) fn serve(
 /// Answers the same request from an empty sequence, without the cache. It forwards only the
 /// progress events.
 pub(super) fn recompute(
-    engine: &Engine,
-    model: &Loaded,
-    request: &Request<'_>,
+    engine: &DemoEngine,
+    model: &LoadedModel,
+    request: &DemoRequest<'_>,
     blocks: &[usize],
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(DemoEvent),
 ) -> Result<RecomputeReport, DemoError> {
     let events = &mut |event| {
-        if matches!(event, Event::Prefilling { .. }) {
+        if matches!(event, DemoEvent::Prefilling { .. }) {
             events(event);
         }
     };
     let started = Instant::now();
-    let mut run = Run::begin(engine, request, blocks, 0)?;
+    let mut run = RequestRun::begin(engine, request, blocks, 0)?;
     run.prefix(model, events)?;
     let prefix_seconds = started.elapsed().as_secs_f64();
     let first = run.rest(model, events)?;
@@ -149,7 +150,7 @@ pub(super) fn recompute(
 pub(super) fn compare(
     served: ServedReport,
     recompute: RecomputeReport,
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(DemoEvent),
 ) -> Result<RequestReport, DemoError> {
     let (ours, theirs) = (&served.answer.tokens, &recompute.answer.tokens);
     let tokens_compared = ours.len().max(theirs.len());
@@ -168,7 +169,7 @@ pub(super) fn compare(
         served,
         recompute,
     };
-    events(Event::Compared(Box::new(report.clone())));
+    events(DemoEvent::Compared(Box::new(report.clone())));
     match differs {
         Some(error) => Err(error),
         None => Ok(report),
@@ -192,12 +193,12 @@ pub(super) fn uncached(served: ServedReport) -> RequestReport {
 }
 
 fn prefix(
-    engine: &Engine,
-    request: &Request<'_>,
+    engine: &DemoEngine,
+    request: &DemoRequest<'_>,
     loaded: &LoadReport,
     seconds: f64,
 ) -> PrefixReport {
-    let part = |blocks| Part::of(blocks, engine.kv_shape.page_size);
+    let part = |blocks| PrefixPart::of(blocks, engine.kv_shape.page_size);
     PrefixReport {
         layout: engine.order.word().to_owned(),
         recomputed: part(request.prefix_blocks - loaded.blocks),
@@ -209,18 +210,18 @@ fn prefix(
 }
 
 /// A request in computation; it leases its blocks until it ends.
-struct Run<'a, K> {
-    request: &'a Request<'a>,
+struct RequestRun<'a, K> {
+    request: &'a DemoRequest<'a>,
     prefix_tokens: usize,
     sequence: Sequence,
     kv: K,
 }
 
-impl<'a> Run<'a, super::BlockKv> {
+impl<'a> RequestRun<'a, super::BlockKv> {
     /// Begins a run whose first `loaded` blocks are loaded.
     fn begin(
-        engine: &Engine,
-        request: &'a Request<'a>,
+        engine: &DemoEngine,
+        request: &'a DemoRequest<'a>,
         blocks: &[usize],
         loaded: usize,
     ) -> Result<Self, DemoError> {
@@ -234,9 +235,13 @@ impl<'a> Run<'a, super::BlockKv> {
     }
 }
 
-impl<K: KvView> Run<'_, K> {
+impl<K: KvView> RequestRun<'_, K> {
     /// Computes the missing tokens of the prefix.
-    fn prefix(&mut self, model: &Loaded, events: &mut dyn FnMut(Event)) -> Result<(), DemoError> {
+    fn prefix(
+        &mut self,
+        model: &LoadedModel,
+        events: &mut dyn FnMut(DemoEvent),
+    ) -> Result<(), DemoError> {
         if self.sequence.len() < self.prefix_tokens {
             self.prefill(model, self.prefix_tokens, events)?;
         }
@@ -244,16 +249,20 @@ impl<K: KvView> Run<'_, K> {
     }
 
     /// Computes the tokens after the prefix, and returns the first token of the answer.
-    fn rest(&mut self, model: &Loaded, events: &mut dyn FnMut(Event)) -> Result<u32, DemoError> {
+    fn rest(
+        &mut self,
+        model: &LoadedModel,
+        events: &mut dyn FnMut(DemoEvent),
+    ) -> Result<u32, DemoError> {
         self.prefill(model, self.request.tokens.len(), events)
     }
 
     /// Computes the prompt up to `end`, and returns the most likely next token.
     fn prefill(
         &mut self,
-        model: &Loaded,
+        model: &LoadedModel,
         end: usize,
-        events: &mut dyn FnMut(Event),
+        events: &mut dyn FnMut(DemoEvent),
     ) -> Result<u32, DemoError> {
         let start = self.sequence.len();
         let tokens = self.request.tokens.get(start..end).unwrap_or_default();
@@ -261,16 +270,16 @@ impl<K: KvView> Run<'_, K> {
         let (llama, total) = (&model.llama, tokens.len());
         let pass = NonZeroUsize::new(PASS_TOKENS).unwrap_or(NonZeroUsize::MIN);
         let logits = llama.prefill(tokens, pass, sequence, kv, &mut |done| {
-            events(Event::Prefilling { done, total });
+            events(DemoEvent::Prefilling { done, total });
         })?;
         Ok(logits.greedy())
     }
 
     fn answer(
         mut self,
-        model: &Loaded,
+        model: &LoadedModel,
         first: u32,
-        events: &mut dyn FnMut(Event),
+        events: &mut dyn FnMut(DemoEvent),
     ) -> Result<AnswerReport, DemoError> {
         let speaker = (&model.llama, &model.tokenizer);
         let count = self.request.answer_tokens;

@@ -2,11 +2,11 @@
 
 use kvtile::blocks::events::TierId;
 
-use super::engine::Engine;
-use super::model::Loaded;
-use super::request::{self, Request};
+use super::engine::DemoEngine;
+use super::model::LoadedModel;
+use super::request::{self, DemoRequest};
 use super::store::{EngineBlocks, RESUMED_ORDER};
-use super::{Event, ResumeReport, ResumeRequest, SecondReport};
+use super::{DemoEvent, ResumeReport, ResumeRequest, SecondReport};
 use crate::DemoError;
 
 /// Loads the model, opens the cache on the folder, and answers: it loads the prefix from disk into
@@ -18,21 +18,21 @@ use crate::DemoError;
 /// never uses.
 pub fn resume(
     request: &ResumeRequest,
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(DemoEvent),
 ) -> Result<ResumeReport, DemoError> {
-    let model = Loaded::read(&request.model, request.threads)?;
-    events(Event::Loaded(model.report.clone()));
+    let model = LoadedModel::read(&request.model, request.threads)?;
+    events(DemoEvent::Loaded(model.report.clone()));
     let page_size = request.store.page_size.get();
     let tokens = model.tokens(&request.prompt)?;
     let all = tokens.len().saturating_add(request.answer_tokens.get());
     let count = all.div_ceil(page_size);
     let blocks = EngineBlocks::allocate(&model.llama, (count, page_size), RESUMED_ORDER)?;
     let allocate = blocks.report.clone();
-    events(Event::Allocated(allocate.clone()));
-    let (engine, open) = Engine::open(blocks, &request.store)?;
-    events(Event::Opened(open.clone()));
+    events(DemoEvent::Allocated(allocate.clone()));
+    let (engine, open) = DemoEngine::open(blocks, &request.store)?;
+    events(DemoEvent::Opened(open.clone()));
 
-    let asked = Request {
+    let asked = DemoRequest {
         number: request.number,
         question: &request.question,
         tokens: &tokens,

@@ -20,7 +20,7 @@ pub enum ModelSource {
 
 /// The settings of a run.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct DemoSettings {
     /// The source of the model.
     pub model: ModelSource,
     /// The layout of the blocks in host memory and on disk, in which blocks must be contiguous.

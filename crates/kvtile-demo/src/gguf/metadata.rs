@@ -1,13 +1,13 @@
 //! Metadata values. Arrays stay as bytes of the file and are decoded on access, so that a small
 //! file cannot become a large structure.
 
-use super::reader::Reader;
+use super::reader::GgufReader;
 use crate::DemoError;
 
 /// A metadata value, borrowed from the file.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum Value<'a> {
+pub enum GgufValue<'a> {
     /// Any unsigned integer of the format.
     Unsigned(u64),
     /// Any signed integer of the format.
@@ -21,10 +21,10 @@ pub enum Value<'a> {
     /// A string.
     Text(&'a str),
     /// An array of one scalar type.
-    Array(Array<'a>),
+    Array(GgufArray<'a>),
 }
 
-impl<'a> Value<'a> {
+impl<'a> GgufValue<'a> {
     /// The value as an unsigned integer, if it is a non-negative integer.
     pub fn as_u64(&self) -> Option<u64> {
         match self {
@@ -60,7 +60,7 @@ impl<'a> Value<'a> {
     }
 
     /// The value as an array.
-    pub fn as_array(&self) -> Option<&Array<'a>> {
+    pub fn as_array(&self) -> Option<&GgufArray<'a>> {
         match self {
             Self::Array(array) => Some(array),
             _ => None,
@@ -70,7 +70,7 @@ impl<'a> Value<'a> {
 
 /// The scalar types of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scalar {
+pub(super) enum GgufScalar {
     U8,
     I8,
     U16,
@@ -87,33 +87,33 @@ pub(super) enum Scalar {
 
 /// The meaning of a stored type number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Scalar(Scalar),
+enum ValueKind {
+    Scalar(GgufScalar),
     Array,
 }
 
-impl Kind {
+impl ValueKind {
     fn from_id(type_id: u32) -> Option<Self> {
         Some(Self::Scalar(match type_id {
-            0 => Scalar::U8,
-            1 => Scalar::I8,
-            2 => Scalar::U16,
-            3 => Scalar::I16,
-            4 => Scalar::U32,
-            5 => Scalar::I32,
-            6 => Scalar::F32,
-            7 => Scalar::Bool,
-            8 => Scalar::Text,
+            0 => GgufScalar::U8,
+            1 => GgufScalar::I8,
+            2 => GgufScalar::U16,
+            3 => GgufScalar::I16,
+            4 => GgufScalar::U32,
+            5 => GgufScalar::I32,
+            6 => GgufScalar::F32,
+            7 => GgufScalar::Bool,
+            8 => GgufScalar::Text,
             9 => return Some(Self::Array),
-            10 => Scalar::U64,
-            11 => Scalar::I64,
-            12 => Scalar::F64,
+            10 => GgufScalar::U64,
+            11 => GgufScalar::I64,
+            12 => GgufScalar::F64,
             _ => return None,
         }))
     }
 }
 
-impl Scalar {
+impl GgufScalar {
     /// The fewest bytes of one value in a file.
     fn bytes_min(self) -> u64 {
         match self {
@@ -124,33 +124,33 @@ impl Scalar {
         }
     }
 
-    fn read<'a>(self, reader: &mut Reader<'a>) -> Result<Value<'a>, DemoError> {
+    fn read<'a>(self, reader: &mut GgufReader<'a>) -> Result<GgufValue<'a>, DemoError> {
         Ok(match self {
-            Self::U8 => Value::Unsigned(reader.byte()?.into()),
-            Self::I8 => Value::Signed(reader.byte()?.cast_signed().into()),
-            Self::U16 => Value::Unsigned(reader.u16()?.into()),
-            Self::I16 => Value::Signed(reader.u16()?.cast_signed().into()),
-            Self::U32 => Value::Unsigned(reader.u32()?.into()),
-            Self::I32 => Value::Signed(reader.u32()?.cast_signed().into()),
-            Self::F32 => Value::F32(f32::from_bits(reader.u32()?)),
-            Self::Bool => Value::Bool(reader.byte()? != 0),
-            Self::Text => Value::Text(reader.text()?),
-            Self::U64 => Value::Unsigned(reader.u64()?),
-            Self::I64 => Value::Signed(reader.u64()?.cast_signed()),
-            Self::F64 => Value::F64(f64::from_bits(reader.u64()?)),
+            Self::U8 => GgufValue::Unsigned(reader.byte()?.into()),
+            Self::I8 => GgufValue::Signed(reader.byte()?.cast_signed().into()),
+            Self::U16 => GgufValue::Unsigned(reader.u16()?.into()),
+            Self::I16 => GgufValue::Signed(reader.u16()?.cast_signed().into()),
+            Self::U32 => GgufValue::Unsigned(reader.u32()?.into()),
+            Self::I32 => GgufValue::Signed(reader.u32()?.cast_signed().into()),
+            Self::F32 => GgufValue::F32(f32::from_bits(reader.u32()?)),
+            Self::Bool => GgufValue::Bool(reader.byte()? != 0),
+            Self::Text => GgufValue::Text(reader.text()?),
+            Self::U64 => GgufValue::Unsigned(reader.u64()?),
+            Self::I64 => GgufValue::Signed(reader.u64()?.cast_signed()),
+            Self::F64 => GgufValue::F64(f64::from_bits(reader.u64()?)),
         })
     }
 }
 
 /// An array of scalars inside the file.
 #[derive(Clone, Debug)]
-pub struct Array<'a> {
-    scalar: Scalar,
+pub struct GgufArray<'a> {
+    scalar: GgufScalar,
     len: usize,
-    reader: Reader<'a>,
+    reader: GgufReader<'a>,
 }
 
-impl<'a> Array<'a> {
+impl<'a> GgufArray<'a> {
     /// Number of values.
     pub fn len(&self) -> usize {
         self.len
@@ -162,21 +162,21 @@ impl<'a> Array<'a> {
     }
 
     /// The values in order. Parsing has validated each of them.
-    pub fn iter(&self) -> impl Iterator<Item = Value<'a>> + use<'a> {
+    pub fn iter(&self) -> impl Iterator<Item = GgufValue<'a>> + use<'a> {
         let (scalar, mut reader) = (self.scalar, self.reader.clone());
         (0..self.len).map_while(move |_| scalar.read(&mut reader).ok())
     }
 
-    fn parse(reader: &mut Reader<'a>) -> Result<Self, DemoError> {
+    fn parse(reader: &mut GgufReader<'a>) -> Result<Self, DemoError> {
         let offset = reader.offset();
         let type_id = reader.u32()?;
-        let Some(Kind::Scalar(scalar)) = Kind::from_id(type_id) else {
+        let Some(ValueKind::Scalar(scalar)) = ValueKind::from_id(type_id) else {
             return Err(DemoError::GgufValueType { type_id, offset });
         };
         let claimed = reader.u64()?;
         let len = reader.count("array values", claimed, scalar.bytes_min())?;
         let start = reader.clone();
-        if scalar == Scalar::Text {
+        if scalar == GgufScalar::Text {
             for _ in 0..len {
                 reader.text()?;
             }
@@ -192,12 +192,12 @@ impl<'a> Array<'a> {
 }
 
 /// Reads a type number and the value that follows it.
-pub(super) fn value<'a>(reader: &mut Reader<'a>) -> Result<Value<'a>, DemoError> {
+pub(super) fn value<'a>(reader: &mut GgufReader<'a>) -> Result<GgufValue<'a>, DemoError> {
     let offset = reader.offset();
     let type_id = reader.u32()?;
-    match Kind::from_id(type_id) {
-        Some(Kind::Scalar(scalar)) => scalar.read(reader),
-        Some(Kind::Array) => Array::parse(reader).map(Value::Array),
+    match ValueKind::from_id(type_id) {
+        Some(ValueKind::Scalar(scalar)) => scalar.read(reader),
+        Some(ValueKind::Array) => GgufArray::parse(reader).map(GgufValue::Array),
         None => Err(DemoError::GgufValueType { type_id, offset }),
     }
 }

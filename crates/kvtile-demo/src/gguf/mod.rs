@@ -17,11 +17,11 @@ mod tensor;
 
 use std::collections::BTreeMap;
 
-pub use metadata::{Array, Value};
-pub use tensor::{Tensor, TensorKind};
+pub use metadata::{GgufArray, GgufValue};
+pub use tensor::{GgufTensor, TensorKind};
 
 use crate::DemoError;
-use reader::Reader;
+use reader::GgufReader;
 
 /// The fewest bytes of a key-value pair: an empty key, a type, a one-byte value.
 const PAIR_BYTES_MIN: u64 = 8 + 4 + 1;
@@ -37,8 +37,8 @@ const ALIGNMENT_MAX: u64 = 1 << 20;
 /// A parsed file, borrowing from its bytes.
 #[derive(Clone, Debug)]
 pub struct Gguf<'a> {
-    metadata: BTreeMap<&'a str, Value<'a>>,
-    tensors: BTreeMap<&'a str, Tensor<'a>>,
+    metadata: BTreeMap<&'a str, GgufValue<'a>>,
+    tensors: BTreeMap<&'a str, GgufTensor<'a>>,
 }
 
 impl<'a> Gguf<'a> {
@@ -48,7 +48,7 @@ impl<'a> Gguf<'a> {
     /// A `Gguf…` variant of [`DemoError`] for any byte sequence that is not a
     /// well-formed file whose tensors lie inside it.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, DemoError> {
-        let mut reader = Reader::new(bytes);
+        let mut reader = GgufReader::new(bytes);
         let magic = reader.magic()?;
         if &magic != b"GGUF" {
             return Err(DemoError::GgufMagic { found: magic });
@@ -62,7 +62,7 @@ impl<'a> Gguf<'a> {
         let metadata = read_metadata(&mut reader, pairs)?;
         let tensors = reader.count("tensors", tensors, TENSOR_BYTES_MIN)?;
         let entries = (0..tensors)
-            .map(|_| Entry::read(&mut reader))
+            .map(|_| TensorEntry::read(&mut reader))
             .collect::<Result<Vec<_>, _>>()?;
         let alignment = alignment(&metadata)?;
         let padding = (reader.offset() as u64).next_multiple_of(alignment) - reader.offset() as u64;
@@ -78,14 +78,14 @@ impl<'a> Gguf<'a> {
     ///
     /// # Errors
     /// [`DemoError::KeyMissing`].
-    pub fn value(&self, key: &str) -> Result<&Value<'a>, DemoError> {
+    pub fn value(&self, key: &str) -> Result<&GgufValue<'a>, DemoError> {
         self.metadata.get(key).ok_or_else(|| DemoError::KeyMissing {
             key: key.to_owned(),
         })
     }
 
     /// A metadata value that may be absent.
-    pub fn find(&self, key: &str) -> Option<&Value<'a>> {
+    pub fn find(&self, key: &str) -> Option<&GgufValue<'a>> {
         self.metadata.get(key)
     }
 
@@ -123,7 +123,7 @@ impl<'a> Gguf<'a> {
     ///
     /// # Errors
     /// [`DemoError::KeyMissing`] or [`DemoError::KeyType`].
-    pub fn array(&self, key: &str) -> Result<&Array<'a>, DemoError> {
+    pub fn array(&self, key: &str) -> Result<&GgufArray<'a>, DemoError> {
         self.value(key)?
             .as_array()
             .ok_or_else(|| key_type(key, "array"))
@@ -133,7 +133,7 @@ impl<'a> Gguf<'a> {
     ///
     /// # Errors
     /// [`DemoError::TensorMissing`].
-    pub fn tensor(&self, name: &str) -> Result<&Tensor<'a>, DemoError> {
+    pub fn tensor(&self, name: &str) -> Result<&GgufTensor<'a>, DemoError> {
         self.tensors
             .get(name)
             .ok_or_else(|| DemoError::TensorMissing {
@@ -142,7 +142,7 @@ impl<'a> Gguf<'a> {
     }
 
     /// All tensors, by name.
-    pub fn tensors(&self) -> impl Iterator<Item = &Tensor<'a>> {
+    pub fn tensors(&self) -> impl Iterator<Item = &GgufTensor<'a>> {
         self.tensors.values()
     }
 }
@@ -155,9 +155,9 @@ fn key_type(key: &str, expected: &'static str) -> DemoError {
 }
 
 fn read_metadata<'a>(
-    reader: &mut Reader<'a>,
+    reader: &mut GgufReader<'a>,
     pairs: usize,
-) -> Result<BTreeMap<&'a str, Value<'a>>, DemoError> {
+) -> Result<BTreeMap<&'a str, GgufValue<'a>>, DemoError> {
     let mut metadata = BTreeMap::new();
     for _ in 0..pairs {
         let key = reader.text()?;
@@ -171,7 +171,7 @@ fn read_metadata<'a>(
     Ok(metadata)
 }
 
-fn alignment(metadata: &BTreeMap<&str, Value<'_>>) -> Result<u64, DemoError> {
+fn alignment(metadata: &BTreeMap<&str, GgufValue<'_>>) -> Result<u64, DemoError> {
     let Some(value) = metadata.get("general.alignment") else {
         return Ok(ALIGNMENT_DEFAULT);
     };
@@ -182,15 +182,15 @@ fn alignment(metadata: &BTreeMap<&str, Value<'_>>) -> Result<u64, DemoError> {
 }
 
 /// A tensor entry of the header, before the check of its place.
-struct Entry<'a> {
+struct TensorEntry<'a> {
     name: &'a str,
     kind: TensorKind,
     extents: Vec<u64>,
     offset: u64,
 }
 
-impl<'a> Entry<'a> {
-    fn read(reader: &mut Reader<'a>) -> Result<Self, DemoError> {
+impl<'a> TensorEntry<'a> {
+    fn read(reader: &mut GgufReader<'a>) -> Result<Self, DemoError> {
         let name = reader.text()?;
         let count = u64::from(reader.u32()?);
         if !(1..=EXTENTS_MAX).contains(&count) {
@@ -227,7 +227,11 @@ impl<'a> Entry<'a> {
         self.kind.bytes_of(*row)?.checked_mul(rows)
     }
 
-    fn place(self, data: &'a [u8], alignment: u64) -> Result<(u64, u64, Tensor<'a>), DemoError> {
+    fn place(
+        self,
+        data: &'a [u8],
+        alignment: u64,
+    ) -> Result<(u64, u64, GgufTensor<'a>), DemoError> {
         let size = self.size_bytes();
         let extents = self
             .extents
@@ -254,7 +258,7 @@ impl<'a> Entry<'a> {
         let stored = range
             .and_then(|(offset, bytes)| data.get(offset..offset.checked_add(bytes)?))
             .ok_or_else(|| wrong("is outside the file's data"))?;
-        let tensor = Tensor {
+        let tensor = GgufTensor {
             name: self.name,
             kind: self.kind,
             extents,
@@ -265,10 +269,10 @@ impl<'a> Entry<'a> {
 }
 
 fn place<'a>(
-    entries: Vec<Entry<'a>>,
+    entries: Vec<TensorEntry<'a>>,
     data: &'a [u8],
     alignment: u64,
-) -> Result<BTreeMap<&'a str, Tensor<'a>>, DemoError> {
+) -> Result<BTreeMap<&'a str, GgufTensor<'a>>, DemoError> {
     let mut placed = entries
         .into_iter()
         .map(|entry| entry.place(data, alignment))

@@ -4,12 +4,12 @@ use crate::DemoError;
 
 /// Reads little-endian values from the front of a byte slice.
 #[derive(Clone, Debug)]
-pub(super) struct Reader<'a> {
+pub(super) struct GgufReader<'a> {
     bytes: &'a [u8],
     offset: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> GgufReader<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, offset: 0 }
     }

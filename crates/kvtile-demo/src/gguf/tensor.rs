@@ -57,7 +57,7 @@ impl TensorKind {
 
 /// A tensor of the file.
 #[derive(Clone, Debug)]
-pub struct Tensor<'a> {
+pub struct GgufTensor<'a> {
     /// Its name.
     pub name: &'a str,
     /// Its element type.
@@ -68,7 +68,7 @@ pub struct Tensor<'a> {
     pub bytes: &'a [u8],
 }
 
-impl<'a> Tensor<'a> {
+impl<'a> GgufTensor<'a> {
     /// Values of one row: the fastest extent.
     pub fn row_values(&self) -> usize {
         self.extents.first().copied().unwrap_or(0)

@@ -12,7 +12,7 @@ pub use order::KvOrder;
 pub use sequence::Sequence;
 pub use vec_store::VecKv;
 
-pub(crate) use sequence::Run;
+pub(crate) use sequence::SlotRun;
 
 use crate::DemoError;
 

@@ -88,7 +88,7 @@ impl Sequence {
         page_size: usize,
         start: usize,
         end: usize,
-    ) -> impl Iterator<Item = Run> + '_ {
+    ) -> impl Iterator<Item = SlotRun> + '_ {
         let page_size = page_size.max(1);
         let first = start / page_size;
         self.block_ids
@@ -98,7 +98,7 @@ impl Sequence {
             .map_while(move |(index, block)| {
                 let from = start.max(index * page_size);
                 let to = end.min((index + 1) * page_size);
-                (from < to).then(|| Run {
+                (from < to).then(|| SlotRun {
                     block: *block,
                     slot: from % page_size,
                     position: from,
@@ -110,7 +110,7 @@ impl Sequence {
 
 /// Consecutive tokens inside one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Run {
+pub(crate) struct SlotRun {
     /// The block.
     pub(crate) block: usize,
     /// Slot of the first token inside the block.
@@ -121,7 +121,7 @@ pub(crate) struct Run {
     pub(crate) count: usize,
 }
 
-impl Run {
+impl SlotRun {
     /// The run inside one head.
     pub(crate) fn of_head(self, head: usize) -> HeadRun {
         HeadRun {

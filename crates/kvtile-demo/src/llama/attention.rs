@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::DemoError;
 use crate::compute::{PANEL_COLUMNS, PanelView, multiply, softmax_prefix};
-use crate::kv::{KvOrder, KvShape, KvView, Run, Sequence};
+use crate::kv::{KvOrder, KvShape, KvView, Sequence, SlotRun};
 
 use super::LlamaConfig;
 
@@ -19,7 +19,7 @@ use super::LlamaConfig;
 const TILE_TOKENS: usize = 16;
 
 /// Keys and values of one layer, packed. Each pass allocates it once and fills it layer by layer.
-pub(super) struct Packed {
+pub(super) struct PackedKv {
     shape: KvShape,
     tokens: usize,
     /// `[head][panel of 32 tokens][element][32]`
@@ -28,7 +28,7 @@ pub(super) struct Packed {
     values: Vec<f32>,
 }
 
-impl Packed {
+impl PackedKv {
     /// Room for `tokens` tokens.
     pub(super) fn new(shape: KvShape, tokens: usize) -> Self {
         let padded = tokens.next_multiple_of(PANEL_COLUMNS);
@@ -57,7 +57,7 @@ impl Packed {
         layer: usize,
     ) -> Result<(), DemoError> {
         let (panels, element_panels) = (self.token_panels(), self.element_panels());
-        let source = Source::new(kv, sequence, layer, self)?;
+        let source = GatherSource::new(kv, sequence, layer, self)?;
         self.keys
             .par_chunks_mut(self.shape.head_size * PANEL_COLUMNS)
             .enumerate()
@@ -101,7 +101,7 @@ impl Packed {
 }
 
 /// The source of a gather: it gets the part of each block once.
-struct Source<'a> {
+struct GatherSource<'a> {
     sequence: &'a Sequence,
     order: KvOrder,
     shape: KvShape,
@@ -110,12 +110,12 @@ struct Source<'a> {
     parts: Vec<&'a [f32]>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> GatherSource<'a> {
     fn new(
         kv: &'a dyn KvView,
         sequence: &'a Sequence,
         layer: usize,
-        packed: &Packed,
+        packed: &PackedKv,
     ) -> Result<Self, DemoError> {
         let (shape, tokens) = (packed.shape, packed.tokens);
         let parts = sequence
@@ -132,7 +132,7 @@ impl<'a> Source<'a> {
     }
 
     /// The runs of one panel of 32 tokens, each with its part and its first lane.
-    fn runs(&self, panel: usize) -> impl Iterator<Item = (Run, &'a [f32], usize)> {
+    fn runs(&self, panel: usize) -> impl Iterator<Item = (SlotRun, &'a [f32], usize)> {
         let start = panel * PANEL_COLUMNS;
         let end = self.tokens.min(start + PANEL_COLUMNS);
         let parts = self.parts.iter().skip(start / self.shape.page_size);
@@ -180,7 +180,7 @@ pub(super) fn checked(shape: KvShape, part: &[f32]) -> Result<&[f32], DemoError>
 /// rotated queries. `out` is row-major, with all query heads of a token together.
 pub(super) fn attend(
     config: &LlamaConfig,
-    packed: &Packed,
+    packed: &PackedKv,
     rows: &[f32],
     start: usize,
     out: &mut [f32],
@@ -223,7 +223,7 @@ pub(super) fn attend(
 /// the KV head; the first token has position `position`.
 fn attend_tile(
     config: &LlamaConfig,
-    packed: &Packed,
+    packed: &PackedKv,
     queries: &[f32],
     (head, position): (usize, usize),
     out: &mut [f32],

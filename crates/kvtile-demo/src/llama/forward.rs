@@ -6,30 +6,30 @@ use crate::DemoError;
 use crate::compute::{Rotations, add_assign, multiply_parallel, rms_norm, silu_gate};
 use crate::kv::{KvView, Sequence};
 
-use super::attention::{Packed, attend, checked};
-use super::weights::{Layer, Weights};
+use super::attention::{PackedKv, attend, checked};
+use super::weights::{LayerWeights, Weights};
 use super::{LlamaConfig, Logits};
 
 /// Rows per task of a row-wise operation.
 const TASK_ROWS: usize = 16;
 
 /// One pass over the tokens after those of the sequence.
-pub(super) struct Pass<'a> {
+pub(super) struct ForwardPass<'a> {
     pub(super) config: &'a LlamaConfig,
     pub(super) weights: &'a Weights,
     pub(super) sequence: &'a Sequence,
     pub(super) tokens: &'a [u32],
 }
 
-impl Pass<'_> {
+impl ForwardPass<'_> {
     /// Computes the pass, writes its keys and values, and returns the logits of the last token.
     pub(super) fn run(&self, kv: &mut dyn KvView) -> Result<Logits, DemoError> {
         let config = self.config;
         let start = self.sequence.len();
         let count = self.tokens.len();
         let rotations = Rotations::new(config.rope_base, config.head_size, start, count);
-        let mut packed = Packed::new(kv.shape(), start + count);
-        let mut buffers = Buffers::new(config, count);
+        let mut packed = PackedKv::new(kv.shape(), start + count);
+        let mut buffers = LayerBuffers::new(config, count);
         let mut hidden = self.embed();
         for (index, layer) in self.weights.layers.iter().enumerate() {
             self.norm(&hidden, &layer.attention_norm, &mut buffers.normed);
@@ -75,9 +75,9 @@ impl Pass<'_> {
     }
 
     /// The feed-forward part of `hidden`, into `buffers.normed`.
-    fn feed_forward(&self, layer: &Layer, hidden: &[f32], buffers: &mut Buffers) {
+    fn feed_forward(&self, layer: &LayerWeights, hidden: &[f32], buffers: &mut LayerBuffers) {
         let width = self.config.feed_forward;
-        let Buffers {
+        let LayerBuffers {
             normed,
             gate_up,
             gated,
@@ -127,7 +127,7 @@ impl Pass<'_> {
 }
 
 /// Intermediate results of a layer, allocated once per pass.
-struct Buffers {
+struct LayerBuffers {
     /// As wide as the residual stream: the input of a product, then its result.
     normed: Vec<f32>,
     qkv: Vec<f32>,
@@ -136,7 +136,7 @@ struct Buffers {
     gated: Vec<f32>,
 }
 
-impl Buffers {
+impl LayerBuffers {
     fn new(config: &LlamaConfig, tokens: usize) -> Self {
         let zeros = |width: usize| vec![0.0; tokens * width];
         Self {

@@ -21,7 +21,7 @@ pub use logits::Logits;
 use crate::DemoError;
 use crate::gguf::Gguf;
 use crate::kv::{KvView, Sequence};
-use forward::Pass;
+use forward::ForwardPass;
 use weights::Weights;
 
 /// A model, ready to compute.
@@ -101,7 +101,7 @@ impl Llama {
         kv: &mut dyn KvView,
     ) -> Result<Logits, DemoError> {
         self.check(tokens, sequence, kv)?;
-        let pass = Pass {
+        let pass = ForwardPass {
             config: &self.config,
             weights: &self.weights,
             sequence,

@@ -2,7 +2,7 @@
 
 use crate::DemoError;
 use crate::compute::Panels;
-use crate::gguf::{Gguf, Tensor};
+use crate::gguf::{Gguf, GgufTensor};
 
 use super::LlamaConfig;
 
@@ -14,12 +14,12 @@ pub(super) struct Weights {
     /// The output matrix of a model that does not tie it to the embedding.
     pub(super) output: Option<Panels>,
     pub(super) norm: Vec<f32>,
-    pub(super) layers: Vec<Layer>,
+    pub(super) layers: Vec<LayerWeights>,
 }
 
 /// The weights of one layer.
 #[derive(Debug)]
-pub(super) struct Layer {
+pub(super) struct LayerWeights {
     pub(super) attention_norm: Vec<f32>,
     /// Query, key and value projections side by side.
     pub(super) qkv: Panels,
@@ -45,7 +45,7 @@ impl Weights {
             output,
             norm: vector(file, "output_norm.weight", config.hidden)?,
             layers: (0..config.layers)
-                .map(|layer| Layer::read(file, config, layer))
+                .map(|layer| LayerWeights::read(file, config, layer))
                 .collect::<Result<_, _>>()?,
         })
     }
@@ -56,7 +56,7 @@ impl Weights {
     }
 }
 
-impl Layer {
+impl LayerWeights {
     fn read(file: &Gguf<'_>, config: &LlamaConfig, layer: usize) -> Result<Self, DemoError> {
         let LlamaConfig {
             hidden,
@@ -90,15 +90,15 @@ impl Layer {
 
 /// The rows of a stored matrix, one row per output.
 #[derive(Clone, Copy)]
-struct Rows<'a> {
-    tensor: &'a Tensor<'a>,
+struct MatrixRows<'a> {
+    tensor: &'a GgufTensor<'a>,
     /// For query and key weights the head size: llama.cpp stores the rows of a head with
     /// alternating halves (`0, half, 1, half + 1, ...`), for a rotary embedding of neighbours.
     /// Reading restores the order of the halves, which Hugging Face and the caches of engines use.
     rotated_head: Option<usize>,
 }
 
-impl Rows<'_> {
+impl MatrixRows<'_> {
     fn rotated(self, head_size: usize) -> Self {
         Self {
             rotated_head: Some(head_size),
@@ -120,12 +120,12 @@ fn matrix<'a>(
     name: &str,
     inner: usize,
     rows: usize,
-) -> Result<Rows<'a>, DemoError> {
+) -> Result<MatrixRows<'a>, DemoError> {
     let tensor = file.tensor(name)?;
     if tensor.row_values() != inner || tensor.rows() != rows {
         return Err(extents(tensor, vec![inner, rows]));
     }
-    Ok(Rows {
+    Ok(MatrixRows {
         tensor,
         rotated_head: None,
     })
@@ -141,7 +141,7 @@ fn vector(file: &Gguf<'_>, name: &str, values: usize) -> Result<Vec<f32>, DemoEr
     Ok(out)
 }
 
-fn extents(tensor: &Tensor<'_>, expected: Vec<usize>) -> DemoError {
+fn extents(tensor: &GgufTensor<'_>, expected: Vec<usize>) -> DemoError {
     DemoError::TensorExtents {
         name: tensor.name.to_owned(),
         expected,
@@ -150,7 +150,7 @@ fn extents(tensor: &Tensor<'_>, expected: Vec<usize>) -> DemoError {
 }
 
 /// Packs matrices side by side.
-fn pack(inner: usize, parts: &[Rows<'_>]) -> Result<Panels, DemoError> {
+fn pack(inner: usize, parts: &[MatrixRows<'_>]) -> Result<Panels, DemoError> {
     let columns = parts.iter().map(|part| part.tensor.rows()).sum();
     Panels::pack(inner, columns, |column, out| {
         let mut row = column;

@@ -7,8 +7,8 @@
 mod writer;
 
 use crate::tokenizer::bytes::alphabet;
-use kvtile_random::Numbers;
-use writer::Writer;
+use kvtile_random::SplitMix64;
+use writer::GgufWriter;
 
 /// The name of the miniature in its own file.
 pub const NAME: &str = "tiny Llama with random weights (no real model)";
@@ -25,9 +25,9 @@ const CONTROL_TOKENS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"
 /// The miniature as the bytes of a GGUF file: 4 layers, hidden size 64, 4 heads, 2 KV
 /// heads of 16, 259 tokens. Equal seeds give equal bytes, everywhere.
 pub fn gguf(seed: u64) -> Vec<u8> {
-    let mut file = Writer::default();
+    let mut file = GgufWriter::default();
     write_metadata(&mut file, seed);
-    let mut random = Numbers::new(seed);
+    let mut random = SplitMix64::new(seed);
     write_embedding(&mut file, &mut random);
     for layer in 0..LAYERS {
         let (queries, kv) = (HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE);
@@ -61,7 +61,7 @@ pub fn gguf(seed: u64) -> Vec<u8> {
     file.finish()
 }
 
-fn write_metadata(file: &mut Writer, seed: u64) {
+fn write_metadata(file: &mut GgufWriter, seed: u64) {
     file.text("general.architecture", "llama");
     file.text("general.name", &format!("{NAME}, seed {seed}"));
     for (key, value) in [
@@ -94,7 +94,7 @@ fn write_metadata(file: &mut Writer, seed: u64) {
 
 /// The embedding, tied to the output: letters and spaces have longer vectors than other tokens, so
 /// that the noise is mostly readable and seldom ends a turn.
-fn write_embedding(file: &mut Writer, random: &mut Numbers) {
+fn write_embedding(file: &mut GgufWriter, random: &mut SplitMix64) {
     let tokens = 256 + CONTROL_TOKENS.len();
     let values = (0..tokens * HIDDEN).map(|index| {
         let byte = u8::try_from(index / HIDDEN).unwrap_or(0);
@@ -109,7 +109,7 @@ fn as_u32(value: usize) -> u32 {
 }
 
 /// Uniform in `-reach..reach`.
-fn within(random: &mut Numbers, reach: f32) -> f32 {
+fn within(random: &mut SplitMix64, reach: f32) -> f32 {
     let fraction = (random.any() >> 40) as f32 / (1u64 << 24) as f32;
     (2.0 * fraction - 1.0) * reach
 }

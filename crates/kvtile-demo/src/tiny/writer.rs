@@ -2,7 +2,7 @@
 
 /// A file under construction.
 #[derive(Default)]
-pub(super) struct Writer {
+pub(super) struct GgufWriter {
     pairs: Vec<u8>,
     pair_count: u64,
     entries: Vec<u8>,
@@ -10,7 +10,7 @@ pub(super) struct Writer {
     data: Vec<u8>,
 }
 
-impl Writer {
+impl GgufWriter {
     pub(super) fn text(&mut self, key: &str, value: &str) {
         self.pair(key, 8);
         put_text(&mut self.pairs, value);

@@ -17,7 +17,7 @@ pub(super) type Merges = HashMap<(u32, u32), Merge>;
 
 /// A pair on the heap, ordered by rank, then by position.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
+struct MergeCandidate {
     rank: u32,
     place: usize,
     next: usize,
@@ -27,23 +27,23 @@ struct Candidate {
 
 /// A symbol of the word; `token` is `None` after it was merged into its left neighbour.
 #[derive(Clone, Copy)]
-struct Symbol {
+struct MergeSymbol {
     token: Option<u32>,
     previous: Option<usize>,
     next: Option<usize>,
 }
 
-struct Word<'a> {
+struct MergeWord<'a> {
     merges: &'a Merges,
-    symbols: Vec<Symbol>,
-    heap: BinaryHeap<Reverse<Candidate>>,
+    symbols: Vec<MergeSymbol>,
+    heap: BinaryHeap<Reverse<MergeCandidate>>,
 }
 
 /// Merges the symbols of one word until no pair merges.
 pub(super) fn merge(merges: &Merges, tokens: impl Iterator<Item = u32>) -> Vec<u32> {
-    let mut symbols: Vec<Symbol> = tokens
+    let mut symbols: Vec<MergeSymbol> = tokens
         .enumerate()
-        .map(|(place, token)| Symbol {
+        .map(|(place, token)| MergeSymbol {
             token: Some(token),
             previous: place.checked_sub(1),
             next: Some(place + 1),
@@ -52,7 +52,7 @@ pub(super) fn merge(merges: &Merges, tokens: impl Iterator<Item = u32>) -> Vec<u
     if let Some(last) = symbols.last_mut() {
         last.next = None;
     }
-    let mut word = Word {
+    let mut word = MergeWord {
         merges,
         symbols,
         heap: BinaryHeap::new(),
@@ -69,7 +69,7 @@ pub(super) fn merge(merges: &Merges, tokens: impl Iterator<Item = u32>) -> Vec<u
         .collect()
 }
 
-impl Word<'_> {
+impl MergeWord<'_> {
     fn token(&self, place: usize) -> Option<u32> {
         self.symbols.get(place)?.token
     }
@@ -79,7 +79,7 @@ impl Word<'_> {
         let next = self.symbols.get(place)?.next?;
         let pair = (self.token(place)?, self.token(next)?);
         let Merge { rank, token } = *self.merges.get(&pair)?;
-        self.heap.push(Reverse(Candidate {
+        self.heap.push(Reverse(MergeCandidate {
             rank,
             place,
             next,
@@ -90,8 +90,8 @@ impl Word<'_> {
     }
 
     /// Joins a pair if both symbols are still current.
-    fn join(&mut self, candidate: Candidate) -> Option<()> {
-        let Candidate {
+    fn join(&mut self, candidate: MergeCandidate) -> Option<()> {
+        let MergeCandidate {
             place,
             next,
             pair,
@@ -125,7 +125,7 @@ impl Word<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvtile_random::Numbers;
+    use kvtile_random::SplitMix64;
 
     fn merges(rules: &[(u32, u32, u32)]) -> Merges {
         let ranked = (0..).zip(rules);
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn heap_and_search_agree_on_random_rules_and_words() {
-        let mut numbers = Numbers::new(7);
+        let mut numbers = SplitMix64::new(7);
         let mut random = move |below: u64| u32::try_from(numbers.below(below)).unwrap();
         for _ in 0..200 {
             let mut rules: Vec<(u32, u32, u32)> = Vec::new();

@@ -12,14 +12,14 @@ use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 const CONTRACTIONS: [&str; 7] = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
+enum CharClass {
     Letter,
     Number,
     Space,
     Other,
 }
 
-impl Class {
+impl CharClass {
     fn of(character: char) -> Self {
         if character.is_whitespace() {
             return Self::Space;
@@ -47,7 +47,7 @@ fn word_bytes(text: &str) -> usize {
     let Some(first) = text.chars().next() else {
         return 0;
     };
-    if Class::of(first) == Class::Number {
+    if CharClass::of(first) == CharClass::Number {
         return first.len_utf8();
     }
     if let Some(contraction) = CONTRACTIONS
@@ -58,27 +58,27 @@ fn word_bytes(text: &str) -> usize {
     }
     let space = if first == ' ' { 1 } else { 0 };
     let after = text.get(space..).unwrap_or_default();
-    match after.chars().next().map(Class::of) {
-        Some(class @ (Class::Letter | Class::Other)) => space + run_bytes(after, class),
+    match after.chars().next().map(CharClass::of) {
+        Some(class @ (CharClass::Letter | CharClass::Other)) => space + run_bytes(after, class),
         _ => spaces_bytes(text),
     }
 }
 
 /// Bytes of the characters of one class at the start of `text`.
-fn run_bytes(text: &str, class: Class) -> usize {
-    text.find(|character| Class::of(character) != class)
+fn run_bytes(text: &str, class: CharClass) -> usize {
+    text.find(|character| CharClass::of(character) != class)
         .unwrap_or(text.len())
 }
 
 /// Bytes of a word of white space: the whole run before a digit or the end, otherwise all but its
 /// last character, which belongs to the next word.
 fn spaces_bytes(text: &str) -> usize {
-    let all = run_bytes(text, Class::Space);
+    let all = run_bytes(text, CharClass::Space);
     let (spaces, after) = text.split_at_checked(all).unwrap_or((text, ""));
     let joins = after
         .chars()
         .next()
-        .is_some_and(|next| Class::of(next) != Class::Number);
+        .is_some_and(|next| CharClass::of(next) != CharClass::Number);
     let last = spaces.chars().next_back().map_or(0, char::len_utf8);
     if joins && last < all { all - last } else { all }
 }

@@ -5,7 +5,7 @@ use kvtile_demo::gguf::Gguf;
 use kvtile_demo::llama::LlamaConfig;
 
 /// The results of the reference.
-pub(crate) struct Reference {
+pub(crate) struct ReferenceResults {
     /// Logits after the last token.
     pub(crate) logits: Vec<f64>,
     /// Keys, `[layer][token][head * head_size]`, heads in the order of halves.
@@ -92,7 +92,7 @@ fn attention(
 }
 
 /// Computes `tokens` from an empty sequence.
-pub(crate) fn compute(bytes: &[u8], tokens: &[u32]) -> Reference {
+pub(crate) fn compute(bytes: &[u8], tokens: &[u32]) -> ReferenceResults {
     let file = Gguf::parse(bytes).unwrap();
     let config = LlamaConfig::from_gguf(&file).unwrap();
     let epsilon = f64::from(config.norm_epsilon);
@@ -145,7 +145,7 @@ pub(crate) fn compute(bytes: &[u8], tokens: &[u32]) -> Reference {
         &matrix(&file, "output_norm.weight")[0],
         epsilon,
     );
-    Reference {
+    ReferenceResults {
         logits: apply(&embedding, &last),
         keys: all_keys,
         values: all_values,

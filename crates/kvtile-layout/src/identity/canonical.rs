@@ -20,49 +20,49 @@
 use std::fmt;
 
 use super::{Fingerprint, Real};
-use crate::Shown;
+use crate::ShownText;
 
 /// The value of a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Value {
+pub(super) enum FieldValue {
     Number(u64),
     Text(String),
     Real(Real),
     Reals(Vec<Real>),
 }
 
-impl fmt::Display for Value {
+impl fmt::Display for FieldValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Value::Number(value) => write!(f, "{value}"),
-            Value::Text(text) => f.write_str(text),
-            Value::Real(value) => write!(f, "{value}"),
-            Value::Reals(values) => f.debug_list().entries(values).finish(),
+            FieldValue::Number(value) => write!(f, "{value}"),
+            FieldValue::Text(text) => f.write_str(text),
+            FieldValue::Real(value) => write!(f, "{value}"),
+            FieldValue::Reals(values) => f.debug_list().entries(values).finish(),
         }
     }
 }
 
 /// One field: a dotted path and its value.
-type Field = (String, Value);
+type CanonicalField = (String, FieldValue);
 
 /// The fields of an identity in their fixed order. Paths occur once.
 #[derive(Default)]
-pub(super) struct Fields(Vec<Field>);
+pub(super) struct CanonicalFields(Vec<CanonicalField>);
 
-impl Fields {
+impl CanonicalFields {
     pub(super) fn number(&mut self, path: impl Into<String>, value: u64) {
-        self.0.push((path.into(), Value::Number(value)));
+        self.0.push((path.into(), FieldValue::Number(value)));
     }
 
     pub(super) fn text(&mut self, path: impl Into<String>, text: impl Into<String>) {
-        self.0.push((path.into(), Value::Text(text.into())));
+        self.0.push((path.into(), FieldValue::Text(text.into())));
     }
 
-    pub(super) fn value(&mut self, path: impl Into<String>, value: Value) {
+    pub(super) fn value(&mut self, path: impl Into<String>, value: FieldValue) {
         self.0.push((path.into(), value));
     }
 
-    pub(super) fn append(&mut self, mut other: Fields) {
+    pub(super) fn append(&mut self, mut other: CanonicalFields) {
         self.0.append(&mut other.0);
     }
 
@@ -82,19 +82,19 @@ impl Fields {
         for (path, value) in &self.0 {
             text(&mut bytes, path);
             match value {
-                Value::Number(value) => {
+                FieldValue::Number(value) => {
                     bytes.push(0);
                     number(&mut bytes, *value);
                 }
-                Value::Text(value) => {
+                FieldValue::Text(value) => {
                     bytes.push(1);
                     text(&mut bytes, value);
                 }
-                Value::Real(value) => {
+                FieldValue::Real(value) => {
                     bytes.push(2);
                     number(&mut bytes, value.to_bits());
                 }
-                Value::Reals(values) => {
+                FieldValue::Reals(values) => {
                     bytes.push(3);
                     number(&mut bytes, values.len() as u64);
                     values.iter().for_each(|v| number(&mut bytes, v.to_bits()));
@@ -105,7 +105,7 @@ impl Fields {
     }
 
     /// Every difference between both lists, in the order of the fields.
-    pub(super) fn differences(&self, other: &Fields) -> Vec<Difference> {
+    pub(super) fn differences(&self, other: &CanonicalFields) -> Vec<Difference> {
         let (mut ours, mut theirs) = (self.0.as_slice(), other.0.as_slice());
         let mut found = Vec::new();
         loop {
@@ -130,7 +130,7 @@ impl Fields {
     }
 }
 
-fn holds(fields: &[Field], path: &str) -> bool {
+fn holds(fields: &[CanonicalField], path: &str) -> bool {
     fields.iter().any(|(p, _)| p == path)
 }
 
@@ -155,8 +155,9 @@ pub struct Difference {
 }
 
 impl Difference {
-    fn new(ours: Option<&Field>, theirs: Option<&Field>) -> Difference {
-        let text = |f: Option<&Field>| f.map_or("(absent)".to_owned(), |f| f.1.to_string());
+    fn new(ours: Option<&CanonicalField>, theirs: Option<&CanonicalField>) -> Difference {
+        let text =
+            |f: Option<&CanonicalField>| f.map_or("(absent)".to_owned(), |f| f.1.to_string());
         Difference {
             field: ours.or(theirs).map(|f| f.0.clone()).unwrap_or_default(),
             ours: text(ours),
@@ -175,9 +176,9 @@ impl fmt::Display for Difference {
         write!(
             f,
             "{} differs: {} here, {} there",
-            Shown(field),
-            Shown(ours),
-            Shown(theirs)
+            ShownText(field),
+            ShownText(ours),
+            ShownText(theirs)
         )
     }
 }

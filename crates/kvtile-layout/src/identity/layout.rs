@@ -2,13 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Difference, Fingerprint, IdentityError, canonical::Fields, limits::check_count};
+use super::{
+    Difference, Fingerprint, IdentityError, canonical::CanonicalFields, limits::check_count,
+};
 use crate::{
     axis::Axis,
     broken::broken,
     error::LayoutError,
     shape::{BYTES_MAX, PLANES_MAX, Plane, PlaneName},
-    strided::{Digit, Piece, REGIONS_MAX, StridedLayout},
+    strided::{Digit, PlanePiece, REGIONS_MAX, StridedLayout},
     unit::Unit,
 };
 
@@ -75,7 +77,7 @@ impl LayoutIdentity {
     /// The identity of all blocks of `layout`.
     #[must_use]
     pub fn of_layout(layout: &StridedLayout) -> LayoutIdentity {
-        let place = |(plane, piece): (&Plane, &Piece)| {
+        let place = |(plane, piece): (&Plane, &PlanePiece)| {
             let mut digits = StridedLayout::canonical_digits(piece);
             if let Some(slowest) = digits.iter_mut().rfind(|digit| digit.axis == Axis::B) {
                 slowest.extent = 0;
@@ -93,12 +95,12 @@ impl LayoutIdentity {
     #[must_use]
     pub fn of_block(layout: &StridedLayout) -> LayoutIdentity {
         let pieces = layout.pieces();
-        let Some(first_region) = pieces.iter().map(Piece::region).min() else {
+        let Some(first_region) = pieces.iter().map(PlanePiece::region).min() else {
             broken(format_args!("a layout of no pieces: {layout:?}"))
         };
         let first_offset = |region: u64| {
             let same = pieces.iter().filter(|piece| piece.region() == region);
-            match same.map(Piece::offset).min() {
+            match same.map(PlanePiece::offset).min() {
                 Some(offset) => offset,
                 None => broken(format_args!(
                     "no piece of {} is in region {region}",
@@ -107,7 +109,7 @@ impl LayoutIdentity {
             }
         };
         let mut regions = 1;
-        let place = |(plane, piece): (&Plane, &Piece)| {
+        let place = |(plane, piece): (&Plane, &PlanePiece)| {
             let mut digits = StridedLayout::canonical_digits(piece);
             digits.retain(|digit| digit.axis != Axis::B);
             let region = piece.region() - first_region;
@@ -154,8 +156,8 @@ impl LayoutIdentity {
         self.fields().differences(&other.fields())
     }
 
-    pub(super) fn fields(&self) -> Fields {
-        let mut fields = Fields::default();
+    pub(super) fn fields(&self) -> CanonicalFields {
+        let mut fields = CanonicalFields::default();
         let scope = match self.scope {
             LayoutScope::AllBlocks => "all blocks",
             LayoutScope::OneBlock => "one block",

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Difference, Fingerprint, Rope,
-    canonical::Fields,
+    canonical::CanonicalFields,
     limits::{MAP_ENTRIES_MAX, check_count, check_text},
 };
 use crate::{
@@ -40,7 +40,7 @@ const CONTEXT: &str = "kvtile identity logical 1";
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "StoredLogical", into = "StoredLogical")]
-pub struct LogicalIdentity {
+pub struct Identity {
     model: String,
     revision: String,
     /// The shape of one block, with replica 0 and the planes sorted by name.
@@ -64,8 +64,8 @@ struct StoredLogical {
     extra: BTreeMap<String, String>,
 }
 
-impl From<LogicalIdentity> for StoredLogical {
-    fn from(identity: LogicalIdentity) -> StoredLogical {
+impl From<Identity> for StoredLogical {
+    fn from(identity: Identity) -> StoredLogical {
         StoredLogical {
             page_size: identity.page_size(),
             planes: identity.planes().to_vec(),
@@ -78,15 +78,15 @@ impl From<LogicalIdentity> for StoredLogical {
     }
 }
 
-impl TryFrom<StoredLogical> for LogicalIdentity {
+impl TryFrom<StoredLogical> for Identity {
     type Error = LayoutError;
 
-    fn try_from(stored: StoredLogical) -> Result<LogicalIdentity, LayoutError> {
+    fn try_from(stored: StoredLogical) -> Result<Identity, LayoutError> {
         let layers = stored.shard.layers.count;
         let shape = Shape::new(1, layers, stored.page_size, stored.planes)?;
         let shape = shape.with_shard(stored.shard)?;
         let identity =
-            LogicalIdentity::new(&stored.model, &stored.revision, &shape)?.with_rope(stored.rope);
+            Identity::new(&stored.model, &stored.revision, &shape)?.with_rope(stored.rope);
         check_count("extra", stored.extra.len(), MAP_ENTRIES_MAX)?;
         stored
             .extra
@@ -97,14 +97,14 @@ impl TryFrom<StoredLogical> for LogicalIdentity {
     }
 }
 
-impl LogicalIdentity {
+impl Identity {
     /// The identity of the part of a model that `shape` holds. `revision` identifies the weights: a
     /// commit or a checksum of the file. A model with rotary embedding adds its parameters with
     /// [`with_rope`](Self::with_rope).
     ///
     /// # Errors
     /// A model or revision that is empty or longer than 4096 bytes.
-    pub fn new(model: &str, revision: &str, shape: &Shape) -> Result<LogicalIdentity, LayoutError> {
+    pub fn new(model: &str, revision: &str, shape: &Shape) -> Result<Identity, LayoutError> {
         check_text("model", model)?;
         check_text("revision", revision)?;
         let mut planes: Vec<Plane> = shape
@@ -119,7 +119,7 @@ impl LogicalIdentity {
         };
         let shape =
             Shape::new(1, shape.num_layers(), shape.page_size(), planes)?.with_shard(shard)?;
-        Ok(LogicalIdentity {
+        Ok(Identity {
             model: model.to_owned(),
             revision: revision.to_owned(),
             shape,
@@ -131,7 +131,7 @@ impl LogicalIdentity {
     /// Sets the parameters of the rotary embedding, which the stored keys depend on; `None` for a model
     /// without one.
     #[must_use]
-    pub fn with_rope(mut self, rope: impl Into<Option<Rope>>) -> LogicalIdentity {
+    pub fn with_rope(mut self, rope: impl Into<Option<Rope>>) -> Identity {
         self.rope = rope.into();
         self
     }
@@ -141,7 +141,7 @@ impl LogicalIdentity {
     ///
     /// # Errors
     /// A key or value that is empty or longer than 4096 bytes; more than 256 entries.
-    pub fn with_extra(mut self, key: &str, value: &str) -> Result<LogicalIdentity, LayoutError> {
+    pub fn with_extra(mut self, key: &str, value: &str) -> Result<Identity, LayoutError> {
         check_text("extra", key)?;
         check_text("extra", value)?;
         self.extra.insert(key.to_owned(), value.to_owned());
@@ -200,13 +200,13 @@ impl LogicalIdentity {
     /// The first field that differs, in a fixed order; `None` exactly where the identities are
     /// equal.
     #[must_use]
-    pub fn first_difference(&self, other: &LogicalIdentity) -> Option<Difference> {
+    pub fn first_difference(&self, other: &Identity) -> Option<Difference> {
         self.differences(other).into_iter().next()
     }
 
     /// Every field that differs, in a fixed order.
     #[must_use]
-    pub fn differences(&self, other: &LogicalIdentity) -> Vec<Difference> {
+    pub fn differences(&self, other: &Identity) -> Vec<Difference> {
         let mut differences = self.fields().differences(&other.fields());
         // Entries that a user added explain a difference of the planes, so they come first.
         differences.sort_by_key(|difference| match &difference.field {
@@ -224,14 +224,14 @@ impl LogicalIdentity {
     /// A shape that no identity can have.
     pub fn difference_to_shape(&self, shape: &Shape) -> Result<Option<Difference>, LayoutError> {
         let rope = self.rope().cloned();
-        let same = LogicalIdentity::new(self.model(), self.revision(), shape)?.with_rope(rope);
+        let same = Identity::new(self.model(), self.revision(), shape)?.with_rope(rope);
         let structural = ["planes", "page_size", "shard"];
         let mut differences = self.differences(&same).into_iter();
         Ok(differences.find(|d| structural.iter().any(|part| d.field.starts_with(part))))
     }
 
-    pub(super) fn fields(&self) -> Fields {
-        let mut fields = Fields::default();
+    pub(super) fn fields(&self) -> CanonicalFields {
+        let mut fields = CanonicalFields::default();
         fields.text("model", &self.model);
         fields.text("revision", &self.revision);
         fields.number("page_size", self.page_size());
@@ -272,7 +272,7 @@ fn in_order(plane: &Plane) -> Result<Plane, LayoutError> {
         .fold(ordered, |plane, &(axis, extent)| plane.extent(axis, extent)))
 }
 
-fn plane_fields(plane: &Plane, fields: &mut Fields) {
+fn plane_fields(plane: &Plane, fields: &mut CanonicalFields) {
     let name = plane.name();
     let unit = plane.unit();
     let kind = if unit.is_opaque() { "opaque" } else { "values" };

@@ -20,7 +20,7 @@ pub use canonical::Difference;
 pub use error::IdentityError;
 pub use fingerprint::Fingerprint;
 pub use layout::{LayoutIdentity, LayoutScope};
-pub use logical::LogicalIdentity;
+pub use logical::Identity;
 pub use real::Real;
 pub use rope::{Rope, RopeParam};
 use serde::{Deserialize, Serialize};
@@ -31,14 +31,14 @@ const CONTEXT: &str = "kvtile identity 1";
 /// A logical part and a layout part: the full description of a physical layout or a stored block.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Identity {
+pub struct BlockIdentity {
     /// The meaning of the values.
-    pub logical: LogicalIdentity,
+    pub logical: Identity,
     /// The places of the values.
     pub layout: LayoutIdentity,
 }
 
-impl Identity {
+impl BlockIdentity {
     /// The fingerprint of both parts together. Each part has its own as well.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
@@ -48,14 +48,14 @@ impl Identity {
     /// The first field that differs, the logical part first; `None` exactly where the identities
     /// are equal.
     #[must_use]
-    pub fn first_difference(&self, other: &Identity) -> Option<Difference> {
+    pub fn first_difference(&self, other: &BlockIdentity) -> Option<Difference> {
         self.fields()
             .differences(&other.fields())
             .into_iter()
             .next()
     }
 
-    fn fields(&self) -> canonical::Fields {
+    fn fields(&self) -> canonical::CanonicalFields {
         let mut fields = self.logical.fields();
         fields.append(self.layout.fields());
         fields

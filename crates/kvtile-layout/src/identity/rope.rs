@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Real,
-    canonical::{Fields, Value},
+    canonical::{CanonicalFields, FieldValue},
     limits::{LIST_ENTRIES_MAX, MAP_ENTRIES_MAX, check_count, check_text},
 };
 use crate::error::LayoutError;
@@ -114,14 +114,14 @@ impl Rope {
         &self.params
     }
 
-    pub(super) fn fields(&self, fields: &mut Fields) {
+    pub(super) fn fields(&self, fields: &mut CanonicalFields) {
         fields.text("rope.kind", &self.kind);
-        fields.value("rope.base", Value::Real(self.base));
+        fields.value("rope.base", FieldValue::Real(self.base));
         for (name, param) in &self.params {
             let value = match param {
-                RopeParam::Number(value) => Value::Real(*value),
-                RopeParam::Numbers(values) => Value::Reals(values.clone()),
-                RopeParam::Text(text) => Value::Text(text.clone()),
+                RopeParam::Number(value) => FieldValue::Real(*value),
+                RopeParam::Numbers(values) => FieldValue::Reals(values.clone()),
+                RopeParam::Text(text) => FieldValue::Text(text.clone()),
             };
             fields.value(format!("rope.params.{name}"), value);
         }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{
     AxisSet, ClassNests, Loop, Nest, RangePair,
-    cut::{Range, Segment, cut},
-    frame::{Frame, PlanePair},
+    cut::{AxisSegment, CutRange, cut},
+    frame::{PlanFrame, PlanePair},
     map::MapKind,
     nest::{join, normalise},
     pairs::ClassKey,
@@ -15,7 +15,7 @@ use crate::{
     broken::broken,
     error::LayoutError,
     shape::checked,
-    strided::{Digit, Piece, Step, StridedLayout},
+    strided::{AddressStep, Digit, PlanePiece, StridedLayout},
 };
 
 /// Most nests of a class: ranges that cut tiles on both sides multiply.
@@ -32,21 +32,21 @@ pub(super) struct NestKey {
 
 /// The nests of a class.
 #[derive(Clone, Debug)]
-pub(super) struct Built {
+pub(super) struct BuiltNests {
     pub(super) nests: Arc<ClassNests>,
     /// Bytes that the nests move per pair.
     pub(super) bytes: u64,
 }
 
 /// Builds the nests that copy a pair.
-pub(super) struct Builder<'a> {
-    pub(super) frame: &'a Frame,
+pub(super) struct NestBuilder<'a> {
+    pub(super) frame: &'a PlanFrame,
     pub(super) source: &'a StridedLayout,
     pub(super) destination: &'a StridedLayout,
 }
 
-impl Builder<'_> {
-    pub(super) fn build(&self, key: &NestKey) -> Result<Built, LayoutError> {
+impl NestBuilder<'_> {
+    pub(super) fn build(&self, key: &NestKey) -> Result<BuiltNests, LayoutError> {
         let mut nests = Vec::new();
         for pair in self.frame.planes(self.source, self.destination) {
             self.plane_nests(&pair, key, &mut nests)?;
@@ -58,7 +58,7 @@ impl Builder<'_> {
             bytes,
             "bytes of a class after its nests were joined, and before: {key:?}"
         );
-        Ok(Built {
+        Ok(BuiltNests {
             nests: Arc::new(ClassNests::new(nests)),
             bytes,
         })
@@ -71,12 +71,12 @@ impl Builder<'_> {
         nests: &mut Vec<Nest>,
     ) -> Result<(), LayoutError> {
         let plane = pair.plane;
-        let mut parts = vec![Segment {
-            source: Step {
+        let mut parts = vec![AxisSegment {
+            source: AddressStep {
                 regions: pair.source.region(),
                 bytes: pair.source.offset(),
             },
-            destination: Step {
+            destination: AddressStep {
                 regions: pair.destination.region(),
                 bytes: pair.destination.offset(),
             },
@@ -118,9 +118,9 @@ impl Builder<'_> {
     }
 
     /// The range of each axis of the plane to copy.
-    fn ranges_of(&self, pair: &PlanePair<'_>, key: &NestKey) -> Result<Vec<Range>, LayoutError> {
+    fn ranges_of(&self, pair: &PlanePair<'_>, key: &NestKey) -> Result<Vec<CutRange>, LayoutError> {
         let plane = pair.plane;
-        let range = |axis, range: RangePair| Range {
+        let range = |axis, range: RangePair| CutRange {
             axis,
             source: range.source,
             destination: range.destination,
@@ -139,7 +139,7 @@ impl Builder<'_> {
         );
         let mut ranges = vec![range(Axis::L, layers)];
         if plane.is_per_token() {
-            ranges.push(Range {
+            ranges.push(CutRange {
                 axis: Axis::N,
                 source: key.source_phase,
                 destination: key.destination_phase,
@@ -179,10 +179,10 @@ fn block_loop(pair: &PlanePair<'_>, key: &ClassKey) -> Vec<Loop> {
     if key.blocks < 2 {
         return Vec::new();
     }
-    let step = |piece: &Piece, stride: u64| {
+    let step = |piece: &PlanePiece, stride: u64| {
         // Without a digit of B, all blocks lie at one place.
         let digit: Option<&Digit> = piece.digits_of(Axis::B).next();
-        let step = digit.map_or(Some(Step::default()), |d| d.step.times(stride));
+        let step = digit.map_or(Some(AddressStep::default()), |d| d.step.times(stride));
         let Some(step) = step else {
             broken(format_args!("a step of {stride} blocks along {digit:?}"))
         };
@@ -196,16 +196,19 @@ fn block_loop(pair: &PlanePair<'_>, key: &ClassKey) -> Vec<Loop> {
     }]
 }
 
-fn combine(parts: &[Segment], segments: &[Segment]) -> Result<Vec<Segment>, LayoutError> {
+fn combine(
+    parts: &[AxisSegment],
+    segments: &[AxisSegment],
+) -> Result<Vec<AxisSegment>, LayoutError> {
     let mut combined = Vec::with_capacity(parts.len() * segments.len());
     for part in parts {
         for segment in segments {
-            let plus = |a: Step, b: Step| {
+            let plus = |a: AddressStep, b: AddressStep| {
                 a.plus(b).ok_or(LayoutError::TooLarge {
                     what: "an offset of a plan",
                 })
             };
-            combined.push(Segment {
+            combined.push(AxisSegment {
                 source: plus(part.source, segment.source)?,
                 destination: plus(part.destination, segment.destination)?,
                 loops: part.loops.iter().chain(&segment.loops).copied().collect(),

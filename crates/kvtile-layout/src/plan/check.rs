@@ -2,7 +2,7 @@
 
 use super::{
     BlockPair,
-    frame::{Frame, Side},
+    frame::{FrameSide, PlanFrame},
 };
 use crate::{broken::broken, error::LayoutError};
 
@@ -15,15 +15,15 @@ const COMPARED_MAX: usize = 8;
 /// A bitmap of blocks. Every check leaves it clear, so that a check costs the length of its list
 /// and not the number of blocks of the shape.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct SeenBlocks {
     words: Vec<u64>,
 }
 
-impl Seen {
+impl SeenBlocks {
     /// Checks every pair.
     pub(super) fn check(
         &mut self,
-        frame: &Frame,
+        frame: &PlanFrame,
         pairs: impl ExactSizeIterator<Item = BlockPair> + Clone,
     ) -> Result<(), LayoutError> {
         if pairs.len() == 0 {
@@ -92,7 +92,12 @@ impl Seen {
 }
 
 #[inline]
-fn check_side(side: &Side, block: u64, token: u64, pair: &BlockPair) -> Result<(), LayoutError> {
+fn check_side(
+    side: &FrameSide,
+    block: u64,
+    token: u64,
+    pair: &BlockPair,
+) -> Result<(), LayoutError> {
     let end = token.checked_add(pair.tokens);
     let inside = pair.tokens != 0 && end.is_some_and(|end| end <= side.page_size);
     match inside && block < side.num_blocks {
@@ -102,7 +107,7 @@ fn check_side(side: &Side, block: u64, token: u64, pair: &BlockPair) -> Result<(
 }
 
 #[cold]
-fn outside(side: &Side, block: u64, token: u64, tokens: u64) -> LayoutError {
+fn outside(side: &FrameSide, block: u64, token: u64, tokens: u64) -> LayoutError {
     if block >= side.num_blocks {
         return LayoutError::BlockOutOfRange {
             side: side.name,

@@ -8,12 +8,12 @@ use super::{AxisSet, Loop};
 use crate::{
     axis::Axis,
     error::LayoutError,
-    strided::{Piece, Step},
+    strided::{AddressStep, PlanePiece},
 };
 
 /// A range of an axis, on both sides.
 #[derive(Clone, Copy)]
-pub(super) struct Range {
+pub(super) struct CutRange {
     pub(super) axis: Axis,
     pub(super) source: u64,
     pub(super) destination: u64,
@@ -22,20 +22,20 @@ pub(super) struct Range {
 
 /// A part of a range that is affine on both sides.
 #[derive(Clone)]
-pub(super) struct Segment {
-    pub(super) source: Step,
-    pub(super) destination: Step,
+pub(super) struct AxisSegment {
+    pub(super) source: AddressStep,
+    pub(super) destination: AddressStep,
     pub(super) loops: Vec<Loop>,
 }
 
 /// The segments of `range`, in order.
 pub(super) fn cut(
-    range: Range,
-    source: &Piece,
-    destination: &Piece,
-) -> Result<Vec<Segment>, LayoutError> {
+    range: CutRange,
+    source: &PlanePiece,
+    destination: &PlanePiece,
+) -> Result<Vec<AxisSegment>, LayoutError> {
     let axis = range.axis;
-    let lows = |piece: &Piece| -> Vec<u64> {
+    let lows = |piece: &PlanePiece| -> Vec<u64> {
         let lows = piece.digits_of(axis).map(|d| d.low);
         let mut lows: Vec<u64> = lows.filter(|&low| low > 1).collect();
         lows.sort_unstable();
@@ -61,7 +61,7 @@ pub(super) fn cut(
     while done < range.count {
         let at = (range.source + done, range.destination + done);
         let (modulus, count) = chunk(at, range.count - done, &moduli, (&mine, &theirs));
-        segments.push(Segment {
+        segments.push(AxisSegment {
             source: source.axis_step(axis, at.0),
             destination: destination.axis_step(axis, at.1),
             loops: loops(axis, count, modulus, &moduli, (source, destination)),
@@ -110,7 +110,7 @@ fn loops(
     count: u64,
     modulus: u64,
     moduli: &[u64],
-    (source, destination): (&Piece, &Piece),
+    (source, destination): (&PlanePiece, &PlanePiece),
 ) -> Vec<Loop> {
     let mut lows: Vec<u64> = vec![1];
     lows.extend(moduli.iter().copied().filter(|&m| m <= modulus));
@@ -132,11 +132,11 @@ fn loops(
 }
 
 /// The step of `low` entries inside the digit of `axis` that covers them.
-fn digit_step(piece: &Piece, axis: Axis, low: u64) -> Step {
+fn digit_step(piece: &PlanePiece, axis: Axis, low: u64) -> AddressStep {
     piece
         .digits_of(axis)
         .find(|d| d.low <= low && low < d.low * d.extent)
-        .map_or_else(Step::default, |digit| Step {
+        .map_or_else(AddressStep::default, |digit| AddressStep {
             regions: digit.step.regions * (low / digit.low),
             bytes: digit.step.bytes * (low / digit.low),
         })

@@ -8,14 +8,14 @@ use crate::{
     broken::broken,
     error::LayoutError,
     shape::{Plane, Shape},
-    strided::{Piece, StridedLayout},
+    strided::{PlanePiece, StridedLayout},
 };
 
 /// The part of a plan that does not depend on blocks.
 #[derive(Clone, Debug)]
-pub(super) struct Frame {
-    pub(super) source: Side,
-    pub(super) destination: Side,
+pub(super) struct PlanFrame {
+    pub(super) source: FrameSide,
+    pub(super) destination: FrameSide,
     pub(super) layers: RangePair,
     pub(super) heads: RangePair,
     pub(super) all_heads: bool,
@@ -28,7 +28,7 @@ pub(super) struct Frame {
 
 /// One side of a frame.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Side {
+pub(super) struct FrameSide {
     pub(super) name: &'static str,
     pub(super) num_blocks: u64,
     pub(super) page_size: u64,
@@ -52,7 +52,7 @@ impl MatchedPlane {
         &self,
         source: &'a StridedLayout,
         destination: &'a StridedLayout,
-    ) -> (&'a Piece, &'a Piece) {
+    ) -> (&'a PlanePiece, &'a PlanePiece) {
         let from = source.pieces().get(self.source);
         let to = destination.pieces().get(self.destination);
         let (Some(from), Some(to)) = (from, to) else {
@@ -69,8 +69,8 @@ impl MatchedPlane {
 /// A plane and its pieces on both sides.
 pub(super) struct PlanePair<'a> {
     pub(super) plane: &'a Plane,
-    pub(super) source: &'a Piece,
-    pub(super) destination: &'a Piece,
+    pub(super) source: &'a PlanePiece,
+    pub(super) destination: &'a PlanePiece,
     maps: [usize; MapKind::ALL.len()],
 }
 
@@ -88,13 +88,13 @@ impl PlanePair<'_> {
     }
 }
 
-impl Frame {
+impl PlanFrame {
     /// Matches the planes and checks the ranges.
     pub(super) fn new(
         source: &StridedLayout,
         destination: &StridedLayout,
         settings: &PlanSettings,
-    ) -> Result<Frame, LayoutError> {
+    ) -> Result<PlanFrame, LayoutError> {
         let mut planes = matched_planes(source, destination)?;
         if !destination.is_injective() {
             return Err(LayoutError::DestinationOverlaps {
@@ -108,9 +108,9 @@ impl Frame {
             let mut pieces = layout.pieces().iter();
             pieces.all(|piece| piece.digits_of(Axis::B).count() <= 1)
         };
-        Ok(Frame {
-            source: Side::new("source", source),
-            destination: Side::new("destination", destination),
+        Ok(PlanFrame {
+            source: FrameSide::new("source", source),
+            destination: FrameSide::new("destination", destination),
             layers,
             heads,
             all_heads: heads.count == a.num_heads() && heads.count == b.num_heads(),
@@ -143,9 +143,9 @@ impl Frame {
     }
 }
 
-impl Side {
-    fn new(name: &'static str, layout: &StridedLayout) -> Side {
-        Side {
+impl FrameSide {
+    fn new(name: &'static str, layout: &StridedLayout) -> FrameSide {
+        FrameSide {
             name,
             num_blocks: layout.shape().num_blocks(),
             page_size: layout.shape().page_size(),

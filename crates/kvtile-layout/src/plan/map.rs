@@ -6,24 +6,24 @@
 
 use std::sync::Arc;
 
-use super::Step;
+use super::AddressStep;
 use crate::{
     axis::Axis,
-    strided::{Digit, Piece},
+    strided::{Digit, PlanePiece},
 };
 
 /// Maps a block, a first token and a layer to an offset, on one side, for some planes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockMap {
     /// The offset of the layer.
-    start: Step,
+    start: AddressStep,
     /// The step from one block to the next, where it is constant.
-    block_step: Option<Step>,
-    digits: Arc<Digits>,
+    block_step: Option<AddressStep>,
+    digits: Arc<MapDigits>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Digits {
+struct MapDigits {
     block: Vec<Digit>,
     token: Vec<Digit>,
     layer: Vec<Digit>,
@@ -57,21 +57,21 @@ impl MapKind {
 }
 
 impl BlockMap {
-    pub(super) fn new(piece: &Piece, kind: MapKind) -> BlockMap {
+    pub(super) fn new(piece: &PlanePiece, kind: MapKind) -> BlockMap {
         let digits = |axis, wanted: bool| -> Vec<Digit> {
             let digits = piece.digits_of(axis).filter(|_| wanted);
             digits.copied().collect()
         };
         let block = digits(Axis::B, true);
         let block_step = match block.as_slice() {
-            [] => Some(Step::default()),
+            [] => Some(AddressStep::default()),
             [one] if one.low == 1 => Some(one.step),
             _ => None,
         };
         BlockMap {
-            start: Step::default(),
+            start: AddressStep::default(),
             block_step,
-            digits: Arc::new(Digits {
+            digits: Arc::new(MapDigits {
                 block,
                 token: digits(Axis::N, kind.token),
                 layer: digits(Axis::L, kind.layer),
@@ -83,10 +83,10 @@ impl BlockMap {
     /// in the layer of the plan. Blocks and tokens outside the plan give meaningless offsets.
     #[inline]
     #[must_use]
-    pub fn base(&self, block: u64, token: u64) -> Step {
+    pub fn base(&self, block: u64, token: u64) -> AddressStep {
         let mut base = match self.block_step {
             // No division: execution calls this for every pair and nest.
-            Some(step) => Step {
+            Some(step) => AddressStep {
                 regions: block.wrapping_mul(step.regions),
                 bytes: block.wrapping_mul(step.bytes),
             },
@@ -107,10 +107,10 @@ impl BlockMap {
     }
 }
 
-fn place(digits: &[Digit], index: u64) -> Step {
-    digits.iter().fold(Step::default(), |place, digit| {
+fn place(digits: &[Digit], index: u64) -> AddressStep {
+    digits.iter().fold(AddressStep::default(), |place, digit| {
         let value = (index / digit.low) % digit.extent;
-        let step = Step {
+        let step = AddressStep {
             regions: value.wrapping_mul(digit.step.regions),
             bytes: value.wrapping_mul(digit.step.bytes),
         };
@@ -119,8 +119,8 @@ fn place(digits: &[Digit], index: u64) -> Step {
 }
 
 #[inline]
-fn sum(a: Step, b: Step) -> Step {
-    Step {
+fn sum(a: AddressStep, b: AddressStep) -> AddressStep {
+    AddressStep {
         regions: a.regions.wrapping_add(b.regions),
         bytes: a.bytes.wrapping_add(b.bytes),
     }

@@ -38,7 +38,7 @@ pub use selection::{BlockPair, PlanSettings, RangePair, Selection};
 use crate::{
     axis::Axis,
     broken::broken,
-    strided::{Location, Step},
+    strided::{AddressStep, Location},
 };
 
 /// A set of axes, to print which axes a loop or a run covers.
@@ -83,9 +83,9 @@ pub struct Loop {
     /// Number of iterations, at least 2.
     pub extent: u64,
     /// The source step of one iteration.
-    pub source: Step,
+    pub source: AddressStep,
     /// The destination step of one iteration.
-    pub destination: Step,
+    pub destination: AddressStep,
     /// The axes it covers.
     pub axes: AxisSet,
 }
@@ -94,9 +94,9 @@ pub struct Loop {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nest {
     /// Where the first run starts in the source, relative to the base of a block pair.
-    pub source: Step,
+    pub source: AddressStep,
     /// Where the first run starts in the destination, relative to the base of a block pair.
-    pub destination: Step,
+    pub destination: AddressStep,
     /// The loops, outermost first.
     pub loops: Vec<Loop>,
     /// Bytes of one run.
@@ -225,7 +225,7 @@ impl CopyPlan {
 
 /// The location `start` further than `base`.
 #[inline]
-fn at(base: Step, start: Step) -> Location {
+fn at(base: AddressStep, start: AddressStep) -> Location {
     Location {
         region: base.regions.wrapping_add(start.regions),
         offset: base.bytes.wrapping_add(start.bytes),
@@ -243,7 +243,7 @@ pub(crate) fn walk(
         return visit(source, destination);
     };
     for i in 0..outer.extent {
-        let further = |from: Location, step: Step| Location {
+        let further = |from: Location, step: AddressStep| Location {
             region: from.region + i * step.regions,
             offset: from.offset + i * step.bytes,
         };
@@ -283,10 +283,10 @@ impl fmt::Display for Nest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "  ")?;
         for l in &self.loops {
-            let step = |step: Step| match step {
-                Step { regions: 0, bytes } => format!("+{bytes}"),
-                Step { regions, bytes: 0 } => format!("+{regions} regions"),
-                Step { regions, bytes } => format!("+{regions} regions +{bytes}"),
+            let step = |step: AddressStep| match step {
+                AddressStep { regions: 0, bytes } => format!("+{bytes}"),
+                AddressStep { regions, bytes: 0 } => format!("+{regions} regions"),
+                AddressStep { regions, bytes } => format!("+{regions} regions +{bytes}"),
             };
             let (source, destination) = (step(l.source), step(l.destination));
             write!(f, "{}:{} ({source} → {destination})  ", l.axes, l.extent)?;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{AxisSet, Loop, Nest};
-use crate::{axis::Axis, broken::broken, strided::Step};
+use crate::{axis::Axis, broken::broken, strided::AddressStep};
 
 /// Sorts the loops of `nest` from the longest step to the shortest, and merges every loop into its
 /// inner neighbour, or into the run, where both sides continue.
@@ -20,7 +20,7 @@ pub(super) fn normalise(nest: &mut Nest, source_order: bool) {
     // From the innermost outwards, because a merge can make the next one possible.
     let mut kept: Vec<Loop> = Vec::with_capacity(nest.loops.len());
     for outer in nest.loops.drain(..).rev() {
-        let continues = Step::bytes(nest.run_bytes);
+        let continues = AddressStep::bytes(nest.run_bytes);
         match kept.last_mut() {
             None if outer.source == continues && outer.destination == continues => {
                 nest.run_bytes *= outer.extent;
@@ -65,9 +65,9 @@ fn per_group(nests: Vec<Nest>, merge: impl Fn(Vec<Nest>) -> Vec<Nest>) -> Vec<Ne
     if nests.len() < 2 {
         return nests;
     }
-    type Key = (usize, Vec<(u64, Step, Step)>);
+    type NestGroupKey = (usize, Vec<(u64, AddressStep, AddressStep)>);
     let mut order: Vec<Vec<Nest>> = Vec::new();
-    let mut index: HashMap<Key, usize> = HashMap::new();
+    let mut index: HashMap<NestGroupKey, usize> = HashMap::new();
     for nest in nests {
         let loops = nest.loops.iter();
         let key = (
@@ -98,7 +98,7 @@ fn adjacent(group: Vec<Nest>, source_order: bool) -> Vec<Nest> {
     let mut joined: Vec<Nest> = Vec::new();
     for nest in group {
         if let Some(last) = joined.last_mut() {
-            let run = Step::bytes(last.run_bytes);
+            let run = AddressStep::bytes(last.run_bytes);
             if last.source.plus(run) == Some(nest.source)
                 && last.destination.plus(run) == Some(nest.destination)
             {
@@ -161,8 +161,8 @@ fn stack(group: Vec<Nest>, source_order: bool) -> Vec<Nest> {
 }
 
 /// The distance between two offsets; `None` where it is negative.
-fn minus(later: Step, earlier: Step) -> Option<Step> {
-    Some(Step {
+fn minus(later: AddressStep, earlier: AddressStep) -> Option<AddressStep> {
+    Some(AddressStep {
         regions: later.regions.checked_sub(earlier.regions)?,
         bytes: later.bytes.checked_sub(earlier.bytes)?,
     })

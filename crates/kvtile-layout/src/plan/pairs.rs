@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{BlockPair, PairBase, frame::Frame};
+use super::{BlockPair, PairBase, frame::PlanFrame};
 use crate::broken::broken;
 
 /// Up to this many classes, a linear search finds a key.
@@ -27,7 +27,7 @@ pub(super) struct ClassKey {
 
 /// The pairs with one class key.
 #[derive(Clone, Debug)]
-pub(super) struct Class {
+pub(super) struct PairClass {
     pub(super) key: ClassKey,
     pub(super) pairs: Vec<PairBase>,
     /// Whether a pair starts at a tile of tokens other than the first.
@@ -36,31 +36,31 @@ pub(super) struct Class {
 
 /// The classes of a list of pairs, in the order of first appearance.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Classes {
-    classes: Vec<Class>,
+pub(super) struct PairClasses {
+    classes: Vec<PairClass>,
     /// The position of each key, once there are too many classes for a linear search.
     index: HashMap<ClassKey, usize>,
     last: usize,
 }
 
-impl Classes {
+impl PairClasses {
     pub(super) fn len(&self) -> usize {
         self.classes.len()
     }
 
-    pub(super) fn get(&self, index: usize) -> Option<&Class> {
+    pub(super) fn get(&self, index: usize) -> Option<&PairClass> {
         self.classes.get(index)
     }
 
     /// Drains the classes and keeps their capacity.
-    pub(super) fn drain(&mut self) -> std::vec::Drain<'_, Class> {
+    pub(super) fn drain(&mut self) -> std::vec::Drain<'_, PairClass> {
         self.classes.drain(..)
     }
 
     /// Groups `pairs`, which the caller has checked.
     pub(super) fn group(
         &mut self,
-        frame: &Frame,
+        frame: &PlanFrame,
         mut pairs: impl ExactSizeIterator<Item = BlockPair>,
     ) {
         self.classes.clear();
@@ -70,8 +70,8 @@ impl Classes {
         let mut next = pairs.next();
         // One round for each stretch of pairs with equal tokens; most lists are one stretch.
         while let Some(first) = next.take() {
-            let mut stretch = Stretch::new(frame, first, left);
-            let mut run = Run::new((first.source_block, first.destination_block));
+            let mut stretch = PairStretch::new(frame, first, left);
+            let mut run = PairRun::new((first.source_block, first.destination_block));
             for pair in pairs.by_ref() {
                 if !stretch.has_tokens(&pair) {
                     next = Some(pair);
@@ -114,7 +114,7 @@ impl Classes {
             *self.index.entry(key).or_insert(new)
         };
         if found == new {
-            self.classes.push(Class {
+            self.classes.push(PairClass {
                 key,
                 pairs: Vec::new(),
                 token_bases: false,
@@ -126,7 +126,7 @@ impl Classes {
 
 /// The current arithmetic progression of pairs.
 #[derive(Clone, Copy)]
-struct Run {
+struct PairRun {
     first: (u64, u64),
     last: (u64, u64),
     /// From one pair to the next; a descending stride wraps.
@@ -134,9 +134,9 @@ struct Run {
     count: u64,
 }
 
-impl Run {
-    fn new(first: (u64, u64)) -> Run {
-        Run {
+impl PairRun {
+    fn new(first: (u64, u64)) -> PairRun {
+        PairRun {
             first,
             last: first,
             strides: (1, 1),
@@ -163,7 +163,7 @@ impl Run {
 }
 
 /// Consecutive pairs of the list with the same tokens.
-struct Stretch {
+struct PairStretch {
     /// The class key of pairs outside loops.
     single: ClassKey,
     /// The fields that all pairs share, besides the blocks.
@@ -176,13 +176,13 @@ struct Stretch {
     left: usize,
 }
 
-impl Stretch {
-    fn new(frame: &Frame, first: BlockPair, left: usize) -> Stretch {
+impl PairStretch {
+    fn new(frame: &PlanFrame, first: BlockPair, left: usize) -> PairStretch {
         let phases = (
             frame.source.phase(first.source_token),
             frame.destination.phase(first.destination_token),
         );
-        Stretch {
+        PairStretch {
             single: ClassKey {
                 source_phase: phases.0,
                 destination_phase: phases.1,
@@ -215,14 +215,14 @@ impl Stretch {
     /// Starts the run after `run`, which `blocks` do not continue or which has no strides yet. The
     /// run goes by value to stay in registers: a list of scattered blocks calls this for each pair.
     #[inline]
-    fn turn(&mut self, classes: &mut Classes, run: Run, blocks: (u64, u64)) -> Run {
+    fn turn(&mut self, classes: &mut PairClasses, run: PairRun, blocks: (u64, u64)) -> PairRun {
         if !self.progressions || (run.count > 1 && run.is_loop()) {
             self.end_run(classes, run);
-            return Run::new(blocks);
+            return PairRun::new(blocks);
         }
         // The last pair of a run that is no loop may start one.
         self.push_singles(run, run.count - 1);
-        Run {
+        PairRun {
             first: run.last,
             last: blocks,
             strides: run.strides_to(blocks),
@@ -232,7 +232,7 @@ impl Stretch {
 
     /// Pushes the first `count` pairs of a run that is no loop.
     #[inline]
-    fn push_singles(&mut self, run: Run, count: u64) {
+    fn push_singles(&mut self, run: PairRun, count: u64) {
         let mut blocks = run.first;
         for _ in 0..count {
             if self.singles.len() == self.singles.capacity() {
@@ -259,7 +259,7 @@ impl Stretch {
         self.singles.reserve_exact(more.min(self.left).max(1));
     }
 
-    fn end_run(&mut self, classes: &mut Classes, run: Run) {
+    fn end_run(&mut self, classes: &mut PairClasses, run: PairRun) {
         if !run.is_loop() {
             return self.push_singles(run, run.count);
         }
@@ -282,7 +282,7 @@ impl Stretch {
     }
 
     /// Moves the singles to their class.
-    fn flush(&mut self, classes: &mut Classes) {
+    fn flush(&mut self, classes: &mut PairClasses) {
         if self.singles.is_empty() {
             return;
         }
@@ -294,7 +294,7 @@ impl Stretch {
         }
     }
 
-    fn end(mut self, classes: &mut Classes, run: Run) {
+    fn end(mut self, classes: &mut PairClasses, run: PairRun) {
         self.end_run(classes, run);
         self.flush(classes);
     }

@@ -4,11 +4,11 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     BlockPair, CopyPlan, LayerPlans, PlanClass, PlanSettings, RangePair, Selection,
-    build::{Builder, Built, NestKey},
-    check::Seen,
-    frame::Frame,
+    build::{BuiltNests, NestBuilder, NestKey},
+    check::SeenBlocks,
+    frame::PlanFrame,
     map::MapKind,
-    pairs::{Class, Classes},
+    pairs::{PairClass, PairClasses},
 };
 use crate::{broken::broken, error::LayoutError, shape::checked, strided::StridedLayout};
 
@@ -42,8 +42,8 @@ const BUILT_MAX: usize = 256;
 pub struct CopyPlanner {
     source: Arc<StridedLayout>,
     destination: Arc<StridedLayout>,
-    frame: Frame,
-    bindings: Bindings,
+    frame: PlanFrame,
+    bindings: PlanBindings,
 }
 
 impl CopyPlanner {
@@ -57,12 +57,12 @@ impl CopyPlanner {
         destination: Arc<StridedLayout>,
         settings: PlanSettings,
     ) -> Result<CopyPlanner, LayoutError> {
-        let frame = Frame::new(&source, &destination, &settings)?;
+        let frame = PlanFrame::new(&source, &destination, &settings)?;
         Ok(CopyPlanner {
             source,
             destination,
             frame,
-            bindings: Bindings::default(),
+            bindings: PlanBindings::default(),
         })
     }
 
@@ -82,7 +82,7 @@ impl CopyPlanner {
         I: IntoIterator<Item = BlockPair>,
         I::IntoIter: ExactSizeIterator + Clone,
     {
-        let builder = Builder {
+        let builder = NestBuilder {
             frame: &self.frame,
             source: &self.source,
             destination: &self.destination,
@@ -99,7 +99,7 @@ impl CopyPlanner {
         I: IntoIterator<Item = BlockPair>,
         I::IntoIter: ExactSizeIterator + Clone,
     {
-        let builder = Builder {
+        let builder = NestBuilder {
             frame: &self.frame,
             source: &self.source,
             destination: &self.destination,
@@ -127,32 +127,32 @@ impl CopyPlan {
         destination: &StridedLayout,
         selection: &Selection,
     ) -> Result<CopyPlan, LayoutError> {
-        let frame = Frame::new(source, destination, &selection.settings())?;
-        let builder = Builder {
+        let frame = PlanFrame::new(source, destination, &selection.settings())?;
+        let builder = NestBuilder {
             frame: &frame,
             source,
             destination,
         };
         let pairs = selection.pairs.iter().copied();
-        Bindings::default().bind(&builder, pairs, false)
+        PlanBindings::default().bind(&builder, pairs, false)
     }
 }
 
 /// State that one list of blocks leaves for the next.
 #[derive(Clone, Debug, Default)]
-struct Bindings {
-    seen: Seen,
-    classes: Classes,
-    built: HashMap<NestKey, Built>,
+struct PlanBindings {
+    seen: SeenBlocks,
+    classes: PairClasses,
+    built: HashMap<NestKey, BuiltNests>,
     /// The class of the last lookup: most lists have the same one.
-    last: Option<(NestKey, Built)>,
-    nests: Vec<Built>,
+    last: Option<(NestKey, BuiltNests)>,
+    nests: Vec<BuiltNests>,
 }
 
-impl Bindings {
+impl PlanBindings {
     fn bind(
         &mut self,
-        builder: &Builder<'_>,
+        builder: &NestBuilder<'_>,
         pairs: impl ExactSizeIterator<Item = BlockPair> + Clone,
         layer: bool,
     ) -> Result<CopyPlan, LayoutError> {
@@ -195,7 +195,11 @@ impl Bindings {
     }
 
     /// The nests of a class, cached or built.
-    fn built(&mut self, builder: &Builder<'_>, key: NestKey) -> Result<Built, LayoutError> {
+    fn built(
+        &mut self,
+        builder: &NestBuilder<'_>,
+        key: NestKey,
+    ) -> Result<BuiltNests, LayoutError> {
         if let Some((last, built)) = &self.last
             && *last == key
         {
@@ -217,7 +221,7 @@ impl Bindings {
     }
 }
 
-fn planned((class, built): (Class, Built)) -> PlanClass {
+fn planned((class, built): (PairClass, BuiltNests)) -> PlanClass {
     PlanClass {
         nests: built.nests,
         pairs: class.pairs,

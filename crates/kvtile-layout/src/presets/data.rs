@@ -9,7 +9,7 @@ use crate::{
     axis::Axis,
     error::LayoutError,
     shape::{Plane, Shape},
-    strided::{Digit, PlaneDigits, Step},
+    strided::{AddressStep, Digit, PlaneDigits},
     unit::Unit,
     word::Word,
 };
@@ -18,8 +18,8 @@ const FILE: &str = "presets/layouts.toml";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
-    engines: BTreeMap<String, Engine>,
+struct LayoutsFile {
+    engines: BTreeMap<String, EngineRow>,
     units: BTreeMap<String, UnitRow>,
     shapes: BTreeMap<String, ShapeRow>,
     preset: Vec<PresetRow>,
@@ -27,7 +27,7 @@ struct File {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Engine {
+struct EngineRow {
     title: String,
     version: Option<String>,
 }
@@ -106,7 +106,7 @@ fn fastest() -> u64 {
 }
 
 pub(super) fn parse(text: &str) -> Result<Vec<Preset>, LayoutError> {
-    let file: File = toml::from_str(text).map_err(|error| broken(&error.to_string()))?;
+    let file: LayoutsFile = toml::from_str(text).map_err(|error| broken(&error.to_string()))?;
     let mut shapes = BTreeMap::new();
     for (name, row) in &file.shapes {
         let shape = shape(row, &file.units);
@@ -137,7 +137,7 @@ fn broken(problem: &str) -> LayoutError {
 
 fn preset(
     row: PresetRow,
-    engine: &Engine,
+    engine: &EngineRow,
     shapes: &BTreeMap<&str, Shape>,
 ) -> Result<Preset, LayoutError> {
     let layout = match (row.word, row.digits, row.refused) {
@@ -172,7 +172,7 @@ fn digits_of(row: DigitsRow) -> PresetLayout {
         axis: row.axis,
         low: row.low,
         extent: row.extent,
-        step: Step {
+        step: AddressStep {
             regions: row.regions,
             bytes: row.bytes,
         },

@@ -146,13 +146,13 @@ impl ModelPreset {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
-    model: Vec<Row>,
+struct ModelsFile {
+    model: Vec<ModelPresetRow>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Row {
+struct ModelPresetRow {
     name: String,
     title: String,
     layers: u64,
@@ -169,7 +169,7 @@ struct Row {
 }
 
 fn parse(text: &str) -> Result<Vec<ModelPreset>, LayoutError> {
-    let file: File = toml::from_str(text).map_err(|error| broken(&error.to_string()))?;
+    let file: ModelsFile = toml::from_str(text).map_err(|error| broken(&error.to_string()))?;
     let mut models: Vec<ModelPreset> = Vec::new();
     for row in file.model {
         if models.iter().any(|model| model.name == row.name) {
@@ -180,7 +180,7 @@ fn parse(text: &str) -> Result<Vec<ModelPreset>, LayoutError> {
     Ok(models)
 }
 
-fn model(row: Row) -> Result<ModelPreset, LayoutError> {
+fn model(row: ModelPresetRow) -> Result<ModelPreset, LayoutError> {
     let cache = match (row.kv_heads, row.head_size, row.latent, row.rope_part) {
         (Some(kv_heads), Some(head_size), None, None) => ModelCache::Heads {
             kv_heads,

@@ -1,13 +1,13 @@
 //! The canonical form of digits: it identifies a layout independently of its text.
 
-use super::{Digit, Piece, StridedLayout};
+use super::{Digit, PlanePiece, StridedLayout};
 
 impl StridedLayout {
     /// The digits of `piece` in the order of axis and modulus, with neighbours merged wherever one
     /// continues the other. Equal canonical digits mean equal places. The converse holds for
     /// layouts in which no two units share a byte.
     #[must_use]
-    pub fn canonical_digits(piece: &Piece) -> Vec<Digit> {
+    pub fn canonical_digits(piece: &PlanePiece) -> Vec<Digit> {
         let mut digits: Vec<Digit> = piece.digits().to_vec();
         digits.sort_unstable();
         let mut merged: Vec<Digit> = Vec::new();

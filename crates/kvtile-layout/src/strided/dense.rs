@@ -1,6 +1,6 @@
 //! Finds contiguous parts of a layout, and builds the canonical dense layout of a shape.
 
-use super::{Digit, Location, Piece, PlaneDigits, Step, StridedLayout};
+use super::{AddressStep, Digit, Location, PlaneDigits, PlanePiece, StridedLayout};
 use crate::{
     axis::Axis,
     error::LayoutError,
@@ -9,7 +9,7 @@ use crate::{
 
 /// A contiguous piece of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
+pub struct RegionSpan {
     /// Where it starts.
     pub start: Location,
     /// Its length in bytes.
@@ -22,7 +22,12 @@ impl StridedLayout {
     ///
     /// # Errors
     /// An index out of range; a layout in which these bytes are not contiguous.
-    pub fn plane_span(&self, block: u64, layer: u64, plane: usize) -> Result<Span, LayoutError> {
+    pub fn plane_span(
+        &self,
+        block: u64,
+        layer: u64,
+        plane: usize,
+    ) -> Result<RegionSpan, LayoutError> {
         self.check_index(Axis::B, block, self.shape.num_blocks())?;
         self.check_index(Axis::L, layer, self.shape.num_layers())?;
         let planes = self.shape.planes().len() as u64;
@@ -45,7 +50,7 @@ impl StridedLayout {
     ///
     /// # Errors
     /// An index out of range; a layout in which these bytes are not contiguous.
-    pub fn page_span(&self, block: u64, layer: u64) -> Result<Span, LayoutError> {
+    pub fn page_span(&self, block: u64, layer: u64) -> Result<RegionSpan, LayoutError> {
         self.check_index(Axis::B, block, self.shape.num_blocks())?;
         self.check_index(Axis::L, layer, self.shape.num_layers())?;
         let fixed = [(Axis::B, block), (Axis::L, layer)];
@@ -60,7 +65,7 @@ impl StridedLayout {
     ///
     /// # Errors
     /// A block out of range; a layout in which its bytes are not contiguous.
-    pub fn block_span(&self, block: u64) -> Result<Span, LayoutError> {
+    pub fn block_span(&self, block: u64) -> Result<RegionSpan, LayoutError> {
         self.check_index(Axis::B, block, self.shape.num_blocks())?;
         self.dense(&self.parts(&[(Axis::B, block)]))
             .ok_or_else(|| LayoutError::NotContiguous {
@@ -75,7 +80,7 @@ impl StridedLayout {
         let Ok(payload) = self.shape.block_bytes() else {
             return false;
         };
-        let region = self.pieces.first().map_or(0, Piece::region);
+        let region = self.pieces.first().map_or(0, PlanePiece::region);
         let (mut start, mut end) = (u64::MAX, 0);
         for (plane, piece) in self.planes() {
             let mut last = piece.offset();
@@ -149,7 +154,7 @@ impl StridedLayout {
         })
     }
 
-    fn parts(&self, fixed: &[(Axis, u64)]) -> Vec<Part> {
+    fn parts(&self, fixed: &[(Axis, u64)]) -> Vec<PlanePart> {
         let planes = self.planes();
         planes
             .map(|(plane, piece)| part(fixed, plane, piece))
@@ -158,13 +163,13 @@ impl StridedLayout {
 
     /// The span of the parts, where they lie in one region and fill it from the first byte to the
     /// last.
-    fn dense(&self, parts: &[Part]) -> Option<Span> {
+    fn dense(&self, parts: &[PlanePart]) -> Option<RegionSpan> {
         let region = parts.first()?.start.regions;
         let start = parts.iter().map(|p| p.start.bytes).min()?;
         let end = parts.iter().map(|p| p.end).max()?;
         let bytes: u64 = parts.iter().map(|p| p.bytes).sum();
         let whole = parts.iter().all(|p| p.local && p.start.regions == region);
-        (self.injective && whole && end - start == bytes).then_some(Span {
+        (self.injective && whole && end - start == bytes).then_some(RegionSpan {
             start: Location {
                 region,
                 offset: start,
@@ -175,25 +180,25 @@ impl StridedLayout {
 }
 
 /// The bytes of a plane at some fixed indices.
-struct Part {
-    start: Step,
+struct PlanePart {
+    start: AddressStep,
     end: u64,
     bytes: u64,
     local: bool,
 }
 
 /// The bytes of `plane` at the indices of `fixed`; the other axes are whole.
-fn part(fixed: &[(Axis, u64)], plane: &Plane, piece: &Piece) -> Part {
-    let first = Step {
+fn part(fixed: &[(Axis, u64)], plane: &Plane, piece: &PlanePiece) -> PlanePart {
+    let first = AddressStep {
         regions: piece.region(),
         bytes: piece.offset(),
     };
     let steps = fixed.iter().map(|&(axis, at)| piece.axis_step(axis, at));
-    let start = steps.fold(first, |sum, step| Step {
+    let start = steps.fold(first, |sum, step| AddressStep {
         regions: sum.regions + step.regions,
         bytes: sum.bytes + step.bytes,
     });
-    let mut part = Part {
+    let mut part = PlanePart {
         start,
         end: start.bytes + plane.unit().bytes(),
         bytes: plane.unit().bytes(),
@@ -213,6 +218,6 @@ fn digit(axis: Axis, extent: u64, bytes: u64) -> Digit {
         axis,
         low: 1,
         extent,
-        step: Step::bytes(bytes),
+        step: AddressStep::bytes(bytes),
     }
 }

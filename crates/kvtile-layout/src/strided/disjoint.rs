@@ -4,11 +4,11 @@
 //! ones), and two pieces are separate in regions or in bytes after equal outer strides are removed.
 //! Without a proof, a layout counts as overlapping.
 
-use super::{Digit, Piece};
+use super::{Digit, PlanePiece};
 use crate::shape::Shape;
 
-pub(super) fn proved(shape: &Shape, pieces: &[Piece]) -> bool {
-    let lines: Vec<Lines> = shape
+pub(super) fn proved(shape: &Shape, pieces: &[PlanePiece]) -> bool {
+    let lines: Vec<PlaneLines> = shape
         .planes()
         .iter()
         .zip(pieces)
@@ -26,42 +26,42 @@ pub(super) fn proved(shape: &Shape, pieces: &[Piece]) -> bool {
 }
 
 /// The positions of the units of a plane.
-struct Lines {
+struct PlaneLines {
     /// The regions.
-    regions: Line,
+    regions: ByteLine,
     /// The bytes inside one region.
-    bytes_in_region: Line,
+    bytes_in_region: ByteLine,
     /// The bytes inside all regions together: a step to another region may also change the offset.
-    bytes: Line,
+    bytes: ByteLine,
 }
 
-fn lines(piece: &Piece, unit_bytes: u64) -> Lines {
+fn lines(piece: &PlanePiece, unit_bytes: u64) -> PlaneLines {
     let line = |of: &dyn Fn(&Digit) -> bool| {
         let digits = piece.digits.iter().filter(|digit| of(digit));
         let digits = digits.map(|digit| (digit.step.bytes, digit.extent));
-        Line::new(piece.offset, unit_bytes, digits)
+        ByteLine::new(piece.offset, unit_bytes, digits)
     };
     let far = piece.digits.iter().filter(|digit| digit.step.regions > 0);
     let far = far.map(|digit| (digit.step.regions, digit.extent));
-    Lines {
-        regions: Line::new(piece.region, 1, far),
+    PlaneLines {
+        regions: ByteLine::new(piece.region, 1, far),
         bytes_in_region: line(&|digit| digit.step.regions == 0),
         bytes: line(&|digit| digit.step.regions == 0 || digit.step.bytes > 0),
     }
 }
 
 /// Positions `base + sum of i * stride`, each `width` wide; strides in descending order.
-struct Line {
+struct ByteLine {
     base: u64,
     width: u64,
     digits: Vec<(u64, u64)>,
 }
 
-impl Line {
-    fn new(base: u64, width: u64, digits: impl Iterator<Item = (u64, u64)>) -> Line {
+impl ByteLine {
+    fn new(base: u64, width: u64, digits: impl Iterator<Item = (u64, u64)>) -> ByteLine {
         let mut digits: Vec<(u64, u64)> = digits.collect();
         digits.sort_unstable_by(|a, b| b.cmp(a));
-        Line {
+        ByteLine {
             base,
             width,
             digits,
@@ -84,7 +84,7 @@ impl Line {
         })
     }
 
-    fn separate(&self, other: &Line) -> bool {
+    fn separate(&self, other: &ByteLine) -> bool {
         let (mut mine, mut theirs) = (self.digits.as_slice(), other.digits.as_slice());
         loop {
             let ends = (

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digit, Piece, REGIONS_MAX, Step, StridedLayout, disjoint, resolve::check_alignment};
+use super::{
+    AddressStep, Digit, PlanePiece, REGIONS_MAX, StridedLayout, disjoint, resolve::check_alignment,
+};
 use crate::{
     axis::Axis,
     error::LayoutError,
@@ -85,7 +87,7 @@ fn piece(
     plane: &Plane,
     given: &PlaneDigits,
     region_bytes: &[u64],
-) -> Result<Piece, LayoutError> {
+) -> Result<PlanePiece, LayoutError> {
     if given.digits.len() > DIGITS_MAX {
         return Err(LayoutError::DigitsIncomplete {
             plane: plane.name().clone(),
@@ -114,7 +116,7 @@ fn piece(
         .filter(|d| d.extent > 1)
         .collect();
     digits.sort_by_key(|d| std::cmp::Reverse((d.step.regions, d.step.bytes)));
-    let piece = Piece {
+    let piece = PlanePiece {
         region: given.region,
         offset: given.offset,
         digits,
@@ -157,7 +159,7 @@ fn check_axis(
 }
 
 /// Checks that every unit of `piece` lies inside the region that its digits give.
-fn check_span(plane: &Plane, piece: &Piece, region_bytes: &[u64]) -> Result<(), LayoutError> {
+fn check_span(plane: &Plane, piece: &PlanePiece, region_bytes: &[u64]) -> Result<(), LayoutError> {
     let outside = |region: u64, end: Option<u64>| LayoutError::OutsideRegion {
         plane: plane.name().clone(),
         region,
@@ -168,7 +170,7 @@ fn check_span(plane: &Plane, piece: &Piece, region_bytes: &[u64]) -> Result<(), 
             .copied()
             .unwrap_or(0),
     };
-    let mut last = Some(Step {
+    let mut last = Some(AddressStep {
         regions: piece.region,
         bytes: piece.offset,
     });
@@ -196,7 +198,7 @@ fn check_span(plane: &Plane, piece: &Piece, region_bytes: &[u64]) -> Result<(), 
 
 /// The regions that the digits of `piece` reach. Where there are more combinations than regions, it
 /// returns all regions from the first to the last.
-fn touched(piece: &Piece, last: u64) -> Vec<u64> {
+fn touched(piece: &PlanePiece, last: u64) -> Vec<u64> {
     let far = || piece.digits.iter().filter(|d| d.step.regions > 0);
     let combinations = far().fold(1u64, |product, d| product.saturating_mul(d.extent));
     if combinations > last - piece.region + 1 {

@@ -8,7 +8,7 @@ use crate::{
     error::LayoutError,
     shape::Shape,
     strided::StridedLayout,
-    word::{Item, Word},
+    word::{Word, WordItem},
 };
 
 /// Most words in an error.
@@ -74,20 +74,20 @@ fn in_capitals(word: &Word, shape: &Shape) -> Option<String> {
 }
 
 /// The items with every name in capitals after the part that `kept` returns.
-fn capitals<'a>(items: &[Item], kept: &impl Fn(&str) -> &'a str) -> String {
+fn capitals<'a>(items: &[WordItem], kept: &impl Fn(&str) -> &'a str) -> String {
     let mut text = String::new();
     for item in items {
         match item {
-            Item::Axis(axis) => text.push_str(&axis.to_string()),
-            Item::Bar => text.push('|'),
-            Item::Plane(name) => {
+            WordItem::Axis(axis) => text.push_str(&axis.to_string()),
+            WordItem::Bar => text.push('|'),
+            WordItem::Plane(name) => {
                 let name = name.as_str();
                 let kept = kept(name);
                 text.push_str(kept);
                 let rest = name.strip_prefix(kept).unwrap_or(name);
                 text.push_str(&rest.to_ascii_uppercase());
             }
-            Item::Sum(parts) => {
+            WordItem::Sum(parts) => {
                 let parts = parts.iter().map(|part| capitals(part.items(), kept));
                 text.push_str(&format!("({})", parts.collect::<Vec<_>>().join(",")));
             }

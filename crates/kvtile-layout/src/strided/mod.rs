@@ -17,7 +17,7 @@ mod meant;
 mod resolve;
 mod sound;
 
-pub use dense::Span;
+pub use dense::RegionSpan;
 pub use from_digits::PlaneDigits;
 use serde::{Deserialize, Serialize};
 
@@ -35,31 +35,31 @@ pub const REGIONS_MAX: u64 = 1 << 20;
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
-pub struct Step {
+pub struct AddressStep {
     /// Regions further.
     pub regions: u64,
     /// Bytes further inside a region.
     pub bytes: u64,
 }
 
-impl Step {
+impl AddressStep {
     /// A step of `bytes` bytes inside a region.
     #[must_use]
-    pub fn bytes(bytes: u64) -> Step {
-        Step { regions: 0, bytes }
+    pub fn bytes(bytes: u64) -> AddressStep {
+        AddressStep { regions: 0, bytes }
     }
 
     /// A step of `regions` regions.
     #[must_use]
-    pub fn regions(regions: u64) -> Step {
-        Step { regions, bytes: 0 }
+    pub fn regions(regions: u64) -> AddressStep {
+        AddressStep { regions, bytes: 0 }
     }
 
     /// `count` steps; `None` where the result does not fit [`BYTES_MAX`].
     #[must_use]
-    pub fn times(self, count: u64) -> Option<Step> {
+    pub fn times(self, count: u64) -> Option<AddressStep> {
         let fits = |value: u64| value.checked_mul(count).filter(|&v| v <= BYTES_MAX);
-        Some(Step {
+        Some(AddressStep {
             regions: fits(self.regions)?,
             bytes: fits(self.bytes)?,
         })
@@ -67,9 +67,9 @@ impl Step {
 
     /// The sum of both steps; `None` where it does not fit [`BYTES_MAX`].
     #[must_use]
-    pub fn plus(self, other: Step) -> Option<Step> {
+    pub fn plus(self, other: AddressStep) -> Option<AddressStep> {
         let fits = |a: u64, b: u64| a.checked_add(b).filter(|&v| v <= BYTES_MAX);
-        Some(Step {
+        Some(AddressStep {
             regions: fits(self.regions, other.regions)?,
             bytes: fits(self.bytes, other.bytes)?,
         })
@@ -92,19 +92,19 @@ pub struct Digit {
     /// How many values the digit takes; the modulus above it is `low * extent`.
     pub extent: u64,
     /// The distance of one step along it.
-    pub step: Step,
+    pub step: AddressStep,
 }
 
 /// The place of one plane: a first unit, and digits from slowest to fastest in the order of the
 /// word.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Piece {
+pub struct PlanePiece {
     region: u64,
     offset: u64,
     digits: Vec<Digit>,
 }
 
-impl Piece {
+impl PlanePiece {
     /// Region of the first unit.
     #[must_use]
     pub fn region(&self) -> u64 {
@@ -130,8 +130,8 @@ impl Piece {
 
     /// The position of entry `index` of `axis` relative to entry 0. The result fits, because the
     /// constructor checks that the layout fits. An index outside the axis wraps inside it.
-    pub(crate) fn axis_step(&self, axis: Axis, index: u64) -> Step {
-        let mut sum = Step::default();
+    pub(crate) fn axis_step(&self, axis: Axis, index: u64) -> AddressStep {
+        let mut sum = AddressStep::default();
         for digit in self.digits_of(axis) {
             let value = (index / digit.low) % digit.extent;
             sum.regions += value * digit.step.regions;
@@ -182,7 +182,7 @@ pub struct Location {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StridedLayout {
     shape: Shape,
-    pieces: Vec<Piece>,
+    pieces: Vec<PlanePiece>,
     region_bytes: Vec<u64>,
     alignment: u64,
     word: Option<Word>,
@@ -198,12 +198,12 @@ impl StridedLayout {
 
     /// One piece for each plane of the shape, in its order.
     #[must_use]
-    pub fn pieces(&self) -> &[Piece] {
+    pub fn pieces(&self) -> &[PlanePiece] {
         &self.pieces
     }
 
     /// Planes with their pieces.
-    pub fn planes(&self) -> impl Iterator<Item = (&Plane, &Piece)> {
+    pub fn planes(&self) -> impl Iterator<Item = (&Plane, &PlanePiece)> {
         self.shape.planes().iter().zip(&self.pieces)
     }
 
@@ -291,7 +291,7 @@ pub(crate) fn names(planes: &[Plane]) -> String {
         .join(", ")
 }
 
-fn describe_piece(piece: &Piece) -> String {
+fn describe_piece(piece: &PlanePiece) -> String {
     let digits: Vec<String> = piece
         .digits
         .iter()

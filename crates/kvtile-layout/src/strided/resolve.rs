@@ -3,13 +3,13 @@
 //! The word is a tree: the resolver places the items right of an item first, and their size is the
 //! item's stride. Left of a bar, the size is a number of regions instead of bytes.
 
-use super::{Digit, Piece, REGIONS_MAX, Step, StridedLayout, meant::explained, names};
+use super::{AddressStep, Digit, PlanePiece, REGIONS_MAX, StridedLayout, meant::explained, names};
 use crate::{
     axis::Axis,
     broken::broken,
     error::LayoutError,
     shape::{Plane, PlaneName, Shape, checked},
-    word::{AxisItem, Item, StrideRule, Word},
+    word::{AxisItem, StrideRule, Word, WordItem},
 };
 
 impl StridedLayout {
@@ -36,22 +36,22 @@ impl StridedLayout {
     ) -> Result<StridedLayout, LayoutError> {
         check_alignment(alignment)?;
         let all: Vec<usize> = (0..shape.planes().len()).collect();
-        let resolver = Resolver {
+        let resolver = WordResolver {
             word,
             shape,
             alignment,
             paths: paths(word, shape)?,
         };
-        let items: Vec<&Item> = word.items().iter().collect();
+        let items: Vec<&WordItem> = word.items().iter().collect();
         let placed = resolver.place(&items, &all, word.has_regions())?;
-        let mut pieces: Vec<Option<Piece>> = vec![None; shape.planes().len()];
+        let mut pieces: Vec<Option<PlanePiece>> = vec![None; shape.planes().len()];
         for (plane, piece) in placed.pieces {
             let Some(slot) = pieces.get_mut(plane) else {
                 broken(format_args!("a piece of plane {plane} in {word}"))
             };
             *slot = Some(piece);
         }
-        let pieces: Option<Vec<Piece>> = pieces.into_iter().collect();
+        let pieces: Option<Vec<PlanePiece>> = pieces.into_iter().collect();
         let layout = StridedLayout {
             shape: shape.clone(),
             pieces: pieces.ok_or_else(|| LayoutError::PlanesNotSeparated {
@@ -78,11 +78,11 @@ pub(super) fn check_alignment(alignment: u64) -> Result<(), LayoutError> {
 }
 
 /// The digits on the path of one plane through the word.
-struct Path {
+struct WordPath {
     digits: Vec<AxisItem>,
 }
 
-impl Path {
+impl WordPath {
     /// The modulus below the digit of `axis` whose own modulus is `high`.
     fn low(&self, axis: Axis, high: Option<u64>) -> u64 {
         self.moduli(axis)
@@ -147,9 +147,9 @@ fn split(parts: &[Word], set: &[usize], shape: &Shape) -> Result<Vec<Vec<usize>>
 
 fn names_any(part: &Word) -> bool {
     part.items().iter().any(|item| match item {
-        Item::Plane(_) => true,
-        Item::Sum(parts) => parts.iter().any(names_any),
-        Item::Axis(_) | Item::Bar => false,
+        WordItem::Plane(_) => true,
+        WordItem::Sum(parts) => parts.iter().any(names_any),
+        WordItem::Axis(_) | WordItem::Bar => false,
     })
 }
 
@@ -170,9 +170,12 @@ fn narrow(name: &PlaneName, set: &[usize], shape: &Shape) -> Result<Vec<usize>, 
     }
 }
 
-fn paths(word: &Word, shape: &Shape) -> Result<Vec<Path>, LayoutError> {
+fn paths(word: &Word, shape: &Shape) -> Result<Vec<WordPath>, LayoutError> {
     let all: Vec<usize> = (0..shape.planes().len()).collect();
-    let mut paths: Vec<Path> = all.iter().map(|_| Path { digits: Vec::new() }).collect();
+    let mut paths: Vec<WordPath> = all
+        .iter()
+        .map(|_| WordPath { digits: Vec::new() })
+        .collect();
     collect(word.items(), &all, shape, &mut paths)?;
     for (plane, path) in shape.planes().iter().zip(&paths) {
         check_path(plane, path, shape, word)?;
@@ -181,24 +184,24 @@ fn paths(word: &Word, shape: &Shape) -> Result<Vec<Path>, LayoutError> {
 }
 
 fn collect(
-    items: &[Item],
+    items: &[WordItem],
     set: &[usize],
     shape: &Shape,
-    paths: &mut [Path],
+    paths: &mut [WordPath],
 ) -> Result<(), LayoutError> {
     let mut set = set.to_vec();
     for item in items {
         match item {
-            Item::Bar => {}
-            Item::Plane(name) => set = narrow(name, &set, shape)?,
-            Item::Axis(axis) => {
+            WordItem::Bar => {}
+            WordItem::Plane(name) => set = narrow(name, &set, shape)?,
+            WordItem::Axis(axis) => {
                 for &i in &set {
                     if let Some(path) = paths.get_mut(i) {
                         path.digits.push(*axis);
                     }
                 }
             }
-            Item::Sum(parts) => {
+            WordItem::Sum(parts) => {
                 for (part, set) in parts.iter().zip(split(parts, &set, shape)?) {
                     collect(part.items(), &set, shape, paths)?;
                 }
@@ -210,7 +213,12 @@ fn collect(
 
 /// Checks that every axis of the plane occurs, none twice, and that the moduli divide each other
 /// and the extent.
-fn check_path(plane: &Plane, path: &Path, shape: &Shape, word: &Word) -> Result<(), LayoutError> {
+fn check_path(
+    plane: &Plane,
+    path: &WordPath,
+    shape: &Shape,
+    word: &Word,
+) -> Result<(), LayoutError> {
     for (i, item) in path.digits.iter().enumerate() {
         if !shape.knows(item.axis) {
             return Err(LayoutError::UnknownAxis {
@@ -266,12 +274,12 @@ fn check_path(plane: &Plane, path: &Path, shape: &Shape, word: &Word) -> Result<
 }
 
 /// The placement of the items right of some item: the bytes of each region and the pieces in them.
-struct Placed {
+struct PlacedItems {
     regions: Vec<u64>,
-    pieces: Vec<(usize, Piece)>,
+    pieces: Vec<(usize, PlanePiece)>,
 }
 
-impl Placed {
+impl PlacedItems {
     /// Bytes of the one region that items right of a bar have.
     fn bytes(&self) -> u64 {
         let [bytes] = self.regions.as_slice() else {
@@ -284,52 +292,52 @@ impl Placed {
     }
 }
 
-struct Resolver<'a> {
+struct WordResolver<'a> {
     word: &'a Word,
     shape: &'a Shape,
     alignment: u64,
-    paths: Vec<Path>,
+    paths: Vec<WordPath>,
 }
 
-impl Resolver<'_> {
+impl WordResolver<'_> {
     /// Places `items` for the planes of `set`. `enumerating` is true left of a bar.
     fn place(
         &self,
-        items: &[&Item],
+        items: &[&WordItem],
         set: &[usize],
         enumerating: bool,
-    ) -> Result<Placed, LayoutError> {
+    ) -> Result<PlacedItems, LayoutError> {
         let Some((first, rest)) = items.split_first() else {
             return self.unit(set, enumerating);
         };
         match first {
-            Item::Bar if enumerating => self.place(rest, set, false),
-            Item::Bar => Err(self.mixed_bars()),
-            Item::Plane(name) => self.place(rest, &narrow(name, set, self.shape)?, enumerating),
-            Item::Sum(parts) => {
+            WordItem::Bar if enumerating => self.place(rest, set, false),
+            WordItem::Bar => Err(self.mixed_bars()),
+            WordItem::Plane(name) => self.place(rest, &narrow(name, set, self.shape)?, enumerating),
+            WordItem::Sum(parts) => {
                 let mut placed = Vec::new();
                 for (part, set) in parts.iter().zip(split(parts, set, self.shape)?) {
-                    let items: Vec<&Item> =
+                    let items: Vec<&WordItem> =
                         part.items().iter().chain(rest.iter().copied()).collect();
                     placed.push(self.place(&items, &set, enumerating)?);
                 }
                 self.side_by_side(placed, None, enumerating)
             }
-            Item::Axis(item) if item.axis == Axis::K => {
+            WordItem::Axis(item) if item.axis == Axis::K => {
                 let mut placed = Vec::new();
                 for &plane in set {
                     placed.push(self.place(rest, &[plane], enumerating)?);
                 }
                 self.side_by_side(placed, item.rule, enumerating)
             }
-            Item::Axis(item) => {
+            WordItem::Axis(item) => {
                 let placed = self.place(rest, set, enumerating)?;
                 self.repeat(*item, set, placed, enumerating)
             }
         }
     }
 
-    fn unit(&self, set: &[usize], enumerating: bool) -> Result<Placed, LayoutError> {
+    fn unit(&self, set: &[usize], enumerating: bool) -> Result<PlacedItems, LayoutError> {
         if enumerating {
             return Err(self.mixed_bars());
         }
@@ -346,12 +354,12 @@ impl Resolver<'_> {
             });
         };
         let bytes = self.plane(*plane).unit().bytes();
-        let piece = Piece {
+        let piece = PlanePiece {
             region: 0,
             offset: 0,
             digits: Vec::new(),
         };
-        Ok(Placed {
+        Ok(PlacedItems {
             regions: vec![bytes],
             pieces: vec![(*plane, piece)],
         })
@@ -366,14 +374,14 @@ impl Resolver<'_> {
     /// Places the parts of a sum one after the other, in regions or in bytes.
     fn side_by_side(
         &self,
-        parts: Vec<Placed>,
+        parts: Vec<PlacedItems>,
         rule: Option<StrideRule>,
         enumerating: bool,
-    ) -> Result<Placed, LayoutError> {
+    ) -> Result<PlacedItems, LayoutError> {
         if enumerating && rule.is_some() {
             return Err(self.region_stride(Axis::K));
         }
-        let mut all = Placed {
+        let mut all = PlacedItems {
             regions: Vec::new(),
             pieces: Vec::new(),
         };
@@ -409,9 +417,9 @@ impl Resolver<'_> {
         &self,
         item: AxisItem,
         set: &[usize],
-        mut placed: Placed,
+        mut placed: PlacedItems,
         enumerating: bool,
-    ) -> Result<Placed, LayoutError> {
+    ) -> Result<PlacedItems, LayoutError> {
         let extent = self.digit_extent(item, set)?;
         let step;
         if enumerating {
@@ -421,7 +429,7 @@ impl Resolver<'_> {
             let count = placed.regions.len() as u64;
             let total = count.saturating_mul(extent);
             self.check_regions(total)?;
-            step = Step::regions(count);
+            step = AddressStep::regions(count);
             placed.regions = (0..extent)
                 .flat_map(|_| placed.regions.iter().copied())
                 .collect();
@@ -431,7 +439,7 @@ impl Resolver<'_> {
                 stride =
                     self.strided(Axis::B, stride, Some(StrideRule::RoundUp(self.alignment)))?;
             }
-            step = Step::bytes(stride);
+            step = AddressStep::bytes(stride);
             placed.regions = vec![checked(stride.checked_mul(extent), "bytes of a region")?];
         }
         if extent > 1 {

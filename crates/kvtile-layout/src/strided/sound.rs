@@ -3,7 +3,7 @@
 //! `from_digits` checks digits of callers with errors. Digits that this crate computes can only be
 //! wrong through a defect.
 
-use super::{Digit, Piece, Step, StridedLayout};
+use super::{AddressStep, Digit, PlanePiece, StridedLayout};
 use crate::{
     axis::Axis,
     shape::{Plane, Shape},
@@ -27,8 +27,8 @@ impl StridedLayout {
         }
     }
 
-    fn assert_inside(&self, plane: &Plane, piece: &Piece) {
-        let first = Step {
+    fn assert_inside(&self, plane: &Plane, piece: &PlanePiece) {
+        let first = AddressStep {
             regions: piece.region,
             bytes: piece.offset,
         };
@@ -49,7 +49,7 @@ impl StridedLayout {
 
 /// Asserts that the lows of an axis start at 1 and are the products of the extents below them, up
 /// to the extent of the axis.
-fn assert_axis(shape: &Shape, plane: &Plane, piece: &Piece, axis: Axis) {
+fn assert_axis(shape: &Shape, plane: &Plane, piece: &PlanePiece, axis: Axis) {
     let extent = shape.extent(plane, axis);
     let mut digits: Vec<&Digit> = piece.digits_of(axis).collect();
     digits.sort_unstable_by_key(|digit| digit.low);

@@ -1,11 +1,13 @@
 //! Builds a layout from the tensors of an engine.
 
-use super::{TensorError, TensorView, place::Placement, shapes::roles_of, strides::check_tensor};
+use super::{
+    TensorError, TensorView, place::TensorPlacement, shapes::roles_of, strides::check_tensor,
+};
 use crate::{
     axis::Axis,
     error::LayoutError,
     shape::{Plane, Shape},
-    strided::{Digit, PlaneDigits, Step, StridedLayout},
+    strided::{AddressStep, Digit, PlaneDigits, StridedLayout},
 };
 
 /// Builds the layout of `tensors` for `shape`, over regions of the given sizes in bytes.
@@ -31,7 +33,7 @@ pub fn layout_from_tensors(
     for (tensor, view) in tensors.iter().enumerate() {
         check_tensor(tensor, view)?;
         let roles = roles_of(tensor, view, shape)?;
-        let placement = Placement {
+        let placement = TensorPlacement {
             tensor,
             view,
             roles: &roles,
@@ -110,8 +112,8 @@ fn join_layers(
     Ok(joined)
 }
 
-fn distance(from: &PlaneDigits, to: &PlaneDigits) -> Option<Step> {
-    Some(Step {
+fn distance(from: &PlaneDigits, to: &PlaneDigits) -> Option<AddressStep> {
+    Some(AddressStep {
         regions: to.region.checked_sub(from.region)?,
         bytes: to.offset.checked_sub(from.offset)?,
     })

@@ -5,7 +5,7 @@
 use super::{TensorError, TensorView};
 use crate::{
     error::LayoutError,
-    strided::{Piece, StridedLayout},
+    strided::{PlanePiece, StridedLayout},
     word::Word,
 };
 
@@ -52,7 +52,7 @@ pub(super) fn check_sizes(
     word: &Word,
     dense: &StridedLayout,
 ) -> Result<(), LayoutError> {
-    let mut regions: Vec<u64> = dense.pieces().iter().map(Piece::region).collect();
+    let mut regions: Vec<u64> = dense.pieces().iter().map(PlanePiece::region).collect();
     regions.sort_unstable();
     regions.dedup();
     let refused = regions
@@ -101,7 +101,7 @@ fn other_order(
 /// The axes of one plane inside a region with their extents, slowest first, without those of extent
 /// 1, and including the order of the planes. `None` where the planes of a region lie at uneven
 /// distances.
-fn axes_of(piece: &Piece, dense: &StridedLayout) -> Option<Vec<(String, u64)>> {
+fn axes_of(piece: &PlanePiece, dense: &StridedLayout) -> Option<Vec<(String, u64)>> {
     let local = piece.digits().iter().filter(|digit| digit.step.is_local());
     let mut axes: Vec<(u64, String, u64)> = local
         .map(|digit| (digit.step.bytes, digit.axis.to_string(), digit.extent))
@@ -110,7 +110,7 @@ fn axes_of(piece: &Piece, dense: &StridedLayout) -> Option<Vec<(String, u64)>> {
         .pieces()
         .iter()
         .filter(|p| p.region() == piece.region());
-    let mut offsets: Vec<u64> = beside.map(Piece::offset).collect();
+    let mut offsets: Vec<u64> = beside.map(PlanePiece::offset).collect();
     offsets.sort_unstable();
     let mut steps = offsets.windows(2).map(|pair| match pair {
         [from, to] => to - from,

@@ -6,18 +6,18 @@ use crate::{
     broken::broken,
     error::LayoutError,
     shape::{BYTES_MAX, Plane, PlaneName, Shape},
-    strided::{Digit, PlaneDigits, Step, names},
+    strided::{AddressStep, Digit, PlaneDigits, names},
 };
 
 /// One tensor during placement.
-pub(super) struct Placement<'a> {
+pub(super) struct TensorPlacement<'a> {
     pub(super) tensor: usize,
     pub(super) view: &'a TensorView,
     pub(super) roles: &'a [DimRole],
     pub(super) shape: &'a Shape,
 }
 
-impl<'a> Placement<'a> {
+impl<'a> TensorPlacement<'a> {
     /// Whether a dimension enumerates layers.
     pub(super) fn has_layers(&self) -> bool {
         self.roles.iter().any(|role| role.mentions(Axis::L))
@@ -183,7 +183,13 @@ impl<'a> Placement<'a> {
     /// The distance between entries of `axis` in a dimension that holds the axis for `parts`: the
     /// stride where the size counts entries, the unit where it counts the bytes of a dense row. The
     /// error is the expected size.
-    fn step(&self, dim: usize, axis: Axis, parts: &[&Plane], stride: u64) -> Result<Apart, u64> {
+    fn step(
+        &self,
+        dim: usize,
+        axis: Axis,
+        parts: &[&Plane],
+        stride: u64,
+    ) -> Result<EntryDistance, u64> {
         let Some(&size) = self.view.shape.get(dim) else {
             broken(format_args!("dimension {dim} of {:?}", self.view.shape))
         };
@@ -192,14 +198,14 @@ impl<'a> Placement<'a> {
         let extent = |plane: &Plane| self.shape.extent(plane, axis);
         let entries: u64 = parts.iter().map(|plane| extent(plane)).sum();
         if size == entries && (entries == 1 || parts.iter().all(|p| stride >= p.unit().bytes())) {
-            return Ok(Apart::Stride(stride));
+            return Ok(EntryDistance::Stride(stride));
         }
         let bytes = parts.iter().try_fold(0u64, |sum, p| {
             sum.checked_add(extent(p).checked_mul(p.unit().bytes())?)
         });
         let dense = stride == element || size == 1;
         if dense && bytes.is_some() && size.checked_mul(element) == bytes {
-            return Ok(Apart::Units);
+            return Ok(EntryDistance::Units);
         }
         if size == entries {
             return Err(bytes.unwrap_or(u64::MAX).div_ceil(element));
@@ -222,7 +228,7 @@ impl<'a> Placement<'a> {
             axis,
             low,
             extent,
-            step: Step::bytes(bytes),
+            step: AddressStep::bytes(bytes),
         });
         Ok(())
     }
@@ -248,18 +254,18 @@ impl<'a> Placement<'a> {
 
 /// The distance between entries of one dimension.
 #[derive(Clone, Copy)]
-enum Apart {
+enum EntryDistance {
     /// This many bytes.
     Stride(u64),
     /// The bytes of a unit of the plane.
     Units,
 }
 
-impl Apart {
+impl EntryDistance {
     fn of(self, plane: &Plane) -> u64 {
         match self {
-            Apart::Stride(bytes) => bytes,
-            Apart::Units => plane.unit().bytes(),
+            EntryDistance::Stride(bytes) => bytes,
+            EntryDistance::Units => plane.unit().bytes(),
         }
     }
 }

@@ -11,7 +11,7 @@ const SEARCH_DIMENSIONS_MAX: usize = 8;
 
 /// The first two readings of the tensor that fit, so that the caller can detect ambiguity.
 pub(super) fn readings(tensor: usize, view: &TensorView, shape: &Shape) -> Vec<Vec<DimRole>> {
-    let mut search = Search {
+    let mut search = RoleSearch {
         tensor,
         view,
         shape,
@@ -25,7 +25,7 @@ pub(super) fn readings(tensor: usize, view: &TensorView, shape: &Shape) -> Vec<V
 
 /// A requirement that a dimension can meet.
 #[derive(Clone)]
-enum Need {
+enum DimNeed {
     /// An axis of this extent.
     Axis(Axis, u64),
     /// An axis whose size placement checks: content, which may count bytes.
@@ -35,17 +35,17 @@ enum Need {
 }
 
 /// The state of a search.
-struct Search<'a> {
+struct RoleSearch<'a> {
     tensor: usize,
     view: &'a TensorView,
     shape: &'a Shape,
     found: Vec<Vec<DimRole>>,
 }
 
-impl Search<'_> {
+impl RoleSearch<'_> {
     /// The sets of requirements of the tensor: one, or two where several planes may lie in a
     /// dimension of their own or side by side in the content.
-    fn needs(&self) -> Vec<Vec<Need>> {
+    fn needs(&self) -> Vec<Vec<DimNeed>> {
         let names: Vec<PlaneName> = self
             .shape
             .planes()
@@ -61,15 +61,15 @@ impl Search<'_> {
             return Vec::new();
         };
         let declared = plane.extents().iter().map(|(axis, _)| *axis);
-        let axes: Vec<Need> = [Axis::B, Axis::L, Axis::N]
+        let axes: Vec<DimNeed> = [Axis::B, Axis::L, Axis::N]
             .into_iter()
             .chain(declared.filter(|&axis| axis != Axis::C))
             .filter(|&axis| axis != Axis::L || self.view.layer.is_none())
-            .map(|axis| Need::Axis(axis, self.shape.extent(plane, axis)))
-            .filter(|need| !matches!(need, Need::Axis(_, 1)))
+            .map(|axis| DimNeed::Axis(axis, self.shape.extent(plane, axis)))
+            .filter(|need| !matches!(need, DimNeed::Axis(_, 1)))
             .collect();
-        let with = |needs: &[Need]| axes.iter().chain(needs).cloned().collect::<Vec<Need>>();
-        let content = Need::Content(DimRole::Axis(Axis::C));
+        let with = |needs: &[DimNeed]| axes.iter().chain(needs).cloned().collect::<Vec<DimNeed>>();
+        let content = DimNeed::Content(DimRole::Axis(Axis::C));
         // Content of one element needs no dimension.
         let small =
             plane.extent_of(Axis::C) == 1 && plane.unit().bytes() == self.view.element_bytes as u64;
@@ -77,16 +77,19 @@ impl Search<'_> {
         if own.is_some() {
             return vec![with(&content)];
         }
-        let packed = Need::Content(DimRole::Packed {
+        let packed = DimNeed::Content(DimRole::Packed {
             axis: Axis::C,
             planes: names.clone(),
         });
-        let apart: Vec<Need> = content.into_iter().chain([Need::Planes(names)]).collect();
+        let apart: Vec<DimNeed> = content
+            .into_iter()
+            .chain([DimNeed::Planes(names)])
+            .collect();
         vec![with(&apart), with(&[packed])]
     }
 
     /// Extends a partial reading by one dimension; keeps the first two complete ones that fit.
-    fn extend(&mut self, roles: &mut Vec<DimRole>, needs: &[Need]) {
+    fn extend(&mut self, roles: &mut Vec<DimRole>, needs: &[DimNeed]) {
         let dims = self.view.shape.len();
         let left = self.view.shape.iter().skip(roles.len());
         let large = left.filter(|&&size| size != 1).count();
@@ -107,10 +110,10 @@ impl Search<'_> {
         }
         for (i, need) in needs.iter().enumerate() {
             let role = match need {
-                Need::Axis(axis, extent) if *extent == size as u64 => DimRole::Axis(*axis),
-                Need::Content(role) if self.may_be_content(role, size) => role.clone(),
-                Need::Planes(planes) if planes.len() == size => DimRole::Planes(planes.clone()),
-                Need::Axis(..) | Need::Planes(_) | Need::Content(_) => continue,
+                DimNeed::Axis(axis, extent) if *extent == size as u64 => DimRole::Axis(*axis),
+                DimNeed::Content(role) if self.may_be_content(role, size) => role.clone(),
+                DimNeed::Planes(planes) if planes.len() == size => DimRole::Planes(planes.clone()),
+                DimNeed::Axis(..) | DimNeed::Planes(_) | DimNeed::Content(_) => continue,
             };
             let mut rest = needs.to_vec();
             rest.remove(i);

@@ -2,7 +2,7 @@
 
 use super::{
     DimRole, TensorError, TensorView,
-    place::Placement,
+    place::TensorPlacement,
     search::readings,
     strides::check_tensor,
     view::{joined, reading},
@@ -127,7 +127,7 @@ pub(super) fn fit(
     roles: &[DimRole],
     shape: &Shape,
 ) -> Result<(), LayoutError> {
-    let placement = Placement {
+    let placement = TensorPlacement {
         tensor,
         view,
         roles,

@@ -16,7 +16,7 @@ use crate::{
     broken::broken,
     error::LayoutError,
     shape::{BYTES_MAX, Plane, Shape},
-    strided::{Digit, Piece, PlaneDigits, Step, StridedLayout},
+    strided::{AddressStep, Digit, PlaneDigits, PlanePiece, StridedLayout},
     word::Word,
 };
 
@@ -58,7 +58,7 @@ pub fn word_over_tensors(
         order::check_dimensions(tensor, view, word)?;
     }
     order::check_sizes(first, word, &dense)?;
-    let dims = Dims::of(first)?;
+    let dims = TensorDims::of(first)?;
     let mut planes = Vec::new();
     for (plane, piece) in dense.planes() {
         planes.push(place(plane, piece, &dims, tensors)?);
@@ -109,7 +109,7 @@ fn check_bytes(tensor: usize, view: &TensorView, expected: u64) -> Result<(), La
 
 /// One dimension: `size` entries, `dense` bytes apart without gaps and `stride` bytes with them.
 #[derive(Clone, Copy, Debug)]
-struct Dim {
+struct TensorDim {
     dense: u64,
     size: u64,
     stride: u64,
@@ -118,10 +118,10 @@ struct Dim {
 /// The dimensions of a tensor, fastest first, starting with the bytes of an element; dimensions
 /// without a gap between them are merged.
 #[derive(Debug)]
-struct Dims(Vec<Dim>);
+struct TensorDims(Vec<TensorDim>);
 
-impl Dims {
-    fn of(view: &TensorView) -> Result<Dims, LayoutError> {
+impl TensorDims {
+    fn of(view: &TensorView) -> Result<TensorDims, LayoutError> {
         let element = view.element_bytes as u64;
         let sizes = view.shape.iter().map(|&size| size as u64);
         let strides = view
@@ -130,7 +130,7 @@ impl Dims {
             .map(|stride| stride.unsigned_abs() as u64);
         let mut given: Vec<(u64, u64)> = strides.zip(sizes).filter(|(_, size)| *size > 1).collect();
         given.sort_unstable();
-        let mut dims = vec![Dim {
+        let mut dims = vec![TensorDim {
             dense: 1,
             size: element,
             stride: 1,
@@ -147,7 +147,7 @@ impl Dims {
                 Some(last) if last.stride.checked_mul(last.size) == Some(stride) => {
                     last.size = last.size.saturating_mul(size);
                 }
-                _ => dims.push(Dim {
+                _ => dims.push(TensorDim {
                     dense,
                     size,
                     stride,
@@ -155,7 +155,7 @@ impl Dims {
             }
             dense = next;
         }
-        Ok(Dims(dims))
+        Ok(TensorDims(dims))
     }
 
     /// The offset of dense byte `byte`.
@@ -177,8 +177,8 @@ impl Dims {
 /// The digits of one plane over the tensors.
 fn place(
     plane: &Plane,
-    piece: &Piece,
-    dims: &Dims,
+    piece: &PlanePiece,
+    dims: &TensorDims,
     tensors: &[TensorView],
 ) -> Result<PlaneDigits, LayoutError> {
     let gap = |what: String| TensorError::TensorGap {
@@ -201,7 +201,7 @@ fn place(
             let Some((dim, entries)) = dims.entries(step) else {
                 return Err(gap(name).into());
             };
-            let (Some(used), Some(Dim { stride, .. })) = (used.get_mut(dim), dims.0.get(dim))
+            let (Some(used), Some(TensorDim { stride, .. })) = (used.get_mut(dim), dims.0.get(dim))
             else {
                 broken(format_args!("dimension {dim} of {dims:?}"))
             };
@@ -210,7 +210,7 @@ fn place(
                 digits.push(Digit {
                     low: digit.low * low,
                     extent,
-                    step: Step::bytes(entries.saturating_mul(*stride)),
+                    step: AddressStep::bytes(entries.saturating_mul(*stride)),
                     ..*digit
                 });
             } else if dim > 0 {
@@ -249,7 +249,7 @@ fn place(
 
 /// Cuts a digit where one dimension ends and the next begins: `(low, extent, step)`, fastest first.
 /// `None` where a dimension ends inside one of its entries.
-fn cut(dims: &Dims, step: u64, extent: u64) -> Option<Vec<(u64, u64, u64)>> {
+fn cut(dims: &TensorDims, step: u64, extent: u64) -> Option<Vec<(u64, u64, u64)>> {
     let end = step.checked_mul(extent)?;
     let inside = dims.0.iter().map(|dim| dim.dense);
     let inside = inside.filter(|&dense| dense > step && dense < end);
@@ -275,7 +275,7 @@ fn even_step(
     region: u64,
     digit: &Digit,
     tensors: &[TensorView],
-) -> Result<Step, LayoutError> {
+) -> Result<AddressStep, LayoutError> {
     let uneven = |layer| TensorError::UnevenLayers {
         plane: plane.name().clone(),
         layer,
@@ -286,7 +286,7 @@ fn even_step(
     };
     let distance = |index: u64| {
         let ((from_region, from), (to_region, to)) = (at(index - 1)?, at(index)?);
-        Some(Step {
+        Some(AddressStep {
             regions: to_region.checked_sub(from_region)?,
             bytes: to.checked_sub(from)?,
         })

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BlockDimension, BlockFormat, InnerShape, KvBlockLayout, LayoutConfig, LayoutKind, LayoutSpec,
-    reading::{Reading, check_planes, check_shape, read},
+    reading::{DetailsReading, check_planes, check_shape, read},
     spec::{fully_contiguous, layer_separate, stated},
 };
 use crate::{
@@ -192,7 +192,7 @@ impl LayoutTypeDetails {
     /// # Errors
     /// As for [`LayoutTypeDetails::spec`] and [`LayoutSpec::resolve`].
     pub fn resolve(&self, config: &LayoutConfig) -> Result<StridedLayout, LayoutError> {
-        let Reading { spec, inner, shape } = read(self, config)?;
+        let DetailsReading { spec, inner, shape } = read(self, config)?;
         spec.resolve(&shape, inner, config.alignment() as u64)
     }
 }

@@ -8,7 +8,7 @@ use super::{
 use crate::{axis::Axis, error::LayoutError, shape::Shape, word::Word};
 
 /// The checked combination of details and a config.
-pub(super) struct Reading {
+pub(super) struct DetailsReading {
     pub(super) spec: LayoutSpec,
     pub(super) inner: InnerShape,
     pub(super) shape: Shape,
@@ -17,7 +17,7 @@ pub(super) struct Reading {
 pub(super) fn read(
     details: &LayoutTypeDetails,
     config: &LayoutConfig,
-) -> Result<Reading, LayoutError> {
+) -> Result<DetailsReading, LayoutError> {
     match details {
         LayoutTypeDetails::FullyContiguous(details) => {
             let spec = LayoutSpec::FullyContiguous;
@@ -48,7 +48,7 @@ fn own_order(
     spec: LayoutSpec,
     shape: Option<&Shape>,
     config: &LayoutConfig,
-) -> Result<Reading, LayoutError> {
+) -> Result<DetailsReading, LayoutError> {
     let shape = match shape {
         Some(shape) => {
             check_shape(config, shape)?;
@@ -56,7 +56,7 @@ fn own_order(
         }
         None => spec.shape(config)?,
     };
-    Ok(Reading {
+    Ok(DetailsReading {
         spec,
         inner: config.inner_shape(),
         shape,
@@ -69,13 +69,13 @@ fn stated_order(
     stated: Option<KvBlockLayout>,
     shape: Option<&Shape>,
     config: &LayoutConfig,
-) -> Result<Reading, LayoutError> {
+) -> Result<DetailsReading, LayoutError> {
     if let Some(shape) = shape {
         check_shape(config, shape)?;
         check_planes(config, shape)?;
     }
     let Some((stated, order)) = stated.and_then(|s| s.order().map(|order| (s, order))) else {
-        return Ok(Reading {
+        return Ok(DetailsReading {
             spec,
             inner: config.inner_shape(),
             shape: shape.map_or_else(|| config.shape(), |shape| Ok(shape.clone()))?,
@@ -102,7 +102,7 @@ fn stated_order(
     }
     let shape = shape.map_or_else(|| config.element_shape(), |shape| Ok(shape.clone()))?;
     if let Some(inner) = inner {
-        return Ok(Reading { spec, inner, shape });
+        return Ok(DetailsReading { spec, inner, shape });
     }
     let letters = order.letters();
     let text = match (&spec, order.dims()) {
@@ -118,7 +118,7 @@ fn stated_order(
         }
         _ => format!("B{letters}"),
     };
-    Ok(Reading {
+    Ok(DetailsReading {
         spec: LayoutSpec::Word(Word::parse(&text)?),
         inner: InnerShape::Unknown,
         shape,

@@ -10,7 +10,7 @@ use crate::{
     error::LayoutError,
     shape::Shape,
     strided::{PlaneDigits, StridedLayout},
-    word::{Item, ParseError, Word},
+    word::{ParseError, Word, WordItem},
 };
 
 /// The order of a layout as a serialisable setting. [`resolve`](LayoutSpec::resolve) checks it.
@@ -137,9 +137,9 @@ pub(super) fn layer_separate(block_dim: BlockDimension, inner: InnerShape) -> &'
 
 fn mentions(word: &Word, axes: &[Axis]) -> bool {
     word.items().iter().any(|item| match item {
-        Item::Axis(item) => axes.contains(&item.axis),
-        Item::Sum(parts) => parts.iter().any(|part| mentions(part, axes)),
-        Item::Plane(_) | Item::Bar => false,
+        WordItem::Axis(item) => axes.contains(&item.axis),
+        WordItem::Sum(parts) => parts.iter().any(|part| mentions(part, axes)),
+        WordItem::Plane(_) | WordItem::Bar => false,
     })
 }
 

@@ -1,14 +1,14 @@
 //! The long form of a word: plain English for error messages and for `explain`.
 
-use super::{AxisItem, Item, StrideRule, Word};
+use super::{AxisItem, StrideRule, Word, WordItem};
 
 pub(super) fn long_form(word: &Word) -> String {
     phrase(word.items())
 }
 
 /// "per layer: block, head, then k: content, token; v: token, content".
-fn phrase(items: &[Item]) -> String {
-    if let Some(bar) = items.iter().position(|item| *item == Item::Bar) {
+fn phrase(items: &[WordItem]) -> String {
+    if let Some(bar) = items.iter().position(|item| *item == WordItem::Bar) {
         let (left, right) = items.split_at(bar);
         let right = phrase(right.get(1..).unwrap_or_default());
         return match list(left) {
@@ -19,18 +19,18 @@ fn phrase(items: &[Item]) -> String {
     list(items)
 }
 
-fn list(items: &[Item]) -> String {
+fn list(items: &[WordItem]) -> String {
     let mut text = String::new();
     let mut separator = "";
     for (i, item) in items.iter().enumerate() {
         let tail = items.get(i + 1..).unwrap_or_default();
         match item {
-            Item::Axis(axis) => {
+            WordItem::Axis(axis) => {
                 text.push_str(separator);
                 text.push_str(&axis_phrase(*axis));
                 separator = ", ";
             }
-            Item::Plane(name) => {
+            WordItem::Plane(name) => {
                 let rest = list(tail);
                 text.push_str(if separator.is_empty() { "" } else { ", then " });
                 text.push_str(name.as_str());
@@ -40,23 +40,23 @@ fn list(items: &[Item]) -> String {
                 }
                 return text;
             }
-            Item::Sum(parts) => {
+            WordItem::Sum(parts) => {
                 text.push_str(if separator.is_empty() { "" } else { ", then " });
                 text.push_str(&sum_phrase(parts, tail));
                 return text;
             }
-            Item::Bar => {}
+            WordItem::Bar => {}
         }
     }
     text
 }
 
-fn sum_phrase(parts: &[Word], tail: &[Item]) -> String {
+fn sum_phrase(parts: &[Word], tail: &[WordItem]) -> String {
     let phrases: Vec<String> = parts
         .iter()
         .map(|part| {
-            let items: Vec<Item> = part.items().iter().chain(tail).cloned().collect();
-            let nested = part.items().iter().any(|i| matches!(i, Item::Sum(_)));
+            let items: Vec<WordItem> = part.items().iter().chain(tail).cloned().collect();
+            let nested = part.items().iter().any(|i| matches!(i, WordItem::Sum(_)));
             let text = phrase(&items);
             if nested { format!("({text})") } else { text }
         })

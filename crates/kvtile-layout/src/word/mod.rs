@@ -44,12 +44,12 @@ pub const WORD_DEPTH_MAX: usize = 16;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Word {
-    items: Vec<Item>,
+    items: Vec<WordItem>,
 }
 
 /// One item of a [`Word`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Item {
+pub enum WordItem {
     /// An axis, or one digit of it.
     Axis(AxisItem),
     /// Parts that lie side by side, each followed by the items after the parenthesis.
@@ -92,7 +92,7 @@ impl Word {
 
     /// The items, slowest first.
     #[must_use]
-    pub fn items(&self) -> &[Item] {
+    pub fn items(&self) -> &[WordItem] {
         &self.items
     }
 
@@ -106,9 +106,9 @@ impl Word {
     #[must_use]
     pub fn has_regions(&self) -> bool {
         self.items.iter().any(|item| match item {
-            Item::Bar => true,
-            Item::Sum(parts) => parts.iter().any(Word::has_regions),
-            Item::Axis(_) | Item::Plane(_) => false,
+            WordItem::Bar => true,
+            WordItem::Sum(parts) => parts.iter().any(Word::has_regions),
+            WordItem::Axis(_) | WordItem::Plane(_) => false,
         })
     }
 
@@ -116,9 +116,9 @@ impl Word {
     #[must_use]
     pub fn names(&self, plane: &PlaneName) -> bool {
         self.items.iter().any(|item| match item {
-            Item::Plane(name) => name == plane,
-            Item::Sum(parts) => parts.iter().any(|part| part.names(plane)),
-            Item::Axis(_) | Item::Bar => false,
+            WordItem::Plane(name) => name == plane,
+            WordItem::Sum(parts) => parts.iter().any(|part| part.names(plane)),
+            WordItem::Axis(_) | WordItem::Bar => false,
         })
     }
 }
@@ -127,10 +127,10 @@ impl fmt::Display for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for item in &self.items {
             match item {
-                Item::Axis(axis) => write!(f, "{axis}")?,
-                Item::Bar => f.write_str("|")?,
-                Item::Plane(name) => write!(f, "{name}")?,
-                Item::Sum(parts) => {
+                WordItem::Axis(axis) => write!(f, "{axis}")?,
+                WordItem::Bar => f.write_str("|")?,
+                WordItem::Plane(name) => write!(f, "{name}")?,
+                WordItem::Sum(parts) => {
                     for (j, part) in parts.iter().enumerate() {
                         f.write_str(if j == 0 { "(" } else { "," })?;
                         write!(f, "{part}")?;

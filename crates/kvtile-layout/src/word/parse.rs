@@ -2,7 +2,7 @@
 
 use std::{fmt, iter::Peekable, str::CharIndices};
 
-use super::{AxisItem, Item, StrideRule, WORD_CHARS_MAX, WORD_DEPTH_MAX, Word};
+use super::{AxisItem, StrideRule, WORD_CHARS_MAX, WORD_DEPTH_MAX, Word, WordItem};
 use crate::{axis::Axis, shape::PlaneName};
 
 /// Why and where a text is not a word.
@@ -55,7 +55,7 @@ pub(super) fn parse(text: &str) -> Result<Word, ParseError> {
         let problem = format!("a word has at most {WORD_CHARS_MAX} characters");
         return Err(ParseError::new(text, WORD_CHARS_MAX, problem));
     }
-    let mut parser = Parser {
+    let mut parser = WordParser {
         text,
         chars: text.char_indices().peekable(),
     };
@@ -68,12 +68,12 @@ pub(super) fn parse(text: &str) -> Result<Word, ParseError> {
     }
 }
 
-struct Parser<'a> {
+struct WordParser<'a> {
     text: &'a str,
     chars: Peekable<CharIndices<'a>>,
 }
 
-impl Parser<'_> {
+impl WordParser<'_> {
     fn error(&self, at: usize, problem: impl Into<String>) -> ParseError {
         ParseError::new(self.text, at, problem)
     }
@@ -97,10 +97,10 @@ impl Parser<'_> {
                 '(' => self.sum(at, depth)?,
                 '|' => {
                     self.chars.next();
-                    if items.contains(&Item::Bar) {
+                    if items.contains(&WordItem::Bar) {
                         return Err(self.error(at, "a second '|' on the same path"));
                     }
-                    Item::Bar
+                    WordItem::Bar
                 }
                 ',' | ')' => break,
                 other => return Err(self.unexpected(at, other)),
@@ -115,7 +115,7 @@ impl Parser<'_> {
         Ok(Word { items })
     }
 
-    fn axis(&mut self) -> Result<Item, ParseError> {
+    fn axis(&mut self) -> Result<WordItem, ParseError> {
         let Some((at, letter)) = self.chars.next() else {
             return Err(self.error(self.text.len(), "an axis is missing"));
         };
@@ -150,7 +150,7 @@ impl Parser<'_> {
             }
             _ => None,
         };
-        Ok(Item::Axis(AxisItem {
+        Ok(WordItem::Axis(AxisItem {
             axis,
             modulus,
             rule,
@@ -179,18 +179,18 @@ impl Parser<'_> {
         value.ok_or_else(|| self.error(start, format!("{what} is missing")))
     }
 
-    fn plane(&mut self, at: usize) -> Result<Item, ParseError> {
+    fn plane(&mut self, at: usize) -> Result<WordItem, ParseError> {
         let mut name = String::new();
         while let Some((_, c @ 'a'..='z')) = self.chars.peek() {
             name.push(*c);
             self.chars.next();
         }
         PlaneName::new(&name)
-            .map(Item::Plane)
+            .map(WordItem::Plane)
             .map_err(|error| self.error(at, error.to_string()))
     }
 
-    fn sum(&mut self, open: usize, depth: usize) -> Result<Item, ParseError> {
+    fn sum(&mut self, open: usize, depth: usize) -> Result<WordItem, ParseError> {
         if depth == WORD_DEPTH_MAX {
             let problem = format!("parentheses nest at most {WORD_DEPTH_MAX} deep");
             return Err(self.error(open, problem));
@@ -203,7 +203,7 @@ impl Parser<'_> {
                 Some((_, ',')) => {}
                 Some((_, ')')) => {
                     self.chars.next();
-                    return Ok(Item::Sum(parts));
+                    return Ok(WordItem::Sum(parts));
                 }
                 _ => return Err(self.error(open, "this '(' is never closed")),
             }

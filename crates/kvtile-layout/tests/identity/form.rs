@@ -20,7 +20,7 @@ fn fingerprints_are_pinned() {
         whole.fingerprint().to_string(),
         "9e78d5f818ea43d6c93770470dd89db8"
     );
-    let both = Identity {
+    let both = BlockIdentity {
         logical: logical(),
         layout: block,
     };
@@ -41,9 +41,7 @@ fn a_fingerprint_is_the_keyed_hash_of_the_described_form() {
         .unwrap()
         .with_param("factors", RopeParam::Numbers(factors))
         .unwrap();
-    let identity = LogicalIdentity::new("m", "r", &shape)
-        .unwrap()
-        .with_rope(rope);
+    let identity = Identity::new("m", "r", &shape).unwrap().with_rope(rope);
 
     let number = |value: u64| value.to_le_bytes().to_vec();
     let text = |text: &str| [number(text.len() as u64), text.as_bytes().to_vec()].concat();

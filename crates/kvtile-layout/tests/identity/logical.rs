@@ -70,7 +70,7 @@ fn every_field_changes_the_fingerprint_and_is_named() {
     for (path, value, field) in changes() {
         let mut changed = json.clone();
         *changed.pointer_mut(path).unwrap() = value;
-        let theirs: LogicalIdentity = serde_json::from_value(changed).unwrap();
+        let theirs: Identity = serde_json::from_value(changed).unwrap();
         let there = ours.first_difference(&theirs).unwrap();
         assert_eq!(there.field, field, "{path}");
         assert_ne!(ours.fingerprint(), theirs.fingerprint(), "{path}");
@@ -117,7 +117,7 @@ fn every_leaf_of_the_stored_form_is_part_of_the_fingerprint() {
         };
         // Some single changes give no valid identity, for instance heads that differ between
         // planes.
-        let Ok(theirs) = serde_json::from_value::<LogicalIdentity>(changed) else {
+        let Ok(theirs) = serde_json::from_value::<Identity>(changed) else {
             continue;
         };
         read += 1;
@@ -141,7 +141,7 @@ fn blocks_replicas_and_the_order_of_planes_are_no_part_of_it() {
         .unwrap()
         .with_shard(shard)
         .unwrap();
-    let theirs = LogicalIdentity::new("llama", "0e9e39f", &shape)
+    let theirs = Identity::new("llama", "0e9e39f", &shape)
         .unwrap()
         .with_rope(rope(500_000.0))
         .with_extra("scales", "none")
@@ -153,7 +153,7 @@ fn blocks_replicas_and_the_order_of_planes_are_no_part_of_it() {
 
 #[test]
 fn the_difference_of_a_rope_base_names_both_values() {
-    let other = LogicalIdentity::new("llama", "0e9e39f", &shape_of("bf16"))
+    let other = Identity::new("llama", "0e9e39f", &shape_of("bf16"))
         .map(|identity| identity.with_rope(rope(10_000.0)));
     let other = other.unwrap().with_extra("scales", "none").unwrap();
     let difference = logical().first_difference(&other).unwrap();
@@ -171,7 +171,7 @@ fn shards_of_one_model_differ_in_their_ranges_only() {
         let mut shard = Shard::tensor_parallel(40, 16, rank, 2).unwrap();
         shard.layers = AxisRange::new(4, 32);
         let shape = shape_of("bf16").with_shard(shard).unwrap();
-        LogicalIdentity::new("llama", "0e9e39f", &shape).unwrap()
+        Identity::new("llama", "0e9e39f", &shape).unwrap()
     };
     let fields: Vec<String> = of(0)
         .differences(&of(1))
@@ -200,7 +200,7 @@ fn numbers_that_are_none_and_texts_without_end_are_refused() {
     let shape = shape_of("bf16");
     let long = "x".repeat(5000);
     for (model, revision) in [("", "r"), ("m", ""), (long.as_str(), "r")] {
-        let error = refusal(LogicalIdentity::new(model, revision, &shape));
+        let error = refusal(Identity::new(model, revision, &shape));
         assert!(matches!(error, IdentityError::TextLength { .. }));
     }
     assert!(logical().with_extra("", "x").is_err());
@@ -245,15 +245,15 @@ fn stored_identities_are_validated() {
     ] {
         let mut bad = json.clone();
         *bad.pointer_mut(path).unwrap() = value.clone();
-        let read = serde_json::from_value::<LogicalIdentity>(bad);
+        let read = serde_json::from_value::<Identity>(bad);
         assert!(read.is_err(), "{path} {value} was taken");
     }
     let mut unknown = json.clone();
     unknown["surprise"] = json!(1);
-    assert!(serde_json::from_value::<LogicalIdentity>(unknown).is_err());
+    assert!(serde_json::from_value::<Identity>(unknown).is_err());
     // Axes in another order are the same identity.
     let mut swapped = json;
     swapped["planes"][0]["extents"] = json!([["H", 8], ["C", 128]]);
-    let read: LogicalIdentity = serde_json::from_value(swapped).unwrap();
+    let read: Identity = serde_json::from_value(swapped).unwrap();
     assert_eq!(read, logical());
 }

@@ -9,7 +9,7 @@ mod properties;
 use kvtile_layout::{
     Axis, AxisRange, LayoutError, Plane, Shape, Shard, StridedLayout, Unit, Word,
     identity::{
-        Fingerprint, Identity, IdentityError, LayoutIdentity, LayoutScope, LogicalIdentity, Real,
+        BlockIdentity, Fingerprint, Identity, IdentityError, LayoutIdentity, LayoutScope, Real,
         Rope, RopeParam,
     },
 };
@@ -35,8 +35,8 @@ fn rope(base: f64) -> Rope {
         .unwrap()
 }
 
-fn logical() -> LogicalIdentity {
-    LogicalIdentity::new("llama", "0e9e39f", &shape_of("bf16"))
+fn logical() -> Identity {
+    Identity::new("llama", "0e9e39f", &shape_of("bf16"))
         .unwrap()
         .with_rope(rope(500_000.0))
         .with_extra("scales", "none")

@@ -34,7 +34,7 @@ fn ropes() -> impl Strategy<Value = Rope> {
         })
 }
 
-fn logicals() -> impl Strategy<Value = LogicalIdentity> {
+fn logicals() -> impl Strategy<Value = Identity> {
     let sizes = (1..3u64, 1..3u64, 1..3u64, 1..3u64);
     let codec = prop::sample::select(vec!["bf16", "f16"]);
     let extra = prop::collection::btree_map(texts(), texts(), 0..3);
@@ -42,9 +42,7 @@ fn logicals() -> impl Strategy<Value = LogicalIdentity> {
         |(text, (layers, page, heads, size), codec, rope, extra)| {
             let unit = Unit::named(codec).unwrap();
             let shape = Shape::key_value(3, layers, page, heads, size, &unit).unwrap();
-            let identity = LogicalIdentity::new(&text, "r", &shape)
-                .unwrap()
-                .with_rope(rope);
+            let identity = Identity::new(&text, "r", &shape).unwrap().with_rope(rope);
             extra
                 .into_iter()
                 .try_fold(identity, |identity, (key, value)| {
@@ -71,15 +69,15 @@ fn layout_parts() -> impl Strategy<Value = LayoutIdentity> {
     })
 }
 
-fn identities() -> impl Strategy<Value = Identity> {
-    (logicals(), layout_parts()).prop_map(|(logical, layout)| Identity { logical, layout })
+fn identities() -> impl Strategy<Value = BlockIdentity> {
+    (logicals(), layout_parts()).prop_map(|(logical, layout)| BlockIdentity { logical, layout })
 }
 
 proptest! {
     #[test]
     fn identities_survive_json(identity in identities()) {
         let json = serde_json::to_string(&identity).unwrap();
-        let read: Identity = serde_json::from_str(&json).unwrap();
+        let read: BlockIdentity = serde_json::from_str(&json).unwrap();
         prop_assert_eq!(&read, &identity);
         prop_assert_eq!(read.fingerprint(), identity.fingerprint());
     }
@@ -109,7 +107,7 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = b"0123456789-{}[]\",:eBLKNHC"[usize::from(byte) % 25];
         }
-        if let Ok(read) = serde_json::from_slice::<Identity>(&bytes) {
+        if let Ok(read) = serde_json::from_slice::<BlockIdentity>(&bytes) {
             let equal = read == identity;
             prop_assert_eq!(read.fingerprint() == identity.fingerprint(), equal);
         }

@@ -25,8 +25,8 @@ fn a_config_has_the_defaults_of_the_tradition() {
 /// Pitfall 1: `build` accepts zeros or absurd sizes, and only a later constructor checks them.
 #[test]
 fn build_names_the_field_that_is_missing_or_zero() {
-    type Setter = fn(LayoutConfigBuilder, usize) -> LayoutConfigBuilder;
-    let setters: [(&str, Setter); 5] = [
+    type ConfigSetter = fn(LayoutConfigBuilder, usize) -> LayoutConfigBuilder;
+    let setters: [(&str, ConfigSetter); 5] = [
         ("num_blocks", LayoutConfigBuilder::num_blocks),
         ("num_layers", LayoutConfigBuilder::num_layers),
         ("outer_dim", LayoutConfigBuilder::outer_dim),

@@ -25,13 +25,13 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 #[derive(Debug)]
 pub(super) struct DirectFile {
     fd: OwnedFd,
-    alignment: Alignment,
+    alignment: DirectAlignment,
     refused: AtomicBool,
 }
 
 /// Both are powers of two, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Alignment {
+pub(super) struct DirectAlignment {
     offset: usize,
     memory: usize,
 }
@@ -93,12 +93,12 @@ impl DirectFile {
         self.fd.as_fd()
     }
 
-    pub(super) fn alignment(&self) -> Alignment {
+    pub(super) fn alignment(&self) -> DirectAlignment {
         self.alignment
     }
 }
 
-impl Alignment {
+impl DirectAlignment {
     /// The alignment of offsets and lengths.
     pub(super) fn of_offsets(self) -> usize {
         self.offset
@@ -126,9 +126,9 @@ impl Alignment {
 }
 
 /// The alignment that the file requires, or why it does not support direct I/O.
-fn alignment_of(fd: BorrowedFd<'_>) -> Result<Alignment, String> {
+fn alignment_of(fd: BorrowedFd<'_>) -> Result<DirectAlignment, String> {
     let page = rustix::param::page_size();
-    let usual = Alignment {
+    let usual = DirectAlignment {
         offset: USUAL_ALIGNMENT.max(page),
         memory: USUAL_ALIGNMENT,
     };
@@ -146,7 +146,7 @@ fn alignment_of(fd: BorrowedFd<'_>) -> Result<Alignment, String> {
         reported(stat.stx_dio_offset_align),
         reported(stat.stx_dio_mem_align),
     ) {
-        (Some(offset), Some(memory)) => Ok(Alignment {
+        (Some(offset), Some(memory)) => Ok(DirectAlignment {
             offset: offset.max(page),
             memory,
         }),
@@ -158,7 +158,7 @@ fn alignment_of(fd: BorrowedFd<'_>) -> Result<Alignment, String> {
 mod tests {
     use super::*;
 
-    const ALIGNMENT: Alignment = Alignment {
+    const ALIGNMENT: DirectAlignment = DirectAlignment {
         offset: 4096,
         memory: 512,
     };

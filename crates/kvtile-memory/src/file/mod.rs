@@ -72,7 +72,7 @@ pub enum DirectIo {
 
 /// Which parts of a transfer may bypass the page cache.
 #[derive(Debug, Clone, Copy)]
-pub enum Division<'a> {
+pub enum TransferDivision<'a> {
     /// None: the whole transfer goes through the descriptor of [`AsFd`].
     Buffered,
     /// The middle; head and tail go through the descriptor of [`AsFd`].

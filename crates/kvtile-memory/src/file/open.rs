@@ -21,7 +21,7 @@ pub struct FileOptions {
 }
 
 /// An open, checked file that is not yet a region.
-struct Opened {
+struct CheckedFile {
     fd: OwnedFd,
     path: PathBuf,
     scratch: bool,
@@ -78,7 +78,7 @@ impl FileOptions {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = retry_on_intr(|| rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR))
             .map_err(|errno| MemoryError::of_path("create", path, size as u64, errno))?;
-        let opened = Opened {
+        let opened = CheckedFile {
             fd,
             path: path.to_path_buf(),
             scratch: false,
@@ -131,7 +131,7 @@ impl FileOptions {
     }
 
     /// Extends the file where the options allow it, and makes it a region.
-    fn fit(self, opened: Opened, have: u64, size: usize) -> Result<FileMemory, MemoryError> {
+    fn fit(self, opened: CheckedFile, have: u64, size: usize) -> Result<FileMemory, MemoryError> {
         if have < size as u64 {
             if !self.extend {
                 return Err(MemoryError::FileTooSmall {
@@ -200,7 +200,7 @@ impl FileOptions {
             opened => opened,
         }
         .map_err(|errno| MemoryError::of_path("create a file in", folder, size as u64, errno))?;
-        let opened = Opened {
+        let opened = CheckedFile {
             fd,
             path: folder.to_path_buf(),
             scratch: true,
@@ -219,7 +219,7 @@ impl FileOptions {
     }
 
     /// Opens a regular file. Returns it and its length.
-    fn open_existing(self, path: &Path) -> Result<(Opened, u64), MemoryError> {
+    fn open_existing(self, path: &Path) -> Result<(CheckedFile, u64), MemoryError> {
         let error = |errno| MemoryError::of_path("open", path, 0, errno);
         // Without NONBLOCK, opening a pipe would block before its type is known.
         let flags = self.access() | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -235,7 +235,7 @@ impl FileOptions {
     }
 
     /// Adopts an open regular file. Returns it and its length.
-    fn adopt(self, fd: OwnedFd, path: &Path) -> Result<(Opened, u64), MemoryError> {
+    fn adopt(self, fd: OwnedFd, path: &Path) -> Result<(CheckedFile, u64), MemoryError> {
         let error = |errno| MemoryError::of_path("open", path, 0, errno);
         let stat = rustix::fs::fstat(&fd).map_err(error)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -245,7 +245,7 @@ impl FileOptions {
         }
         // Left on, NONBLOCK would make asynchronous reads fail instead of wait.
         rustix::fs::fcntl_setfl(&fd, self.access()).map_err(error)?;
-        let opened = Opened {
+        let opened = CheckedFile {
             fd,
             path: path.to_path_buf(),
             scratch: false,
@@ -254,7 +254,7 @@ impl FileOptions {
     }
 
     /// Makes the region of a file that has its final length.
-    fn finish(self, opened: Opened, size: usize) -> Result<FileMemory, MemoryError> {
+    fn finish(self, opened: CheckedFile, size: usize) -> Result<FileMemory, MemoryError> {
         if !self.read_only {
             check_limit(&opened.path, size)?;
         }
@@ -287,7 +287,7 @@ impl FileOptions {
     }
 }
 
-impl Opened {
+impl CheckedFile {
     fn grow(&self, size: usize) -> Result<(), MemoryError> {
         length::grow(self.fd.as_fd(), size)
             .map_err(|errno| MemoryError::of_path("extend", &self.path, size as u64, errno))

@@ -1,7 +1,7 @@
 //! Positional reads and writes: all bytes or an error.
 
 use super::direct::DirectFile;
-use super::{DirectState, Division, FileMemory};
+use super::{DirectState, FileMemory, TransferDivision};
 use crate::MemoryError;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::{Errno, pread, pwrite};
@@ -69,17 +69,19 @@ impl FileMemory {
         offset: u64,
         address: *const u8,
         len: usize,
-    ) -> Result<Division<'_>, MemoryError> {
+    ) -> Result<TransferDivision<'_>, MemoryError> {
         self.check_range(offset, len)?;
         let direct = self.direct_part(offset, address, len);
-        Ok(direct.map_or(Division::Buffered, |(direct, head, middle)| {
-            Division::Direct {
-                fd: direct.fd(),
-                head,
-                middle,
-                alignment: direct.alignment().of_offsets(),
-            }
-        }))
+        Ok(
+            direct.map_or(TransferDivision::Buffered, |(direct, head, middle)| {
+                TransferDivision::Direct {
+                    fd: direct.fd(),
+                    head,
+                    middle,
+                    alignment: direct.alignment().of_offsets(),
+                }
+            }),
+        )
     }
 
     fn check_range(&self, offset: u64, len: usize) -> Result<(), MemoryError> {
@@ -160,7 +162,7 @@ impl FileMemory {
     fn declined(
         &self,
         direct: &DirectFile,
-        stop: &Stop,
+        stop: &StoppedTransfer,
         operation: &'static str,
         wanted: u64,
     ) -> Result<usize, MemoryError> {
@@ -175,38 +177,38 @@ impl FileMemory {
 }
 
 /// An error after `done` bytes.
-struct Stop {
+struct StoppedTransfer {
     done: usize,
     errno: Errno,
 }
 
 /// Reads until `buffer` is full or the file ends. Returns the bytes read.
-fn read_on(fd: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<usize, Stop> {
+fn read_on(fd: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<usize, StoppedTransfer> {
     let mut done = 0;
     while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
         match pread(fd, rest, offset + done as u64) {
             Ok(0) => break,
             Ok(count) => done += count,
             Err(Errno::INTR) => {}
-            Err(errno) => return Err(Stop { done, errno }),
+            Err(errno) => return Err(StoppedTransfer { done, errno }),
         }
     }
     Ok(done)
 }
 
 /// Writes until all of `bytes` is written.
-fn write_on(fd: BorrowedFd<'_>, offset: u64, bytes: &[u8]) -> Result<(), Stop> {
+fn write_on(fd: BorrowedFd<'_>, offset: u64, bytes: &[u8]) -> Result<(), StoppedTransfer> {
     let mut done = 0;
     while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
         match pwrite(fd, rest, offset + done as u64) {
             // A write that takes nothing and reports no error would loop forever.
             Ok(0) => {
                 let errno = Errno::IO;
-                return Err(Stop { done, errno });
+                return Err(StoppedTransfer { done, errno });
             }
             Ok(count) => done += count,
             Err(Errno::INTR) => {}
-            Err(errno) => return Err(Stop { done, errno }),
+            Err(errno) => return Err(StoppedTransfer { done, errno }),
         }
     }
     Ok(())

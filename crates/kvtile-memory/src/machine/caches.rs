@@ -1,13 +1,13 @@
 //! The data caches of a processor, as the kernel describes them.
 
-use super::{Fact, read, unclear};
+use super::{MachineFact, read, unclear};
 use serde::Serialize;
 use std::path::Path;
 
 /// Data caches of the machine's first processor, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Caches {
+pub struct DataCaches {
     /// First level, of one core.
     pub level1_bytes: u64,
     /// Second level; the first level's size where there is no second one.
@@ -16,24 +16,28 @@ pub struct Caches {
     pub last_level_bytes: u64,
 }
 
-impl Caches {
+impl DataCaches {
     /// Reads them from the kernel.
     #[must_use]
-    pub fn probe() -> Fact<Caches> {
+    pub fn probe() -> MachineFact<DataCaches> {
         caches(Path::new("/"))
     }
 }
 
 /// Reads `/sys/devices/system/cpu/cpu0/cache`.
-fn caches(root: &Path) -> Fact<Caches> {
+fn caches(root: &Path) -> MachineFact<DataCaches> {
     const FOLDER: &str = "sys/devices/system/cpu/cpu0/cache";
     let mut sizes = [0u64; 4];
     for index in 0.. {
         let folder = format!("{FOLDER}/index{index}");
         let text = |name: &str| read(root, &format!("{folder}/{name}"));
         let (level, kind, size) = match (text("level"), text("type"), text("size")) {
-            (Fact::Known(level), Fact::Known(kind), Fact::Known(size)) => (level, kind, size),
-            (Fact::Unknown { reason }, ..) if index == 0 => return Fact::Unknown { reason },
+            (MachineFact::Known(level), MachineFact::Known(kind), MachineFact::Known(size)) => {
+                (level, kind, size)
+            }
+            (MachineFact::Unknown { reason }, ..) if index == 0 => {
+                return MachineFact::Unknown { reason };
+            }
             _ => break,
         };
         if kind.trim() == "Instruction" {
@@ -41,7 +45,7 @@ fn caches(root: &Path) -> Fact<Caches> {
         }
         let parsed = level.trim().parse::<usize>().ok().zip(bytes(&size));
         let Some((level, bytes)) = parsed else {
-            return Fact::unknown(unclear(&format!("{folder}/size"), &size));
+            return MachineFact::unknown(unclear(&format!("{folder}/size"), &size));
         };
         if let Some(known) = sizes.get_mut(level) {
             *known = bytes;
@@ -49,10 +53,10 @@ fn caches(root: &Path) -> Fact<Caches> {
     }
     let [_, first, second, third] = sizes;
     if first == 0 {
-        return Fact::unknown(format!("/{FOLDER} names no cache for data"));
+        return MachineFact::unknown(format!("/{FOLDER} names no cache for data"));
     }
     let second = second.max(first);
-    Fact::Known(Caches {
+    MachineFact::Known(DataCaches {
         level1_bytes: first,
         level2_bytes: second,
         last_level_bytes: third.max(second),
@@ -102,12 +106,12 @@ mod tests {
             ("2\n", "Unified\n", "1024K\n"),
             ("3\n", "Unified\n", "260M\n"),
         ]);
-        let expected = Caches {
+        let expected = DataCaches {
             level1_bytes: 48 << 10,
             level2_bytes: 1 << 20,
             last_level_bytes: 260 << 20,
         };
-        assert_eq!(caches(root.path()), Fact::Known(expected));
+        assert_eq!(caches(root.path()), MachineFact::Known(expected));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A process is in one group of a tree. The limits of all ancestor groups apply too, as far as they
 //! are visible (inside a container, the tree ends at the container).
 
-use super::{Fact, read};
+use super::{MachineFact, read};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -31,7 +31,7 @@ pub enum ControlGroupVersion {
 /// Version 1 writes "no limit" as a huge number; numbers from here on mean no limit.
 const NO_LIMIT_FROM: u64 = 1 << 62;
 
-pub(super) fn limit(root: &Path) -> Fact<Option<ControlGroupLimit>> {
+pub(super) fn limit(root: &Path) -> MachineFact<Option<ControlGroupLimit>> {
     read(root, "proc/self/cgroup").and_then(|groups| {
         read(root, "proc/self/mountinfo").and_then(|mounts| {
             let files = groups
@@ -47,7 +47,7 @@ pub(super) fn limit(root: &Path) -> Fact<Option<ControlGroupLimit>> {
                     version,
                 })
             });
-            Fact::Known(limits.min_by_key(|limit| limit.limit_bytes))
+            MachineFact::Known(limits.min_by_key(|limit| limit.limit_bytes))
         })
     })
 }

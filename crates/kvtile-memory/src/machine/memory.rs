@@ -1,6 +1,6 @@
 //! The amounts of memory, and the resource limits of the process.
 
-use super::{Fact, read};
+use super::{MachineFact, read};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 use std::path::Path;
@@ -35,7 +35,7 @@ impl ResourceLimit {
     }
 }
 
-pub(super) fn amounts(root: &Path) -> Fact<MemoryAmounts> {
+pub(super) fn amounts(root: &Path) -> MachineFact<MemoryAmounts> {
     let path = "proc/meminfo";
     read(root, path).and_then(|text| {
         let bytes = |name| field(&text, name)?.checked_mul(1024);
@@ -46,7 +46,7 @@ pub(super) fn amounts(root: &Path) -> Fact<MemoryAmounts> {
                 swap_free_bytes: bytes("SwapFree").unwrap_or(0),
             })
         })();
-        Fact::from_option(amounts, || {
+        MachineFact::from_option(amounts, || {
             format!("/{path} lacks MemTotal or MemAvailable")
         })
     })
@@ -77,7 +77,7 @@ mod tests {
             available_bytes: 23_000_000 * 1024,
             swap_free_bytes: 10 * 1024,
         };
-        assert_eq!(amounts(root.path()), Fact::Known(expected));
+        assert_eq!(amounts(root.path()), MachineFact::Known(expected));
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod io_uring;
 mod memory;
 mod pages;
 
-pub use caches::Caches;
+pub use caches::DataCaches;
 pub use control_group::{ControlGroupLimit, ControlGroupVersion};
 pub use io_uring::IoUring;
 pub use memory::{MemoryAmounts, ResourceLimit};
@@ -21,7 +21,7 @@ use std::path::Path;
 /// A fact about the machine, or the reason why it is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Fact<T> {
+pub enum MachineFact<T> {
     /// The fact is known.
     Known(T),
     /// The fact is unknown.
@@ -38,27 +38,27 @@ pub struct Machine {
     /// Bytes of a page.
     pub page_bytes: usize,
     /// Bytes of a transparent huge page.
-    pub huge_page_bytes: Fact<usize>,
+    pub huge_page_bytes: MachineFact<usize>,
     /// When anonymous memory gets huge pages.
-    pub huge_pages: Fact<HugePageMode>,
+    pub huge_pages: MachineFact<HugePageMode>,
     /// When shared memory gets huge pages.
-    pub shared_huge_pages: Fact<HugePageMode>,
+    pub shared_huge_pages: MachineFact<HugePageMode>,
     /// Huge pages that the administrator reserved (hugetlb); kvtile does not use them.
-    pub huge_page_pool: Fact<HugePagePool>,
+    pub huge_page_pool: MachineFact<HugePagePool>,
     /// Memory and swap of the whole machine.
-    pub memory: Fact<MemoryAmounts>,
+    pub memory: MachineFact<MemoryAmounts>,
     /// The lowest memory limit of the process's control groups; `None` without one.
-    pub control_group_limit: Fact<Option<ControlGroupLimit>>,
+    pub control_group_limit: MachineFact<Option<ControlGroupLimit>>,
     /// Memory that the process may lock (`RLIMIT_MEMLOCK`), which pinning and io_uring need.
     pub locked_memory: ResourceLimit,
     /// Address space that the process may use (`RLIMIT_AS`).
     pub address_space: ResourceLimit,
     /// CPUs that the process may use, by affinity and quota.
-    pub cpus_allowed: Fact<usize>,
+    pub cpus_allowed: MachineFact<usize>,
     /// CPUs that are online.
-    pub cpus_online: Fact<usize>,
+    pub cpus_online: MachineFact<usize>,
     /// Data caches of one processor.
-    pub caches: Fact<Caches>,
+    pub caches: MachineFact<DataCaches>,
     /// Whether the kernel allows the process to set up an io_uring.
     pub io_uring: IoUring,
 }
@@ -79,13 +79,13 @@ impl Machine {
             address_space: ResourceLimit::of(rustix::process::Resource::As),
             cpus_allowed: cpus_allowed(),
             cpus_online: cpus_online(Path::new("/")),
-            caches: Caches::probe(),
+            caches: DataCaches::probe(),
             io_uring: IoUring::probe(),
         }
     }
 }
 
-impl<T> Fact<T> {
+impl<T> MachineFact<T> {
     /// The fact, if it is known.
     #[must_use]
     pub fn known(&self) -> Option<&T> {
@@ -110,10 +110,10 @@ impl<T> Fact<T> {
         }
     }
 
-    fn and_then<U>(self, next: impl FnOnce(T) -> Fact<U>) -> Fact<U> {
+    fn and_then<U>(self, next: impl FnOnce(T) -> MachineFact<U>) -> MachineFact<U> {
         match self {
             Self::Known(fact) => next(fact),
-            Self::Unknown { reason } => Fact::Unknown { reason },
+            Self::Unknown { reason } => MachineFact::Unknown { reason },
         }
     }
 
@@ -128,12 +128,12 @@ pub(crate) fn huge_page_size() -> Option<usize> {
 }
 
 /// When anonymous memory gets huge pages.
-pub(crate) fn transparent_huge_pages() -> Fact<HugePageMode> {
+pub(crate) fn transparent_huge_pages() -> MachineFact<HugePageMode> {
     pages::anonymous_mode(Path::new("/"))
 }
 
 /// When shared memory gets huge pages.
-pub(crate) fn shared_huge_pages() -> Fact<HugePageMode> {
+pub(crate) fn shared_huge_pages() -> MachineFact<HugePageMode> {
     pages::shared_mode(Path::new("/"))
 }
 
@@ -152,14 +152,14 @@ pub(crate) fn memory_limit() -> Option<u64> {
     limit.known()?.as_ref().map(|limit| limit.limit_bytes)
 }
 
-fn cpus_allowed() -> Fact<usize> {
+fn cpus_allowed() -> MachineFact<usize> {
     match std::thread::available_parallelism() {
-        Ok(count) => Fact::Known(count.get()),
-        Err(error) => Fact::unknown(format!("the kernel does not report it: {error}")),
+        Ok(count) => MachineFact::Known(count.get()),
+        Err(error) => MachineFact::unknown(format!("the kernel does not report it: {error}")),
     }
 }
 
-fn cpus_online(root: &Path) -> Fact<usize> {
+fn cpus_online(root: &Path) -> MachineFact<usize> {
     let path = "sys/devices/system/cpu/online";
     read(root, path).and_then(|text| {
         let count = text.trim().split(',').map(|range| {
@@ -167,15 +167,15 @@ fn cpus_online(root: &Path) -> Fact<usize> {
             let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
             last.checked_sub(first)?.checked_add(1)
         });
-        Fact::from_option(count.sum(), || unclear(path, &text))
+        MachineFact::from_option(count.sum(), || unclear(path, &text))
     })
 }
 
 /// The text of a kernel file; `path` is relative to `root`.
-fn read(root: &Path, path: &str) -> Fact<String> {
+fn read(root: &Path, path: &str) -> MachineFact<String> {
     match std::fs::read_to_string(root.join(path)) {
-        Ok(text) => Fact::Known(text),
-        Err(error) => Fact::unknown(format!("cannot read /{path}: {error}")),
+        Ok(text) => MachineFact::Known(text),
+        Err(error) => MachineFact::unknown(format!("cannot read /{path}: {error}")),
     }
 }
 
@@ -203,8 +203,8 @@ mod tests {
     fn online_cpus_are_counted_over_ranges() {
         let count =
             |text: &str| cpus_online(fake_root(&[("sys/devices/system/cpu/online", text)]).path());
-        assert_eq!(count("0-1\n"), Fact::Known(2));
-        assert_eq!(count("0,2-5,7\n"), Fact::Known(6));
+        assert_eq!(count("0-1\n"), MachineFact::Known(2));
+        assert_eq!(count("0,2-5,7\n"), MachineFact::Known(6));
         for senseless in ["", "a-b\n", "5-1\n", "0-18446744073709551615\n"] {
             assert!(count(senseless).unknown_reason().is_some(), "{senseless:?}");
         }

@@ -1,6 +1,6 @@
 //! Huge pages: their size, and which memory gets them.
 
-use super::{Fact, read, unclear};
+use super::{MachineFact, read, unclear};
 use serde::Serialize;
 use std::path::Path;
 
@@ -30,7 +30,7 @@ pub struct HugePagePool {
 
 const FOLDER: &str = "sys/kernel/mm/transparent_hugepage";
 
-impl Fact<HugePageMode> {
+impl MachineFact<HugePageMode> {
     /// Why requesting huge pages has no effect; `None` where it may have one.
     pub(crate) fn refusal(&self) -> Option<String> {
         match self {
@@ -45,25 +45,25 @@ impl Fact<HugePageMode> {
     }
 }
 
-pub(super) fn huge_page_bytes(root: &Path) -> Fact<usize> {
+pub(super) fn huge_page_bytes(root: &Path) -> MachineFact<usize> {
     let path = format!("{FOLDER}/hpage_pmd_size");
     read(root, &path).and_then(|text| {
         let bytes = text.trim().parse().ok();
         let sensible = bytes.filter(|bytes: &usize| bytes.is_power_of_two());
-        Fact::from_option(sensible, || unclear(&path, &text))
+        MachineFact::from_option(sensible, || unclear(&path, &text))
     })
 }
 
-pub(super) fn anonymous_mode(root: &Path) -> Fact<HugePageMode> {
+pub(super) fn anonymous_mode(root: &Path) -> MachineFact<HugePageMode> {
     mode(root, &format!("{FOLDER}/enabled"))
 }
 
-pub(super) fn shared_mode(root: &Path) -> Fact<HugePageMode> {
+pub(super) fn shared_mode(root: &Path) -> MachineFact<HugePageMode> {
     mode(root, &format!("{FOLDER}/shmem_enabled"))
 }
 
 /// The word in brackets of a line such as `always [madvise] never`.
-fn mode(root: &Path, path: &str) -> Fact<HugePageMode> {
+fn mode(root: &Path, path: &str) -> MachineFact<HugePageMode> {
     read(root, path).and_then(|text| {
         let chosen = text
             .split_once('[')
@@ -75,11 +75,11 @@ fn mode(root: &Path, path: &str) -> Fact<HugePageMode> {
             Some("never" | "deny") => Some(HugePageMode::Never),
             _ => None,
         };
-        Fact::from_option(mode, || unclear(path, &text))
+        MachineFact::from_option(mode, || unclear(path, &text))
     })
 }
 
-pub(super) fn pool(root: &Path) -> Fact<HugePagePool> {
+pub(super) fn pool(root: &Path) -> MachineFact<HugePagePool> {
     let path = "proc/meminfo";
     read(root, path).and_then(|text| {
         let number = |name| super::memory::field(&text, name);
@@ -90,7 +90,7 @@ pub(super) fn pool(root: &Path) -> Fact<HugePagePool> {
                 free_pages: number("HugePages_Free")?,
             })
         })();
-        Fact::from_option(pool, || format!("/{path} names no huge page pool"))
+        MachineFact::from_option(pool, || format!("/{path} names no huge page pool"))
     })
 }
 
@@ -107,14 +107,14 @@ mod tests {
         };
         assert_eq!(
             mode("[always] madvise never\n"),
-            Fact::Known(HugePageMode::Always)
+            MachineFact::Known(HugePageMode::Always)
         );
         assert_eq!(
             mode("always [madvise] never\n"),
-            Fact::Known(HugePageMode::Advised)
+            MachineFact::Known(HugePageMode::Advised)
         );
         let never = mode("always madvise [never]\n");
-        assert_eq!(never, Fact::Known(HugePageMode::Never));
+        assert_eq!(never, MachineFact::Known(HugePageMode::Never));
         assert!(never.refusal().unwrap().contains("never"));
         assert!(mode("always [madvise] never\n").refusal().is_none());
         for senseless in ["", "[", "always", "[sometimes]"] {
@@ -126,7 +126,10 @@ mod tests {
     fn shared_memory_has_a_mode_of_its_own() {
         let text = "always within_size advise [never] deny force\n";
         let root = fake_root(&[("sys/kernel/mm/transparent_hugepage/shmem_enabled", text)]);
-        assert_eq!(shared_mode(root.path()), Fact::Known(HugePageMode::Never));
+        assert_eq!(
+            shared_mode(root.path()),
+            MachineFact::Known(HugePageMode::Never)
+        );
     }
 
     #[test]
@@ -135,7 +138,7 @@ mod tests {
             let root = fake_root(&[("sys/kernel/mm/transparent_hugepage/hpage_pmd_size", text)]);
             huge_page_bytes(root.path())
         };
-        assert_eq!(bytes("2097152\n"), Fact::Known(2 << 20));
+        assert_eq!(bytes("2097152\n"), MachineFact::Known(2 << 20));
         for senseless in ["0\n", "3000000\n", "-1\n", "99999999999999999999\n"] {
             assert!(bytes(senseless).known().is_none(), "{senseless:?}");
         }
@@ -151,6 +154,6 @@ mod tests {
             total_pages: 8,
             free_pages: 3,
         };
-        assert_eq!(pool(root.path()), Fact::Known(expected));
+        assert_eq!(pool(root.path()), MachineFact::Known(expected));
     }
 }

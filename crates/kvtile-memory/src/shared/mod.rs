@@ -8,7 +8,7 @@ use crate::MemoryError;
 use crate::file::check_file_limit;
 use crate::mapping::Mapping;
 use crate::options::{AllocateOptions, HugePages};
-use crate::prefault::{self, Backing};
+use crate::prefault::{self, MappingBacking};
 use crate::region::{MemoryRegion, StorageKind, check_size};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -220,7 +220,7 @@ impl AllocateOptions<'_, SharedMemory> {
         let fd = sealed_memfd(bytes)?;
         let mapping = map(fd.as_fd(), bytes)?;
         // SAFETY: the memory was just made here; no other code has its address or descriptor.
-        let huge_pages = unsafe { prefault::prepare(&mapping, &self, Backing::Shared) }?;
+        let huge_pages = unsafe { prefault::prepare(&mapping, &self, MappingBacking::Shared) }?;
         Ok(SharedMemory {
             mapping,
             fd,

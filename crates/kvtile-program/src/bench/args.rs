@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use kvtile::presets::AskedLayout;
 use kvtile_bench::{
-    Settings,
-    matrix::{Model, Order, Pair},
+    BenchSettings,
+    matrix::{BenchModel, LayoutPair, PairLayout},
 };
 use kvtile_cli::{error::CliError, numbers, shape_args::ShapeArgs};
 
@@ -37,7 +37,7 @@ const MODEL: &str = "llama-3.1-8b";
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
-    other: Option<Other>,
+    other: Option<OtherBench>,
     /// Source layout, in place of the matrix
     #[arg(value_name = "SOURCE", requires = "destination")]
     source: Option<String>,
@@ -88,7 +88,7 @@ pub(crate) struct BenchArgs {
 
 /// The other benchmarks.
 #[derive(Subcommand, Debug)]
-pub(super) enum Other {
+pub(super) enum OtherBench {
     /// Block keys and the operations of block pools, in nanoseconds per block
     Blocks(BlocksArgs),
     /// The slot store of the disk tier against fio with the same piece size, in turns
@@ -97,7 +97,7 @@ pub(super) enum Other {
 
 impl BenchArgs {
     /// The other benchmark to run in place of copies.
-    pub(super) fn other(&self) -> Option<&Other> {
+    pub(super) fn other(&self) -> Option<&OtherBench> {
         self.other.as_ref()
     }
 
@@ -117,13 +117,13 @@ impl BenchArgs {
     }
 
     /// The settings of the measurement.
-    pub(super) fn settings(&self) -> Result<Settings, CliError> {
-        let defaults = Settings::default();
+    pub(super) fn settings(&self) -> Result<BenchSettings, CliError> {
+        let defaults = BenchSettings::default();
         let pair = self.pair()?;
         let model = self.model(pair.as_ref())?;
-        Ok(Settings {
+        Ok(BenchSettings {
             models: model.into_iter().collect(),
-            pair: pair.map(|(source, destination)| Pair {
+            pair: pair.map(|(source, destination)| LayoutPair {
                 source: order(source),
                 destination: order(destination),
             }),
@@ -154,7 +154,10 @@ impl BenchArgs {
     }
 
     /// The model of the options; `None` where they give none and the matrix uses its own.
-    fn model(&self, pair: Option<&(AskedLayout, AskedLayout)>) -> Result<Option<Model>, CliError> {
+    fn model(
+        &self,
+        pair: Option<&(AskedLayout, AskedLayout)>,
+    ) -> Result<Option<BenchModel>, CliError> {
         let mut options = self.shape.clone();
         let free = options.planes.is_empty()
             && options.heads.is_none()
@@ -177,13 +180,13 @@ impl BenchArgs {
             name.push_str(dtype);
         }
         let shape = options.shape(example)?;
-        Ok(Some(Model { name, shape }))
+        Ok(Some(BenchModel { name, shape }))
     }
 }
 
-fn order(asked: AskedLayout) -> Order {
+fn order(asked: AskedLayout) -> PairLayout {
     match asked {
-        AskedLayout::Word(word) => Order::Word(word),
-        AskedLayout::Known(preset) => Order::Known(preset),
+        AskedLayout::Word(word) => PairLayout::Word(word),
+        AskedLayout::Known(preset) => PairLayout::Known(preset),
     }
 }

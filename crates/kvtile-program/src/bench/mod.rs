@@ -7,11 +7,11 @@ mod disk;
 
 use std::path::Path;
 
-use args::Other;
+use args::OtherBench;
 pub(crate) use args::{BenchArgs, EXAMPLES};
 use indicatif::ProgressBar;
-use kvtile::layout::Shown;
-use kvtile_bench::{Progress, Report};
+use kvtile::layout::ShownText;
+use kvtile_bench::{BenchProgress, BenchReport};
 use kvtile_cli::{
     files::{self, OutputFile},
     output::{self, Screen},
@@ -26,8 +26,8 @@ const RESULTS_BYTES_MAX: u64 = 1 << 30;
 /// Measures, or reads stored results, and prints the report.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), ProgramError> {
     match args.other() {
-        Some(Other::Blocks(args)) => return blocks::run(args),
-        Some(Other::Disk(args)) => return disk::run(args),
+        Some(OtherBench::Blocks(args)) => return blocks::run(args),
+        Some(OtherBench::Disk(args)) => return disk::run(args),
         None => {}
     }
     let page = args.page().map(OutputFile::open).transpose()?;
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), ProgramError> {
         Some(path) => read(path)?,
         None => {
             let settings = args.settings()?;
-            let mut bar = Bar(output::progress(0, "measuring"));
+            let mut bar = BenchBar(output::progress(0, "measuring"));
             let measured = kvtile_bench::run(&settings, &mut bar);
             bar.0.finish_and_clear();
             measured?
@@ -58,18 +58,18 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), ProgramError> {
     Ok(output::print(&report.text(emphasis))?)
 }
 
-fn read(path: &Path) -> Result<Report, ProgramError> {
+fn read(path: &Path) -> Result<BenchReport, ProgramError> {
     let text = files::read(path, RESULTS_BYTES_MAX)?;
     // For text that is no JSON, `Report::parse` gives the error.
     let parsed = serde_json::from_str(&text);
     let text = parsed.map_or(text, |value| shown(value).to_string());
-    Ok(Report::parse(&text)?)
+    Ok(BenchReport::parse(&text)?)
 }
 
 /// The results with all texts escaped for display.
 fn shown(value: Value) -> Value {
     match value {
-        Value::String(text) => Value::String(Shown(&text).to_string()),
+        Value::String(text) => Value::String(ShownText(&text).to_string()),
         Value::Array(values) => Value::Array(values.into_iter().map(shown).collect()),
         Value::Object(fields) => {
             let fields = fields.into_iter();
@@ -80,9 +80,9 @@ fn shown(value: Value) -> Value {
 }
 
 /// The progress bar on standard error.
-struct Bar(ProgressBar);
+struct BenchBar(ProgressBar);
 
-impl Progress for Bar {
+impl BenchProgress for BenchBar {
     fn next(&mut self, done: usize, total: usize, what: &str) {
         self.0.set_length(total as u64);
         self.0.set_position(done as u64);

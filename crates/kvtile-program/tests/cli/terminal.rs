@@ -3,10 +3,10 @@ use std::path::Path;
 
 use crate::program::{Ran, kvtile};
 use kvtile::{
-    identity::{LayoutIdentity, LogicalIdentity, Rope},
+    identity::{Identity, LayoutIdentity, Rope},
     layout::{PhysicalLayout, Shape, StridedLayout, Unit, Word},
     saved::{SaveOptions, save},
-    tiers::disk::{Pieces, SlotStore, SlotStoreSettings, StoreIdentity},
+    tiers::disk::{BlockPieces, SlotStore, SlotStoreSettings, StoreIdentity},
     transfer::{FillPattern, TransferManager},
 };
 
@@ -51,9 +51,9 @@ fn shape() -> Shape {
     Shape::key_value(2, 2, 16, 2, 64, &Unit::named("bf16").unwrap()).unwrap()
 }
 
-fn hostile_identity() -> LogicalIdentity {
+fn hostile_identity() -> Identity {
     let rope = Rope::new(&hostile(), 10_000.0).unwrap();
-    LogicalIdentity::new(&hostile(), &hostile(), &shape())
+    Identity::new(&hostile(), &hostile(), &shape())
         .unwrap()
         .with_rope(rope)
 }
@@ -66,13 +66,13 @@ fn of_folders() {
     let identity = StoreIdentity {
         logical: hostile_identity(),
         block_layout: LayoutIdentity::of_block(&layout),
-        pieces: Pieces::whole(16_384),
+        pieces: BlockPieces::whole(16_384),
     };
     let settings = SlotStoreSettings::new(1 << 20);
     drop(SlotStore::create_or_open(&path, &settings, &identity).unwrap());
     // The message of a refusal has both models in it, and goes to logs and exceptions as it is.
     let ours = StoreIdentity {
-        logical: LogicalIdentity::new("toy", "1", &shape()).unwrap(),
+        logical: Identity::new("toy", "1", &shape()).unwrap(),
         ..identity
     };
     let error = SlotStore::create_or_open(&path, &settings, &ours).unwrap_err();

@@ -8,22 +8,34 @@ use pyo3::{
     types::{PyBool, PyByteArray, PyBytes, PyList, PyRange, PySequence, PyString, PyTuple},
 };
 
-use super::{Refusal, number::whole, wrong_type};
+use super::{ArgumentRefusal, number::whole, wrong_type};
 use crate::{
     error::python::ArgumentError,
-    tensor::{self, Numbers},
+    tensor::{self, IntegerElements},
 };
 
 const COUNT_MAX: u64 = (1 << 63) - 1;
 
 /// Block ids.
 pub(crate) fn blocks(value: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
-    numbers("blocks", "block ids", value, COUNT_MAX, Refusal::Request)
+    numbers(
+        "blocks",
+        "block ids",
+        value,
+        COUNT_MAX,
+        ArgumentRefusal::Request,
+    )
 }
 
 /// Block ids of a source.
 pub(crate) fn src_blocks(value: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
-    numbers("src_blocks", "block ids", value, COUNT_MAX, Refusal::Layout)
+    numbers(
+        "src_blocks",
+        "block ids",
+        value,
+        COUNT_MAX,
+        ArgumentRefusal::Layout,
+    )
 }
 
 /// Block ids of a source, or None.
@@ -38,7 +50,14 @@ pub(crate) fn optional_src_blocks(value: &Bound<'_, PyAny>) -> PyResult<Option<V
 pub(crate) fn dst_blocks(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<usize>>> {
     match value.is_none() {
         true => Ok(None),
-        false => numbers("dst_blocks", "block ids", value, COUNT_MAX, Refusal::Layout).map(Some),
+        false => numbers(
+            "dst_blocks",
+            "block ids",
+            value,
+            COUNT_MAX,
+            ArgumentRefusal::Layout,
+        )
+        .map(Some),
     }
 }
 
@@ -49,7 +68,7 @@ pub(crate) fn tokens(value: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
         "token ids",
         value,
         u64::from(u32::MAX),
-        Refusal::Request,
+        ArgumentRefusal::Request,
     )
 }
 
@@ -148,7 +167,7 @@ fn numbers<T: TryFrom<u64> + TryFrom<i128>>(
     what: &str,
     value: &Bound<'_, PyAny>,
     most: u64,
-    refusal: Refusal,
+    refusal: ArgumentRefusal,
 ) -> PyResult<Vec<T>> {
     let wanted = format!("a list or a flat array of {what}");
     let plain = value.is_instance_of::<PyList>()
@@ -193,7 +212,7 @@ fn numbers<T: TryFrom<u64> + TryFrom<i128>>(
 }
 
 /// The numbers of an array, or the index and value of the first one outside the limits.
-fn within<T: TryFrom<u64>>(found: &Numbers, most: u64) -> Result<Vec<T>, (usize, i128)> {
+fn within<T: TryFrom<u64>>(found: &IntegerElements, most: u64) -> Result<Vec<T>, (usize, i128)> {
     let mut numbers = Vec::with_capacity(found.len());
     for (index, number) in found.iter().enumerate() {
         let small = u64::try_from(number).ok().filter(|number| *number <= most);

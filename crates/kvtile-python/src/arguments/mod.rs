@@ -32,7 +32,7 @@ use crate::error::python::{ArgumentError, LayoutError, RequestError, SettingsErr
 
 /// The exception class for a value outside its limits.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Refusal {
+pub(crate) enum ArgumentRefusal {
     /// `LayoutError`: an invalid shape, layout or selection.
     Layout,
     /// `RequestError`: an id, key or option that the cache or the hasher does not have.
@@ -41,13 +41,13 @@ pub(crate) enum Refusal {
     Setting,
 }
 
-impl Refusal {
+impl ArgumentRefusal {
     /// The exception.
     pub(crate) fn error(self, text: String) -> PyErr {
         match self {
-            Refusal::Layout => LayoutError::new_err(text),
-            Refusal::Request => RequestError::new_err(text),
-            Refusal::Setting => SettingsError::new_err(text),
+            ArgumentRefusal::Layout => LayoutError::new_err(text),
+            ArgumentRefusal::Request => RequestError::new_err(text),
+            ArgumentRefusal::Setting => SettingsError::new_err(text),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use pyo3::{exceptions::PyOverflowError, prelude::*, types::PyBool};
 
-use super::{Refusal, shown, wrong_type};
+use super::{ArgumentRefusal, shown, wrong_type};
 
 /// Defines one reader function, named like its parameter, for each row.
 macro_rules! numbers {
@@ -12,7 +12,7 @@ macro_rules! numbers {
             pub(crate) fn $name(value: &Bound<'_, PyAny>) -> PyResult<$kind> {
                 let limits = (i128::from($least), i128::from($most));
                 $crate::arguments::number::whole(
-                    stringify!($name), value, limits, $crate::arguments::Refusal::$refusal,
+                    stringify!($name), value, limits, $crate::arguments::ArgumentRefusal::$refusal,
                 )
             }
         )*
@@ -50,7 +50,7 @@ pub(crate) fn whole<T: TryFrom<i128>>(
     name: &str,
     value: &Bound<'_, PyAny>,
     (least, most): (i128, i128),
-    refusal: Refusal,
+    refusal: ArgumentRefusal,
 ) -> PyResult<T> {
     let outside = || {
         let text = format!(

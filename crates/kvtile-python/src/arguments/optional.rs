@@ -12,7 +12,7 @@ macro_rules! optional {
                     return Ok(None);
                 }
                 let limits = (0, i128::from($most));
-                let refusal = $crate::arguments::Refusal::$refusal;
+                let refusal = $crate::arguments::ArgumentRefusal::$refusal;
                 whole(stringify!($name), value, limits, refusal).map(Some)
             }
         )*

@@ -6,7 +6,7 @@ use pyo3::{
     types::{PyList, PyTuple},
 };
 
-use super::{Refusal, number::whole, wrong_type};
+use super::{ArgumentRefusal, number::whole, wrong_type};
 use crate::error::python::LayoutError;
 
 macro_rules! ranges {
@@ -64,7 +64,12 @@ fn pair_of<'py>(
 fn side(name: &str, value: &Bound<'_, PyAny>) -> PyResult<AxisRange> {
     let (start, stop) = pair_of(name, value)?;
     let number = |value: &Bound<'_, PyAny>| {
-        whole::<u64>(name, value, (0, i128::from(i64::MAX)), Refusal::Layout)
+        whole::<u64>(
+            name,
+            value,
+            (0, i128::from(i64::MAX)),
+            ArgumentRefusal::Layout,
+        )
     };
     let (start, stop) = (number(&start)?, number(&stop)?);
     let count = stop.checked_sub(start).filter(|&count| count > 0);

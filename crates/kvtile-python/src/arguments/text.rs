@@ -9,12 +9,12 @@ use super::wrong_type;
 use crate::error::python::RequestError;
 
 /// Text that was given, or a default.
-pub(crate) type Text = Cow<'static, str>;
+pub(crate) type TextArgument = Cow<'static, str>;
 
 macro_rules! texts {
     ($($name:ident)*) => {
         $(
-            pub(crate) fn $name(value: &Bound<'_, PyAny>) -> PyResult<Text> {
+            pub(crate) fn $name(value: &Bound<'_, PyAny>) -> PyResult<TextArgument> {
                 read(stringify!($name), value)
             }
         )*
@@ -24,7 +24,7 @@ macro_rules! texts {
 texts! { name word model revision salt profile text tier priority }
 
 /// Text that Unicode has: no halves of surrogate pairs.
-pub(crate) fn read(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Text> {
+pub(crate) fn read(name: &str, value: &Bound<'_, PyAny>) -> PyResult<TextArgument> {
     let text = value.cast::<PyString>();
     let text = text.map_err(|_| wrong_type(name, "text", value))?;
     match text.to_cow() {

@@ -2,7 +2,7 @@
 
 use kvtile::blocks::{
     BlockKey, BlocksError, GroupId,
-    events::{Event, EventKind, Snapshot, Subscriber},
+    events::{Event, EventKind, EventSnapshot, EventSubscriber},
 };
 use parking_lot::Mutex;
 use pyo3::{
@@ -14,7 +14,7 @@ use crate::{
     arguments::{number, object, text},
     error::python::ArgumentError,
     guard,
-    pickle::{self, Reduced},
+    pickle::{self, ReducedObject},
 };
 
 /// One change in one tier, of one group of layers.
@@ -71,7 +71,7 @@ impl PyEvent {
         }
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<ReducedObject<'py>> {
         let event = &slf.get().0;
         let (kind, key, parent) = match event.kind {
             EventKind::Stored { key, parent } => ("stored", Some(key), parent),
@@ -92,8 +92,8 @@ impl PyEvent {
 
     #[classmethod]
     fn _from_pickle(_class: &Bound<'_, PyType>, text: &str) -> PyResult<PyEvent> {
-        type Plain = (u64, String, u32, String, Option<[u8; 16]>, Option<[u8; 16]>);
-        let (sequence, tier, group, kind, key, parent) = pickle::restore::<Plain>(text)?;
+        type PickledEvent = (u64, String, u32, String, Option<[u8; 16]>, Option<[u8; 16]>);
+        let (sequence, tier, group, kind, key, parent) = pickle::restore::<PickledEvent>(text)?;
         let kind = match (kind.as_str(), key.map(BlockKey::from_bytes)) {
             ("stored", Some(key)) => EventKind::Stored {
                 key,
@@ -138,10 +138,10 @@ fn bytes(py: Python<'_>, key: BlockKey) -> Bound<'_, PyBytes> {
 /// Reads the events of a cache. A slow subscriber never blocks the cache.
 #[pyclass(name = "Subscriber", module = "kvtile", frozen)]
 #[derive(Debug)]
-pub(crate) struct PySubscriber(Mutex<Subscriber>);
+pub(crate) struct PySubscriber(Mutex<EventSubscriber>);
 
 impl PySubscriber {
-    pub(super) fn new(subscriber: Subscriber) -> PySubscriber {
+    pub(super) fn new(subscriber: EventSubscriber) -> PySubscriber {
         PySubscriber(Mutex::new(subscriber))
     }
 }
@@ -197,10 +197,10 @@ impl PySubscriber {
 /// All stored blocks, and the range of events to apply on top of them.
 #[pyclass(name = "Snapshot", module = "kvtile", frozen)]
 #[derive(Debug)]
-pub(crate) struct PySnapshot(pub(super) Snapshot);
+pub(crate) struct PySnapshot(pub(super) EventSnapshot);
 
 /// A stored block: its tier, the number of its group, its key, and its parent's key.
-type Stored<'py> = (
+type SnapshotBlock<'py> = (
     String,
     u32,
     Bound<'py, PyBytes>,
@@ -230,7 +230,7 @@ impl PySnapshot {
 
     /// The blocks: ``(tier, group, key, parent)``.
     #[getter]
-    fn blocks<'py>(&self, py: Python<'py>) -> Vec<Stored<'py>> {
+    fn blocks<'py>(&self, py: Python<'py>) -> Vec<SnapshotBlock<'py>> {
         let blocks = self.0.blocks.iter();
         blocks
             .map(|block| {

@@ -7,7 +7,7 @@ use pyo3::{prelude::*, types::PyTuple};
 use crate::{
     arguments::{
         number,
-        text::{self, Text},
+        text::{self, TextArgument},
     },
     error::python::ClosedError,
     guard, pickle,
@@ -68,7 +68,7 @@ impl PyMatch {
     }
 
     /// How many of its blocks are in ``tier``.
-    fn blocks_in(&self, #[pyo3(from_py_with = text::tier)] tier: Text) -> PyResult<usize> {
+    fn blocks_in(&self, #[pyo3(from_py_with = text::tier)] tier: TextArgument) -> PyResult<usize> {
         let tier = text::tier_of(&tier)?;
         self.read(|found| found.blocks_in(tier))
     }

@@ -18,7 +18,7 @@ use kvtile::{
     blocks::{
         BlockKey,
         events::TierId,
-        policy::Hints,
+        policy::EvictionHints,
         pool::{OwnerId, TenantId},
     },
     tiers::{
@@ -33,15 +33,15 @@ use pyo3::{prelude::*, types::PyDict};
 use crate::{
     arguments::{
         flag, list, number, object,
-        text::{self, Text},
+        text::{self, TextArgument},
         time,
     },
-    completion::{Ending, PyCompletion},
+    completion::{PendingOperation, PyCompletion},
     ending,
-    error::{Failure, python, raise},
+    error::{CallFailure, python, raise},
     guard,
     identity::PyIdentity,
-    layout::{LayoutInner, PyLayout},
+    layout::{PyLayout, PyLayoutShared},
     pickle, record,
     report::PyFlushReport,
     transfer::manager,
@@ -51,11 +51,11 @@ use crate::{
 const HOST_PAGE_BYTES: u64 = 4096;
 
 /// The cache, or `None` once it is closed.
-type Slot = Mutex<Option<Arc<Cache>>>;
+type CacheSlot = Mutex<Option<Arc<Cache>>>;
 
 /// Caches of this process that may still be open. `close_all` closes them before the interpreter
 /// ends.
-static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
+static OPEN: Mutex<Vec<Weak<CacheSlot>>> = Mutex::new(Vec::new());
 
 /// Keeps blocks of KV in host memory and on disk, for one engine's layout.
 ///
@@ -101,8 +101,8 @@ static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 ///     DiskError: a folder that cannot be used.
 #[pyclass(name = "Cache", module = "kvtile", frozen, weakref)]
 pub(crate) struct PyCache {
-    slot: Option<Arc<Slot>>,
-    layout: Option<Arc<LayoutInner>>,
+    slot: Option<Arc<CacheSlot>>,
+    layout: Option<Arc<PyLayoutShared>>,
 }
 
 impl PyCache {
@@ -113,13 +113,13 @@ impl PyCache {
     }
 
     /// The engine's layout, and `other` if there is one.
-    fn layouts(&self, other: Option<&Bound<'_, PyLayout>>) -> PyResult<Vec<Arc<LayoutInner>>> {
+    fn layouts(&self, other: Option<&Bound<'_, PyLayout>>) -> PyResult<Vec<Arc<PyLayoutShared>>> {
         let other = other.map(|layout| layout.get().shared()).transpose()?;
         Ok(self.layout.iter().map(Arc::clone).chain(other).collect())
     }
 
     /// Calls the cache.
-    fn with<T: Send, E: Into<Failure> + Send>(
+    fn with<T: Send, E: Into<CallFailure> + Send>(
         &self,
         py: Python<'_>,
         work: impl FnOnce(&Cache) -> Result<T, E> + Send,
@@ -127,7 +127,7 @@ impl PyCache {
         guard::check_fork()?;
         let cache = self.cache()?;
         guard::run(py, move || {
-            let _call = Call::enter();
+            let _call = CacheCall::enter();
             work(&cache)
         })
     }
@@ -143,16 +143,16 @@ thread_local! {
 }
 
 /// Marks this thread as inside a cache call, until it is dropped.
-struct Call;
+struct CacheCall;
 
-impl Call {
-    fn enter() -> Call {
+impl CacheCall {
+    fn enter() -> CacheCall {
         IN_CALLS.set(IN_CALLS.get() + 1);
-        Call
+        CacheCall
     }
 }
 
-impl Drop for Call {
+impl Drop for CacheCall {
     fn drop(&mut self) {
         IN_CALLS.set(IN_CALLS.get() - 1);
     }
@@ -185,7 +185,7 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
 /// Closes a cache once the calls of other threads have ended. Returns `None` if the cache is closed
 /// already. Also returns `None` if this thread is inside a call of the cache: the last such call
 /// then closes it.
-fn close(slot: &Slot) -> Option<(bool, FlushReport)> {
+fn close(slot: &CacheSlot) -> Option<(bool, FlushReport)> {
     let mut cache = lock(slot).take()?;
     loop {
         match Arc::try_unwrap(cache) {
@@ -200,7 +200,7 @@ fn close(slot: &Slot) -> Option<(bool, FlushReport)> {
     }
 }
 
-fn lock(slot: &Slot) -> MutexGuard<'_, Option<Arc<Cache>>> {
+fn lock(slot: &CacheSlot) -> MutexGuard<'_, Option<Arc<Cache>>> {
     slot.lock()
 }
 
@@ -217,11 +217,11 @@ impl PyCache {
         let layout = layout.get().shared()?;
         let settings = settings::read(identity.get().0.clone(), settings)?;
         let engine = Arc::clone(&layout);
-        let cache = guard::run(py, move || -> Result<Cache, Failure> {
+        let cache = guard::run(py, move || -> Result<Cache, CallFailure> {
             let handle = engine.handle()?;
             Ok(Cache::builder(settings).open_registered(Arc::clone(manager()), handle)?)
         })?;
-        let slot: Arc<Slot> = Arc::new(Mutex::new(Some(Arc::new(cache))));
+        let slot: Arc<CacheSlot> = Arc::new(Mutex::new(Some(Arc::new(cache))));
         let mut open = OPEN.lock();
         open.retain(|slot| slot.strong_count() > 0);
         open.push(Arc::downgrade(&slot));
@@ -269,7 +269,7 @@ impl PyCache {
             .hints(hints(priority, output_tokens, partial_tail))
             .lifetime(lifetime);
         let found = self.with(py, |cache| {
-            Ok::<_, Failure>(cache.lookup_with(&keys, &options))
+            Ok::<_, CallFailure>(cache.lookup_with(&keys, &options))
         })?;
         Ok(PyMatch::new(found))
     }
@@ -293,7 +293,7 @@ impl PyCache {
     ///     RequestError: more ids than blocks, or ids that do not exist or occur twice.
     #[pyo3(
         signature = (
-            found, blocks, *, priority=Text::Borrowed("normal"), within=None, layout=None
+            found, blocks, *, priority=TextArgument::Borrowed("normal"), within=None, layout=None
         ),
         text_signature = "($self, found, blocks, *, priority='normal', within=None, layout=None)"
     )]
@@ -303,7 +303,7 @@ impl PyCache {
         py: Python<'_>,
         #[pyo3(from_py_with = object::found)] found: Bound<'_, PyMatch>,
         #[pyo3(from_py_with = list::blocks)] blocks: Vec<usize>,
-        #[pyo3(from_py_with = text::priority)] priority: Text,
+        #[pyo3(from_py_with = text::priority)] priority: TextArgument,
         #[pyo3(from_py_with = time::within)] within: Option<Duration>,
         #[pyo3(from_py_with = object::layout)] layout: Option<Bound<'_, PyLayout>>,
     ) -> PyResult<PyCompletion> {
@@ -313,11 +313,11 @@ impl PyCache {
         let found = found.get().take()?;
         let layouts = self.layouts(layout.as_ref())?;
         let other = layout.and_then(|_| layouts.last().map(Arc::clone));
-        let load = self.with(py, move |cache| -> Result<_, Failure> {
+        let load = self.with(py, move |cache| -> Result<_, CallFailure> {
             let options = options.layout(handle_of(other)?);
             Ok(cache.load_with(found, &blocks, &options)?)
         })?;
-        Ok(PyCompletion::new(Ending::Load(load), layouts))
+        Ok(PyCompletion::new(PendingOperation::Load(load), layouts))
     }
 
     /// Starts storing blocks of the engine. Their contents must not change before the completion.
@@ -345,7 +345,7 @@ impl PyCache {
     ///     RequestError: fewer keys than blocks, or ids that do not exist or occur twice.
     #[pyo3(
         signature = (
-            keys, blocks, *, first=0, tenant=0, priority=Text::Borrowed("low"), within=None, keep=0,
+            keys, blocks, *, first=0, tenant=0, priority=TextArgument::Borrowed("low"), within=None, keep=0,
             lifetime=None, output_tokens=0, partial_tail=false, layout=None
         ),
         text_signature = "($self, keys, blocks, *, first=0, tenant=0, priority='low', within=None, \
@@ -359,7 +359,7 @@ impl PyCache {
         #[pyo3(from_py_with = list::blocks)] blocks: Vec<usize>,
         #[pyo3(from_py_with = number::first)] first: usize,
         #[pyo3(from_py_with = number::tenant)] tenant: u32,
-        #[pyo3(from_py_with = text::priority)] priority: Text,
+        #[pyo3(from_py_with = text::priority)] priority: TextArgument,
         #[pyo3(from_py_with = time::within)] within: Option<Duration>,
         #[pyo3(from_py_with = number::keep)] keep: i8,
         #[pyo3(from_py_with = time::lifetime)] lifetime: Option<Duration>,
@@ -376,11 +376,11 @@ impl PyCache {
             .lifetime(lifetime);
         let layouts = self.layouts(layout.as_ref())?;
         let other = layout.and_then(|_| layouts.last().map(Arc::clone));
-        let store = self.with(py, move |cache| -> Result<_, Failure> {
+        let store = self.with(py, move |cache| -> Result<_, CallFailure> {
             let options = options.layout(handle_of(other)?);
             Ok(cache.store_with(&keys, &blocks, &options)?)
         })?;
-        Ok(PyCompletion::new(Ending::Store(store), layouts))
+        Ok(PyCompletion::new(PendingOperation::Store(store), layouts))
     }
 
     /// Starts promoting the leading blocks of ``keys`` from disk to host memory.
@@ -396,7 +396,10 @@ impl PyCache {
         #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
     ) -> PyResult<PyCompletion> {
         let load = self.with(py, |cache| cache.prefetch(&keys))?;
-        Ok(PyCompletion::new(Ending::Load(load), self.layouts(None)?))
+        Ok(PyCompletion::new(
+            PendingOperation::Load(load),
+            self.layouts(None)?,
+        ))
     }
 
     /// Evicts up to ``blocks`` blocks of ``tier`` (``"host"`` or ``"disk"``), the least valuable
@@ -407,7 +410,7 @@ impl PyCache {
     fn evict(
         &self,
         py: Python<'_>,
-        #[pyo3(from_py_with = text::tier)] tier: Text,
+        #[pyo3(from_py_with = text::tier)] tier: TextArgument,
         #[pyo3(from_py_with = number::blocks)] blocks: usize,
     ) -> PyResult<usize> {
         let tier = text::tier_of(&tier)?;
@@ -430,13 +433,13 @@ impl PyCache {
     ///     A FlushReport; ``durable`` is True if all blocks that were in host memory now survive a
     ///     crash. Without a disk no block does, and ``no_tier`` counts them.
     fn flush(&self, py: Python<'_>) -> PyResult<PyFlushReport> {
-        let report = self.with(py, |cache| Ok::<_, Failure>(cache.flush()))?;
+        let report = self.with(py, |cache| Ok::<_, CallFailure>(cache.flush()))?;
         Ok(PyFlushReport::from(report))
     }
 
     /// Counters since the cache was opened, and its current contents, as a dict of plain values.
     fn stats(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let stats = self.with(py, |cache| Ok::<_, Failure>(stats::of_cache(cache)))?;
+        let stats = self.with(py, |cache| Ok::<_, CallFailure>(stats::of_cache(cache)))?;
         stats::object(py, &stats)
     }
 
@@ -447,10 +450,10 @@ impl PyCache {
     fn pool_stats(
         &self,
         py: Python<'_>,
-        #[pyo3(from_py_with = text::tier)] tier: Text,
+        #[pyo3(from_py_with = text::tier)] tier: TextArgument,
     ) -> PyResult<Py<PyAny>> {
         let name = text::tier_of(&tier)?;
-        let stats = self.with(py, |cache| Ok::<_, Failure>(cache.pool_stats(name)))?;
+        let stats = self.with(py, |cache| Ok::<_, CallFailure>(cache.pool_stats(name)))?;
         let stats = stats.ok_or_else(|| {
             python::RequestError::new_err(format!("this cache has no {name} tier"))
         })?;
@@ -459,7 +462,7 @@ impl PyCache {
 
     /// Matches held past their ``hold`` time: dicts of owner, blocks and milliseconds.
     fn overdue(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let pins = self.with(py, |cache| Ok::<_, Failure>(cache.overdue()))?;
+        let pins = self.with(py, |cache| Ok::<_, CallFailure>(cache.overdue()))?;
         stats::object(py, &stats::of_pins(&pins))
     }
 
@@ -467,7 +470,7 @@ impl PyCache {
     #[getter]
     fn disk_bytes_per_second(&self, py: Python<'_>) -> PyResult<Option<f64>> {
         self.with(py, |cache| {
-            Ok::<_, Failure>(cache.disk().and_then(DiskTier::bytes_per_second))
+            Ok::<_, CallFailure>(cache.disk().and_then(DiskTier::bytes_per_second))
         })
     }
 
@@ -482,19 +485,19 @@ impl PyCache {
 
     /// Subscribes to the events of all tiers from now on.
     fn subscribe(&self, py: Python<'_>) -> PyResult<PySubscriber> {
-        let subscriber = self.with(py, |cache| Ok::<_, Failure>(cache.subscribe()))?;
+        let subscriber = self.with(py, |cache| Ok::<_, CallFailure>(cache.subscribe()))?;
         Ok(PySubscriber::new(subscriber))
     }
 
     /// All stored blocks, and the first event to apply on top of them.
     fn snapshot(&self, py: Python<'_>) -> PyResult<PySnapshot> {
-        let snapshot = self.with(py, |cache| Ok::<_, Failure>(cache.snapshot()))?;
+        let snapshot = self.with(py, |cache| Ok::<_, CallFailure>(cache.snapshot()))?;
         Ok(PySnapshot(snapshot))
     }
 
     /// Runs one queued job on this thread; False if the queue is empty. For caches without workers.
     fn step(&self, py: Python<'_>) -> PyResult<bool> {
-        self.with(py, |cache| Ok::<_, Failure>(cache.step()))
+        self.with(py, |cache| Ok::<_, CallFailure>(cache.step()))
     }
 
     /// Writes blocks that are only in host memory to the disk tier, if there is one, within
@@ -542,7 +545,7 @@ impl PyCache {
         match self.closed() {
             true => Ok(stats::html(&title, &serde_json::Value::Null)),
             false => self.with(py, |cache| {
-                Ok::<_, Failure>(stats::html(&title, &stats::of_cache(cache)))
+                Ok::<_, CallFailure>(stats::html(&title, &stats::of_cache(cache)))
             }),
         }
     }
@@ -561,12 +564,12 @@ impl PyCache {
     }
 }
 
-fn handle_of(layout: Option<Arc<LayoutInner>>) -> Result<Option<LayoutHandle>, Failure> {
+fn handle_of(layout: Option<Arc<PyLayoutShared>>) -> Result<Option<LayoutHandle>, CallFailure> {
     layout.map(|layout| layout.handle()).transpose()
 }
 
-fn hints(priority: i8, output_tokens: u32, partial_tail: bool) -> Hints {
-    let mut hints = Hints::default();
+fn hints(priority: i8, output_tokens: u32, partial_tail: bool) -> EvictionHints {
+    let mut hints = EvictionHints::default();
     hints.priority = priority;
     hints.output_tokens = output_tokens;
     hints.partial_tail = partial_tail;

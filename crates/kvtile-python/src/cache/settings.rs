@@ -5,9 +5,9 @@ use std::{path::PathBuf, time::Duration};
 use kvtile::{
     blocks::{
         policy::PolicyKind,
-        pool::{Quota, TenantId},
+        pool::{TenantId, TenantQuota},
     },
-    identity::LogicalIdentity,
+    identity::Identity,
     layout::{LayoutError, Word},
     tiers::cache::{CacheSettings, DiskSettings, TierWrites},
 };
@@ -18,7 +18,7 @@ use pyo3::{
 
 use crate::{
     arguments::{
-        Refusal, flag, keywords,
+        ArgumentRefusal, flag, keywords,
         number::whole,
         object::mapping,
         text,
@@ -26,7 +26,7 @@ use crate::{
         wrong_type,
     },
     error::{
-        Failure,
+        CallFailure,
         python::{ArgumentError, SettingsError},
         raise,
     },
@@ -34,7 +34,7 @@ use crate::{
 
 /// The keywords of the disk tier, which may come in any order.
 #[derive(Default)]
-struct Disk {
+struct DiskKeywords {
     folder: Option<PathBuf>,
     bytes: Option<u64>,
     writes: Option<TierWrites>,
@@ -45,11 +45,11 @@ struct Disk {
 
 /// Builds settings from keywords. Unknown keywords are refused.
 pub(super) fn read(
-    identity: LogicalIdentity,
+    identity: Identity,
     keywords: Option<&Bound<'_, PyDict>>,
 ) -> PyResult<CacheSettings> {
     let mut settings = CacheSettings::new(identity);
-    let mut disk = Disk::default();
+    let mut disk = DiskKeywords::default();
     for (name, value) in keywords.into_iter().flatten() {
         let name = text::read("the name of a setting", &name)?;
         if value.is_none() {
@@ -115,7 +115,7 @@ fn unknown(name: &str) -> PyErr {
     ))
 }
 
-impl Disk {
+impl DiskKeywords {
     fn settings(self) -> PyResult<Option<DiskSettings>> {
         let says_nothing = self.says_nothing();
         match (self.folder, self.bytes) {
@@ -145,7 +145,12 @@ impl Disk {
 
 /// An integer setting. The library itself checks narrower limits.
 fn number<T: TryFrom<i128>>(name: &str, value: &Bound<'_, PyAny>) -> PyResult<T> {
-    whole(name, value, (0, i128::from(i64::MAX)), Refusal::Setting)
+    whole(
+        name,
+        value,
+        (0, i128::from(i64::MAX)),
+        ArgumentRefusal::Setting,
+    )
 }
 
 fn folder_of(value: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
@@ -173,7 +178,7 @@ fn writes_of(value: &Bound<'_, PyAny>) -> PyResult<TierWrites> {
         return Err(wrong_type("disk_writes", wanted, value));
     }
     let limits = (1, i128::from(u32::MAX));
-    whole("disk_writes", value, limits, Refusal::Setting).map(TierWrites::AfterUses)
+    whole("disk_writes", value, limits, ArgumentRefusal::Setting).map(TierWrites::AfterUses)
 }
 
 fn policy_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<PolicyKind> {
@@ -183,17 +188,22 @@ fn policy_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<PolicyKind> {
 
 fn word_of(value: &Bound<'_, PyAny>) -> PyResult<Word> {
     let word = Word::parse(&text::read("storage_word", value)?);
-    word.map_err(|error| raise(value.py(), Failure::from(LayoutError::from(error))))
+    word.map_err(|error| raise(value.py(), CallFailure::from(LayoutError::from(error))))
 }
 
-fn quotas_of(value: &Bound<'_, PyAny>) -> PyResult<Vec<Quota>> {
+fn quotas_of(value: &Bound<'_, PyAny>) -> PyResult<Vec<TenantQuota>> {
     let Some(quotas) = mapping("quotas", value)? else {
         return Ok(Vec::new());
     };
     let quota = |(tenant, blocks): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
         let limits = (0, i128::from(u32::MAX));
-        let tenant = whole("a tenant of quotas", &tenant, limits, Refusal::Setting)?;
-        Ok(Quota {
+        let tenant = whole(
+            "a tenant of quotas",
+            &tenant,
+            limits,
+            ArgumentRefusal::Setting,
+        )?;
+        Ok(TenantQuota {
             tenant: TenantId(tenant),
             blocks: number(&format!("quotas[{tenant}]"), &blocks)?,
         })

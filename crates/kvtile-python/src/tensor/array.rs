@@ -3,11 +3,13 @@
 use kvtile::layout::Unit;
 use pyo3::{prelude::*, types::PyDict};
 
-use super::{Tensor, dense_strides, in_elements};
+use super::{ForeignTensor, dense_strides, in_elements};
 use crate::dtype::name_of;
 
 /// The tensor, the reason why it is unusable, or `None` for an object without the interface.
-pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
+pub(super) fn describe(
+    object: &Bound<'_, PyAny>,
+) -> PyResult<Option<Result<ForeignTensor, String>>> {
     let Some(interface) = object.getattr_opt("__array_interface__")? else {
         return Ok(None);
     };
@@ -43,7 +45,7 @@ pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tens
             strides
         }
     };
-    Ok(Some(Ok(Tensor {
+    Ok(Some(Ok(ForeignTensor {
         address,
         sizes,
         strides,

@@ -4,10 +4,12 @@
 use kvtile::layout::Unit;
 use pyo3::{exceptions::PyTypeError, prelude::*, types::PyMemoryView};
 
-use super::{Tensor, foreign::buffer_address, in_elements};
+use super::{ForeignTensor, foreign::buffer_address, in_elements};
 
 /// The tensor, the reason why it is unusable, or `None` for an object without a buffer.
-pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
+pub(super) fn describe(
+    object: &Bound<'_, PyAny>,
+) -> PyResult<Option<Result<ForeignTensor, String>>> {
     let py = object.py();
     let view = match PyMemoryView::from(object) {
         Ok(view) => view.into_any(),
@@ -27,7 +29,7 @@ pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tens
             "its strides {strides:?} are not multiples of {bytes} bytes"
         ))));
     };
-    Ok(Some(Ok(Tensor {
+    Ok(Some(Ok(ForeignTensor {
         address: buffer_address(&view)?,
         sizes: view.getattr("shape")?.extract()?,
         strides,

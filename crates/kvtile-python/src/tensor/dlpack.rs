@@ -10,7 +10,7 @@ use pyo3::{
 };
 
 use super::{
-    Tensor, dense_strides,
+    ForeignTensor, dense_strides,
     foreign::{DlTensor, read_capsule},
 };
 use crate::error::python::TensorError;
@@ -20,7 +20,9 @@ use crate::error::python::TensorError;
 const ADDRESSABLE: [i32; 3] = [1, 3, 11];
 
 /// The tensor, the reason why it is unusable, or `None` for an object without DLPack.
-pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
+pub(super) fn describe(
+    object: &Bound<'_, PyAny>,
+) -> PyResult<Option<Result<ForeignTensor, String>>> {
     let Some(device) = object.getattr_opt("__dlpack_device__")? else {
         return Ok(None);
     };
@@ -60,7 +62,7 @@ pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tens
             None => return Ok(Some(Err(format!("its strides are {strides:?}")))),
         },
     };
-    Ok(Some(Ok(Tensor {
+    Ok(Some(Ok(ForeignTensor {
         address: tensor.address,
         sizes,
         strides,

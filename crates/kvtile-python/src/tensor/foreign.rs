@@ -21,7 +21,7 @@ use pyo3::{
     types::{PyCapsule, PyCapsuleMethods},
 };
 
-use super::{Extent, Tensor, dlpack::broken};
+use super::{AddressRange, ForeignTensor, dlpack::broken};
 
 /// The maximum number of dimensions of a tensor.
 const DIMENSIONS_MAX: i32 = 16;
@@ -76,13 +76,13 @@ pub(super) struct DlTensor {
 
 /// The contents of a capsule.
 #[derive(Debug)]
-pub(super) struct Exported {
+pub(super) struct ExportedTensor {
     pub(super) tensor: DlTensor,
     pub(super) read_only: bool,
 }
 
 /// Reads a capsule of either version without consuming it.
-pub(super) fn read_capsule(capsule: &Bound<'_, PyCapsule>) -> PyResult<Exported> {
+pub(super) fn read_capsule(capsule: &Bound<'_, PyCapsule>) -> PyResult<ExportedTensor> {
     if capsule.is_valid_checked(Some(c"dltensor")) {
         let pointer = capsule
             .pointer_checked(Some(c"dltensor"))?
@@ -93,7 +93,7 @@ pub(super) fn read_capsule(capsule: &Bound<'_, PyCapsule>) -> PyResult<Exported>
         let raw = unsafe { pointer.read() };
         let tensor = tensor_of(&raw)?;
         let read_only = false;
-        return Ok(Exported { tensor, read_only });
+        return Ok(ExportedTensor { tensor, read_only });
     }
     let pointer = capsule.pointer_checked(Some(c"dltensor_versioned"))?;
     // SAFETY: as above; every version begins with two numbers of 32 bits, the version.
@@ -105,7 +105,7 @@ pub(super) fn read_capsule(capsule: &Bound<'_, PyCapsule>) -> PyResult<Exported>
     }
     // SAFETY: as above; with this major version the structure begins with these fields.
     let raw = unsafe { pointer.cast::<RawVersioned>().read() };
-    Ok(Exported {
+    Ok(ExportedTensor {
         tensor: tensor_of(&raw.tensor)?,
         read_only: raw.flags & READ_ONLY != 0,
     })
@@ -195,7 +195,7 @@ pub(super) fn buffer_address(view: &Bound<'_, PyAny>) -> PyResult<usize> {
 /// Copies the elements of one dimension of `tensor` in order; `None` if they would exceed the
 /// address space. `tensor` keeps its memory alive during the call.
 pub(super) fn read_elements(
-    tensor: &Tensor,
+    tensor: &ForeignTensor,
     size: usize,
     stride: isize,
     width: usize,
@@ -231,7 +231,7 @@ pub(super) fn read_elements(
 
 /// The memory of an extent as a region that keeps its owners alive.
 pub(super) fn borrow(
-    extent: Extent,
+    extent: AddressRange,
     owners: Vec<Py<PyAny>>,
     read_only: bool,
 ) -> Result<OwnedMemoryRegion, TransferError> {

@@ -4,18 +4,18 @@
 use kvtile::layout::{OwnedMemoryRegion, TensorView};
 use pyo3::prelude::*;
 
-use super::{Extent, Tensor, foreign::borrow};
+use super::{AddressRange, ForeignTensor, foreign::borrow};
 use crate::error::{python::TensorError, raise};
 
 /// Tensors in the library's form: the regions, and the position of each tensor in them.
 #[derive(Debug)]
-pub(crate) struct Backing {
+pub(crate) struct TensorBacking {
     pub(crate) regions: Vec<OwnedMemoryRegion>,
     pub(crate) views: Vec<TensorView>,
 }
 
 /// The regions under `tensors`, in their order.
-pub(crate) fn back(py: Python<'_>, tensors: Vec<Tensor>) -> PyResult<Backing> {
+pub(crate) fn back(py: Python<'_>, tensors: Vec<ForeignTensor>) -> PyResult<TensorBacking> {
     let mut extents = Vec::with_capacity(tensors.len());
     for (index, tensor) in tensors.iter().enumerate() {
         let extent = tensor.extent().ok_or_else(|| {
@@ -55,14 +55,14 @@ pub(crate) fn back(py: Python<'_>, tensors: Vec<Tensor>) -> PyResult<Backing> {
             }
         }
     }
-    Ok(Backing { regions, views })
+    Ok(TensorBacking { regions, views })
 }
 
 /// The extent of several tensors in their storage, if they are equally spaced views of one storage.
-fn one_storage(tensors: &[Tensor], extents: &[Extent]) -> Option<Extent> {
+fn one_storage(tensors: &[ForeignTensor], extents: &[AddressRange]) -> Option<AddressRange> {
     let storage = tensors.first()?.storage?;
     let (first, last) = (extents.first()?, extents.last()?);
-    let whole = Extent {
+    let whole = AddressRange {
         address: first.address,
         bytes: last.end().checked_sub(first.address)?,
     };
@@ -70,7 +70,7 @@ fn one_storage(tensors: &[Tensor], extents: &[Extent]) -> Option<Extent> {
     if extents.len() < 2 || !same || !storage.contains(whole) {
         return None;
     }
-    let distance = |pair: &[Extent]| match pair {
+    let distance = |pair: &[AddressRange]| match pair {
         [before, after] => after.address.checked_sub(before.address),
         _ => None,
     };

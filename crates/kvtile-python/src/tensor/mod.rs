@@ -12,8 +12,8 @@ mod memory;
 mod numbers;
 mod storage;
 
-pub(crate) use memory::{Backing, back};
-pub(crate) use numbers::{Numbers, is_tensor, numbers};
+pub(crate) use memory::{TensorBacking, back};
+pub(crate) use numbers::{IntegerElements, is_tensor, numbers};
 
 use kvtile::layout::Unit;
 use pyo3::{exceptions::PyException, prelude::*};
@@ -22,24 +22,24 @@ use crate::{ending, error::python::TensorError};
 
 /// A range of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Extent {
+struct AddressRange {
     address: usize,
     bytes: usize,
 }
 
-impl Extent {
+impl AddressRange {
     fn end(self) -> usize {
         self.address.saturating_add(self.bytes)
     }
 
-    fn contains(self, other: Extent) -> bool {
+    fn contains(self, other: AddressRange) -> bool {
         self.address <= other.address && other.end() <= self.end()
     }
 }
 
 /// A tensor, as its protocol describes it.
 #[derive(Debug)]
-pub(crate) struct Tensor {
+pub(crate) struct ForeignTensor {
     /// Address of the first element.
     address: usize,
     /// Entries of each dimension.
@@ -50,14 +50,14 @@ pub(crate) struct Tensor {
     pub(crate) unit: Unit,
     read_only: bool,
     /// The whole storage that the tensor is a view of, if its framework exposes it.
-    storage: Option<Extent>,
+    storage: Option<AddressRange>,
     /// The objects that keep the memory valid.
     owners: Vec<Py<PyAny>>,
 }
 
-impl Tensor {
+impl ForeignTensor {
     /// The bytes from its first element to its last, gaps included.
-    fn extent(&self) -> Option<Extent> {
+    fn extent(&self) -> Option<AddressRange> {
         let mut elements = 1_usize;
         for (&size, &stride) in self.sizes.iter().zip(&self.strides) {
             let stride = if size <= 1 {
@@ -70,7 +70,7 @@ impl Tensor {
         }
         let bytes = elements.checked_mul(usize::try_from(self.unit.bytes()).ok()?)?;
         self.address.checked_add(bytes)?;
-        Some(Extent {
+        Some(AddressRange {
             address: self.address,
             bytes,
         })
@@ -78,7 +78,7 @@ impl Tensor {
 }
 
 /// Reads the description of `object`; `index` is for the error message.
-pub(crate) fn describe(index: usize, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+pub(crate) fn describe(index: usize, object: &Bound<'_, PyAny>) -> PyResult<ForeignTensor> {
     let refused = |what: String| TensorError::new_err(format!("tensor {index}: {what}"));
     let found = protocols(object)?;
     match found {
@@ -96,7 +96,7 @@ pub(crate) fn describe(index: usize, object: &Bound<'_, PyAny>) -> PyResult<Tens
 
 /// Reads the first protocol that `object` has. An object whose protocol fails is an unusable
 /// tensor.
-fn protocols(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
+fn protocols(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<ForeignTensor, String>>> {
     for describe in [array::describe, dlpack::describe, buffer::describe] {
         match ending::run_python(object.py(), || describe(object)) {
             Ok(None) => {}

@@ -3,18 +3,18 @@
 
 use pyo3::prelude::*;
 
-use super::{Tensor, buffer, foreign::read_elements, protocols};
+use super::{ForeignTensor, buffer, foreign::read_elements, protocols};
 use crate::dtype::name_of;
 
 /// A copy of the elements of a one-dimensional integer tensor.
 #[derive(Debug)]
-pub(crate) struct Numbers {
+pub(crate) struct IntegerElements {
     bytes: Vec<u8>,
     width: usize,
     signed: bool,
 }
 
-impl Numbers {
+impl IntegerElements {
     /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() / self.width
@@ -50,7 +50,9 @@ impl Numbers {
 
 /// The integers of `object`, the reason why it is not a flat integer tensor, or `None` for an
 /// object that is not a tensor.
-pub(crate) fn numbers(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Numbers, String>>> {
+pub(crate) fn numbers(
+    object: &Bound<'_, PyAny>,
+) -> PyResult<Option<Result<IntegerElements, String>>> {
     let tensor = match protocols(object)? {
         None => return Ok(None),
         Some(Ok(tensor)) => tensor,
@@ -69,7 +71,7 @@ pub(crate) fn is_tensor(object: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(!matches!(buffer::describe(object), Ok(None)))
 }
 
-fn read(tensor: &Tensor) -> Result<Numbers, String> {
+fn read(tensor: &ForeignTensor) -> Result<IntegerElements, String> {
     let codec = tensor.unit.codec();
     let signed = match codec {
         "int8" | "int16" | "int32" | "int64" => true,
@@ -82,7 +84,7 @@ fn read(tensor: &Tensor) -> Result<Numbers, String> {
     let width = usize::try_from(tensor.unit.bytes()).unwrap_or_default();
     let bytes = read_elements(tensor, *size, *stride, width)
         .ok_or_else(|| format!("its size {size} and stride {stride} exceed the address space"))?;
-    Ok(Numbers {
+    Ok(IntegerElements {
         bytes,
         width,
         signed,
@@ -90,7 +92,10 @@ fn read(tensor: &Tensor) -> Result<Numbers, String> {
 }
 
 /// The numbers of a tensor on a device; its framework copies them to the CPU.
-fn elsewhere(object: &Bound<'_, PyAny>, problem: String) -> PyResult<Result<Numbers, String>> {
+fn elsewhere(
+    object: &Bound<'_, PyAny>,
+    problem: String,
+) -> PyResult<Result<IntegerElements, String>> {
     let flat = match object.getattr_opt("ndim")? {
         Some(dimensions) => dimensions.eq(1)?,
         None => false,

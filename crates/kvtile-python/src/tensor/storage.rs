@@ -2,16 +2,16 @@
 
 use pyo3::{prelude::*, types::PyDict};
 
-use super::Extent;
+use super::AddressRange;
 
 /// The maximum depth of nested views that is followed.
 const DEPTH_MAX: usize = 16;
 
 /// The storage of a torch tensor or a numpy array.
-pub(super) fn of(object: &Bound<'_, PyAny>) -> PyResult<Option<Extent>> {
+pub(super) fn of(object: &Bound<'_, PyAny>) -> PyResult<Option<AddressRange>> {
     if let Some(storage) = object.getattr_opt("untyped_storage")? {
         let storage = storage.call0()?;
-        return Ok(Some(Extent {
+        return Ok(Some(AddressRange {
             address: storage.call_method0("data_ptr")?.extract()?,
             bytes: storage.call_method0("nbytes")?.extract()?,
         }));
@@ -20,7 +20,7 @@ pub(super) fn of(object: &Bound<'_, PyAny>) -> PyResult<Option<Extent>> {
 }
 
 /// The storage of an array is the array at the end of its `base` chain, if that one has no gaps.
-fn of_array(object: &Bound<'_, PyAny>) -> PyResult<Option<Extent>> {
+fn of_array(object: &Bound<'_, PyAny>) -> PyResult<Option<AddressRange>> {
     let mut root = object.clone();
     for _ in 0..DEPTH_MAX {
         match root.getattr_opt("base")? {
@@ -43,7 +43,7 @@ fn of_array(object: &Bound<'_, PyAny>) -> PyResult<Option<Extent>> {
         return Ok(None);
     };
     let (address, _): (usize, bool) = data.extract()?;
-    Ok(Some(Extent {
+    Ok(Some(AddressRange {
         address,
         bytes: bytes.extract()?,
     }))

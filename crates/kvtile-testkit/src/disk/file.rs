@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Numbers;
+use super::SplitMix64;
 
 /// The unit that a disk writes atomically, unless the write is torn.
 pub(super) const SECTOR_BYTES: usize = 512;
@@ -82,7 +82,7 @@ impl SimulatedFile {
 
     /// A sync that fails. For each sector the disk keeps some version; the system counts the others
     /// as written and never retries them. Readers see the page cache or the disk.
-    pub(super) fn fail_sync(&mut self, numbers: &mut Numbers) {
+    pub(super) fn fail_sync(&mut self, numbers: &mut SplitMix64) {
         self.durable.resize(self.seen.len(), 0);
         for (sector, versions) in std::mem::take(&mut self.versions) {
             let kept = choose(&sector_of(&self.durable, sector), &versions, numbers);
@@ -95,7 +95,7 @@ impl SimulatedFile {
 
     /// A power loss. Every sector written since the last sync holds its durable content, a version
     /// written since, or a mixture of two (torn).
-    pub(super) fn crash(&mut self, numbers: &mut Numbers) {
+    pub(super) fn crash(&mut self, numbers: &mut SplitMix64) {
         if self.seen.len() > self.durable.len() {
             let lengths = [
                 self.durable.len(),
@@ -113,7 +113,7 @@ impl SimulatedFile {
     }
 
     /// Flips a bit on the disk and in the page cache; returns whether the file has one.
-    pub(super) fn flip(&mut self, numbers: &mut Numbers) -> bool {
+    pub(super) fn flip(&mut self, numbers: &mut SplitMix64) -> bool {
         let at = numbers.index(self.seen.len());
         let mask = 1 << numbers.index(8);
         let versions = self.versions.get_mut(&(at / SECTOR_BYTES));
@@ -127,8 +127,8 @@ impl SimulatedFile {
 
 /// The content of a sector after a failure: the durable one, a version written since, or the head
 /// of one and the tail of another.
-fn choose(durable: &Sector, versions: &[Sector], numbers: &mut Numbers) -> Sector {
-    let pick = |numbers: &mut Numbers| {
+fn choose(durable: &Sector, versions: &[Sector], numbers: &mut SplitMix64) -> Sector {
+    let pick = |numbers: &mut SplitMix64| {
         let which = numbers.index(versions.len() + 1);
         which
             .checked_sub(1)

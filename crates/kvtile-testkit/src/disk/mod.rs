@@ -10,19 +10,19 @@
 
 mod file;
 
-pub use kvtile_random::Numbers;
+pub use kvtile_random::SplitMix64;
 
 use std::{collections::BTreeMap, io, sync::Arc};
 
 use file::SimulatedFile;
 use kvtile_tiers::disk::medium::{
-    LockError, LockHolder, Medium, MediumFile, MediumLock, OpenFile, Standing,
+    LockError, LockHolder, Medium, MediumFile, MediumLock, NameStanding, OpenFile,
 };
 use parking_lot::{Mutex, MutexGuard};
 
 /// The rate of each fault: once in this many operations, never if 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Faults {
+pub struct DiskFaults {
     /// Reads fail.
     pub read: u64,
     /// Writes fail after some of their bytes.
@@ -36,25 +36,25 @@ pub struct Faults {
 /// A folder on a simulated disk. Clones are the same disk.
 #[derive(Clone, Debug)]
 pub struct SimulatedDisk {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<SimulatedDiskState>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct SimulatedDiskState {
     files: Vec<SimulatedFile>,
     /// Names as readers see them.
     names: BTreeMap<String, usize>,
     durable_names: BTreeMap<String, usize>,
     /// Changes since the last sync of the folder.
     name_changes: Vec<NameChange>,
-    numbers: Numbers,
-    faults: Faults,
+    numbers: SplitMix64,
+    faults: DiskFaults,
     read_only: bool,
     /// Writes and syncs that remain before the power loss.
     fuse: Option<u64>,
     locked: bool,
     /// Whether the folder's own name still refers to it.
-    folder: Standing,
+    folder: NameStanding,
     /// The number of the current process; files and locks of earlier processes no longer work.
     process: u64,
 }
@@ -70,17 +70,17 @@ impl SimulatedDisk {
     /// An empty folder without faults.
     #[must_use]
     pub fn new(seed: u64) -> SimulatedDisk {
-        let state = State {
+        let state = SimulatedDiskState {
             files: Vec::new(),
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
             name_changes: Vec::new(),
-            numbers: Numbers::new(seed),
-            faults: Faults::default(),
+            numbers: SplitMix64::new(seed),
+            faults: DiskFaults::default(),
             read_only: false,
             fuse: None,
             locked: false,
-            folder: Standing::Same,
+            folder: NameStanding::Same,
             process: 0,
         };
         SimulatedDisk {
@@ -89,7 +89,7 @@ impl SimulatedDisk {
     }
 
     /// Sets the rates of faults.
-    pub fn set_faults(&self, faults: Faults) {
+    pub fn set_faults(&self, faults: DiskFaults) {
         self.state().faults = faults;
     }
 
@@ -113,7 +113,7 @@ impl SimulatedDisk {
     /// A power loss, followed by a restart.
     pub fn crash(&self) {
         let mut state = self.state();
-        let State {
+        let SimulatedDiskState {
             files,
             numbers,
             name_changes,
@@ -137,7 +137,7 @@ impl SimulatedDisk {
     /// Flips a bit of a file; returns whether the file has one.
     pub fn flip(&self, file: &str) -> bool {
         let mut state = self.state();
-        let State {
+        let SimulatedDiskState {
             files,
             names,
             numbers,
@@ -171,7 +171,7 @@ impl SimulatedDisk {
     }
 
     /// Sets the outcome of [`Medium::standing`] for the folder's own name.
-    pub fn set_folder(&self, standing: Standing) {
+    pub fn set_folder(&self, standing: NameStanding) {
         self.state().folder = standing;
     }
 
@@ -184,7 +184,7 @@ impl SimulatedDisk {
         lengths.map(|file| file.len() as u64).sum()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SimulatedDiskState> {
         self.state.lock()
     }
 }
@@ -207,7 +207,7 @@ impl NameChange {
     }
 }
 
-impl State {
+impl SimulatedDiskState {
     fn end_process(&mut self) {
         self.process += 1;
         self.locked = false;
@@ -283,7 +283,7 @@ impl State {
     fn sync(&mut self, index: usize) -> io::Result<()> {
         self.spend()?;
         let failed = self.numbers.once_in(self.faults.sync);
-        let State { files, numbers, .. } = self;
+        let SimulatedDiskState { files, numbers, .. } = self;
         let file = files.get_mut(index);
         let file = file.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         if failed {
@@ -362,7 +362,7 @@ impl Medium for SimulatedDisk {
         Ok(())
     }
 
-    fn standing(&self) -> io::Result<Standing> {
+    fn standing(&self) -> io::Result<NameStanding> {
         let state = self.state();
         state.alive()?;
         Ok(state.folder)
@@ -413,7 +413,7 @@ impl Medium for SimulatedDisk {
         } else if opened.len() < length {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
         }
-        Ok(Box::new(OpenedFile {
+        Ok(Box::new(SimulatedOpenFile {
             disk: self.clone(),
             name: file.to_owned(),
             index,
@@ -424,7 +424,7 @@ impl Medium for SimulatedDisk {
 }
 
 #[derive(Debug)]
-struct OpenedFile {
+struct SimulatedOpenFile {
     disk: SimulatedDisk,
     name: String,
     index: usize,
@@ -433,8 +433,8 @@ struct OpenedFile {
     process: u64,
 }
 
-impl OpenedFile {
-    fn state(&self) -> io::Result<MutexGuard<'_, State>> {
+impl SimulatedOpenFile {
+    fn state(&self) -> io::Result<MutexGuard<'_, SimulatedDiskState>> {
         let state = self.disk.state();
         match state.process == self.process {
             true => Ok(state),
@@ -447,7 +447,7 @@ fn offset(offset: u64) -> io::Result<usize> {
     usize::try_from(offset).map_err(io::Error::other)
 }
 
-impl MediumFile for OpenedFile {
+impl MediumFile for SimulatedOpenFile {
     fn read_exact_at(&self, from: u64, buffer: &mut [u8]) -> io::Result<()> {
         let mut state = self.state()?;
         state.alive()?;
@@ -470,17 +470,17 @@ impl MediumFile for OpenedFile {
         self.state()?.sync(self.index)
     }
 
-    fn standing(&self) -> io::Result<Standing> {
+    fn standing(&self) -> io::Result<NameStanding> {
         let state = self.state()?;
         state.alive()?;
         let length = state.files.get(self.index).map_or(0, SimulatedFile::len);
         Ok(match state.names.get(&self.name) {
-            None => Standing::Removed,
-            Some(index) if *index != self.index => Standing::Replaced,
-            Some(_) if length < self.length => Standing::Cut {
+            None => NameStanding::Removed,
+            Some(index) if *index != self.index => NameStanding::Replaced,
+            Some(_) if length < self.length => NameStanding::Cut {
                 length_bytes: length as u64,
             },
-            Some(_) => Standing::Same,
+            Some(_) => NameStanding::Same,
         })
     }
 

@@ -12,7 +12,7 @@ pub const UNITS_MAX: u64 = 1 << 21;
 
 /// The start of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
+pub struct UnitPlace {
     /// Index of the region.
     pub region: usize,
     /// Offset in the region, in bytes.
@@ -27,7 +27,7 @@ pub struct ReferenceUnit {
     /// The index along each axis of [`axes`], in that order.
     pub index: Vec<(Axis, u64)>,
     /// Where it starts.
-    pub place: Place,
+    pub place: UnitPlace,
 }
 
 /// A layout as the list of its units.
@@ -37,7 +37,7 @@ pub struct ReferenceLayout {
     region_bytes: Vec<u64>,
     units: Vec<ReferenceUnit>,
     /// For each plane, the start of every unit, row-major over [`axes`].
-    places: Vec<Vec<Place>>,
+    places: Vec<Vec<UnitPlace>>,
 }
 
 /// The axes of the index of a unit of `plane`: B, L, N, then those that the plane declares.
@@ -78,7 +78,7 @@ impl ReferenceLayout {
                 at = at.at(axis, i);
             }
             let location = layout.locate(plane.name().as_str(), &at)?;
-            Ok(Place {
+            Ok(UnitPlace {
                 region: to_usize(location.region)?,
                 offset: location.offset,
             })
@@ -92,7 +92,7 @@ impl ReferenceLayout {
     pub fn from_fn(
         shape: &Shape,
         region_bytes: &[u64],
-        mut place: impl FnMut(&Plane, &[(Axis, u64)]) -> Result<Place, TestkitError>,
+        mut place: impl FnMut(&Plane, &[(Axis, u64)]) -> Result<UnitPlace, TestkitError>,
     ) -> Result<ReferenceLayout, TestkitError> {
         check_size(shape)?;
         let mut units = Vec::new();
@@ -125,7 +125,7 @@ impl ReferenceLayout {
                     return Err(no_unit(plane, &unit.index));
                 }
             }
-            let mine: Option<Vec<Place>> = mine.into_iter().collect();
+            let mine: Option<Vec<UnitPlace>> = mine.into_iter().collect();
             places.push(mine.ok_or_else(|| no_unit(plane, &[]))?);
         }
         Ok(ReferenceLayout {
@@ -158,7 +158,7 @@ impl ReferenceLayout {
     ///
     /// # Errors
     /// A plane or a position that the layout does not have.
-    pub fn place(&self, plane: &str, index: &[(Axis, u64)]) -> Result<Place, TestkitError> {
+    pub fn place(&self, plane: &str, index: &[(Axis, u64)]) -> Result<UnitPlace, TestkitError> {
         let planes = self.shape.planes().iter().zip(&self.places);
         let (plane, places) = planes
             .into_iter()

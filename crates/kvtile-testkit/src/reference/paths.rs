@@ -1,6 +1,6 @@
 //! The axes on each plane's path through a word, and the rules for them.
 
-use kvtile_layout::{Axis, AxisItem, Item, Plane, Shape, Word};
+use kvtile_layout::{Axis, AxisItem, Plane, Shape, Word, WordItem};
 
 use super::axes;
 use crate::error::TestkitError;
@@ -8,7 +8,7 @@ use crate::error::TestkitError;
 /// For each plane of the shape, the axes on its path, slowest first.
 pub(super) fn paths(word: &Word, shape: &Shape) -> Result<Vec<Vec<AxisItem>>, TestkitError> {
     let all: Vec<usize> = (0..shape.planes().len()).collect();
-    let items: Vec<&Item> = word.items().iter().collect();
+    let items: Vec<&WordItem> = word.items().iter().collect();
     let mut found = vec![None; all.len()];
     follow(word, shape, &items, &all, &[], &mut found)?;
     let mut paths = Vec::new();
@@ -26,7 +26,7 @@ pub(super) fn paths(word: &Word, shape: &Shape) -> Result<Vec<Vec<AxisItem>>, Te
 fn follow(
     word: &Word,
     shape: &Shape,
-    items: &[&Item],
+    items: &[&WordItem],
     set: &[usize],
     so_far: &[AxisItem],
     found: &mut [Option<Vec<AxisItem>>],
@@ -43,12 +43,12 @@ fn follow(
         return Ok(());
     };
     match first {
-        Item::Bar => follow(word, shape, rest, set, so_far, found),
-        Item::Plane(name) => {
+        WordItem::Bar => follow(word, shape, rest, set, so_far, found),
+        WordItem::Plane(name) => {
             let plane = only(shape, set, name.as_str())?;
             follow(word, shape, rest, &[plane], so_far, found)
         }
-        Item::Axis(axis) => {
+        WordItem::Axis(axis) => {
             let so_far: Vec<AxisItem> = so_far.iter().copied().chain([*axis]).collect();
             if axis.axis != Axis::K {
                 return follow(word, shape, rest, set, &so_far, found);
@@ -58,9 +58,10 @@ fn follow(
             }
             Ok(())
         }
-        Item::Sum(parts) => {
+        WordItem::Sum(parts) => {
             for (part, planes) in parts.iter().zip(share(shape, set, parts)?) {
-                let items: Vec<&Item> = part.items().iter().chain(rest.iter().copied()).collect();
+                let items: Vec<&WordItem> =
+                    part.items().iter().chain(rest.iter().copied()).collect();
                 follow(word, shape, &items, &planes, so_far, found)?;
             }
             Ok(())
@@ -128,9 +129,9 @@ fn mentions(part: &Word) -> Vec<String> {
     let mut names = Vec::new();
     for item in part.items() {
         match item {
-            Item::Plane(name) => names.push(name.to_string()),
-            Item::Sum(parts) => names.extend(parts.iter().flat_map(mentions)),
-            Item::Axis(_) | Item::Bar => {}
+            WordItem::Plane(name) => names.push(name.to_string()),
+            WordItem::Sum(parts) => names.extend(parts.iter().flat_map(mentions)),
+            WordItem::Axis(_) | WordItem::Bar => {}
         }
     }
     names

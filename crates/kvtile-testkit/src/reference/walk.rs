@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use kvtile_layout::{Axis, AxisItem, Item, Shape, StrideRule, Word};
+use kvtile_layout::{Axis, AxisItem, Shape, StrideRule, Word, WordItem};
 
 use super::{
-    Place, ReferenceUnit, axes,
+    ReferenceUnit, UnitPlace, axes,
     paths::{only, paths, share},
 };
 use crate::error::TestkitError;
@@ -16,7 +16,7 @@ pub(super) fn walk(
     shape: &Shape,
     alignment: u64,
 ) -> Result<(Vec<ReferenceUnit>, Vec<u64>), TestkitError> {
-    let mut walker = Walker {
+    let mut walker = WordWalker {
         word,
         shape,
         alignment,
@@ -26,9 +26,9 @@ pub(super) fn walk(
         regions: Vec::new(),
     };
     let all: Vec<usize> = (0..shape.planes().len()).collect();
-    let items: Vec<&Item> = word.items().iter().collect();
+    let items: Vec<&WordItem> = word.items().iter().collect();
     if word.has_regions() {
-        walker.go(&items, &all, Cursor::Regions)?;
+        walker.go(&items, &all, WalkCursor::Regions)?;
     } else {
         walker.region(&items, &all)?;
     }
@@ -37,14 +37,14 @@ pub(super) fn walk(
 
 /// The position of the walk: still choosing a region, or at an offset of the last region.
 #[derive(Clone, Copy, Debug)]
-enum Cursor {
+enum WalkCursor {
     Regions,
     Bytes(u64),
 }
 
 /// A chosen digit: `(index % modulus) / low == value`, where low is the next smaller modulus on the
 /// path of a plane.
-struct Picked {
+struct PickedDigit {
     axis: Axis,
     modulus: Option<u64>,
     value: u64,
@@ -54,46 +54,46 @@ fn value_of(modulus: Option<u64>, low: u64, index: u64) -> u64 {
     modulus.map_or(index, |m| index % m) / low
 }
 
-struct Walker<'a> {
+struct WordWalker<'a> {
     word: &'a Word,
     shape: &'a Shape,
     alignment: u64,
     paths: Vec<Vec<AxisItem>>,
-    picked: Vec<Picked>,
+    picked: Vec<PickedDigit>,
     units: Vec<ReferenceUnit>,
     regions: Vec<u64>,
 }
 
-impl Walker<'_> {
+impl WordWalker<'_> {
     /// Visits the units that `items` list for the planes of `set`; returns the cursor after them.
     fn go(
         &mut self,
-        items: &[&Item],
+        items: &[&WordItem],
         set: &[usize],
-        cursor: Cursor,
-    ) -> Result<Cursor, TestkitError> {
+        cursor: WalkCursor,
+    ) -> Result<WalkCursor, TestkitError> {
         let Some((first, rest)) = items.split_first() else {
             return self.unit(set, cursor);
         };
         match first {
-            Item::Bar => match cursor {
-                Cursor::Regions => self.region(rest, set),
-                Cursor::Bytes(_) => Err(self.bars()),
+            WordItem::Bar => match cursor {
+                WalkCursor::Regions => self.region(rest, set),
+                WalkCursor::Bytes(_) => Err(self.bars()),
             },
-            Item::Plane(name) => {
+            WordItem::Plane(name) => {
                 let plane = only(self.shape, set, name.as_str())?;
                 self.go(rest, &[plane], cursor)
             }
-            Item::Sum(parts) => {
+            WordItem::Sum(parts) => {
                 let mut cursor = cursor;
                 for (part, planes) in parts.iter().zip(share(self.shape, set, parts)?) {
-                    let items: Vec<&Item> =
+                    let items: Vec<&WordItem> =
                         part.items().iter().chain(rest.iter().copied()).collect();
                     cursor = self.go(&items, &planes, cursor)?;
                 }
                 Ok(cursor)
             }
-            Item::Axis(item) if item.axis == Axis::K => {
+            WordItem::Axis(item) if item.axis == Axis::K => {
                 let mut cursor = cursor;
                 for &plane in set {
                     let end = self.go(rest, &[plane], cursor)?;
@@ -101,11 +101,11 @@ impl Walker<'_> {
                 }
                 Ok(cursor)
             }
-            Item::Axis(item) => {
+            WordItem::Axis(item) => {
                 let values = self.values(*item, set)?;
                 let mut cursor = cursor;
                 for value in 0..values {
-                    self.picked.push(Picked {
+                    self.picked.push(PickedDigit {
                         axis: item.axis,
                         modulus: item.modulus,
                         value,
@@ -120,19 +120,19 @@ impl Walker<'_> {
     }
 
     /// Adds a region with the units that `items` list.
-    fn region(&mut self, items: &[&Item], set: &[usize]) -> Result<Cursor, TestkitError> {
+    fn region(&mut self, items: &[&WordItem], set: &[usize]) -> Result<WalkCursor, TestkitError> {
         self.regions.push(0);
-        let Cursor::Bytes(end) = self.go(items, set, Cursor::Bytes(0))? else {
+        let WalkCursor::Bytes(end) = self.go(items, set, WalkCursor::Bytes(0))? else {
             return Err(self.bars());
         };
         if let Some(bytes) = self.regions.last_mut() {
             *bytes = end;
         }
-        Ok(Cursor::Regions)
+        Ok(WalkCursor::Regions)
     }
 
-    fn unit(&mut self, set: &[usize], cursor: Cursor) -> Result<Cursor, TestkitError> {
-        let Cursor::Bytes(offset) = cursor else {
+    fn unit(&mut self, set: &[usize], cursor: WalkCursor) -> Result<WalkCursor, TestkitError> {
+        let WalkCursor::Bytes(offset) = cursor else {
             return Err(self.bars());
         };
         let (&[i], Some(region)) = (set, self.regions.len().checked_sub(1)) else {
@@ -143,7 +143,7 @@ impl Walker<'_> {
         let plane = self.shape.planes().get(i).ok_or_else(|| self.bars())?;
         let mut index = Vec::new();
         for axis in axes(plane) {
-            let picked: Vec<(&Picked, u64)> = self
+            let picked: Vec<(&PickedDigit, u64)> = self
                 .picked
                 .iter()
                 .filter(|p| p.axis == axis)
@@ -166,9 +166,9 @@ impl Walker<'_> {
         self.units.push(ReferenceUnit {
             plane: i,
             index,
-            place: Place { region, offset },
+            place: UnitPlace { region, offset },
         });
-        Ok(Cursor::Bytes(fits(offset.checked_add(bytes))?))
+        Ok(WalkCursor::Bytes(fits(offset.checked_add(bytes))?))
     }
 
     /// The next smaller modulus of `axis` on the path of a plane.
@@ -201,9 +201,14 @@ impl Walker<'_> {
     }
 
     /// The start of the next entry of `item`, if the current entry spans `start..end`.
-    fn padded(&self, item: AxisItem, start: Cursor, end: Cursor) -> Result<Cursor, TestkitError> {
+    fn padded(
+        &self,
+        item: AxisItem,
+        start: WalkCursor,
+        end: WalkCursor,
+    ) -> Result<WalkCursor, TestkitError> {
         let axis = item.axis;
-        let (Cursor::Bytes(start), Cursor::Bytes(end)) = (start, end) else {
+        let (WalkCursor::Bytes(start), WalkCursor::Bytes(end)) = (start, end) else {
             return match item.rule {
                 None => Ok(end),
                 Some(_) => Err(TestkitError::RuleOnRegions { axis }),
@@ -225,7 +230,7 @@ impl Walker<'_> {
         if axis == Axis::B {
             stride = fits(stride.checked_next_multiple_of(self.alignment))?;
         }
-        Ok(Cursor::Bytes(fits(start.checked_add(stride))?))
+        Ok(WalkCursor::Bytes(fits(start.checked_add(stride))?))
     }
 
     fn bars(&self) -> TestkitError {

@@ -8,16 +8,16 @@ use std::{
 
 use kvtile_layout::{
     Shape, Unit, Word, broken,
-    identity::{LayoutIdentity, LogicalIdentity},
+    identity::{Identity, LayoutIdentity},
 };
 use kvtile_tiers::{
     TierError,
-    tier::{BlockName, HostBlock, Pieces, StoreIdentity},
+    tier::{BlockName, BlockPieces, HostBlock, StoreIdentity},
 };
 use kvtile_transfer::{LayoutHandle, LeaseMode, PhysicalLayout, TransferManager};
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::disk::Numbers;
+use crate::disk::SplitMix64;
 
 /// The alignment of blocks in memory, for direct I/O.
 const ALIGNMENT: u64 = 4096;
@@ -32,14 +32,14 @@ pub struct HostMemory {
 }
 
 /// A block in use. It is free once this is dropped and the tier has released it.
-pub struct ReservedBlock(Arc<Reserved>);
+pub struct ReservedBlock(Arc<ReservedIndex>);
 
-struct Reserved {
+struct ReservedIndex {
     block: usize,
     free: Arc<Mutex<Vec<usize>>>,
 }
 
-impl Drop for Reserved {
+impl Drop for ReservedIndex {
     fn drop(&mut self) {
         lock(&self.free).push(self.block);
     }
@@ -86,7 +86,7 @@ impl HostMemory {
             .allocate_system()
             .build()?;
         let identity = StoreIdentity {
-            logical: LogicalIdentity::new("a-model", "main", &shape.with_num_blocks(1)?)?,
+            logical: Identity::new("a-model", "main", &shape.with_num_blocks(1)?)?,
             block_layout: LayoutIdentity::of_block(layout.strided()),
             pieces: layer_by_layer(&layout)?,
         };
@@ -201,7 +201,7 @@ impl HostMemory {
             broken(format_args!("all {} host blocks are in use", self.blocks))
         };
         let free = Arc::clone(&self.free);
-        ReservedBlock(Arc::new(Reserved { block, free }))
+        ReservedBlock(Arc::new(ReservedIndex { block, free }))
     }
 
     fn lend(&self, reserved: &ReservedBlock, mode: LeaseMode) -> HostBlock {
@@ -216,12 +216,12 @@ impl HostMemory {
 }
 
 /// One piece per layer, however short the layers are.
-fn layer_by_layer(layout: &PhysicalLayout) -> Result<Pieces, TierError> {
+fn layer_by_layer(layout: &PhysicalLayout) -> Result<BlockPieces, TierError> {
     let Some(layers) = layout.layer_ranges() else {
         broken(format_args!("the layers of a block are not contiguous"))
     };
     let ends: Vec<u64> = layers.iter().map(|layer| layer.end).collect();
-    Pieces::ending_at(&ends)
+    BlockPieces::ending_at(&ends)
 }
 
 /// The content of a block, different for each name and at each offset.
@@ -235,7 +235,7 @@ pub fn content(name: &BlockName, bytes: usize) -> Vec<u8> {
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
         });
-    let mut numbers = Numbers::new(seed);
+    let mut numbers = SplitMix64::new(seed);
     let mut content: Vec<u8> = Vec::with_capacity(bytes + 8);
     while content.len() < bytes {
         content.extend(numbers.any().to_le_bytes());

@@ -13,42 +13,42 @@ use std::{
 use kvtile_blocks::{
     BlockKey, Tick,
     events::{EventLog, StoredBlock, TierId},
-    pool::{Claim, PinReport},
+    pool::{PinClaim, PinReport},
 };
 use kvtile_layout::broken;
 use kvtile_tiers::{
     RequestError, TierError,
     cache::Clock,
     tier::{
-        Abilities, Answers, BlockName, BlockRead, BlockWrite, Came, Gather, GroupId, Hold,
-        NotWritten, ReadReport, SyncReport, Tier, TierContext, TierMiss, TierStats, WriteReport,
-        Wrote,
+        AnswerTime, BlockName, BlockRead, BlockWrite, GroupId, NotWritten, OutcomeGather,
+        ReadReport, ReadSuccess, SyncReport, Tier, TierAbilities, TierContext, TierHold, TierMiss,
+        TierStats, WriteReport, WriteSuccess,
     },
 };
 use kvtile_transfer::completion::{Completer, Completion};
 use parking_lot::{Mutex, MutexGuard};
 
-type Work = Box<dyn FnOnce() + Send>;
+type MemoryTierJob = Box<dyn FnOnce() + Send>;
 
 /// A tier in process memory. It keeps blocks of all groups, evicts the least recently used leaf
 /// that is not pinned, and does not verify what it returns.
 pub struct MemoryTier {
-    shared: Arc<Shared>,
+    shared: Arc<MemoryTierShared>,
     /// Without a thread, batches complete within the calls.
-    thread: Option<(mpsc::Sender<Work>, JoinHandle<()>)>,
+    thread: Option<(mpsc::Sender<MemoryTierJob>, JoinHandle<()>)>,
 }
 
-struct Shared {
+struct MemoryTierShared {
     id: TierId,
     capacity: usize,
     is_shared: bool,
     events: Arc<EventLog>,
     clock: Arc<dyn Clock>,
-    state: Mutex<State>,
+    state: Mutex<MemoryTierState>,
 }
 
 #[derive(Default)]
-struct State {
+struct MemoryTierState {
     blocks: HashMap<BlockName, MemoryBlock>,
     /// The number of uses so far.
     uses: u64,
@@ -78,13 +78,13 @@ struct MemoryBlock {
 
 /// Pinned blocks of a memory tier.
 struct MemoryHold {
-    shared: Arc<Shared>,
-    blocks: Vec<PinnedBlock>,
+    shared: Arc<MemoryTierShared>,
+    blocks: Vec<PinnedMemoryBlock>,
     /// The number of its pin, if it has a deadline.
     pin: Option<u64>,
 }
 
-struct PinnedBlock {
+struct PinnedMemoryBlock {
     name: BlockName,
     serial: u64,
     parent: Option<BlockKey>,
@@ -137,7 +137,7 @@ impl MemoryTier {
         capacity: usize,
         context: &TierContext,
     ) -> Result<MemoryTier, std::io::Error> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(MemoryTierShared {
             id,
             capacity,
             is_shared,
@@ -146,7 +146,7 @@ impl MemoryTier {
             state: Mutex::default(),
         });
         let start = || {
-            let (sender, work) = mpsc::channel::<Work>();
+            let (sender, work) = mpsc::channel::<MemoryTierJob>();
             let thread = std::thread::Builder::new().name("memory-tier".to_owned());
             let serve = move || work.into_iter().for_each(|work| work());
             thread.spawn(serve).map(|thread| (sender, thread))
@@ -180,17 +180,17 @@ impl Drop for MemoryTier {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl MemoryTierShared {
+    fn lock(&self) -> MutexGuard<'_, MemoryTierState> {
         self.state.lock()
     }
 
     fn hold_of(
         self: &Arc<Self>,
-        state: &mut State,
+        state: &mut MemoryTierState,
         (group, keys): (GroupId, &[BlockKey]),
-        claim: Option<&Claim>,
-    ) -> Option<Box<dyn Hold>> {
+        claim: Option<&PinClaim>,
+    ) -> Option<Box<dyn TierHold>> {
         let mut blocks = Vec::new();
         for &key in keys {
             let name = BlockName { group, key };
@@ -202,7 +202,7 @@ impl Shared {
                 state.uses += 1;
                 block.used = state.uses;
             }
-            blocks.push(PinnedBlock {
+            blocks.push(PinnedMemoryBlock {
                 name,
                 serial: block.serial,
                 parent: block.parent,
@@ -231,7 +231,7 @@ impl Shared {
         }))
     }
 
-    fn remove(&self, state: &mut State, name: &BlockName) -> bool {
+    fn remove(&self, state: &mut MemoryTierState, name: &BlockName) -> bool {
         let was_there = state.blocks.remove(name).is_some();
         if was_there {
             self.events.removed(self.id, name.group, &[name.key]);
@@ -241,7 +241,7 @@ impl Shared {
 
     /// Evicts the least recently used leaf that is not in `kept` and, unless the tier is shared,
     /// not pinned.
-    fn evict_one(&self, state: &mut State, kept: &HashSet<BlockName>) -> bool {
+    fn evict_one(&self, state: &mut MemoryTierState, kept: &HashSet<BlockName>) -> bool {
         let parents: HashSet<BlockName> = state
             .blocks
             .iter()
@@ -257,7 +257,7 @@ impl Shared {
         self.remove(state, &name)
     }
 
-    fn write_all(&self, blocks: &[BlockWrite]) -> Vec<Result<Wrote, NotWritten>> {
+    fn write_all(&self, blocks: &[BlockWrite]) -> Vec<Result<WriteSuccess, NotWritten>> {
         let mut state = self.lock();
         // Parents and blocks of this batch must not be evicted for its later blocks.
         let mut kept = HashSet::new();
@@ -275,14 +275,14 @@ impl Shared {
 
     fn write_one(
         &self,
-        state: &mut State,
+        state: &mut MemoryTierState,
         block: &BlockWrite,
         (kept, without_room): (&mut HashSet<BlockName>, &HashSet<BlockName>),
-    ) -> Result<Wrote, NotWritten> {
+    ) -> Result<WriteSuccess, NotWritten> {
         let name = block.name;
         if state.blocks.contains_key(&name) {
             kept.insert(name);
-            return Ok(Wrote::Present);
+            return Ok(WriteSuccess::Present);
         }
         if let Some(key) = block.parent {
             let parent = BlockName { key, ..name };
@@ -321,10 +321,10 @@ impl Shared {
         let stored = [name.key];
         self.events
             .stored(self.id, name.group, block.parent, &stored);
-        Ok(Wrote::New)
+        Ok(WriteSuccess::New)
     }
 
-    fn read_one(&self, mut block: BlockRead) -> Result<Came, TierMiss> {
+    fn read_one(&self, mut block: BlockRead) -> Result<ReadSuccess, TierMiss> {
         let state = self.lock();
         let Some(kept) = state.blocks.get(&block.name) else {
             return Err(TierMiss::Absent);
@@ -333,7 +333,7 @@ impl Shared {
         let into = into.map_err(|error| TierMiss::Failed(error.into()))?;
         assert_eq!(into.len(), kept.bytes.len(), "bytes of a block");
         into.copy_from_slice(&kept.bytes);
-        Ok(Came {
+        Ok(ReadSuccess {
             checksum: Some(kept.checksum),
         })
     }
@@ -344,37 +344,43 @@ impl Tier for MemoryTier {
         self.shared.id
     }
 
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn abilities(&self) -> TierAbilities {
+        TierAbilities {
             is_bounded: true,
             is_durable: false,
             is_shared: self.shared.is_shared,
             verifies: false,
             reads_pieces: false,
-            answers: Answers::AtOnce,
+            answers: AnswerTime::AtOnce,
         }
     }
 
-    fn find(&self, group: GroupId, keys: &[BlockKey], claim: &Claim) -> Option<Box<dyn Hold>> {
+    fn find(
+        &self,
+        group: GroupId,
+        keys: &[BlockKey],
+        claim: &PinClaim,
+    ) -> Option<Box<dyn TierHold>> {
         let mut state = self.shared.lock();
         self.shared.hold_of(&mut state, (group, keys), Some(claim))
     }
 
-    fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn Hold>> {
+    fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn TierHold>> {
         let mut state = self.shared.lock();
         self.shared.hold_of(&mut state, (group, keys), None)
     }
 
     fn read(&self, blocks: Vec<BlockRead>) -> Completion<ReadReport> {
         let lost = || Err(TierMiss::Failed(PANICKED));
-        let (completion, part) = Gather::begin(blocks.len(), lost, |blocks, elapsed| ReadReport {
-            blocks: blocks.into(),
-            elapsed,
-        });
+        let (completion, part) =
+            OutcomeGather::begin(blocks.len(), lost, |blocks, elapsed| ReadReport {
+                blocks: blocks.into(),
+                elapsed,
+            });
         let shared = Arc::clone(&self.shared);
         self.run(move || {
             let start = shared.clock.now();
-            let outcomes: Vec<Result<Came, TierMiss>> = blocks
+            let outcomes: Vec<Result<ReadSuccess, TierMiss>> = blocks
                 .into_iter()
                 .map(|block| shared.read_one(block))
                 .collect();
@@ -392,10 +398,11 @@ impl Tier for MemoryTier {
 
     fn write(&self, blocks: Vec<BlockWrite>) -> Completion<WriteReport> {
         let lost = || Err(NotWritten::Failed(PANICKED));
-        let (completion, part) = Gather::begin(blocks.len(), lost, |blocks, elapsed| WriteReport {
-            blocks: blocks.into(),
-            elapsed,
-        });
+        let (completion, part) =
+            OutcomeGather::begin(blocks.len(), lost, |blocks, elapsed| WriteReport {
+                blocks: blocks.into(),
+                elapsed,
+            });
         let shared = Arc::clone(&self.shared);
         self.run(move || {
             let start = shared.clock.now();
@@ -496,7 +503,7 @@ const PANICKED: TierError = TierError::Request(RequestError::Panicked {
     what: "a batch of a memory tier",
 });
 
-impl Hold for MemoryHold {
+impl TierHold for MemoryHold {
     fn blocks(&self) -> usize {
         self.blocks.len()
     }
@@ -509,7 +516,7 @@ impl Hold for MemoryHold {
         self.block(index).tenant
     }
 
-    fn split_off(&mut self, at: usize) -> Box<dyn Hold> {
+    fn split_off(&mut self, at: usize) -> Box<dyn TierHold> {
         Box::new(MemoryHold {
             shared: Arc::clone(&self.shared),
             blocks: self.blocks.split_off(at),
@@ -519,7 +526,7 @@ impl Hold for MemoryHold {
 }
 
 impl MemoryHold {
-    fn block(&self, index: usize) -> &PinnedBlock {
+    fn block(&self, index: usize) -> &PinnedMemoryBlock {
         let Some(block) = self.blocks.get(index) else {
             broken(format_args!("block {index} of {}", self.blocks.len()))
         };
@@ -583,7 +590,7 @@ mod tests {
         for key in &keys {
             assert!(write(key).wait().blocks[0].is_ok());
         }
-        drop(tier.find(GroupId(0), &keys[..1], &Claim::default()));
+        drop(tier.find(GroupId(0), &keys[..1], &PinClaim::default()));
         drop(tier.hold(GroupId(0), &keys[1..2]));
         assert_eq!(tier.evict(1, Tick(0)), 1);
         let there: Vec<bool> = keys.iter().map(|key| tier.has(GroupId(0), key)).collect();

@@ -14,20 +14,20 @@ use std::{
 use kvtile_blocks::{
     BlockKey, Tick,
     events::{StoredBlock, TierId},
-    pool::{Claim, PinReport},
+    pool::{PinClaim, PinReport},
 };
 use kvtile_tiers::{
     RequestError, TierError,
     tier::{
-        Abilities, Answer, BlockName, BlockRead, BlockWrite, Came, GroupId, Hold, NotWritten,
-        ReadReport, SyncReport, Tier, TierMiss, TierStats, WriteReport, Wrote,
+        BlockName, BlockRead, BlockWrite, GroupId, NotWritten, ReadReport, ReadSuccess, SyncReport,
+        Tier, TierAbilities, TierAnswer, TierHold, TierMiss, TierStats, WriteReport, WriteSuccess,
     },
 };
 use kvtile_transfer::completion::{Completer, Completion};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::serving::{Copied, Served};
-use crate::disk::Numbers;
+use super::serving::{CopiedBlock, ServedBytes};
+use crate::disk::SplitMix64;
 
 /// The rate of each fault: once in this many calls or blocks, never if 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,30 +83,30 @@ impl TierFaults {
 /// A wrapper that breaks the contract. It waits for the inner tier within its calls, and keeps a
 /// copy of every written block to derive wrong bytes from. Blocks that the inner tier held before
 /// have no checksum.
-pub struct Misbehaving {
+pub struct MisbehavingTier {
     inner: Arc<dyn Tier>,
     /// The number of calls so far.
     calls: AtomicU64,
-    state: Mutex<State>,
+    state: Mutex<MisbehavingState>,
 }
 
-struct State {
-    numbers: Numbers,
+struct MisbehavingState {
+    numbers: SplitMix64,
     faults: TierFaults,
-    copies: HashMap<BlockName, Copied>,
+    copies: HashMap<BlockName, CopiedBlock>,
     /// Blocks that lookups no longer find although the inner tier has them.
     vanished: HashSet<BlockName>,
-    kept: Vec<Kept>,
+    kept: Vec<KeptEntry>,
 }
 
 /// A batch or memory that is kept for later.
-struct Kept {
+struct KeptEntry {
     /// The call at which the batch completes; `None` if it waits for a release.
     due: Option<u64>,
-    batch: Batch,
+    batch: KeptBatch,
 }
 
-enum Batch {
+enum KeptBatch {
     Read(Vec<BlockRead>, Completer<ReadReport>),
     Write(Vec<BlockWrite>, Completer<WriteReport>),
     Sync(Completer<SyncReport>),
@@ -116,21 +116,21 @@ enum Batch {
     Writes(#[expect(dead_code, reason = "held, not read")] Vec<BlockWrite>),
 }
 
-impl fmt::Debug for Misbehaving {
+impl fmt::Debug for MisbehavingTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Misbehaving").field(&self.inner).finish()
     }
 }
 
-impl Misbehaving {
+impl MisbehavingTier {
     /// Wraps `inner`, without faults.
     #[must_use]
-    pub fn new(inner: Arc<dyn Tier>, seed: u64) -> Misbehaving {
-        Misbehaving {
+    pub fn new(inner: Arc<dyn Tier>, seed: u64) -> MisbehavingTier {
+        MisbehavingTier {
             inner,
             calls: AtomicU64::new(0),
-            state: Mutex::new(State {
-                numbers: Numbers::new(seed),
+            state: Mutex::new(MisbehavingState {
+                numbers: SplitMix64::new(seed),
                 faults: TierFaults::default(),
                 copies: HashMap::new(),
                 vanished: HashSet::new(),
@@ -152,7 +152,7 @@ impl Misbehaving {
 
     /// Completes a kept batch, or releases its memory; `numbers` select the batch. Returns false if
     /// none is kept.
-    pub fn release_one(&self, numbers: &mut Numbers) -> bool {
+    pub fn release_one(&self, numbers: &mut SplitMix64) -> bool {
         let mut state = self.lock();
         if state.kept.is_empty() {
             return false;
@@ -184,7 +184,7 @@ impl Misbehaving {
         &self.inner
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, MisbehavingState> {
         self.state.lock()
     }
 
@@ -203,8 +203,8 @@ impl Misbehaving {
     /// Completes the slow batches that are due at a call.
     fn end_until(&self, call: u64) {
         let mut state = self.lock();
-        let is_due = |kept: &mut Kept| kept.due.is_some_and(|due| due <= call);
-        let due: Vec<Kept> = state.kept.extract_if(.., is_due).collect();
+        let is_due = |kept: &mut KeptEntry| kept.due.is_some_and(|due| due <= call);
+        let due: Vec<KeptEntry> = state.kept.extract_if(.., is_due).collect();
         drop(state);
         for kept in due {
             self.end(kept.batch);
@@ -212,8 +212,8 @@ impl Misbehaving {
     }
 
     /// Completes a batch now, after some calls, or when it is released.
-    fn begin(&self, batch: Batch) {
-        let is_sync = matches!(batch, Batch::Sync(_));
+    fn begin(&self, batch: KeptBatch) {
+        let is_sync = matches!(batch, KeptBatch::Sync(_));
         let no_answer = |faults: &TierFaults| match is_sync {
             true => faults.no_sync_answer,
             false => faults.no_answer,
@@ -227,34 +227,34 @@ impl Misbehaving {
             self.end(batch);
             return;
         };
-        self.lock().kept.push(Kept { due, batch });
+        self.lock().kept.push(KeptEntry { due, batch });
     }
 
-    fn end(&self, batch: Batch) {
+    fn end(&self, batch: KeptBatch) {
         match batch {
-            Batch::Read(blocks, completer) => completer.finish(self.read_now(blocks)),
-            Batch::Write(blocks, completer) => completer.finish(self.write_now(blocks)),
-            Batch::Sync(completer) => completer.finish(self.sync_now()),
-            Batch::Reads(_) | Batch::Writes(_) => {}
+            KeptBatch::Read(blocks, completer) => completer.finish(self.read_now(blocks)),
+            KeptBatch::Write(blocks, completer) => completer.finish(self.write_now(blocks)),
+            KeptBatch::Sync(completer) => completer.finish(self.sync_now()),
+            KeptBatch::Reads(_) | KeptBatch::Writes(_) => {}
         }
     }
 
-    fn keep(&self, batch: Batch) {
-        self.lock().kept.push(Kept { due: None, batch });
+    fn keep(&self, batch: KeptBatch) {
+        self.lock().kept.push(KeptEntry { due: None, batch });
     }
 
     fn read_now(&self, mut blocks: Vec<BlockRead>) -> ReadReport {
-        let mut outcomes: Vec<Result<Came, TierMiss>> = Vec::with_capacity(blocks.len());
+        let mut outcomes: Vec<Result<ReadSuccess, TierMiss>> = Vec::with_capacity(blocks.len());
         if self.happens(|faults| faults.keeps_memory) {
             let state = self.lock();
             for block in &mut blocks {
                 outcomes.push(match state.copies.get(&block.name) {
-                    Some(copy) => copy.serve(&mut block.into, Served::Right),
+                    Some(copy) => copy.serve(&mut block.into, ServedBytes::Right),
                     None => Err(TierMiss::Absent),
                 });
             }
             drop(state);
-            self.keep(Batch::Reads(blocks));
+            self.keep(KeptBatch::Reads(blocks));
         } else {
             // The inner tier serves the reads that this one does not answer itself.
             let mut passed = Vec::new();
@@ -275,7 +275,7 @@ impl Misbehaving {
             let ended = places.into_iter().zip(names).zip(report.blocks.iter());
             for ((at, name), outcome) in ended {
                 let checksum = state.copies.get(&name).map(|copy| copy.checksum);
-                let with_checksum = outcome.clone().map(|came| Came {
+                let with_checksum = outcome.clone().map(|came| ReadSuccess {
                     checksum: came.checksum.or(checksum),
                 });
                 if let Some(one) = outcomes.get_mut(at) {
@@ -286,7 +286,7 @@ impl Misbehaving {
         if self.happens(|faults| faults.wrong_count) {
             match self.lock().numbers.once_in(2) {
                 true => drop(outcomes.pop()),
-                false => outcomes.push(Ok(Came::default())),
+                false => outcomes.push(Ok(ReadSuccess::default())),
             }
         }
         ReadReport {
@@ -296,7 +296,7 @@ impl Misbehaving {
     }
 
     /// The outcome of a read that this tier answers instead of the inner one.
-    fn own_answer(&self, block: &mut BlockRead) -> Option<Result<Came, TierMiss>> {
+    fn own_answer(&self, block: &mut BlockRead) -> Option<Result<ReadSuccess, TierMiss>> {
         let name = block.name;
         if self.happens(|faults| faults.read_error) {
             return Some(Err(TierMiss::Failed(failure("read"))));
@@ -314,14 +314,14 @@ impl Misbehaving {
         }
         let other = state.copies.iter().find(|(other, _)| **other != name);
         let other = other.map(|(_, copy)| copy.clone());
-        let how = Served::wrong(&mut state.numbers, other);
+        let how = ServedBytes::wrong(&mut state.numbers, other);
         let copy = state.copies.get(&name)?;
         Some(copy.serve(&mut block.into, how))
     }
 
     fn write_now(&self, mut blocks: Vec<BlockWrite>) -> WriteReport {
         let wanted = blocks.len();
-        let mut outcomes: Vec<Result<Wrote, NotWritten>> = Vec::with_capacity(wanted);
+        let mut outcomes: Vec<Result<WriteSuccess, NotWritten>> = Vec::with_capacity(wanted);
         let keeps_memory = self.happens(|faults| faults.keeps_memory);
         let lost = match self.happens(|faults| faults.lossy) {
             true => self.lock().numbers.index(wanted),
@@ -329,8 +329,8 @@ impl Misbehaving {
         };
         if keeps_memory {
             // The inner tier must not get memory that this one keeps.
-            outcomes.extend((0..wanted).map(|_| Ok(Wrote::New)));
-            self.keep(Batch::Writes(blocks));
+            outcomes.extend((0..wanted).map(|_| Ok(WriteSuccess::New)));
+            self.keep(KeptBatch::Writes(blocks));
         } else {
             blocks.truncate(lost);
             let mut failed = HashSet::new();
@@ -339,7 +339,7 @@ impl Misbehaving {
                 let of = state.faults.write_error;
                 if state.numbers.once_in(of) {
                     failed.insert(block.name);
-                } else if let Some(copy) = Copied::of(block) {
+                } else if let Some(copy) = CopiedBlock::of(block) {
                     state.copies.insert(block.name, copy);
                 }
             }
@@ -354,12 +354,12 @@ impl Misbehaving {
                     false => self.wrote(&name, passed.next()),
                 });
             }
-            outcomes.extend((lost..wanted).map(|_| Ok(Wrote::New)));
+            outcomes.extend((lost..wanted).map(|_| Ok(WriteSuccess::New)));
         }
         if self.happens(|faults| faults.wrong_count) {
             match self.lock().numbers.once_in(2) {
                 true => drop(outcomes.pop()),
-                false => outcomes.push(Ok(Wrote::New)),
+                false => outcomes.push(Ok(WriteSuccess::New)),
             }
         }
         WriteReport {
@@ -372,11 +372,11 @@ impl Misbehaving {
     fn wrote(
         &self,
         name: &BlockName,
-        outcome: Option<&Result<Wrote, NotWritten>>,
-    ) -> Result<Wrote, NotWritten> {
+        outcome: Option<&Result<WriteSuccess, NotWritten>>,
+    ) -> Result<WriteSuccess, NotWritten> {
         match outcome {
             Some(Ok(wrote)) => match self.lock().vanished.remove(name) {
-                true => Ok(Wrote::New),
+                true => Ok(WriteSuccess::New),
                 false => Ok(*wrote),
             },
             Some(Err(error)) => Err(error.clone()),
@@ -409,32 +409,37 @@ fn failure(operation: &'static str) -> TierError {
     TierError::Request(RequestError::Panicked { what: operation })
 }
 
-impl Tier for Misbehaving {
+impl Tier for MisbehavingTier {
     fn id(&self) -> TierId {
         self.inner.id()
     }
 
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn abilities(&self) -> TierAbilities {
+        TierAbilities {
             verifies: false,
             reads_pieces: false,
             ..self.inner.abilities()
         }
     }
 
-    fn find(&self, group: GroupId, keys: &[BlockKey], claim: &Claim) -> Option<Box<dyn Hold>> {
+    fn find(
+        &self,
+        group: GroupId,
+        keys: &[BlockKey],
+        claim: &PinClaim,
+    ) -> Option<Box<dyn TierHold>> {
         self.call();
         let (keys, _) = keys.split_at(self.leading(group, keys));
         self.inner.find(group, keys, claim)
     }
 
-    fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn Hold>> {
+    fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn TierHold>> {
         self.call();
         let (keys, _) = keys.split_at(self.leading(group, keys));
         self.inner.hold(group, keys)
     }
 
-    fn ask(&self, group: GroupId, keys: &[BlockKey]) -> Completion<Answer> {
+    fn ask(&self, group: GroupId, keys: &[BlockKey]) -> Completion<TierAnswer> {
         self.call();
         let (keys, _) = keys.split_at(self.leading(group, keys));
         self.inner.ask(group, keys)
@@ -444,7 +449,7 @@ impl Tier for Misbehaving {
         self.call();
         let completer = Completer::new(0, 0);
         let completion = completer.completion();
-        self.begin(Batch::Read(blocks, completer));
+        self.begin(KeptBatch::Read(blocks, completer));
         completion
     }
 
@@ -452,7 +457,7 @@ impl Tier for Misbehaving {
         self.call();
         let completer = Completer::new(0, 0);
         let completion = completer.completion();
-        self.begin(Batch::Write(blocks, completer));
+        self.begin(KeptBatch::Write(blocks, completer));
         completion
     }
 
@@ -475,7 +480,7 @@ impl Tier for Misbehaving {
         self.call();
         let completer = Completer::new(0, 0);
         let completion = completer.completion();
-        self.begin(Batch::Sync(completer));
+        self.begin(KeptBatch::Sync(completer));
         completion
     }
 

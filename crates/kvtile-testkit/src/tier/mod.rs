@@ -16,4 +16,4 @@ mod serving;
 
 pub use host::{HostMemory, ReservedBlock, content};
 pub use memory::MemoryTier;
-pub use misbehaving::{Misbehaving, TierFaults};
+pub use misbehaving::{MisbehavingTier, TierFaults};

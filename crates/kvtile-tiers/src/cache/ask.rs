@@ -5,28 +5,31 @@ use std::sync::Arc;
 use kvtile_blocks::BlockKey;
 use kvtile_transfer::completion::{Completer, Completion};
 
-use super::{Parts, Priority, QueueLabel, below::GROUP, job::Work};
+use super::{CacheParts, Priority, QueueLabel, below::GROUP, job::CacheJob};
 use crate::{
     error::{RequestError, TierError},
-    tier::{Answer, Answers},
+    tier::{AnswerTime, TierAnswer},
 };
 
 /// A query that waits in the queue.
-struct Question {
+struct TierQuery {
     keys: Arc<[BlockKey]>,
-    completer: Completer<Answer>,
+    completer: Completer<TierAnswer>,
 }
 
 /// Starts a query.
-pub(super) fn start(inner: &Parts, keys: &[BlockKey]) -> Result<Completion<Answer>, TierError> {
-    let is_later = |answers| answers == Answers::Later;
+pub(super) fn start(
+    inner: &CacheParts,
+    keys: &[BlockKey],
+) -> Result<Completion<TierAnswer>, TierError> {
+    let is_later = |answers| answers == AnswerTime::Later;
     let mut asked = inner.below.iter().map(|below| below.abilities.answers);
     if !asked.any(is_later) {
-        return Ok(Completion::ended(0, Answer::of(leading(inner, keys))));
+        return Ok(Completion::ended(0, TierAnswer::of(leading(inner, keys))));
     }
     let completer = Completer::new(0, 0);
     let completion = completer.completion();
-    let question = Question {
+    let question = TierQuery {
         keys: keys.into(),
         completer,
     };
@@ -34,16 +37,16 @@ pub(super) fn start(inner: &Parts, keys: &[BlockKey]) -> Result<Completion<Answe
     Ok(completion)
 }
 
-impl Work<Parts> for Question {
+impl CacheJob<CacheParts> for TierQuery {
     fn label(&self) -> QueueLabel {
         QueueLabel::Ask
     }
 
-    fn run(self: Box<Self>, inner: &Parts) {
+    fn run(self: Box<Self>, inner: &CacheParts) {
         let mut failure = None;
         // Starts all queries before it waits for the first, so that they overlap.
         let asked = inner.below.iter().filter(|below| {
-            below.abilities.answers == Answers::Later && below.reads.allows(inner.clock.now())
+            below.abilities.answers == AnswerTime::Later && below.reads.allows(inner.clock.now())
         });
         let asked: Vec<_> = asked
             .map(|below| (below, below.tier.ask(GROUP, &self.keys)))
@@ -60,18 +63,18 @@ impl Work<Parts> for Question {
                 }
             }
         }
-        self.completer.finish(Answer {
+        self.completer.finish(TierAnswer {
             leading: leading(inner, &self.keys),
             failure,
         });
     }
 }
 
-impl Drop for Question {
+impl Drop for TierQuery {
     /// Completes a query that never ran as closed. After `run` this has no effect: the first
     /// completion counts.
     fn drop(&mut self) {
-        self.completer.finish(Answer {
+        self.completer.finish(TierAnswer {
             leading: 0,
             failure: Some(TierError::Request(RequestError::Closed)),
         });
@@ -79,7 +82,7 @@ impl Drop for Question {
 }
 
 /// How many leading blocks of `keys` are in host memory and the tiers, without pinning them.
-fn leading(inner: &Parts, keys: &[BlockKey]) -> usize {
+fn leading(inner: &CacheParts, keys: &[BlockKey]) -> usize {
     let mut at = 0;
     loop {
         let before = at;

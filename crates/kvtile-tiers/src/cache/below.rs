@@ -7,20 +7,20 @@ use std::{
     time::Duration,
 };
 
-use kvtile_blocks::{BlockKey, events::TierId, pool::Claim};
+use kvtile_blocks::{BlockKey, events::TierId, pool::PinClaim};
 use kvtile_transfer::completion::Completion;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    health::Health,
-    spill::{Pauses, Spill},
+    health::OperationHealth,
+    spill::{SpillList, TierPauses},
 };
 use crate::{
     clock::Clock,
     error::{BatchError, RequestError, TierError},
     tier::{
-        Abilities, Answer, BlockName, BlockRead, BlockWrite, GroupId, Hold, ReadReport, SyncReport,
-        Tier, TierSettings, WriteReport,
+        BlockName, BlockRead, BlockWrite, GroupId, ReadReport, SyncReport, Tier, TierAbilities,
+        TierAnswer, TierHold, TierSettings, WriteReport,
     },
 };
 
@@ -28,42 +28,42 @@ use crate::{
 pub(super) const GROUP: GroupId = GroupId(0);
 
 /// A tier of the cache, below host memory.
-pub(super) struct Below {
+pub(super) struct CacheTier {
     pub(super) id: TierId,
     pub(super) tier: Arc<dyn Tier>,
     pub(super) settings: TierSettings,
-    pub(super) abilities: Abilities,
+    pub(super) abilities: TierAbilities,
     /// Whether writes succeed.
-    pub(super) writes: Health,
+    pub(super) writes: OperationHealth,
     /// Whether syncs succeed. While syncs fail, the cache writes nothing either. While writes fail,
     /// it still syncs earlier writes.
-    pub(super) syncs: Health,
+    pub(super) syncs: OperationHealth,
     /// Whether reads complete in time.
-    pub(super) reads: Health,
+    pub(super) reads: OperationHealth,
     /// The writes and syncs that the tier's thread has to do.
-    pub(super) spill: Spill,
+    pub(super) spill: SpillList,
     /// Host memory of batches that did not complete in time. Until the tier releases it, the cache
     /// starts no read, and no write outside a flush. So a tier that hangs cannot take all of host
     /// memory.
-    late: Mutex<Vec<Place>>,
+    late: Mutex<Vec<HostMemoryRef>>,
 }
 
 /// Keeps host blocks from being reused while a tier holds them.
-pub(super) type Place = Weak<dyn Any + Send + Sync>;
+pub(super) type HostMemoryRef = Weak<dyn Any + Send + Sync>;
 
-impl Below {
-    pub(super) fn new(tier: Arc<dyn Tier>, settings: TierSettings) -> Below {
+impl CacheTier {
+    pub(super) fn new(tier: Arc<dyn Tier>, settings: TierSettings) -> CacheTier {
         let id = tier.id();
         let abilities = tier.abilities();
-        Below {
+        CacheTier {
             id,
             abilities,
             tier,
             settings,
-            writes: Health::new(format!("writes to the {id} tier")),
-            syncs: Health::new(format!("syncs of the {id} tier")),
-            reads: Health::new(format!("reads of the {id} tier")),
-            spill: Spill::new(abilities.is_durable),
+            writes: OperationHealth::new(format!("writes to the {id} tier")),
+            syncs: OperationHealth::new(format!("syncs of the {id} tier")),
+            reads: OperationHealth::new(format!("reads of the {id} tier")),
+            spill: SpillList::new(abilities.is_durable),
             late: Mutex::default(),
         }
     }
@@ -73,9 +73,9 @@ impl Below {
     pub(super) fn find(
         &self,
         keys: &[BlockKey],
-        claim: &Claim,
+        claim: &PinClaim,
         now: Duration,
-    ) -> Option<Box<dyn Hold>> {
+    ) -> Option<Box<dyn TierHold>> {
         if self.has_late_memory() || !self.reads.allows(now) {
             return None;
         }
@@ -88,12 +88,12 @@ impl Below {
     }
 
     /// Pins the leading blocks of `keys` that it has, without counting a use for its policy.
-    pub(super) fn hold(&self, keys: &[BlockKey]) -> Option<Box<dyn Hold>> {
+    pub(super) fn hold(&self, keys: &[BlockKey]) -> Option<Box<dyn TierHold>> {
         self.tier.hold(GROUP, keys)
     }
 
     /// Pins one block.
-    pub(super) fn hold_one(&self, key: &BlockKey) -> Option<Box<dyn Hold>> {
+    pub(super) fn hold_one(&self, key: &BlockKey) -> Option<Box<dyn TierHold>> {
         self.hold(std::slice::from_ref(key))
     }
 
@@ -103,12 +103,12 @@ impl Below {
         may_write && self.writes.allows(now)
     }
 
-    fn late(&self) -> MutexGuard<'_, Vec<Place>> {
+    fn late(&self) -> MutexGuard<'_, Vec<HostMemoryRef>> {
         self.late.lock()
     }
 
     /// Records the host memory of a batch that did not complete in time.
-    pub(super) fn is_late(&self, places: impl IntoIterator<Item = Place>) {
+    pub(super) fn is_late(&self, places: impl IntoIterator<Item = HostMemoryRef>) {
         self.late().extend(places);
     }
 
@@ -120,9 +120,9 @@ impl Below {
     }
 
     /// The ends of the backoffs of writes and syncs.
-    pub(super) fn pauses(&self) -> Pauses {
+    pub(super) fn pauses(&self) -> TierPauses {
         let syncs = self.syncs.paused_until();
-        Pauses {
+        TierPauses {
             writes: self.writes.paused_until().max(syncs),
             syncs,
         }
@@ -181,7 +181,7 @@ impl Below {
     }
 
     /// Waits for an answer, within the time limit of the settings.
-    pub(super) fn answer(&self, answer: &Completion<Answer>) -> Result<Answer, TierError> {
+    pub(super) fn answer(&self, answer: &Completion<TierAnswer>) -> Result<TierAnswer, TierError> {
         self.wait("answer", answer)
     }
 

@@ -9,28 +9,28 @@ use std::{
 use kvtile_blocks::{
     BlockId, BlockKey,
     events::TierId,
-    pool::{AllocateRequest, Claim, MutableBlocks, PinnedBlocks, TenantId},
+    pool::{AllocateRequest, MutableBlocks, PinClaim, PinnedBlocks, TenantId},
 };
 use kvtile_layout::broken;
 use kvtile_transfer::LeaseMode;
 
 use super::{
-    Parts,
-    below::{Below, name},
+    CacheParts,
+    below::{CacheTier, name},
     demote,
-    flights::Flight,
+    flights::BlockFlight,
     report::LoadStop,
 };
 use crate::{
     error::{RequestError, TierError},
     metrics::MissReason,
     room::chain_room,
-    tier::{BlockRead, Came, ReadReport, TierMiss, content_checksum},
+    tier::{BlockRead, ReadReport, ReadSuccess, TierMiss, content_checksum},
 };
 
 /// A block of a tier to copy to host memory.
 #[derive(Clone, Copy)]
-pub(super) struct Wanted {
+pub(super) struct WantedBlock {
     pub(super) key: BlockKey,
     pub(super) parent: Option<BlockKey>,
     pub(super) position: u32,
@@ -39,7 +39,7 @@ pub(super) struct Wanted {
 
 /// The leading blocks of a batch, now in host memory.
 #[derive(Default)]
-pub(super) struct Brought {
+pub(super) struct BroughtBlocks {
     /// Pins of the blocks, one guard a block.
     pub(super) blocks: Vec<PinnedBlocks>,
     /// How many of them were read; the others were already in host memory.
@@ -49,19 +49,22 @@ pub(super) struct Brought {
 }
 
 /// A block of a batch: already in host memory, or to be read by this load.
-pub(super) enum Step<'a> {
+pub(super) enum BringStep<'a> {
     There(PinnedBlocks),
-    Read(Flight<'a>),
+    Read(BlockFlight<'a>),
 }
 
 /// Takes the flights of the leading blocks of one tenant, and pins those that are in host memory.
 /// Returns a step for each block, and the missing blocks.
-pub(super) fn board<'a>(inner: &'a Parts, wanted: &[Wanted]) -> (Vec<Step<'a>>, Vec<Wanted>) {
+pub(super) fn board<'a>(
+    inner: &'a CacheParts,
+    wanted: &[WantedBlock],
+) -> (Vec<BringStep<'a>>, Vec<WantedBlock>) {
     let tenant = wanted.first().map_or(0, |first| first.tenant);
     let same = wanted.iter().take_while(|block| block.tenant == tenant);
-    let claim = Claim {
+    let claim = PinClaim {
         now: inner.tick(),
-        ..Claim::default()
+        ..PinClaim::default()
     };
     let mut steps = Vec::with_capacity(wanted.len());
     let mut missing = Vec::new();
@@ -74,16 +77,16 @@ pub(super) fn board<'a>(inner: &'a Parts, wanted: &[Wanted]) -> (Vec<Step<'a>>, 
             .pin(std::slice::from_ref(&block.key), &claim);
         if there.blocks.is_empty() {
             missing.push(*block);
-            steps.push(Step::Read(flight));
+            steps.push(BringStep::Read(flight));
         } else {
-            steps.push(Step::There(there.blocks));
+            steps.push(BringStep::There(there.blocks));
         }
     }
     (steps, missing)
 }
 
 /// Allocates host blocks for the missing blocks of one tenant, or for as many as fit.
-pub(super) fn host_room(inner: &Parts, missing: &[Wanted]) -> Option<MutableBlocks> {
+pub(super) fn host_room(inner: &CacheParts, missing: &[WantedBlock]) -> Option<MutableBlocks> {
     let first = missing.first()?;
     let request = AllocateRequest {
         tenant: TenantId(first.tenant),
@@ -99,7 +102,11 @@ pub(super) fn host_room(inner: &Parts, missing: &[Wanted]) -> Option<MutableBloc
 ///
 /// Every load takes flights in the order of positions, which is the same for all loads of a block,
 /// so loads cannot deadlock.
-pub(super) fn bring(inner: &Parts, below: &Below, wanted: &[Wanted]) -> Brought {
+pub(super) fn bring(
+    inner: &CacheParts,
+    below: &CacheTier,
+    wanted: &[WantedBlock],
+) -> BroughtBlocks {
     let (steps, missing) = board(inner, wanted);
     let room = host_room(inner, &missing);
     let mut read = match room {
@@ -107,11 +114,11 @@ pub(super) fn bring(inner: &Parts, below: &Below, wanted: &[Wanted]) -> Brought 
         None => Vec::new(),
     }
     .into_iter();
-    let mut brought = Brought::default();
+    let mut brought = BroughtBlocks::default();
     for step in steps {
         match step {
-            Step::There(block) => brought.blocks.push(block),
-            Step::Read(flight) => {
+            BringStep::There(block) => brought.blocks.push(block),
+            BringStep::Read(flight) => {
                 match read.next() {
                     Some(Ok(block)) => {
                         brought.blocks.push(block);
@@ -132,9 +139,9 @@ pub(super) fn bring(inner: &Parts, below: &Below, wanted: &[Wanted]) -> Brought 
 
 /// Reads the leading blocks into `room`, as many as it holds, and registers them.
 fn read_into(
-    inner: &Parts,
-    below: &Below,
-    blocks: &[Wanted],
+    inner: &CacheParts,
+    below: &CacheTier,
+    blocks: &[WantedBlock],
     room: MutableBlocks,
 ) -> Vec<Result<PinnedBlocks, LoadStop>> {
     let (blocks, _) = blocks.split_at(room.len().min(blocks.len()));
@@ -165,8 +172,8 @@ fn read_into(
 
 /// Registers a block that was read, so that lookups find it in host memory.
 pub(super) fn register(
-    inner: &Parts,
-    wanted: &Wanted,
+    inner: &CacheParts,
+    wanted: &WantedBlock,
     room: MutableBlocks,
 ) -> Result<PinnedBlocks, LoadStop> {
     let [block] = *room.ids() else {
@@ -179,9 +186,9 @@ pub(super) fn register(
     inner.host.describe(block, wanted.position, wanted.tenant);
     let complete = room.complete(std::slice::from_ref(&wanted.key), wanted.parent);
     let complete = complete.map_err(|rejected| LoadStop::Pool(rejected.error))?;
-    let registered = complete.register(&Claim {
+    let registered = complete.register(&PinClaim {
         now: inner.tick(),
-        ..Claim::default()
+        ..PinClaim::default()
     });
     inner.metrics.stored(TierId::HOST, 1);
     let registered = registered.map_err(|rejected| LoadStop::Pool(rejected.error))?;
@@ -192,9 +199,9 @@ pub(super) fn register(
 /// Reads blocks of a tier into the host blocks `ids` and verifies them. Returns the outcomes in
 /// their order. `place` keeps the host blocks from being reused while the tier holds them.
 pub(super) fn read(
-    inner: &Parts,
-    below: &Below,
-    blocks: &[Wanted],
+    inner: &CacheParts,
+    below: &CacheTier,
+    blocks: &[WantedBlock],
     ids: &[BlockId],
     place: &Arc<dyn Any + Send + Sync>,
 ) -> Vec<Result<(), LoadStop>> {
@@ -220,8 +227,8 @@ pub(super) fn read(
 /// Counts a batch that failed or timed out. The tier may still hold the host memory that `place`
 /// keeps.
 pub(super) fn failed(
-    inner: &Parts,
-    below: &Below,
+    inner: &CacheParts,
+    below: &CacheTier,
     (error, blocks): (&TierError, usize),
     place: &Arc<dyn Any + Send + Sync>,
 ) -> LoadStop {
@@ -238,9 +245,9 @@ pub(super) fn failed(
 
 /// Counts the outcomes of a batch, and verifies the blocks that the tier does not verify.
 fn settle(
-    inner: &Parts,
-    below: &Below,
-    blocks: &[Wanted],
+    inner: &CacheParts,
+    below: &CacheTier,
+    blocks: &[WantedBlock],
     ids: &[BlockId],
     report: &ReadReport,
 ) -> Vec<Result<(), LoadStop>> {
@@ -266,11 +273,11 @@ fn settle(
 /// Compares a block that the tier did not verify with the checksum that was written with it. A
 /// mismatch removes the block from the tier.
 fn verify(
-    inner: &Parts,
-    below: &Below,
-    wanted: &Wanted,
+    inner: &CacheParts,
+    below: &CacheTier,
+    wanted: &WantedBlock,
     id: BlockId,
-    came: Came,
+    came: ReadSuccess,
 ) -> Result<(), TierMiss> {
     if below.abilities.verifies {
         return Ok(());
@@ -300,7 +307,7 @@ fn verify(
 }
 
 /// Counts a block that was not read, and maps the miss to a stop reason.
-pub(super) fn lost(inner: &Parts, below: &Below, miss: &TierMiss) -> LoadStop {
+pub(super) fn lost(inner: &CacheParts, below: &CacheTier, miss: &TierMiss) -> LoadStop {
     inner.metrics.move_failed(below.id, TierId::HOST);
     match miss {
         TierMiss::Absent => {

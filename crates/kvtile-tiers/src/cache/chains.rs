@@ -11,33 +11,33 @@ use kvtile_blocks::BlockKey;
 use parking_lot::{Mutex, MutexGuard};
 
 /// A store in flight.
-struct Entry<J> {
+struct StoreInFlight<J> {
     number: u64,
     keys: Arc<[BlockKey]>,
     /// Jobs parked until the store ends.
     parked: Vec<J>,
 }
 
-struct State<J> {
+struct StoresState<J> {
     next: u64,
     /// Oldest first.
-    entries: Vec<Entry<J>>,
+    entries: Vec<StoreInFlight<J>>,
 }
 
 /// The stores in flight, and the jobs that wait for them.
-pub(super) struct Chains<J>(Mutex<State<J>>);
+pub(super) struct StoresInFlight<J>(Mutex<StoresState<J>>);
 
-impl<J> Default for Chains<J> {
-    fn default() -> Chains<J> {
-        Chains(Mutex::new(State {
+impl<J> Default for StoresInFlight<J> {
+    fn default() -> StoresInFlight<J> {
+        StoresInFlight(Mutex::new(StoresState {
             next: 0,
             entries: Vec::new(),
         }))
     }
 }
 
-impl<J> Chains<J> {
-    fn lock(&self) -> MutexGuard<'_, State<J>> {
+impl<J> StoresInFlight<J> {
+    fn lock(&self) -> MutexGuard<'_, StoresState<J>> {
         self.0.lock()
     }
 
@@ -46,7 +46,7 @@ impl<J> Chains<J> {
         let mut state = self.lock();
         let number = state.next;
         state.next += 1;
-        state.entries.push(Entry {
+        state.entries.push(StoreInFlight {
             number,
             keys,
             parked: Vec::new(),
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn only_older_stores_are_waited_for_and_the_newest_of_them() {
-        let chains = Chains::default();
+        let chains = StoresInFlight::default();
         let first = chains.enter(keys(0..4));
         let again = chains.enter(keys(2..4));
         let second = chains.enter(keys(4..8));

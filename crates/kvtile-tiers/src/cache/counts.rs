@@ -3,20 +3,20 @@
 use kvtile_blocks::events::TierId;
 use parking_lot::Mutex;
 
-use super::Parts;
+use super::CacheParts;
 use crate::{
     metrics::{CacheStats, EvictionReason, Queue},
     tier::TierStats,
 };
 
 /// The counters of the cache, including those of the tiers up to now.
-pub(super) fn stats(inner: &Parts) -> CacheStats {
+pub(super) fn stats(inner: &CacheParts) -> CacheStats {
     observe(inner);
     inner.metrics.stats()
 }
 
 /// Adds the growth of the tiers' counters since the last call.
-pub(super) fn observe(inner: &Parts) {
+pub(super) fn observe(inner: &CacheParts) {
     let host = || TierStats::of_pool(inner.host.pool.stats(), 0);
     let mut seen = inner.seen.iter();
     if let Some(seen) = seen.next() {
@@ -28,7 +28,7 @@ pub(super) fn observe(inner: &Parts) {
 }
 
 fn observe_tier(
-    inner: &Parts,
+    inner: &CacheParts,
     tier: TierId,
     seen: &Mutex<TierStats>,
     stats: impl FnOnce() -> TierStats,
@@ -58,7 +58,7 @@ fn observe_tier(
     *seen = now;
 }
 
-pub(super) fn tier_stats(inner: &Parts, tier: TierId) -> Option<TierStats> {
+pub(super) fn tier_stats(inner: &CacheParts, tier: TierId) -> Option<TierStats> {
     if tier == TierId::HOST {
         return Some(TierStats::of_pool(inner.host.pool.stats(), 0));
     }
@@ -67,7 +67,7 @@ pub(super) fn tier_stats(inner: &Parts, tier: TierId) -> Option<TierStats> {
 }
 
 /// Sets the capacities: all kinds of jobs share one queue; blocks to write to tiers have another.
-pub(super) fn count_queue_capacity(inner: &Parts) {
+pub(super) fn count_queue_capacity(inner: &CacheParts) {
     let capacity = inner.settings.queue_capacity as u64;
     for &queue in Queue::ALL {
         inner.metrics.queue_capacity(queue, capacity);

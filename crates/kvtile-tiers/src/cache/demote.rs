@@ -9,26 +9,26 @@ use std::{any::Any, collections::HashMap, sync::Arc};
 use kvtile_blocks::{
     BlockId, BlockKey, BlocksError,
     events::TierId,
-    pool::{AllocateRequest, Claim, EvictedBlock, EvictedBlocks, MutableBlocks, PinnedBlocks},
+    pool::{AllocateRequest, EvictedBlock, EvictedBlocks, MutableBlocks, PinClaim, PinnedBlocks},
 };
 use kvtile_layout::broken;
 use kvtile_transfer::LeaseMode;
 
 use super::{
-    Parts,
-    below::{Below, Place, name},
+    CacheParts,
+    below::{CacheTier, HostMemoryRef, name},
     spill::SYNC_BLOCKS,
 };
 use crate::{
     error::{FolderError, RequestError, TierError},
-    tier::{BlockWrite, NotWritten, TierWrites, Wrote},
+    tier::{BlockWrite, NotWritten, TierWrites, WriteSuccess},
 };
 
 /// How often an allocation evicts before it fails, because other threads take the freed blocks.
 const TRIES: usize = 8;
 
 /// A host block to write to a tier.
-struct Leaving {
+struct LeavingBlock {
     block: BlockId,
     key: BlockKey,
     parent: Option<BlockKey>,
@@ -43,7 +43,7 @@ struct Leaving {
 
 /// Why a block was not written.
 #[derive(Clone, Debug)]
-pub(super) enum Unwritten {
+pub(super) enum UnwrittenReason {
     /// An ancestor is neither in host memory nor on the tier, or the block itself is not in host
     /// memory.
     NoAncestor,
@@ -56,7 +56,7 @@ pub(super) enum Unwritten {
 /// Allocates host blocks. It demotes the blocks that it evicts for them to the tiers below, as the
 /// settings state.
 pub(super) fn host_room(
-    inner: &Parts,
+    inner: &CacheParts,
     blocks: usize,
     request: &AllocateRequest,
 ) -> Result<MutableBlocks, BlocksError> {
@@ -85,7 +85,7 @@ pub(super) fn host_room(
 }
 
 /// Evicts up to `blocks` blocks from a tier.
-pub(super) fn evict(inner: &Parts, tier: TierId, blocks: usize) -> Result<usize, TierError> {
+pub(super) fn evict(inner: &CacheParts, tier: TierId, blocks: usize) -> Result<usize, TierError> {
     if tier == TierId::HOST {
         let _demoting = inner.demoting();
         let _turn = inner.turn();
@@ -102,7 +102,7 @@ pub(super) fn evict(inner: &Parts, tier: TierId, blocks: usize) -> Result<usize,
 }
 
 /// Whether the settings of a tier demote a host block to it.
-pub(super) fn belongs_on(inner: &Parts, below: &Below, block: BlockId) -> bool {
+pub(super) fn belongs_on(inner: &CacheParts, below: &CacheTier, block: BlockId) -> bool {
     match below.settings.writes {
         TierWrites::OnEviction | TierWrites::AtOnce => true,
         TierWrites::AfterUses(uses) => inner.host.uses(block) >= uses,
@@ -110,7 +110,7 @@ pub(super) fn belongs_on(inner: &Parts, below: &Below, block: BlockId) -> bool {
 }
 
 /// Removes all blocks except those of tiers that are in use.
-pub(super) fn clear(inner: &Parts) -> Result<usize, TierError> {
+pub(super) fn clear(inner: &CacheParts) -> Result<usize, TierError> {
     // The turn excludes concurrent demotions.
     let _turn = inner.turn();
     let mut gone = inner.host.pool.clear().blocks;
@@ -132,7 +132,7 @@ pub(super) fn clear(inner: &Parts) -> Result<usize, TierError> {
 /// Pins the parent of a newly registered host block in a tier below, if the parent is not in host
 /// memory. So the tier does not evict a block whose child is in host memory. Shared tiers come
 /// last, because they may evict it in spite of the pin.
-pub(super) fn anchor(inner: &Parts, blocks: &PinnedBlocks, parent: Option<BlockKey>) {
+pub(super) fn anchor(inner: &CacheParts, blocks: &PinnedBlocks, parent: Option<BlockKey>) {
     let Some(parent) = parent.filter(|_| !inner.below.is_empty()) else {
         return;
     };
@@ -161,10 +161,10 @@ pub(super) fn anchor(inner: &Parts, blocks: &PinnedBlocks, parent: Option<BlockK
 /// Writes host blocks that are missing on a tier, each after its ancestors, even during a backoff.
 /// For each key, returns whether it wrote the block or why the block is not on the tier.
 pub(super) fn write_keys(
-    inner: &Parts,
-    below: &Below,
+    inner: &CacheParts,
+    below: &CacheTier,
     keys: &[BlockKey],
-) -> Vec<Result<Wrote, Unwritten>> {
+) -> Vec<Result<WriteSuccess, UnwrittenReason>> {
     let mut wanted = Vec::new();
     let mut absent = Vec::new();
     for key in keys.iter().filter(|key| !below.has(key)) {
@@ -177,17 +177,17 @@ pub(super) fn write_keys(
     outcomes.extend(
         absent
             .into_iter()
-            .map(|key| (key, Err(Unwritten::NoAncestor))),
+            .map(|key| (key, Err(UnwrittenReason::NoAncestor))),
     );
     let outcome = |key: &BlockKey| match outcomes.get(key) {
         Some(outcome) => outcome.clone(),
-        None => Ok(Wrote::Present),
+        None => Ok(WriteSuccess::Present),
     };
     keys.iter().map(outcome).collect()
 }
 
 /// Evicts blocks from host memory and marks those to be written to a tier as departures.
-fn take_out(inner: &Parts, evict: impl FnOnce() -> EvictedBlocks) -> Evicted<'_> {
+fn take_out(inner: &CacheParts, evict: impl FnOnce() -> EvictedBlocks) -> EvictedBatch<'_> {
     let mut departures = inner.departures.lock();
     let evicted = evict();
     let leaving: Vec<EvictedBlock> = evicted.iter().collect();
@@ -212,15 +212,15 @@ fn take_out(inner: &Parts, evict: impl FnOnce() -> EvictedBlocks) -> Evicted<'_>
     }
     // Dropping an arrival takes the lock again.
     drop(departures);
-    let route = |(wanted, left_out): (Vec<EvictedBlock>, u64)| Route {
-        arrival: Arrival {
+    let route = |(wanted, left_out): (Vec<EvictedBlock>, u64)| DemotionRoute {
+        arrival: DemotionEnd {
             inner,
             keys: wanted.iter().map(|block| block.key).collect(),
         },
         wanted,
         left_out,
     };
-    Evicted {
+    EvictedBatch {
         blocks: Arc::new(evicted),
         leaving,
         routes: routes.into_iter().map(route).collect(),
@@ -228,14 +228,14 @@ fn take_out(inner: &Parts, evict: impl FnOnce() -> EvictedBlocks) -> Evicted<'_>
 }
 
 /// Writes evicted blocks to their tiers, each after its parent.
-fn demote(inner: &Parts, evicted: Evicted<'_>) {
-    let Evicted {
+fn demote(inner: &CacheParts, evicted: EvictedBatch<'_>) {
+    let EvictedBatch {
         blocks: place,
         leaving,
         routes,
     } = evicted;
     for (below, route) in inner.below.iter().zip(routes) {
-        let Route {
+        let DemotionRoute {
             wanted,
             mut left_out,
             arrival,
@@ -243,7 +243,7 @@ fn demote(inner: &Parts, evicted: Evicted<'_>) {
         if !wanted.is_empty() {
             let blocks = wanted.iter().map(|evicted| {
                 let (position, tenant) = inner.host.facts(evicted.block);
-                Leaving {
+                LeavingBlock {
                     block: evicted.block,
                     key: evicted.key,
                     parent: evicted.parent,
@@ -276,17 +276,17 @@ fn demote(inner: &Parts, evicted: Evicted<'_>) {
 }
 
 /// Pins a host block for the duration of its write.
-fn hold(inner: &Parts, key: &BlockKey) -> Option<Leaving> {
-    let claim = Claim {
+fn hold(inner: &CacheParts, key: &BlockKey) -> Option<LeavingBlock> {
+    let claim = PinClaim {
         now: inner.tick(),
-        ..Claim::default()
+        ..PinClaim::default()
     };
     let keys = std::slice::from_ref(key);
     let pin = inner.host.pool.pin(keys, &claim).blocks;
     let block = pin.ids().first().copied()?;
     let parent = pin.parents().next()?;
     let (position, tenant) = inner.host.facts(block);
-    Some(Leaving {
+    Some(LeavingBlock {
         block,
         key: *key,
         parent,
@@ -300,11 +300,11 @@ fn hold(inner: &Parts, key: &BlockKey) -> Option<Leaving> {
 /// Writes blocks to a tier in one batch, together with those of their ancestors in host memory that
 /// the tier lacks. Returns the outcome of each block of the batch.
 fn write_all(
-    inner: &Parts,
-    below: &Below,
-    wanted: Vec<Leaving>,
-) -> HashMap<BlockKey, Result<Wrote, Unwritten>> {
-    let mut batch: HashMap<BlockKey, Leaving> = HashMap::with_capacity(wanted.len());
+    inner: &CacheParts,
+    below: &CacheTier,
+    wanted: Vec<LeavingBlock>,
+) -> HashMap<BlockKey, Result<WriteSuccess, UnwrittenReason>> {
+    let mut batch: HashMap<BlockKey, LeavingBlock> = HashMap::with_capacity(wanted.len());
     let mut outcomes = HashMap::new();
     let mut parents: Vec<Option<BlockKey>> = Vec::new();
     for leaving in wanted {
@@ -341,7 +341,7 @@ fn write_all(
             }
             Err(error) => {
                 log::warn!("block {} cannot be written: {error}", leaving.key);
-                outcomes.insert(leaving.key, Err(Unwritten::Failed));
+                outcomes.insert(leaving.key, Err(UnwrittenReason::Failed));
             }
         }
     }
@@ -351,11 +351,11 @@ fn write_all(
 
 /// Passes a batch to a tier, waits for it, and counts its outcomes.
 fn write_batch(
-    inner: &Parts,
-    below: &Below,
-    (writes, places): (Vec<BlockWrite>, Vec<(Place, usize)>),
+    inner: &CacheParts,
+    below: &CacheTier,
+    (writes, places): (Vec<BlockWrite>, Vec<(HostMemoryRef, usize)>),
     keys: Vec<BlockKey>,
-) -> Vec<(BlockKey, Result<Wrote, Unwritten>)> {
+) -> Vec<(BlockKey, Result<WriteSuccess, UnwrittenReason>)> {
     if writes.is_empty() {
         return Vec::new();
     }
@@ -367,7 +367,7 @@ fn write_batch(
             below.writes.failed(inner.clock.now(), &error);
             // The late writes need a sync too.
             below.spill.touched(inner.clock.now());
-            let failed = |key| (key, Err(Unwritten::Failed));
+            let failed = |key| (key, Err(UnwrittenReason::Failed));
             return keys.into_iter().map(failed).collect();
         }
     };
@@ -376,7 +376,7 @@ fn write_batch(
     let kept = kept.filter(|(place, others)| place.strong_count() > *others);
     below.is_late(kept.map(|(place, _)| place));
     let now = inner.clock.now();
-    let new = |outcome: &Result<Wrote, NotWritten>| matches!(outcome, Ok(Wrote::New));
+    let new = |outcome: &Result<WriteSuccess, NotWritten>| matches!(outcome, Ok(WriteSuccess::New));
     let written = report.blocks.iter().filter(|outcome| new(outcome)).count();
     if written > 0 {
         let bytes = written as u64 * inner.block_bytes;
@@ -390,12 +390,12 @@ fn write_batch(
     let outcomes = ended.map(|(key, outcome)| {
         let outcome = match outcome {
             Ok(wrote) => Ok(*wrote),
-            Err(NotWritten::NoParent) => Err(Unwritten::NoAncestor),
-            Err(NotWritten::NoRoom) => Err(Unwritten::NoRoom),
+            Err(NotWritten::NoParent) => Err(UnwrittenReason::NoAncestor),
+            Err(NotWritten::NoRoom) => Err(UnwrittenReason::NoRoom),
             Err(NotWritten::Failed(error)) => {
                 inner.metrics.move_failed(TierId::HOST, below.id);
                 failure = Some(error.clone());
-                Err(Unwritten::Failed)
+                Err(UnwrittenReason::Failed)
             }
         };
         (key, outcome)
@@ -410,7 +410,7 @@ fn write_batch(
 }
 
 /// Sorts blocks by chain, each after its parent.
-fn by_chains(mut blocks: Vec<Leaving>) -> Vec<Leaving> {
+fn by_chains(mut blocks: Vec<LeavingBlock>) -> Vec<LeavingBlock> {
     blocks.sort_by_key(|leaving| (leaving.position, leaving.key));
     let mut chains: HashMap<BlockKey, usize> = HashMap::with_capacity(blocks.len());
     for leaving in &blocks {
@@ -424,29 +424,29 @@ fn by_chains(mut blocks: Vec<Leaving>) -> Vec<Leaving> {
 }
 
 /// Blocks that were evicted from host memory.
-struct Evicted<'a> {
+struct EvictedBatch<'a> {
     blocks: Arc<EvictedBlocks>,
     leaving: Vec<EvictedBlock>,
     /// One entry for each tier of the cache.
-    routes: Vec<Route<'a>>,
+    routes: Vec<DemotionRoute<'a>>,
 }
 
 /// The evicted blocks for one tier.
-struct Route<'a> {
+struct DemotionRoute<'a> {
     /// Blocks with a write in flight.
     wanted: Vec<EvictedBlock>,
     /// Number of further blocks that are not written because the tier failed recently.
     left_out: u64,
-    arrival: Arrival<'a>,
+    arrival: DemotionEnd<'a>,
 }
 
 /// Removes blocks from the departures when it is dropped, also after a failure or a panic.
-struct Arrival<'a> {
-    inner: &'a Parts,
+struct DemotionEnd<'a> {
+    inner: &'a CacheParts,
     keys: Vec<BlockKey>,
 }
 
-impl Drop for Arrival<'_> {
+impl Drop for DemotionEnd<'_> {
     fn drop(&mut self) {
         if !self.keys.is_empty() {
             self.inner.departures.lock().arrive(self.keys.iter());

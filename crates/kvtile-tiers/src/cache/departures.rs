@@ -38,17 +38,17 @@ pub(super) struct Departures {
 }
 
 /// The locked list: no block moves while this lives.
-pub(super) struct Locked<'a> {
+pub(super) struct LockedDepartures<'a> {
     blocks: MutexGuard<'a, HashMap<BlockKey, Departure>>,
     of: &'a Departures,
 }
 
 impl Departures {
     /// Takes the lock. Its holder may move blocks out of host memory, or out of this list.
-    pub(super) fn lock(&self) -> Locked<'_> {
+    pub(super) fn lock(&self) -> LockedDepartures<'_> {
         let blocks = self.blocks.lock();
         self.set_mark(true);
-        Locked { blocks, of: self }
+        LockedDepartures { blocks, of: self }
     }
 
     /// Advances the mark to the next odd or even value. The caller holds the lock.
@@ -78,7 +78,7 @@ impl Departures {
     }
 }
 
-impl Locked<'_> {
+impl LockedDepartures<'_> {
     /// Adds a block that leaves host memory for a tier.
     pub(super) fn depart(
         &mut self,
@@ -122,7 +122,7 @@ impl Locked<'_> {
     }
 }
 
-impl Drop for Locked<'_> {
+impl Drop for LockedDepartures<'_> {
     fn drop(&mut self) {
         self.of.set_mark(!self.blocks.is_empty());
     }

@@ -7,35 +7,35 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// The blocks that are being read into host memory.
 #[derive(Default)]
-pub(super) struct Flights {
+pub(super) struct BlockFlights {
     keys: Mutex<HashSet<BlockKey>>,
     landed: Condvar,
 }
 
 /// The right to read a block; other loads of it wait until this is dropped.
-pub(super) struct Flight<'a> {
-    flights: &'a Flights,
+pub(super) struct BlockFlight<'a> {
+    flights: &'a BlockFlights,
     key: BlockKey,
 }
 
-impl Flights {
+impl BlockFlights {
     fn lock(&self) -> MutexGuard<'_, HashSet<BlockKey>> {
         self.keys.lock()
     }
 
     /// Waits until no other load reads the block, and takes its flight. Callers take flights in the
     /// order of positions, so that loads cannot deadlock.
-    pub(super) fn board(&self, key: BlockKey) -> Flight<'_> {
+    pub(super) fn board(&self, key: BlockKey) -> BlockFlight<'_> {
         let mut keys = self.lock();
         while !keys.insert(key) {
             self.landed.wait(&mut keys);
         }
         drop(keys);
-        Flight { flights: self, key }
+        BlockFlight { flights: self, key }
     }
 }
 
-impl Drop for Flight<'_> {
+impl Drop for BlockFlight<'_> {
     fn drop(&mut self) {
         self.flights.lock().remove(&self.key);
         self.flights.landed.notify_all();

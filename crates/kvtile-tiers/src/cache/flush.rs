@@ -9,11 +9,11 @@ use std::{
 use kvtile_blocks::{BlockKey, events::TierId, pool::StoredEntry};
 
 use super::{
-    Parts,
-    below::{Below, GROUP},
-    demote::{self, Unwritten},
+    CacheParts,
+    below::{CacheTier, GROUP},
+    demote::{self, UnwrittenReason},
 };
-use crate::tier::{Hold, Wrote};
+use crate::tier::{TierHold, WriteSuccess};
 
 /// A flush of a tier stops after this many failed blocks.
 const FAILURES_MAX: usize = 4;
@@ -71,7 +71,7 @@ pub struct TierFlush {
 
 /// The outcome of a block. Of its outcomes on several tiers, the greatest one counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Fate {
+enum FlushFate {
     NoTier,
     NoRoom,
     Late,
@@ -80,7 +80,7 @@ enum Fate {
 }
 
 /// The blocks of a flush.
-struct Wanted {
+struct FlushBlocks {
     /// Host blocks that a lookup finds, the most valuable first; ancestors come before their
     /// descendants.
     order: Vec<StoredEntry>,
@@ -90,14 +90,14 @@ struct Wanted {
 
 /// The writes of a flush to one tier.
 #[derive(Default)]
-struct Progress {
+struct FlushProgress {
     /// Known reasons why blocks are not on the tier.
-    fates: HashMap<BlockKey, Fate>,
+    fates: HashMap<BlockKey, FlushFate>,
     /// Blocks that were written.
     written: Vec<BlockKey>,
     failures: usize,
     /// Pins of the blocks that the flush keeps on the tier.
-    kept: Vec<Box<dyn Hold>>,
+    kept: Vec<Box<dyn TierHold>>,
 }
 
 /// Writes the blocks of host memory to the durable tiers that lack them, and waits until they are
@@ -106,8 +106,8 @@ struct Progress {
 /// A tier's room goes to the blocks that the policy of host memory would evict last. While the
 /// cache closes, `close_within` bounds the writes to each tier but not the sync after them, and
 /// blocks that the settings would not demote are omitted.
-pub(super) fn flush(inner: &Parts, is_closing: bool) -> FlushReport {
-    let tiers: Vec<&Below> = inner.durable_tiers().collect();
+pub(super) fn flush(inner: &CacheParts, is_closing: bool) -> FlushReport {
+    let tiers: Vec<&CacheTier> = inner.durable_tiers().collect();
     if tiers.is_empty() {
         let blocks = inner.host.pool.stats().cached;
         return FlushReport {
@@ -124,9 +124,9 @@ pub(super) fn flush(inner: &Parts, is_closing: bool) -> FlushReport {
         !is_closing || tiers.any(|below| belongs_on(inner, below, entry))
     };
     let keys = wanted.order.iter().filter(|entry| belongs(entry));
-    let keys = keys.map(|entry| (entry.key, Fate::NoTier));
-    let mut fates: HashMap<BlockKey, Fate> = keys.collect();
-    fates.extend(wanted.leaving.iter().map(|key| (*key, Fate::Failed)));
+    let keys = keys.map(|entry| (entry.key, FlushFate::NoTier));
+    let mut fates: HashMap<BlockKey, FlushFate> = keys.collect();
+    fates.extend(wanted.leaving.iter().map(|key| (*key, FlushFate::Failed)));
     let mut report = FlushReport::default();
     for below in tiers {
         let keys = keys_for(inner, below, (&wanted.order, is_closing));
@@ -140,16 +140,16 @@ pub(super) fn flush(inner: &Parts, is_closing: bool) -> FlushReport {
     }
     let count = |fate| fates.values().filter(|of_block| **of_block == fate).count();
     report.wanted = fates.len();
-    report.no_tier = count(Fate::NoTier);
-    report.no_room = count(Fate::NoRoom);
-    report.late = count(Fate::Late);
-    report.failed = count(Fate::Failed);
-    report.durable = count(Fate::Durable) == report.wanted;
+    report.no_tier = count(FlushFate::NoTier);
+    report.no_room = count(FlushFate::NoRoom);
+    report.late = count(FlushFate::Late);
+    report.failed = count(FlushFate::Failed);
+    report.durable = count(FlushFate::Durable) == report.wanted;
     report
 }
 
 /// Collects the blocks of a flush that begins now.
-fn wanted(inner: &Parts) -> Wanted {
+fn wanted(inner: &CacheParts) -> FlushBlocks {
     // Under the lock no block leaves host memory, or arrives.
     let departures = inner.departures.lock();
     let all = inner.host.pool.eviction_order(inner.tick());
@@ -169,19 +169,19 @@ fn wanted(inner: &Parts) -> Wanted {
             order.push(entry);
         }
     }
-    Wanted { order, leaving }
+    FlushBlocks { order, leaving }
 }
 
 /// Whether closing writes a host block to a tier, or the tier already has it.
-fn belongs_on(inner: &Parts, below: &Below, entry: &StoredEntry) -> bool {
+fn belongs_on(inner: &CacheParts, below: &CacheTier, entry: &StoredEntry) -> bool {
     demote::belongs_on(inner, below, entry.block) || below.has(&entry.key)
 }
 
 /// The keys of the host blocks that can be written to a tier, in their order: every ancestor is on
 /// the tier or in host memory.
 fn keys_for(
-    inner: &Parts,
-    below: &Below,
+    inner: &CacheParts,
+    below: &CacheTier,
     (order, is_closing): (&[StoredEntry], bool),
 ) -> Vec<BlockKey> {
     let mut found = HashSet::with_capacity(order.len());
@@ -201,17 +201,17 @@ fn keys_for(
 /// Writes `keys` to a tier and syncs it. Returns the outcome of each key there, and of the
 /// `leaving` blocks those that are durable there.
 fn flush_tier(
-    inner: &Parts,
-    below: &Below,
+    inner: &CacheParts,
+    below: &CacheTier,
     (keys, leaving): (&[BlockKey], &[BlockKey]),
     is_closing: bool,
-) -> (TierFlush, Vec<(BlockKey, Fate)>) {
+) -> (TierFlush, Vec<(BlockKey, FlushFate)>) {
     let within = is_closing.then_some(below.settings.close_within);
     let writes = within.is_none_or(|within| !within.is_zero());
-    let mut progress = Progress::default();
+    let mut progress = FlushProgress::default();
     match writes {
         true => write_by_worth(inner, below, (keys, inner.later(within)), &mut progress),
-        false => progress.end_all(keys, Fate::Late),
+        false => progress.end_all(keys, FlushFate::Late),
     }
     // Other threads write the blocks that were evicted before this flush could pin them.
     inner.wait_for_demotions();
@@ -221,10 +221,21 @@ fn flush_tier(
     let written = progress.written.iter().filter(|key| below.has(key)).count();
     let durable = below.tier.durable(GROUP, keys);
     let fates = keys.iter().zip(durable).map(|(key, is_durable)| {
-        let reason = progress.fates.get(key).copied().unwrap_or(Fate::Failed);
-        (*key, if is_durable { Fate::Durable } else { reason })
+        let reason = progress
+            .fates
+            .get(key)
+            .copied()
+            .unwrap_or(FlushFate::Failed);
+        (
+            *key,
+            if is_durable {
+                FlushFate::Durable
+            } else {
+                reason
+            },
+        )
     });
-    let mut fates: Vec<(BlockKey, Fate)> = fates.collect();
+    let mut fates: Vec<(BlockKey, FlushFate)> = fates.collect();
     progress.kept.clear();
     let count = |fate| {
         fates
@@ -235,29 +246,29 @@ fn flush_tier(
     let report = TierFlush {
         tier: below.id,
         wanted: keys.len(),
-        durable: count(Fate::Durable),
+        durable: count(FlushFate::Durable),
         written,
-        no_room: count(Fate::NoRoom),
-        late: count(Fate::Late),
-        failed: count(Fate::Failed),
+        no_room: count(FlushFate::NoRoom),
+        late: count(FlushFate::Late),
+        failed: count(FlushFate::Failed),
     };
     let arrived = leaving.iter().zip(below.tier.durable(GROUP, leaving));
     let arrived = arrived.filter(|(_, is_durable)| *is_durable);
-    fates.extend(arrived.map(|(key, _)| (*key, Fate::Durable)));
+    fates.extend(arrived.map(|(key, _)| (*key, FlushFate::Durable)));
     (report, fates)
 }
 
-impl Progress {
-    fn end_all(&mut self, keys: &[BlockKey], fate: Fate) {
+impl FlushProgress {
+    fn end_all(&mut self, keys: &[BlockKey], fate: FlushFate) {
         self.fates.extend(keys.iter().map(|key| (*key, fate)));
     }
 }
 
 fn write_by_worth(
-    inner: &Parts,
-    below: &Below,
+    inner: &CacheParts,
+    below: &CacheTier,
     (keys, deadline): (&[BlockKey], Option<Duration>),
-    progress: &mut Progress,
+    progress: &mut FlushProgress,
 ) {
     let most = match below.abilities.is_bounded {
         // A capacity beyond `usize::MAX` has room for every block.
@@ -265,14 +276,14 @@ fn write_by_worth(
         false => usize::MAX,
     };
     let (wanted, rest) = keys.split_at(keys.len().min(most));
-    progress.end_all(rest, Fate::NoRoom);
+    progress.end_all(rest, FlushFate::NoRoom);
     // Pins the blocks that the tier already has, so that the writes do not evict them.
     let there = wanted.iter().filter_map(|key| below.hold_one(key));
     progress.kept.extend(there);
     let mut left = wanted;
     while !left.is_empty() {
         if inner.is_past(deadline) {
-            progress.end_all(left, Fate::Late);
+            progress.end_all(left, FlushFate::Late);
             break;
         }
         if progress.failures >= FAILURES_MAX {
@@ -284,16 +295,16 @@ fn write_by_worth(
         for (key, outcome) in batch.iter().zip(outcomes) {
             match outcome {
                 Ok(wrote) => {
-                    if wrote == Wrote::New {
+                    if wrote == WriteSuccess::New {
                         progress.written.push(*key);
                     }
                     progress.kept.extend(below.hold_one(key));
                 }
-                Err(Unwritten::NoRoom) => progress.end_all(&[*key], Fate::NoRoom),
+                Err(UnwrittenReason::NoRoom) => progress.end_all(&[*key], FlushFate::NoRoom),
                 // The block was evicted since, or its ancestor was not written; the check for
                 // durability after the sync decides.
-                Err(Unwritten::NoAncestor) => {}
-                Err(Unwritten::Failed) => progress.failures += 1,
+                Err(UnwrittenReason::NoAncestor) => {}
+                Err(UnwrittenReason::Failed) => progress.failures += 1,
             }
         }
     }

@@ -9,40 +9,40 @@ use std::{
 use kvtile_blocks::{
     BlockKey,
     events::TierId,
-    pool::{Claim, PinnedBlocks},
+    pool::{PinClaim, PinnedBlocks},
 };
 use kvtile_layout::broken;
 
-use super::{LookupOptions, Parts, below::Below, departures::Departure, tend};
+use super::{CacheParts, LookupOptions, below::CacheTier, departures::Departure, tend};
 use crate::{
     metrics::{CacheMetrics, MissReason},
-    tier::{Hold, TierWrites},
+    tier::{TierHold, TierWrites},
 };
 
 /// The place of a segment's blocks, with their pins.
-pub(super) enum Place {
+pub(super) enum SegmentPlace {
     /// In host memory.
     Host(PinnedBlocks),
     /// In a tier below, given by its index in the list of tiers, with the keys of the blocks.
-    Below(usize, Vec<BlockKey>, Box<dyn Hold>),
+    Below(usize, Vec<BlockKey>, Box<dyn TierHold>),
     /// In flight from host memory to a tier below.
     Leaving(usize, Vec<(BlockKey, Departure)>),
 }
 
 /// Consecutive blocks of a match in one tier.
-pub(super) struct Segment {
+pub(super) struct MatchSegment {
     pub(super) tier: TierId,
-    pub(super) place: Place,
+    pub(super) place: SegmentPlace,
     metrics: Arc<CacheMetrics>,
 }
 
-impl Segment {
-    fn new(inner: &Parts, place: Place) -> Segment {
+impl MatchSegment {
+    fn new(inner: &CacheParts, place: SegmentPlace) -> MatchSegment {
         let tier = match &place {
-            Place::Host(_) => TierId::HOST,
-            Place::Below(at, ..) | Place::Leaving(at, _) => inner.tier(*at).id,
+            SegmentPlace::Host(_) => TierId::HOST,
+            SegmentPlace::Below(at, ..) | SegmentPlace::Leaving(at, _) => inner.tier(*at).id,
         };
-        let segment = Segment {
+        let segment = MatchSegment {
             tier,
             place,
             metrics: Arc::clone(&inner.metrics),
@@ -54,18 +54,18 @@ impl Segment {
     /// Number of blocks.
     pub(super) fn blocks(&self) -> usize {
         match &self.place {
-            Place::Host(pinned) => pinned.len(),
-            Place::Below(_, keys, _) => keys.len(),
-            Place::Leaving(_, leaving) => leaving.len(),
+            SegmentPlace::Host(pinned) => pinned.len(),
+            SegmentPlace::Below(_, keys, _) => keys.len(),
+            SegmentPlace::Leaving(_, leaving) => leaving.len(),
         }
     }
 
     /// The key of the block at `index`, which must not be in host memory.
     pub(super) fn key(&self, index: usize) -> BlockKey {
         let key = match &self.place {
-            Place::Host(_) => None,
-            Place::Below(_, keys, _) => keys.get(index).copied(),
-            Place::Leaving(_, leaving) => leaving.get(index).map(|(key, _)| *key),
+            SegmentPlace::Host(_) => None,
+            SegmentPlace::Below(_, keys, _) => keys.get(index).copied(),
+            SegmentPlace::Leaving(_, leaving) => leaving.get(index).map(|(key, _)| *key),
         };
         match key {
             Some(key) => key,
@@ -80,9 +80,11 @@ impl Segment {
     /// The parent and the tenant of the block at `index`.
     pub(super) fn facts(&self, index: usize) -> (Option<BlockKey>, u32) {
         match &self.place {
-            Place::Host(_) => broken(format_args!("the facts of a host block are in host memory")),
-            Place::Below(_, _, hold) => (hold.parent(index), hold.tenant(index)),
-            Place::Leaving(_, blocks) => match blocks.get(index) {
+            SegmentPlace::Host(_) => {
+                broken(format_args!("the facts of a host block are in host memory"))
+            }
+            SegmentPlace::Below(_, _, hold) => (hold.parent(index), hold.tenant(index)),
+            SegmentPlace::Leaving(_, blocks) => match blocks.get(index) {
                 Some((_, block)) => (block.parent, block.tenant),
                 None => broken(format_args!("block {index} of {}", blocks.len())),
             },
@@ -90,22 +92,24 @@ impl Segment {
     }
 
     /// Splits off the blocks after the first `blocks`.
-    pub(super) fn split_off(&mut self, blocks: usize) -> Segment {
-        Segment {
+    pub(super) fn split_off(&mut self, blocks: usize) -> MatchSegment {
+        MatchSegment {
             tier: self.tier,
             place: match &mut self.place {
-                Place::Host(pinned) => Place::Host(pinned.split_off(blocks)),
-                Place::Below(at, keys, hold) => {
-                    Place::Below(*at, keys.split_off(blocks), hold.split_off(blocks))
+                SegmentPlace::Host(pinned) => SegmentPlace::Host(pinned.split_off(blocks)),
+                SegmentPlace::Below(at, keys, hold) => {
+                    SegmentPlace::Below(*at, keys.split_off(blocks), hold.split_off(blocks))
                 }
-                Place::Leaving(at, leaving) => Place::Leaving(*at, leaving.split_off(blocks)),
+                SegmentPlace::Leaving(at, leaving) => {
+                    SegmentPlace::Leaving(*at, leaving.split_off(blocks))
+                }
             },
             metrics: Arc::clone(&self.metrics),
         }
     }
 }
 
-impl Drop for Segment {
+impl Drop for MatchSegment {
     fn drop(&mut self) {
         let blocks = self.blocks() as u64;
         self.metrics.unpinned(self.tier, blocks);
@@ -118,8 +122,8 @@ impl Drop for Segment {
 /// A match does not keep its cache open. Once the cache is closed, the match has no blocks.
 #[must_use = "a match pins its blocks until it is loaded or dropped"]
 pub struct Match {
-    cache: Weak<Parts>,
-    pub(super) segments: Vec<Segment>,
+    cache: Weak<CacheParts>,
+    pub(super) segments: Vec<MatchSegment>,
     /// Index of its first block in the chain.
     pub(super) first: usize,
 }
@@ -153,13 +157,13 @@ impl Match {
         segments.flat_map(|s| std::iter::repeat_n(s.tier, s.blocks()))
     }
 
-    fn open_segments(&self) -> impl Iterator<Item = &Segment> {
+    fn open_segments(&self) -> impl Iterator<Item = &MatchSegment> {
         let is_open = self.cache.strong_count() > 0;
         self.segments.iter().filter(move |_| is_open)
     }
 
     /// Whether the match was found in this cache.
-    pub(super) fn is_of(&self, inner: &Arc<Parts>) -> bool {
+    pub(super) fn is_of(&self, inner: &Arc<CacheParts>) -> bool {
         std::ptr::eq(self.cache.as_ptr(), Arc::as_ptr(inner))
     }
 
@@ -178,7 +182,7 @@ impl Match {
     }
 
     /// Splits off the blocks after the first `blocks`.
-    fn split(&mut self, blocks: usize) -> Vec<Segment> {
+    fn split(&mut self, blocks: usize) -> Vec<MatchSegment> {
         let mut keep = blocks;
         let mut rest = Vec::new();
         let mut kept = Vec::new();
@@ -197,9 +201,9 @@ impl Match {
 }
 
 /// Looks up keys and pins the blocks found.
-pub(super) fn lookup(inner: &Arc<Parts>, keys: &[BlockKey], options: &LookupOptions) -> Match {
+pub(super) fn lookup(inner: &Arc<CacheParts>, keys: &[BlockKey], options: &LookupOptions) -> Match {
     let now = inner.tick();
-    let claim = Claim {
+    let claim = PinClaim {
         owner: options.owner,
         deadline: options.hold.map(|hold| inner.tick_in(hold)),
         now,
@@ -233,7 +237,7 @@ pub(super) fn lookup(inner: &Arc<Parts>, keys: &[BlockKey], options: &LookupOpti
 
 /// The leading blocks of `keys` in all tiers. If blocks moved during the search, it continues under
 /// the lock of the departures, so that a moving block is not a miss.
-fn segments(inner: &Parts, keys: &[BlockKey], claim: &Claim) -> Vec<Segment> {
+fn segments(inner: &CacheParts, keys: &[BlockKey], claim: &PinClaim) -> Vec<MatchSegment> {
     let mark = inner.departures.mark();
     let mut segments = Vec::new();
     let mut at = advance(inner, keys, claim, &mut segments);
@@ -255,12 +259,20 @@ fn segments(inner: &Parts, keys: &[BlockKey], claim: &Claim) -> Vec<Segment> {
         let same = leaving.iter().take_while(|(_, block)| block.tier == tier);
         leaving.truncate(same.count());
         at += leaving.len();
-        segments.push(Segment::new(inner, Place::Leaving(tier, leaving)));
+        segments.push(MatchSegment::new(
+            inner,
+            SegmentPlace::Leaving(tier, leaving),
+        ));
     }
 }
 
 /// Adds the leading blocks of `keys` that host memory and the tiers have, and returns their number.
-fn advance(inner: &Parts, keys: &[BlockKey], claim: &Claim, segments: &mut Vec<Segment>) -> usize {
+fn advance(
+    inner: &CacheParts,
+    keys: &[BlockKey],
+    claim: &PinClaim,
+    segments: &mut Vec<MatchSegment>,
+) -> usize {
     let now = inner.clock.now();
     let mut at = 0;
     loop {
@@ -269,7 +281,7 @@ fn advance(inner: &Parts, keys: &[BlockKey], claim: &Claim, segments: &mut Vec<S
         let host = inner.host.pool.match_prefix(rest, claim);
         if !host.is_empty() {
             at += host.len();
-            segments.push(Segment::new(inner, Place::Host(host)));
+            segments.push(MatchSegment::new(inner, SegmentPlace::Host(host)));
         }
         for (tier, below) in inner.below.iter().enumerate() {
             let (_, rest) = keys.split_at(at);
@@ -279,8 +291,8 @@ fn advance(inner: &Parts, keys: &[BlockKey], claim: &Claim, segments: &mut Vec<S
             if let Some(hold) = below.find(rest, claim, now) {
                 let (mine, _) = rest.split_at(hold.blocks().min(rest.len()));
                 at += mine.len();
-                let place = Place::Below(tier, mine.to_vec(), hold);
-                segments.push(Segment::new(inner, place));
+                let place = SegmentPlace::Below(tier, mine.to_vec(), hold);
+                segments.push(MatchSegment::new(inner, place));
             }
         }
         let Some(next) = keys.get(at) else {
@@ -296,7 +308,7 @@ fn advance(inner: &Parts, keys: &[BlockKey], claim: &Claim, segments: &mut Vec<S
 
 /// Truncates the match to its leading host blocks if reading the other tiers takes longer than
 /// computing all blocks from there on.
-fn leave_out_slow(inner: &Parts, found: &mut Match) {
+fn leave_out_slow(inner: &CacheParts, found: &mut Match) {
     let Some(tokens_per_second) = inner.settings.recompute_tokens_per_second else {
         return;
     };
@@ -319,8 +331,8 @@ fn leave_out_slow(inner: &Parts, found: &mut Match) {
 }
 
 /// Counts uses, and queues writes of the blocks that reached [`TierWrites::AfterUses`].
-fn count_uses(inner: &Arc<Parts>, found: &Match) {
-    let after = |below: &Below| match below.settings.writes {
+fn count_uses(inner: &Arc<CacheParts>, found: &Match) {
+    let after = |below: &CacheTier| match below.settings.writes {
         TierWrites::AfterUses(uses) => Some(uses),
         _ => None,
     };
@@ -329,7 +341,7 @@ fn count_uses(inner: &Arc<Parts>, found: &Match) {
     }
     let mut used = Vec::new();
     for segment in &found.segments {
-        if let Place::Host(pinned) = &segment.place {
+        if let SegmentPlace::Host(pinned) = &segment.place {
             for (&block, key) in pinned.ids().iter().zip(pinned.keys()) {
                 used.push((key, inner.host.used(block)));
             }

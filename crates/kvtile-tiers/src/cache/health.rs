@@ -18,14 +18,14 @@ const DELAY_MAX: Duration = Duration::from_secs(60);
 
 /// The backoff state of one kind of operation.
 #[derive(Debug)]
-pub(super) struct Health {
+pub(super) struct OperationHealth {
     /// The operation, as the log names it.
     what: String,
-    state: Mutex<State>,
+    state: Mutex<HealthState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct HealthState {
     /// The time of the first failure since the last success.
     failing_since: Option<Duration>,
     /// The end of the pause.
@@ -39,16 +39,16 @@ struct State {
     left_out: u64,
 }
 
-impl Health {
+impl OperationHealth {
     /// An operation without failures.
-    pub(super) fn new(what: String) -> Health {
-        Health {
+    pub(super) fn new(what: String) -> OperationHealth {
+        OperationHealth {
             what,
             state: Mutex::default(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, HealthState> {
         self.state.lock()
     }
 
@@ -93,7 +93,7 @@ impl Health {
         };
         state.failing_since.get_or_insert(now);
         state.retry_at = now.saturating_add(state.delay);
-        let State {
+        let HealthState {
             delay,
             failed,
             left_out,
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_failing_operation_is_tried_once_a_pause_and_pauses_grow() {
-        let health = Health::new("writes to the disk tier".to_owned());
+        let health = OperationHealth::new("writes to the disk tier".to_owned());
         let seconds = Duration::from_secs;
         assert!(health.allows(seconds(0)) && health.paused_until().is_none());
         let mut now = seconds(5);
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn failures_of_attempts_that_were_under_way_do_not_make_the_pause_longer() {
-        let health = Health::new("writes to the disk tier".to_owned());
+        let health = OperationHealth::new("writes to the disk tier".to_owned());
         let now = Duration::from_secs(1);
         health.failed(now, &TierError::Folder(FolderError::NotDurable));
         health.failed(

@@ -16,24 +16,24 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
     error::TierError,
-    tier::{Hold, HostBlock},
+    tier::{HostBlock, TierHold},
 };
 
 /// The host tier.
-pub(super) struct Host {
+pub(super) struct HostTier {
     pub(super) pool: Arc<BlockPool>,
     pub(super) handle: LayoutHandle,
-    facts: Box<[Facts]>,
+    facts: Box<[HostBlockFacts]>,
     /// One block for each tier below, outside the pool: a bounce buffer for reads from the tier
     /// while all blocks of the pool are in use.
-    spares: Box<[Arc<Spare>]>,
+    spares: Box<[Arc<SpareSlot>]>,
     /// For host blocks whose parent is only in a tier below: a pin of the parent there. So the tier
     /// does not evict a block whose child is in host memory.
-    anchors: Mutex<HashMap<BlockId, Box<dyn Hold>>>,
+    anchors: Mutex<HashMap<BlockId, Box<dyn TierHold>>>,
 }
 
 /// The bounce buffer for reads of one tier.
-struct Spare {
+struct SpareSlot {
     block: BlockId,
     state: Mutex<SpareState>,
     changed: Condvar,
@@ -49,7 +49,7 @@ enum SpareState {
 }
 
 /// The spare block of a tier; dropping it frees the block.
-pub(super) struct SpareBlock(Arc<Spare>);
+pub(super) struct SpareBlock(Arc<SpareSlot>);
 
 /// Why no spare block is available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub(super) enum NoSpare {
     InUse,
 }
 
-impl Spare {
+impl SpareSlot {
     fn lock(&self) -> MutexGuard<'_, SpareState> {
         self.state.lock()
     }
@@ -107,7 +107,7 @@ impl Drop for SpareBlock {
 /// Facts about a stored block. The thread that registers the block writes them before a lookup can
 /// find it.
 #[derive(Default)]
-struct Facts {
+struct HostBlockFacts {
     /// Number of blocks before it in its chain.
     position: AtomicU32,
     tenant: AtomicU32,
@@ -115,22 +115,24 @@ struct Facts {
     uses: AtomicU32,
 }
 
-impl Host {
+impl HostTier {
     /// A host tier with the blocks of a pool and a spare block for each tier below.
     pub(super) fn new(
         pool: Arc<BlockPool>,
         handle: LayoutHandle,
         spares: impl Iterator<Item = BlockId>,
-    ) -> Host {
+    ) -> HostTier {
         let spare = |block| {
-            Arc::new(Spare {
+            Arc::new(SpareSlot {
                 block,
                 state: Mutex::new(SpareState::Free),
                 changed: Condvar::new(),
             })
         };
-        Host {
-            facts: (0..pool.blocks()).map(|_| Facts::default()).collect(),
+        HostTier {
+            facts: (0..pool.blocks())
+                .map(|_| HostBlockFacts::default())
+                .collect(),
             pool,
             handle,
             spares: spares.map(spare).collect(),
@@ -138,12 +140,12 @@ impl Host {
         }
     }
 
-    fn anchors(&self) -> MutexGuard<'_, HashMap<BlockId, Box<dyn Hold>>> {
+    fn anchors(&self) -> MutexGuard<'_, HashMap<BlockId, Box<dyn TierHold>>> {
         self.anchors.lock()
     }
 
     /// Pins a block's parent in a tier below, for as long as the block is in host memory.
-    pub(super) fn anchor(&self, block: BlockId, parent: Box<dyn Hold>) {
+    pub(super) fn anchor(&self, block: BlockId, parent: Box<dyn TierHold>) {
         let before = self.anchors().insert(block, parent);
         drop(before);
     }
@@ -154,7 +156,7 @@ impl Host {
         if anchors.is_empty() {
             return;
         }
-        let weighed: Vec<Box<dyn Hold>> = blocks.filter_map(|id| anchors.remove(&id)).collect();
+        let weighed: Vec<Box<dyn TierHold>> = blocks.filter_map(|id| anchors.remove(&id)).collect();
         drop(anchors);
         drop(weighed);
     }
@@ -182,7 +184,7 @@ impl Host {
         facts.uses.store(0, Ordering::Relaxed);
     }
 
-    fn facts_of(&self, block: BlockId) -> &Facts {
+    fn facts_of(&self, block: BlockId) -> &HostBlockFacts {
         let Some(facts) = self.facts.get(block.index()) else {
             broken(format_args!(
                 "host block {} of {}",
@@ -247,8 +249,8 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(3600);
 
-    fn spare() -> Arc<Spare> {
-        Arc::new(Spare {
+    fn spare() -> Arc<SpareSlot> {
+        Arc::new(SpareSlot {
             block: BlockId(7),
             state: Mutex::new(SpareState::Free),
             changed: Condvar::new(),

@@ -4,7 +4,7 @@ use super::QueueLabel;
 
 /// A job for a worker thread of a cache with the parts `P`. Dropping a job that did not complete
 /// completes it with the reason.
-pub(super) trait Work<P>: Send {
+pub(super) trait CacheJob<P>: Send {
     /// The kind of job in the metrics.
     fn label(&self) -> QueueLabel;
 
@@ -13,4 +13,4 @@ pub(super) trait Work<P>: Send {
 }
 
 /// A queued job.
-pub(super) type Job<P> = Box<dyn Work<P>>;
+pub(super) type BoxedCacheJob<P> = Box<dyn CacheJob<P>>;

@@ -27,9 +27,9 @@ use kvtile_layout::broken;
 use kvtile_transfer::completion::Completion;
 
 use super::{
-    Parts,
-    below::{Below, name},
-    bring::{self, Brought, Step, Wanted},
+    CacheParts,
+    below::{CacheTier, name},
+    bring::{self, BringStep, BroughtBlocks, WantedBlock},
     report::LoadStop,
 };
 use crate::tier::{BlockRead, ReadReport};
@@ -44,11 +44,11 @@ const CHUNKS_MAX: u64 = 8;
 const READS_AHEAD: usize = 2;
 
 /// Called with the leading host blocks and the layers that were read.
-pub(super) type Arrived<'a> = dyn FnMut(&[BlockId], &Range<u64>) -> Result<(), LoadStop> + 'a;
+pub(super) type LayersArrived<'a> = dyn FnMut(&[BlockId], &Range<u64>) -> Result<(), LoadStop> + 'a;
 
 /// Some layers of every block of a load: the unit of reading and copying.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Chunk {
+pub(super) struct LayerChunk {
     pub(super) layers: Range<u64>,
     /// The bytes of these layers, relative to the start of a block.
     bytes: Range<u64>,
@@ -57,7 +57,7 @@ pub(super) struct Chunk {
 /// The chunks of a layered load of `blocks` blocks of a tier. The list is empty if the blocks are
 /// read whole: the tier does not read pieces, the layers of a block are not contiguous, or the load
 /// is too small for several reads.
-pub(super) fn chunks(inner: &Parts, below: &Below, blocks: usize) -> Vec<Chunk> {
+pub(super) fn chunks(inner: &CacheParts, below: &CacheTier, blocks: usize) -> Vec<LayerChunk> {
     let pieces = &inner.pieces;
     let bytes = inner.block_bytes.saturating_mul(blocks as u64);
     let most = CHUNKS_MAX.min(pieces.count() as u64);
@@ -69,33 +69,33 @@ pub(super) fn chunks(inner: &Parts, below: &Below, blocks: usize) -> Vec<Chunk> 
     let cut = |chunk: usize| chunk * pieces.count() / count;
     let chunk = |chunk: usize| {
         let which = cut(chunk)..cut(chunk + 1);
-        Some(Chunk {
+        Some(LayerChunk {
             layers: pieces.layers(which.clone())?,
             bytes: pieces.bytes(which),
         })
     };
-    let chunks: Option<Vec<Chunk>> = (0..count).map(chunk).collect();
+    let chunks: Option<Vec<LayerChunk>> = (0..count).map(chunk).collect();
     // Only layouts with contiguous layers have several pieces.
     chunks.unwrap_or_else(|| broken(format_args!("{pieces:?} have no layers")))
 }
 
 /// One chunk with all layers.
-pub(super) fn whole(inner: &Parts) -> Vec<Chunk> {
-    vec![Chunk {
+pub(super) fn whole(inner: &CacheParts) -> Vec<LayerChunk> {
+    vec![LayerChunk {
         layers: 0..inner.layers as u64,
         bytes: 0..inner.block_bytes,
     }]
 }
 
 /// A block to read: its index in the load, and its host block.
-struct Reading {
+struct BlockReading {
     at: usize,
-    wanted: Wanted,
+    wanted: WantedBlock,
     id: BlockId,
 }
 
 /// A read in flight.
-struct UnderWay {
+struct ReadInFlight {
     layers: Range<u64>,
     bytes: u64,
     /// Number of leading blocks that the read covers, of those to be read.
@@ -104,12 +104,12 @@ struct UnderWay {
 }
 
 /// The reads of a load.
-struct Reads<'a> {
-    inner: &'a Parts,
-    below: &'a Below,
-    reading: Vec<Reading>,
-    chunks: VecDeque<Chunk>,
-    under_way: VecDeque<UnderWay>,
+struct LayeredReads<'a> {
+    inner: &'a CacheParts,
+    below: &'a CacheTier,
+    reading: Vec<BlockReading>,
+    chunks: VecDeque<LayerChunk>,
+    under_way: VecDeque<ReadInFlight>,
     /// Keeps the host blocks from being reused while the tier holds them.
     place: Arc<dyn Any + Send + Sync>,
     /// Leading blocks of the load that arrived so far, including those that were in host memory.
@@ -123,11 +123,11 @@ struct Reads<'a> {
 /// there. Whenever some layers of the leading blocks have arrived, it calls `arrived` with these
 /// blocks and layers. An error of `arrived` ends the load before its first block.
 pub(super) fn bring(
-    inner: &Parts,
-    below: &Below,
-    (wanted, chunks): (&[Wanted], Vec<Chunk>),
-    arrived: &mut Arrived<'_>,
-) -> Brought {
+    inner: &CacheParts,
+    below: &CacheTier,
+    (wanted, chunks): (&[WantedBlock], Vec<LayerChunk>),
+    arrived: &mut LayersArrived<'_>,
+) -> BroughtBlocks {
     let (steps, missing) = bring::board(inner, wanted);
     let room = bring::host_room(inner, &missing);
     let (ids, reading) = places(&steps, &missing, room.as_ref());
@@ -146,7 +146,7 @@ pub(super) fn bring(
         return brought(steps, came, Vec::new(), stop);
     };
     let room = Arc::new(room);
-    let mut reads = Reads {
+    let mut reads = LayeredReads {
         inner,
         below,
         reading,
@@ -165,10 +165,10 @@ pub(super) fn bring(
 
 /// The host blocks of the leading steps, as many as fit, and those of them that must be read.
 fn places(
-    steps: &[Step<'_>],
-    missing: &[Wanted],
+    steps: &[BringStep<'_>],
+    missing: &[WantedBlock],
     room: Option<&MutableBlocks>,
-) -> (Vec<BlockId>, Vec<Reading>) {
+) -> (Vec<BlockId>, Vec<BlockReading>) {
     let mut free = missing
         .iter()
         .zip(room.map_or(&[][..], |room| room.ids()))
@@ -176,23 +176,23 @@ fn places(
     let (mut ids, mut reading) = (Vec::with_capacity(steps.len()), Vec::new());
     for (at, step) in steps.iter().enumerate() {
         match step {
-            Step::There(block) => ids.extend(block.ids()),
-            Step::Read(_) => {
+            BringStep::There(block) => ids.extend(block.ids()),
+            BringStep::Read(_) => {
                 let Some((wanted, id)) = free.next() else {
                     break;
                 };
                 ids.push(id);
-                reading.push(Reading { at, wanted, id });
+                reading.push(BlockReading { at, wanted, id });
             }
         }
     }
     (ids, reading)
 }
 
-impl Reads<'_> {
+impl LayeredReads<'_> {
     /// Reads all chunks. On return no read is in flight, unless it timed out, and each of the
     /// leading blocks that arrived has all of its layers.
-    fn run(&mut self, ids: &[BlockId], arrived: &mut Arrived<'_>) {
+    fn run(&mut self, ids: &[BlockId], arrived: &mut LayersArrived<'_>) {
         let layers = self.inner.layers as u64;
         let mut delivered = 0;
         while self.under_way.len() < READS_AHEAD && self.begin() {}
@@ -220,7 +220,7 @@ impl Reads<'_> {
     }
 
     /// Passes layers of the leading blocks to `arrived`.
-    fn deliver(&mut self, ids: &[BlockId], layers: &Range<u64>, arrived: &mut Arrived<'_>) {
+    fn deliver(&mut self, ids: &[BlockId], layers: &Range<u64>, arrived: &mut LayersArrived<'_>) {
         let (leading, _) = ids.split_at(self.came.min(ids.len()));
         if leading.is_empty() {
             return;
@@ -258,7 +258,7 @@ impl Reads<'_> {
                 }
             }
         }
-        self.under_way.push_back(UnderWay {
+        self.under_way.push_back(ReadInFlight {
             layers: chunk.layers,
             bytes: chunk.bytes.end - chunk.bytes.start,
             blocks,
@@ -268,7 +268,7 @@ impl Reads<'_> {
     }
 
     /// Waits for a read, and records its outcomes.
-    fn take(&mut self, read: &UnderWay) {
+    fn take(&mut self, read: &ReadInFlight) {
         let (inner, below) = (self.inner, self.below);
         let report = match below.end_read(&read.read, read.blocks) {
             Ok(report) => report,
@@ -305,7 +305,7 @@ impl Reads<'_> {
     /// Registers the blocks that arrived with all of their layers. Returns these, the number of
     /// leading blocks of the load that arrived, and why it ended early.
     fn end(self, room: Arc<MutableBlocks>) -> (Vec<PinnedBlocks>, usize, Option<LoadStop>) {
-        let Reads {
+        let LayeredReads {
             inner,
             below,
             reading,
@@ -346,18 +346,18 @@ impl Reads<'_> {
 
 /// Assembles the leading blocks that arrived, in order.
 fn brought(
-    steps: Vec<Step<'_>>,
+    steps: Vec<BringStep<'_>>,
     came: usize,
     registered: Vec<PinnedBlocks>,
     stop: Option<LoadStop>,
-) -> Brought {
+) -> BroughtBlocks {
     let read = registered.len();
     let mut registered = registered.into_iter();
     let mut blocks = Vec::with_capacity(came);
     for step in steps.into_iter().take(came) {
         match step {
-            Step::There(block) => blocks.push(block),
-            Step::Read(flight) => {
+            BringStep::There(block) => blocks.push(block),
+            BringStep::Read(flight) => {
                 match registered.next() {
                     Some(block) => blocks.push(block),
                     None => broken(format_args!(
@@ -368,5 +368,5 @@ fn brought(
             }
         }
     }
-    Brought { blocks, read, stop }
+    BroughtBlocks { blocks, read, stop }
 }

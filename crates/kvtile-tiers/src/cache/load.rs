@@ -24,12 +24,12 @@ use kvtile_transfer::{
 use parking_lot::Mutex;
 
 use super::{
-    Clock, LoadOptions, LookupOptions, Match, Parts, Priority, QueueLabel,
-    below::{self, Below},
-    bring::{self, Brought, Wanted},
-    found::{self, Place, Segment},
+    CacheParts, Clock, LoadOptions, LookupOptions, Match, Priority, QueueLabel,
+    below::{self, CacheTier},
+    bring::{self, BroughtBlocks, WantedBlock},
+    found::{self, MatchSegment, SegmentPlace},
     host::{NoSpare, ids},
-    job::{Job, Work},
+    job::{BoxedCacheJob, CacheJob},
     layered,
     report::{LoadReport, LoadStop},
     requests,
@@ -43,7 +43,7 @@ use crate::{
 const PARTS_PER_WORKER: usize = 2;
 
 #[derive(Default)]
-struct Outcome {
+struct LoadOutcome {
     /// Index of the first block that did not arrive, and the reason.
     stopped: Option<(usize, LoadStop)>,
     from_host: usize,
@@ -53,9 +53,9 @@ struct Outcome {
 }
 
 /// The state that the parts of a load share.
-struct Load {
+struct SharedLoad {
     completer: Completer<LoadReport>,
-    outcome: Mutex<Outcome>,
+    outcome: Mutex<LoadOutcome>,
     left: AtomicUsize,
     wanted: usize,
     /// The tiers of the cache below host memory.
@@ -66,8 +66,8 @@ struct Load {
 }
 
 /// Consecutive blocks of a load in one tier.
-struct Piece {
-    segment: Segment,
+struct LoadPiece {
+    segment: MatchSegment,
     /// Index of its first block in the load.
     first: usize,
     /// Index of its first block in the chain.
@@ -79,9 +79,9 @@ struct Piece {
 /// Consecutive pieces of a load that one job brings. Dropping it reports its end to the load, also
 /// after a panic.
 struct LoadPart {
-    load: Arc<Load>,
+    load: Arc<SharedLoad>,
     /// Pieces that have not completed.
-    pieces: VecDeque<Piece>,
+    pieces: VecDeque<LoadPiece>,
     /// Whether the blocks only go to host memory.
     is_prefetch: bool,
     /// Whether the job has begun. If so, pieces left in a dropped part were lost to a panic.
@@ -90,7 +90,7 @@ struct LoadPart {
 
 /// Starts loading.
 pub(super) fn start(
-    inner: &Arc<Parts>,
+    inner: &Arc<CacheParts>,
     found: Match,
     destinations: &[usize],
     options: &LoadOptions,
@@ -112,7 +112,7 @@ pub(super) fn start(
 
 /// Starts a prefetch from the tiers below to host memory.
 pub(super) fn prefetch(
-    inner: &Arc<Parts>,
+    inner: &Arc<CacheParts>,
     keys: &[BlockKey],
 ) -> Result<Completion<LoadReport>, TierError> {
     let found = found::lookup(inner, keys, &LookupOptions::default());
@@ -121,7 +121,7 @@ pub(super) fn prefetch(
 }
 
 fn begin(
-    inner: &Arc<Parts>,
+    inner: &Arc<CacheParts>,
     found: Match,
     destinations: Option<(LayoutHandle, &[usize])>,
     options: &LoadOptions,
@@ -133,11 +133,11 @@ fn begin(
     // The queue must be able to take all parts of a load.
     let per_part = pieces.len().div_ceil(inner.settings.queue_capacity).max(1);
     let parts = pieces.len().div_ceil(per_part);
-    let load = Arc::new(Load {
+    let load = Arc::new(SharedLoad {
         completer: Completer::new(layers, wanted),
-        outcome: Mutex::new(Outcome {
+        outcome: Mutex::new(LoadOutcome {
             from_below: vec![0; inner.below.len()],
-            ..Outcome::default()
+            ..LoadOutcome::default()
         }),
         left: AtomicUsize::new(parts),
         wanted,
@@ -152,7 +152,7 @@ fn begin(
         return Ok(completion);
     }
     let mut pieces = pieces.into_iter().peekable();
-    let mut jobs: Vec<Job<Parts>> = Vec::with_capacity(parts);
+    let mut jobs: Vec<BoxedCacheJob<CacheParts>> = Vec::with_capacity(parts);
     while pieces.peek().is_some() {
         jobs.push(Box::new(LoadPart {
             load: Arc::clone(&load),
@@ -171,10 +171,10 @@ fn begin(
 /// Splits a match into pieces: its segments, with those below host memory cut so that several
 /// threads read at once.
 fn cut(
-    inner: &Parts,
+    inner: &CacheParts,
     mut found: Match,
     destinations: Option<(LayoutHandle, &[usize])>,
-) -> Vec<Piece> {
+) -> Vec<LoadPiece> {
     let (position, mut first) = (found.first, 0);
     let below = found.blocks() - found.blocks_in(TierId::HOST);
     let most = inner.settings.workers.max(1) * PARTS_PER_WORKER;
@@ -182,7 +182,7 @@ fn cut(
     let most = most.min(inner.settings.queue_capacity.saturating_sub(others));
     let chunk = below.div_ceil(most.max(1)).max(1);
     let mut pieces = Vec::new();
-    let mut add = |segment: Segment, first: usize| {
+    let mut add = |segment: MatchSegment, first: usize| {
         let blocks = first..first + segment.blocks();
         let destinations = destinations.map(|(layout, ids)| {
             let Some(mine) = ids.get(blocks.clone()) else {
@@ -193,7 +193,7 @@ fn cut(
             };
             (layout, mine.to_vec())
         });
-        pieces.push(Piece {
+        pieces.push(LoadPiece {
             first,
             position: position + first,
             destinations,
@@ -219,16 +219,16 @@ fn cut(
 }
 
 /// Whether a segment is loaded layer by layer. One part of the load then reads all of its blocks.
-fn is_layered(inner: &Parts, segment: &Segment) -> bool {
+fn is_layered(inner: &CacheParts, segment: &MatchSegment) -> bool {
     match &segment.place {
-        Place::Host(_) => false,
-        Place::Below(tier, ..) | Place::Leaving(tier, _) => {
+        SegmentPlace::Host(_) => false,
+        SegmentPlace::Below(tier, ..) | SegmentPlace::Leaving(tier, _) => {
             !layered::chunks(inner, inner.tier(*tier), segment.blocks()).is_empty()
         }
     }
 }
 
-impl Load {
+impl SharedLoad {
     fn finish(&self) {
         let mut outcome = self.outcome.lock();
         let stopped = outcome.stopped.take();
@@ -267,12 +267,12 @@ impl Load {
         });
     }
 
-    fn count(&self, count: impl FnOnce(&mut Outcome)) {
+    fn count(&self, count: impl FnOnce(&mut LoadOutcome)) {
         count(&mut self.outcome.lock());
     }
 }
 
-impl Work<Parts> for LoadPart {
+impl CacheJob<CacheParts> for LoadPart {
     fn label(&self) -> QueueLabel {
         match self.is_prefetch {
             true => QueueLabel::Prefetch,
@@ -281,7 +281,7 @@ impl Work<Parts> for LoadPart {
     }
 
     /// Brings its pieces in order, up to the first block that does not arrive.
-    fn run(mut self: Box<Self>, inner: &Parts) {
+    fn run(mut self: Box<Self>, inner: &CacheParts) {
         self.has_begun = true;
         while let Some(piece) = self.pieces.front() {
             let left: usize = self.pieces.iter().map(|piece| piece.segment.blocks()).sum();
@@ -306,18 +306,18 @@ impl Work<Parts> for LoadPart {
     }
 }
 
-impl Piece {
+impl LoadPiece {
     /// Brings the blocks of the piece. An error contains the number of blocks that arrived.
-    fn bring(&self, inner: &Parts, load: &Load) -> Result<(), (usize, LoadStop)> {
+    fn bring(&self, inner: &CacheParts, load: &SharedLoad) -> Result<(), (usize, LoadStop)> {
         match &self.segment.place {
-            Place::Host(blocks) => {
+            SegmentPlace::Host(blocks) => {
                 self.copy(inner, load, (blocks.ids(), 0), None)
                     .map_err(|stop| (0, stop))?;
                 load.count(|outcome| outcome.from_host += blocks.len());
                 Ok(())
             }
-            Place::Below(tier, ..) => self.bring_from(inner, load, *tier),
-            Place::Leaving(tier, _) => {
+            SegmentPlace::Below(tier, ..) => self.bring_from(inner, load, *tier),
+            SegmentPlace::Leaving(tier, _) => {
                 let within = inner.tier(*tier).settings.answer_within;
                 for at in 0..self.segment.blocks() {
                     if !inner.departures.wait(&self.segment.key(at), within) {
@@ -332,7 +332,12 @@ impl Piece {
     }
 
     /// Brings blocks of a tier in batches that fit in host memory.
-    fn bring_from(&self, inner: &Parts, load: &Load, tier: usize) -> Result<(), (usize, LoadStop)> {
+    fn bring_from(
+        &self,
+        inner: &CacheParts,
+        load: &SharedLoad,
+        tier: usize,
+    ) -> Result<(), (usize, LoadStop)> {
         let below = inner.tier(tier);
         let wanted = self.wanted();
         let layered = self.destinations.is_some() && is_layered(inner, &self.segment);
@@ -348,7 +353,7 @@ impl Piece {
             }
             let (_, rest) = wanted.split_at(done);
             let (batch, _) = rest.split_at(rest.len().min(most));
-            let Brought { blocks, read, stop } = match layered {
+            let BroughtBlocks { blocks, read, stop } = match layered {
                 true => self.bring_layers(inner, load, (below, batch), done),
                 false => bring::bring(inner, below, batch),
             };
@@ -383,11 +388,11 @@ impl Piece {
     /// by layer.
     fn bring_layers(
         &self,
-        inner: &Parts,
-        load: &Load,
-        (below, batch): (&Below, &[Wanted]),
+        inner: &CacheParts,
+        load: &SharedLoad,
+        (below, batch): (&CacheTier, &[WantedBlock]),
         at: usize,
-    ) -> Brought {
+    ) -> BroughtBlocks {
         let mut chunks = layered::chunks(inner, below, batch.len());
         if chunks.is_empty() {
             // The last blocks of a load that is larger than host memory.
@@ -412,9 +417,9 @@ impl Piece {
     /// the tier still holds it.
     fn pass_through(
         &self,
-        inner: &Parts,
-        load: &Load,
-        (tier, block): (usize, &Wanted),
+        inner: &CacheParts,
+        load: &SharedLoad,
+        (tier, block): (usize, &WantedBlock),
         at: usize,
     ) -> Result<(), LoadStop> {
         let below = inner.tier(tier);
@@ -440,7 +445,7 @@ impl Piece {
         if Arc::strong_count(&spare) > 1 {
             // The tier still holds the memory: it timed out, or did not drop the batch.
             spare.is_late();
-            let kept: below::Place = Arc::downgrade(&(spare as Arc<_>));
+            let kept: below::HostMemoryRef = Arc::downgrade(&(spare as Arc<_>));
             below.is_late([kept]);
         }
         copied?;
@@ -448,10 +453,10 @@ impl Piece {
         Ok(())
     }
 
-    fn wanted(&self) -> Vec<Wanted> {
+    fn wanted(&self) -> Vec<WantedBlock> {
         let of_block = |index| {
             let (parent, tenant) = self.segment.facts(index);
-            Wanted {
+            WantedBlock {
                 key: self.segment.key(index),
                 parent,
                 position: u32::try_from(self.position + index).unwrap_or(u32::MAX),
@@ -465,8 +470,8 @@ impl Piece {
     /// reports each layer as it arrives.
     fn copy(
         &self,
-        inner: &Parts,
-        load: &Load,
+        inner: &CacheParts,
+        load: &SharedLoad,
         (host, at): (&[BlockId], usize),
         layers: Option<&Range<u64>>,
     ) -> Result<(), LoadStop> {

@@ -48,7 +48,7 @@ use std::{panic::resume_unwind, sync::Arc, thread::JoinHandle};
 
 use kvtile_blocks::{
     BlockKey,
-    events::{Snapshot, Subscriber, TierId},
+    events::{EventSnapshot, EventSubscriber, TierId},
     pool::{PinReport, PoolStats},
 };
 use kvtile_transfer::{LayoutHandle, TransferManager};
@@ -69,13 +69,13 @@ pub use store::{StoreReport, StoreStop};
 
 pub use kvtile_transfer::completion::Completion;
 
-use parts::Parts;
+use parts::CacheParts;
 
 use crate::{
     disk::DiskTier,
     error::TierError,
     metrics::{CacheStats, Queue as QueueLabel},
-    tier::{Answer, Tier, TierStats},
+    tier::{Tier, TierAnswer, TierStats},
 };
 
 /// A cache of KV blocks in host memory and in tiers below it, for one engine's layout.
@@ -125,7 +125,7 @@ use crate::{
 /// stores, as fast as the tier takes them.
 #[derive(Debug)]
 pub struct Cache {
-    inner: Arc<Parts>,
+    inner: Arc<CacheParts>,
     workers: Vec<JoinHandle<()>>,
     /// Whether the cache is already closed.
     is_closed: bool,
@@ -213,7 +213,7 @@ impl Cache {
     ///
     /// # Errors
     /// A full queue ([`RequestError::Busy`]).
-    pub fn ask(&self, keys: &[BlockKey]) -> Result<Completion<Answer>, TierError> {
+    pub fn ask(&self, keys: &[BlockKey]) -> Result<Completion<TierAnswer>, TierError> {
         ask::start(&self.inner, keys)
     }
 
@@ -309,14 +309,14 @@ impl Cache {
 
     /// Subscribes to the events of all tiers from now on.
     #[must_use]
-    pub fn subscribe(&self) -> Subscriber {
+    pub fn subscribe(&self) -> EventSubscriber {
         self.inner.events.subscribe()
     }
 
     /// All stored blocks, and the position in the event log at which this list is true. A
     /// subscriber that lagged restarts from here.
     #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> EventSnapshot {
         self.inner.events.snapshot(|blocks| {
             self.inner.host.pool.list_stored(blocks);
             for below in &self.inner.below {

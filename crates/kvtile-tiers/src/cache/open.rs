@@ -14,21 +14,21 @@ use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    Cache, CacheSettings, Clock, Parts, SystemClock,
-    below::{Below, GROUP},
-    chains::Chains,
+    Cache, CacheParts, CacheSettings, Clock, SystemClock,
+    below::{CacheTier, GROUP},
+    chains::StoresInFlight,
     counts,
     departures::Departures,
-    flights::Flights,
-    host::Host,
-    queue::Queue,
+    flights::BlockFlights,
+    host::HostTier,
+    queue::JobQueue,
     tend, work,
 };
 use crate::{
     disk::{DiskTier, medium::Medium},
     error::{MismatchError, SettingsError, TierError},
     metrics::CacheMetrics,
-    tier::{OpenTier, Pieces, STORAGE_WORD, StoreIdentity, Tier, TierContext, TierSettings},
+    tier::{BlockPieces, STORAGE_WORD, StoreIdentity, Tier, TierContext, TierOpener, TierSettings},
 };
 
 /// Alignment of blocks in host memory, for direct I/O.
@@ -40,7 +40,7 @@ pub struct CacheBuilder {
     settings: CacheSettings,
     clock: Arc<dyn Clock>,
     medium: Option<Arc<dyn Medium>>,
-    tiers: Vec<(TierSettings, OpenTier)>,
+    tiers: Vec<(TierSettings, TierOpener)>,
 }
 
 impl Cache {
@@ -129,7 +129,7 @@ impl CacheBuilder {
         let storage = host_layout(&settings, &layout, (blocks, spares))?;
         let shape = storage.shape().clone();
         let block_bytes = shape.block_bytes()?;
-        let pieces = Pieces::of_layout(storage.strided())?;
+        let pieces = BlockPieces::of_layout(storage.strided())?;
         let context = TierContext {
             identity: StoreIdentity {
                 logical: settings.identity.clone(),
@@ -145,7 +145,7 @@ impl CacheBuilder {
         tiers.extend(below.iter().map(|below| below.id));
         let pool = host_pool(&settings, blocks, &events)?;
         let handle = manager.register(storage)?;
-        let inner = Arc::new(Parts {
+        let inner = Arc::new(CacheParts {
             engine,
             layers: layers(&layout),
             page_size: shape.page_size(),
@@ -153,15 +153,15 @@ impl CacheBuilder {
             pieces,
             engine_blocks: layout.shape().num_blocks(),
             owns_engine,
-            host: Host::new(pool, handle, (blocks..).take(spares).map(BlockId)),
+            host: HostTier::new(pool, handle, (blocks..).take(spares).map(BlockId)),
             turn: Mutex::new(()),
             demotions: RwLock::new(()),
             departures: Departures::default(),
             seen: (0..=below.len()).map(|_| Mutex::default()).collect(),
             below,
-            queue: Queue::new(settings.queue_capacity),
-            chains: Chains::default(),
-            flights: Flights::default(),
+            queue: JobQueue::new(settings.queue_capacity),
+            chains: StoresInFlight::default(),
+            flights: BlockFlights::default(),
             clock: self.clock,
             metrics: Arc::new(CacheMetrics::new(&tiers)),
             events,
@@ -201,7 +201,7 @@ impl Cache {
     fn spawn(
         &mut self,
         name: String,
-        work: impl FnOnce(&Parts) + Send + 'static,
+        work: impl FnOnce(&CacheParts) + Send + 'static,
     ) -> Result<(), TierError> {
         let inner = Arc::clone(&self.inner);
         let thread = std::thread::Builder::new().name(name);
@@ -212,7 +212,7 @@ impl Cache {
 }
 
 /// Unregisters the layouts that the cache registered.
-pub(super) fn unregister(inner: &Parts) {
+pub(super) fn unregister(inner: &CacheParts) {
     let engine = inner.owns_engine.then_some(inner.engine);
     for handle in [Some(inner.host.handle), engine].into_iter().flatten() {
         if let Err(error) = inner.manager.unregister(handle) {
@@ -332,16 +332,16 @@ fn host_layout(
 fn open_below(
     settings: &CacheSettings,
     medium: Option<Arc<dyn Medium>>,
-    tiers: Vec<(TierSettings, OpenTier)>,
+    tiers: Vec<(TierSettings, TierOpener)>,
     context: &TierContext,
-) -> Result<Vec<Below>, TierError> {
-    let mut below: Vec<Below> = Vec::new();
+) -> Result<Vec<CacheTier>, TierError> {
+    let mut below: Vec<CacheTier> = Vec::new();
     if let Some(disk) = &settings.disk {
         let tier = match medium {
             Some(medium) => DiskTier::open_on(medium, disk, context)?,
             None => DiskTier::open(disk, context)?,
         };
-        below.push(Below::new(Arc::new(tier), disk.tier()));
+        below.push(CacheTier::new(Arc::new(tier), disk.tier()));
     }
     for (settings, open) in tiers {
         settings.check()?;
@@ -351,7 +351,7 @@ fn open_below(
         if known.contains(&id) || below.iter().any(|below| below.id == id) {
             return Err(TierError::Settings(SettingsError::TierTwice { tier: id }));
         }
-        below.push(Below::new(tier, settings));
+        below.push(CacheTier::new(tier, settings));
     }
     Ok(below)
 }

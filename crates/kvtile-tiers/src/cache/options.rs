@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use kvtile_blocks::{
-    policy::Hints,
+    policy::EvictionHints,
     pool::{OwnerId, TenantId},
 };
 use kvtile_transfer::LayoutHandle;
@@ -35,7 +35,7 @@ pub struct LookupOptions {
     /// [`Cache::overdue`](super::Cache::overdue) reports pins that are held for longer.
     pub hold: Option<Duration>,
     /// Hints for the eviction policy.
-    pub hints: Hints,
+    pub hints: EvictionHints,
     /// How long the blocks are worth keeping (default: for ever), to about a second. Expired blocks are
     /// evicted first. The longest lifetime of a block's users counts. It replaces `hints.expires`, which
     /// counts from the start of the cache's clock.
@@ -65,7 +65,7 @@ impl LookupOptions {
 
     /// Sets [`hints`](Self::hints).
     #[must_use]
-    pub fn hints(mut self, hints: Hints) -> LookupOptions {
+    pub fn hints(mut self, hints: EvictionHints) -> LookupOptions {
         self.hints = hints;
         self
     }
@@ -133,7 +133,7 @@ pub struct StoreOptions {
     /// The deadline, from now (default: none). A store that has not begun by then does not begin.
     pub within: Option<Duration>,
     /// Hints for the eviction policy.
-    pub hints: Hints,
+    pub hints: EvictionHints,
     /// How long the blocks are worth keeping, as [`LookupOptions::lifetime`].
     pub lifetime: Option<Duration>,
     /// The layout that the blocks are copied from (default: the engine's): one of the same shape and identity
@@ -148,7 +148,7 @@ impl Default for StoreOptions {
             tenant: TenantId::default(),
             priority: Priority::Low,
             within: None,
-            hints: Hints::default(),
+            hints: EvictionHints::default(),
             lifetime: None,
             layout: None,
         }
@@ -192,7 +192,7 @@ impl StoreOptions {
 
     /// Sets [`hints`](Self::hints).
     #[must_use]
-    pub fn hints(mut self, hints: Hints) -> StoreOptions {
+    pub fn hints(mut self, hints: EvictionHints) -> StoreOptions {
         self.hints = hints;
         self
     }

@@ -5,14 +5,14 @@
 
 use kvtile_blocks::{
     BlockKey,
-    pool::{Claim, PinnedBlocks},
+    pool::{PinClaim, PinnedBlocks},
 };
 
-use super::{Parts, below::Below, demote};
-use crate::tier::{Hold, TierWrites};
+use super::{CacheParts, below::CacheTier, demote};
+use crate::tier::{TierHold, TierWrites};
 
 /// The parent of a block that is being stored.
-pub(super) enum Parent {
+pub(super) enum PinnedParent {
     /// No parent: the block is the first of its chain.
     Root,
     /// The parent is pinned in host memory.
@@ -20,59 +20,65 @@ pub(super) enum Parent {
     /// The parent is pinned in a tier below.
     Below {
         /// Keeps the pin; never read.
-        _hold: Box<dyn Hold>,
+        _hold: Box<dyn TierHold>,
     },
 }
 
-impl Parent {
+impl PinnedParent {
     /// Pins the block of `key`, or nothing for the first block of a chain; `None` if no tier has
     /// it.
-    pub(super) fn hold(inner: &Parts, key: Option<&BlockKey>) -> Option<Parent> {
+    pub(super) fn hold(inner: &CacheParts, key: Option<&BlockKey>) -> Option<PinnedParent> {
         let Some(key) = key else {
-            return Some(Parent::Root);
+            return Some(PinnedParent::Root);
         };
-        let claim = Claim {
+        let claim = PinClaim {
             now: inner.tick(),
-            ..Claim::default()
+            ..PinClaim::default()
         };
         let keys = std::slice::from_ref(key);
         let pinned = inner.host.pool.pin(keys, &claim).blocks;
         if !pinned.is_empty() {
-            return Some(Parent::Host(pinned));
+            return Some(PinnedParent::Host(pinned));
         }
         let _hold = inner.below.iter().find_map(|below| below.hold_one(key))?;
-        Some(Parent::Below { _hold })
+        Some(PinnedParent::Below { _hold })
     }
 
     /// Pins the last of the leading blocks that are in host memory. Returns their number and the
     /// last one; `None` if the first block is not there.
-    pub(super) fn hold_leading(inner: &Parts, keys: &[BlockKey]) -> Option<(usize, Parent)> {
+    pub(super) fn hold_leading(
+        inner: &CacheParts,
+        keys: &[BlockKey],
+    ) -> Option<(usize, PinnedParent)> {
         let pool = &inner.host.pool;
         let (there, _) = keys.split_at(pool.peek(keys));
-        let claim = Claim {
+        let claim = PinClaim {
             now: inner.tick(),
-            ..Claim::default()
+            ..PinClaim::default()
         };
         let mut pinned = pool.pin(there, &claim);
         let leading = pinned.positions.iter().zip(0..);
         let leading = leading.take_while(|(at, place)| *at == place).count();
         drop(pinned.blocks.split_off(leading));
         let last = pinned.blocks.split_off(leading.checked_sub(1)?);
-        Some((leading, Parent::Host(last)))
+        Some((leading, PinnedParent::Host(last)))
     }
 
     /// Like [`Parent::hold_leading`], for the first tier below that has the first block.
-    pub(super) fn hold_leading_below(inner: &Parts, keys: &[BlockKey]) -> Option<(usize, Parent)> {
+    pub(super) fn hold_leading_below(
+        inner: &CacheParts,
+        keys: &[BlockKey],
+    ) -> Option<(usize, PinnedParent)> {
         let mut hold = inner.below.iter().find_map(|below| below.hold(keys))?;
         let leading = hold.blocks();
         let _hold = hold.split_off(leading.checked_sub(1)?);
-        Some((leading, Parent::Below { _hold }))
+        Some((leading, PinnedParent::Below { _hold }))
     }
 
     /// Writes the block, with its ancestors, to a tier below that would get it on eviction, and
     /// pins it there instead of in host memory. Returns false if nothing changed.
-    pub(super) fn move_below(&mut self, inner: &Parts) -> bool {
-        let Parent::Host(pinned) = &*self else {
+    pub(super) fn move_below(&mut self, inner: &CacheParts) -> bool {
+        let PinnedParent::Host(pinned) = &*self else {
             return false;
         };
         let Some(key) = pinned.keys().next() else {
@@ -84,7 +90,7 @@ impl Parent {
             .find_map(|below| write_below(inner, below, &key));
         match moved {
             Some(_hold) => {
-                *self = Parent::Below { _hold };
+                *self = PinnedParent::Below { _hold };
                 true
             }
             None => false,
@@ -93,7 +99,7 @@ impl Parent {
 }
 
 /// Pins the block on a tier, and writes it there first if the settings and the backoff allow that.
-fn write_below(inner: &Parts, below: &Below, key: &BlockKey) -> Option<Box<dyn Hold>> {
+fn write_below(inner: &CacheParts, below: &CacheTier, key: &BlockKey) -> Option<Box<dyn TierHold>> {
     if let Some(hold) = below.hold_one(key) {
         return Some(hold);
     }

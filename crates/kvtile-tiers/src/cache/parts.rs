@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use kvtile_blocks::{
     Tick,
     events::{EventLog, TierId},
-    policy::Hints,
+    policy::EvictionHints,
 };
 use kvtile_layout::broken;
 use kvtile_transfer::{LayoutHandle, TransferManager};
@@ -14,36 +14,36 @@ use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use super::{
     CacheSettings, Priority, QueueLabel,
-    below::Below,
-    chains::Chains,
+    below::CacheTier,
+    chains::StoresInFlight,
     departures::Departures,
-    flights::Flights,
-    host::Host,
-    job::Job,
-    queue::{Queue, Refused},
+    flights::BlockFlights,
+    host::HostTier,
+    job::BoxedCacheJob,
+    queue::{JobQueue, QueueRefusal},
 };
 use crate::{
     clock::Clock,
     error::{RequestError, TierError},
     metrics::CacheMetrics,
-    tier::{Pieces, TierStats},
+    tier::{BlockPieces, TierStats},
 };
 
 /// The shared state of a cache.
-pub(super) struct Parts {
+pub(super) struct CacheParts {
     pub(super) manager: Arc<TransferManager>,
     pub(super) engine: LayoutHandle,
     pub(super) layers: usize,
     pub(super) page_size: u64,
     pub(super) block_bytes: u64,
     /// How a stored block is cut into pieces.
-    pub(super) pieces: Pieces,
+    pub(super) pieces: BlockPieces,
     pub(super) engine_blocks: u64,
     /// Whether closing the cache unregisters the engine's layout.
     pub(super) owns_engine: bool,
-    pub(super) host: Host,
+    pub(super) host: HostTier,
     /// The tiers below host memory, in lookup order.
-    pub(super) below: Vec<Below>,
+    pub(super) below: Vec<CacheTier>,
     /// Held during the eviction and the write of host blocks, so that no thread evicts the parent
     /// of a block that another thread is about to write.
     pub(super) turn: Mutex<()>,
@@ -51,10 +51,10 @@ pub(super) struct Parts {
     pub(super) demotions: RwLock<()>,
     /// Blocks with a write from host memory to a tier in flight.
     pub(super) departures: Departures,
-    pub(super) queue: Queue<Job<Parts>>,
+    pub(super) queue: JobQueue<BoxedCacheJob<CacheParts>>,
     /// Stores in flight.
-    pub(super) chains: Chains<(Priority, Job<Parts>)>,
-    pub(super) flights: Flights,
+    pub(super) chains: StoresInFlight<(Priority, BoxedCacheJob<CacheParts>)>,
+    pub(super) flights: BlockFlights,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: CacheSettings,
     pub(super) metrics: Arc<CacheMetrics>,
@@ -63,7 +63,7 @@ pub(super) struct Parts {
     pub(super) events: Arc<EventLog>,
 }
 
-impl std::fmt::Debug for Parts {
+impl std::fmt::Debug for CacheParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Parts").finish_non_exhaustive()
     }
@@ -75,7 +75,7 @@ const BATCH_BLOCKS_MAX: u64 = 64;
 /// The largest size of a read batch of more than one block.
 const BATCH_BYTES_MAX: u64 = 64 << 20;
 
-impl Parts {
+impl CacheParts {
     pub(super) fn tick(&self) -> Tick {
         self.tick_in(Duration::ZERO)
     }
@@ -87,7 +87,11 @@ impl Parts {
     }
 
     /// The hints of a request, with its lifetime converted to the tick of its end.
-    pub(super) fn hints(&self, mut hints: Hints, lifetime: Option<Duration>) -> Hints {
+    pub(super) fn hints(
+        &self,
+        mut hints: EvictionHints,
+        lifetime: Option<Duration>,
+    ) -> EvictionHints {
         if let Some(lifetime) = lifetime {
             hints.expires = Some(self.tick_in(lifetime));
         }
@@ -103,7 +107,11 @@ impl Parts {
     }
 
     /// Queues all jobs or none, without blocking.
-    pub(super) fn queue(&self, priority: Priority, jobs: Vec<Job<Parts>>) -> Result<(), TierError> {
+    pub(super) fn queue(
+        &self,
+        priority: Priority,
+        jobs: Vec<BoxedCacheJob<CacheParts>>,
+    ) -> Result<(), TierError> {
         let labels: Vec<QueueLabel> = jobs.iter().map(|job| job.label()).collect();
         // Counted before the push, because a worker may take a job at once.
         labels.iter().for_each(|label| self.metrics.queued(*label));
@@ -113,14 +121,14 @@ impl Parts {
                 .iter()
                 .for_each(|label| self.metrics.unqueued(*label));
             match refused {
-                Refused::Full { waiting } => {
+                QueueRefusal::Full { waiting } => {
                     labels.iter().for_each(|label| self.metrics.refused(*label));
                     TierError::Request(RequestError::Busy {
                         waiting,
                         capacity: self.settings.queue_capacity,
                     })
                 }
-                Refused::Closed => TierError::Request(RequestError::Closed),
+                QueueRefusal::Closed => TierError::Request(RequestError::Closed),
             }
         })
     }
@@ -155,13 +163,13 @@ impl Parts {
     }
 
     /// The tiers on which stored blocks outlive the process.
-    pub(super) fn durable_tiers(&self) -> impl Iterator<Item = &Below> {
+    pub(super) fn durable_tiers(&self) -> impl Iterator<Item = &CacheTier> {
         let below = self.below.iter();
         below.filter(|below| below.abilities.is_durable)
     }
 
     /// The tier at an index of the list.
-    pub(super) fn tier(&self, at: usize) -> &Below {
+    pub(super) fn tier(&self, at: usize) -> &CacheTier {
         let Some(below) = self.below.get(at) else {
             broken(format_args!("tier {at} of {}", self.below.len()))
         };

@@ -16,7 +16,7 @@ const FAIR_TURN: u64 = 8;
 /// Number of priorities.
 const PRIORITIES: usize = 4;
 
-struct State<J> {
+struct JobQueueState<J> {
     /// The waiting jobs of each priority with their numbers, the oldest first.
     waiting: [VecDeque<(u64, J)>; PRIORITIES],
     /// Jobs that were taken and are parked outside the queue until [`Queue::resume`].
@@ -28,7 +28,7 @@ struct State<J> {
     closed: bool,
 }
 
-impl<J> State<J> {
+impl<J> JobQueueState<J> {
     fn len(&self) -> usize {
         self.waiting.iter().map(VecDeque::len).sum()
     }
@@ -60,7 +60,7 @@ impl<J> State<J> {
 }
 
 /// The result of waiting for a job.
-pub(super) enum Next<J> {
+pub(super) enum NextJob<J> {
     /// A job to run.
     Job(J),
     /// No job came within the given time.
@@ -71,22 +71,22 @@ pub(super) enum Next<J> {
 
 /// Why the queue refused jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(super) enum QueueRefusal {
     Full { waiting: usize },
     Closed,
 }
 
 /// A bounded queue of jobs with priorities.
-pub(super) struct Queue<J> {
-    state: Mutex<State<J>>,
+pub(super) struct JobQueue<J> {
+    state: Mutex<JobQueueState<J>>,
     changed: Condvar,
     capacity: usize,
 }
 
-impl<J> Queue<J> {
-    pub(super) fn new(capacity: usize) -> Queue<J> {
-        Queue {
-            state: Mutex::new(State {
+impl<J> JobQueue<J> {
+    pub(super) fn new(capacity: usize) -> JobQueue<J> {
+        JobQueue {
+            state: Mutex::new(JobQueueState {
                 // The deques grow with the jobs: the capacity is a limit, not a size.
                 waiting: Default::default(),
                 parked: 0,
@@ -101,19 +101,23 @@ impl<J> Queue<J> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<J>> {
+    fn lock(&self) -> MutexGuard<'_, JobQueueState<J>> {
         self.state.lock()
     }
 
     /// Queues all jobs or none, without blocking.
-    pub(super) fn push(&self, priority: Priority, jobs: Vec<J>) -> Result<(), (Refused, Vec<J>)> {
+    pub(super) fn push(
+        &self,
+        priority: Priority,
+        jobs: Vec<J>,
+    ) -> Result<(), (QueueRefusal, Vec<J>)> {
         let mut state = self.lock();
         if state.closed {
-            return Err((Refused::Closed, jobs));
+            return Err((QueueRefusal::Closed, jobs));
         }
         let waiting = state.len() + state.parked;
         if waiting.saturating_add(jobs.len()) > self.capacity {
-            return Err((Refused::Full { waiting }, jobs));
+            return Err((QueueRefusal::Full { waiting }, jobs));
         }
         for job in jobs {
             state.push(priority, job);
@@ -161,18 +165,18 @@ impl<J> Queue<J> {
     }
 
     /// Waits for the next job, at most `patience`. [`Queue::done`] must follow a job.
-    pub(super) fn next(&self, patience: Duration) -> Next<J> {
+    pub(super) fn next(&self, patience: Duration) -> NextJob<J> {
         let mut state = self.lock();
         loop {
             if let Some(job) = state.pop() {
-                return Next::Job(job);
+                return NextJob::Job(job);
             }
             if state.closed {
-                return Next::Closed;
+                return NextJob::Closed;
             }
             let waited = self.changed.wait_for(&mut state, patience);
             if waited.timed_out() && state.len() == 0 && !state.closed {
-                return Next::Idle;
+                return NextJob::Idle;
             }
         }
     }
@@ -201,7 +205,7 @@ impl<J> Queue<J> {
 mod tests {
     use super::*;
 
-    fn take(queue: &Queue<u32>) -> Option<u32> {
+    fn take(queue: &JobQueue<u32>) -> Option<u32> {
         let job = queue.try_next()?;
         queue.done();
         Some(job)
@@ -209,7 +213,7 @@ mod tests {
 
     #[test]
     fn the_higher_priority_comes_first_and_the_older_job_among_equals() {
-        let queue = Queue::new(10);
+        let queue = JobQueue::new(10);
         queue.push(Priority::Low, vec![1, 2]).unwrap();
         queue.push(Priority::Urgent, vec![3]).unwrap();
         queue.push(Priority::Normal, vec![4, 5]).unwrap();
@@ -219,7 +223,7 @@ mod tests {
 
     #[test]
     fn the_lowest_priority_has_its_turns_however_many_others_come() {
-        let queue = Queue::new(10);
+        let queue = JobQueue::new(10);
         queue.push(Priority::Background, vec![1, 2, 3]).unwrap();
         let mut turns = Vec::new();
         for turn in 0..40 {
@@ -235,13 +239,13 @@ mod tests {
 
     #[test]
     fn parked_jobs_keep_their_places() {
-        let queue = Queue::new(2);
+        let queue = JobQueue::new(2);
         queue.push(Priority::Low, vec![1, 2]).unwrap();
         assert_eq!(queue.try_next(), Some(1));
         queue.park();
         queue.done();
         let refused = queue.push(Priority::Low, vec![3]).unwrap_err();
-        assert_eq!(refused.0, Refused::Full { waiting: 2 });
+        assert_eq!(refused.0, QueueRefusal::Full { waiting: 2 });
         assert!(queue.resume(vec![(Priority::Urgent, 1)]).is_empty());
         assert_eq!(take(&queue), Some(1));
         assert_eq!(queue.close(), [2]);

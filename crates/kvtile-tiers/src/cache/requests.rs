@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use kvtile_transfer::LayoutHandle;
 
-use super::{Parts, open::check_identity};
+use super::{CacheParts, open::check_identity};
 use crate::error::{RequestError, TierError};
 
 /// The longest list of ids that is checked with a hash set; for longer ones a bitmap over all
@@ -14,7 +14,7 @@ const SET_IDS_MAX: usize = 64;
 /// The layout of a load or a store. Refuses a layout of another identity, ids out of range, and
 /// duplicate ids.
 pub(super) fn check_blocks(
-    inner: &Parts,
+    inner: &CacheParts,
     layout: Option<LayoutHandle>,
     blocks: &[usize],
 ) -> Result<LayoutHandle, TierError> {

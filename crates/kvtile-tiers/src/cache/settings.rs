@@ -2,8 +2,8 @@
 
 use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
-use kvtile_blocks::{policy::PolicyKind, pool::Quota};
-use kvtile_layout::{Word, identity::LogicalIdentity};
+use kvtile_blocks::{policy::PolicyKind, pool::TenantQuota};
+use kvtile_layout::{Word, identity::Identity};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -46,7 +46,7 @@ pub const QUOTAS_MAX: usize = 1024;
 #[non_exhaustive]
 pub struct CacheSettings {
     /// What the blocks mean. The cache never serves blocks of another identity.
-    pub identity: LogicalIdentity,
+    pub identity: Identity,
     /// Bytes of host memory for blocks (default 1 GiB, at most [`HOST_BYTES_MAX`], at least one
     /// block). A block takes whole pages of 4,096 bytes. For each tier below, the cache allocates
     /// one more block, for reads from the tier while all others are in use.
@@ -71,7 +71,7 @@ pub struct CacheSettings {
     /// Limits on the host blocks of single tenants, each at least one block (default: none; at most
     /// [`QUOTAS_MAX`] tenants).
     #[serde(default)]
-    pub quotas: Vec<Quota>,
+    pub quotas: Vec<TenantQuota>,
     /// Worker threads (default 2, at most [`WORKERS_MAX`]). With 0 only calls of
     /// [`Cache::step`](super::Cache::step) run jobs.
     #[serde(default = "workers")]
@@ -94,7 +94,7 @@ pub struct CacheSettings {
 impl CacheSettings {
     /// The defaults for an identity: 1 GiB of host memory, no disk.
     #[must_use]
-    pub fn new(identity: LogicalIdentity) -> CacheSettings {
+    pub fn new(identity: Identity) -> CacheSettings {
         CacheSettings {
             identity,
             host_bytes: host_bytes(),

@@ -19,7 +19,7 @@ pub const SYNC_WITHIN: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Default)]
-struct State {
+struct SpillState {
     /// Keys of host blocks to write, in the order of their stores.
     keys: VecDeque<BlockKey>,
     /// The time of the oldest unsynced write or erasure.
@@ -29,7 +29,7 @@ struct State {
     closed: bool,
 }
 
-impl State {
+impl SpillState {
     fn is_sync_due(&self, now: Duration) -> bool {
         let is_old = |since: Duration| now.saturating_sub(since) >= SYNC_WITHIN;
         self.written >= SYNC_BLOCKS || self.dirty_since.is_some_and(is_old)
@@ -38,7 +38,7 @@ impl State {
 
 /// The operation that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Due {
+pub(super) enum SpillDue {
     /// A write of at most [`SYNC_BLOCKS`] blocks; some may have left host memory or be on the tier
     /// already.
     Write(Vec<BlockKey>),
@@ -52,31 +52,31 @@ pub(super) enum Due {
 
 /// The ends of the backoffs of writes and syncs.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pauses {
+pub(super) struct TierPauses {
     pub(super) writes: Option<Duration>,
     pub(super) syncs: Option<Duration>,
 }
 
 /// The spill list of a tier.
 #[derive(Debug)]
-pub(super) struct Spill {
-    state: Mutex<State>,
+pub(super) struct SpillList {
+    state: Mutex<SpillState>,
     changed: Condvar,
     /// Whether the tier is durable; other tiers are never synced.
     syncs: bool,
 }
 
-impl Spill {
+impl SpillList {
     /// The spill list of a tier that is durable, or not.
-    pub(super) fn new(is_durable: bool) -> Spill {
-        Spill {
+    pub(super) fn new(is_durable: bool) -> SpillList {
+        SpillList {
             state: Mutex::default(),
             changed: Condvar::default(),
             syncs: is_durable,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SpillState> {
         self.state.lock()
     }
 
@@ -148,33 +148,33 @@ impl Spill {
     }
 
     /// The operation that is due at `now`, unless it is paused.
-    pub(super) fn due(&self, now: Duration, pauses: Pauses) -> Due {
-        Spill::due_of(&mut self.lock(), now, pauses)
+    pub(super) fn due(&self, now: Duration, pauses: TierPauses) -> SpillDue {
+        SpillList::due_of(&mut self.lock(), now, pauses)
     }
 
-    fn due_of(state: &mut State, now: Duration, pauses: Pauses) -> Due {
+    fn due_of(state: &mut SpillState, now: Duration, pauses: TierPauses) -> SpillDue {
         let is_paused = |until: Option<Duration>| until.is_some_and(|until| now < until);
         if state.closed {
-            return Due::Closed;
+            return SpillDue::Closed;
         }
         if state.is_sync_due(now) && !is_paused(pauses.syncs) {
-            return Due::Sync;
+            return SpillDue::Sync;
         }
         if is_paused(pauses.writes) {
-            return Due::Nothing;
+            return SpillDue::Nothing;
         }
         if state.keys.is_empty() {
-            return Due::Nothing;
+            return SpillDue::Nothing;
         }
         let blocks = state.keys.len().min(SYNC_BLOCKS);
-        Due::Write(state.keys.drain(..blocks).collect())
+        SpillDue::Write(state.keys.drain(..blocks).collect())
     }
 
     /// Waits for a due operation; `Nothing` after a timeout.
-    pub(super) fn wait(&self, now: impl Fn() -> Duration, pauses: Pauses) -> Due {
+    pub(super) fn wait(&self, now: impl Fn() -> Duration, pauses: TierPauses) -> SpillDue {
         let mut state = self.lock();
-        let due = Spill::due_of(&mut state, now(), pauses);
-        if due != Due::Nothing {
+        let due = SpillList::due_of(&mut state, now(), pauses);
+        if due != SpillDue::Nothing {
             return due;
         }
         // Without unsynced writes and keys, only a change of the list can make an operation due.
@@ -184,7 +184,7 @@ impl Spill {
         } else {
             self.changed.wait_for(&mut state, PATIENCE);
         }
-        Spill::due_of(&mut state, now(), pauses)
+        SpillList::due_of(&mut state, now(), pauses)
     }
 
     /// Whether the list is closed.
@@ -213,72 +213,78 @@ mod tests {
 
     #[test]
     fn a_sync_is_due_after_so_many_blocks_or_so_much_time_and_before_any_write() {
-        let spill = Spill::new(true);
+        let spill = SpillList::new(true);
         let start = Duration::from_secs(9);
         spill.push(&[key(1)], 10, |_| true);
         for _ in 1..SYNC_BLOCKS {
             spill.wrote(1, start);
         }
         assert_eq!(
-            spill.due(start, Pauses::default()),
-            Due::Write(vec![key(1)])
+            spill.due(start, TierPauses::default()),
+            SpillDue::Write(vec![key(1)])
         );
-        assert_eq!(spill.due(start, Pauses::default()), Due::Nothing);
-        assert_eq!(spill.due(start + SYNC_WITHIN, Pauses::default()), Due::Sync);
+        assert_eq!(spill.due(start, TierPauses::default()), SpillDue::Nothing);
+        assert_eq!(
+            spill.due(start + SYNC_WITHIN, TierPauses::default()),
+            SpillDue::Sync
+        );
         spill.wrote(1, start);
         spill.push(&[key(2)], 10, |_| true);
-        assert_eq!(spill.due(start, Pauses::default()), Due::Sync);
+        assert_eq!(spill.due(start, TierPauses::default()), SpillDue::Sync);
         spill.sync_begins();
         assert_eq!(
-            spill.due(start + SYNC_WITHIN, Pauses::default()),
-            Due::Write(vec![key(2)])
+            spill.due(start + SYNC_WITHIN, TierPauses::default()),
+            SpillDue::Write(vec![key(2)])
         );
         spill.touched(start);
         let (now, later) = (start + SYNC_WITHIN, start + SYNC_WITHIN * 2);
-        let syncs = Pauses {
+        let syncs = TierPauses {
             writes: Some(later),
             syncs: Some(later),
         };
-        assert_eq!(spill.due(now, syncs), Due::Nothing);
-        assert_eq!(spill.due(later, syncs), Due::Sync);
+        assert_eq!(spill.due(now, syncs), SpillDue::Nothing);
+        assert_eq!(spill.due(later, syncs), SpillDue::Sync);
         // Writes pause, syncs do not.
-        let writes = Pauses {
+        let writes = TierPauses {
             syncs: None,
             ..syncs
         };
-        assert_eq!(spill.due(now, writes), Due::Sync);
+        assert_eq!(spill.due(now, writes), SpillDue::Sync);
         spill.sync_begins();
         spill.push(&[key(3)], 10, |_| true);
-        assert_eq!(spill.due(now, writes), Due::Nothing);
-        assert_eq!(spill.due(later, writes), Due::Write(vec![key(3)]));
+        assert_eq!(spill.due(now, writes), SpillDue::Nothing);
+        assert_eq!(spill.due(later, writes), SpillDue::Write(vec![key(3)]));
     }
 
     #[test]
     fn a_tier_that_is_not_durable_is_written_and_never_synced() {
-        let spill = Spill::new(false);
+        let spill = SpillList::new(false);
         spill.touched(Duration::ZERO);
         spill.wrote(SYNC_BLOCKS, Duration::ZERO);
         let later = SYNC_WITHIN * 2;
         assert!(!spill.is_dirty() && spill.written() == 0);
-        assert_eq!(spill.due(later, Pauses::default()), Due::Nothing);
+        assert_eq!(spill.due(later, TierPauses::default()), SpillDue::Nothing);
         spill.push(&[key(1)], 10, |_| true);
         assert_eq!(
-            spill.due(later, Pauses::default()),
-            Due::Write(vec![key(1)])
+            spill.due(later, TierPauses::default()),
+            SpillDue::Write(vec![key(1)])
         );
     }
 
     #[test]
     fn the_list_keeps_the_host_blocks_and_their_order() {
-        let spill = Spill::new(true);
+        let spill = SpillList::new(true);
         assert_eq!(spill.push(&[key(1), key(2), key(3)], 3, |_| false), 0);
         assert_eq!(spill.push(&[key(4)], 3, |at| *at != key(2)), 1);
         assert_eq!(
-            spill.due(Duration::ZERO, Pauses::default()),
-            Due::Write(vec![key(1), key(3), key(4)])
+            spill.due(Duration::ZERO, TierPauses::default()),
+            SpillDue::Write(vec![key(1), key(3), key(4)])
         );
         spill.push(&[key(5)], 3, |_| true);
         assert_eq!(spill.close(), 1);
-        assert_eq!(spill.due(Duration::ZERO, Pauses::default()), Due::Closed);
+        assert_eq!(
+            spill.due(Duration::ZERO, TierPauses::default()),
+            SpillDue::Closed
+        );
     }
 }

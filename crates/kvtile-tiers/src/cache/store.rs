@@ -9,7 +9,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use kvtile_blocks::{
     BlockKey, BlocksError,
     events::TierId,
-    pool::{AllocateRequest, Claim, MutableBlocks},
+    pool::{AllocateRequest, MutableBlocks, PinClaim},
 };
 use kvtile_layout::broken;
 use kvtile_transfer::{
@@ -18,10 +18,10 @@ use kvtile_transfer::{
 };
 
 use super::{
-    Parts, QueueLabel, StoreOptions, demote,
+    CacheParts, QueueLabel, StoreOptions, demote,
     host::ids,
-    job::{Job, Work},
-    parent::Parent,
+    job::{BoxedCacheJob, CacheJob},
+    parent::PinnedParent,
     requests, tend,
 };
 use crate::{
@@ -99,7 +99,7 @@ struct StoreJob {
 
 /// Starts storing.
 pub(super) fn start(
-    inner: &Arc<Parts>,
+    inner: &Arc<CacheParts>,
     all: &[BlockKey],
     blocks: &[usize],
     options: &StoreOptions,
@@ -140,9 +140,9 @@ pub(super) fn start(
         has_begun: false,
     };
     if is_done {
-        let done = Stored {
+        let done = StoreProgress {
             present: job.keys.len(),
-            ..Stored::default()
+            ..StoreProgress::default()
         };
         job.finish(inner, &done, None);
         return Ok(completion);
@@ -156,25 +156,25 @@ pub(super) fn start(
 
 /// The progress of a store.
 #[derive(Default)]
-struct Stored {
+struct StoreProgress {
     stored: usize,
     present: usize,
     bytes: u64,
 }
 
-impl Work<Parts> for StoreJob {
+impl CacheJob<CacheParts> for StoreJob {
     fn label(&self) -> QueueLabel {
         QueueLabel::Store
     }
 
-    fn run(mut self: Box<Self>, inner: &Parts) {
+    fn run(mut self: Box<Self>, inner: &CacheParts) {
         // Dropping the guard resumes the stores that wait for this one, also after a panic.
-        let mut end = EndOfStore {
+        let mut end = StoreEnd {
             inner,
             number: Some(self.number),
         };
         self.has_begun = true;
-        let (job, parent) = match (self.parent, Parent::hold(inner, self.parent.as_ref())) {
+        let (job, parent) = match (self.parent, PinnedParent::hold(inner, self.parent.as_ref())) {
             // An older store may be copying the parent.
             (Some(key), None) => match self.park(inner, &key) {
                 Ok(()) => {
@@ -184,7 +184,7 @@ impl Work<Parts> for StoreJob {
                 // The older store has ended since the first check, or there is none.
                 Err(mut job) => {
                     job.has_begun = true;
-                    (job, Parent::hold(inner, Some(&key)))
+                    (job, PinnedParent::hold(inner, Some(&key)))
                 }
             },
             (_, parent) => (self, parent),
@@ -195,13 +195,14 @@ impl Work<Parts> for StoreJob {
 
 impl StoreJob {
     /// Parks the job until the older store of `key` ends; fails if there is none.
-    fn park(mut self: Box<Self>, inner: &Parts, key: &BlockKey) -> Result<(), Box<StoreJob>> {
+    fn park(mut self: Box<Self>, inner: &CacheParts, key: &BlockKey) -> Result<(), Box<StoreJob>> {
         inner.queue.park();
         self.has_begun = false;
         let (number, priority) = (self.number, self.options.priority);
         let mut left = Some(self);
         inner.chains.park(number, key, || {
-            left.take().map(|job| (priority, job as Job<Parts>))
+            left.take()
+                .map(|job| (priority, job as BoxedCacheJob<CacheParts>))
         });
         match left {
             None => Ok(()),
@@ -212,8 +213,8 @@ impl StoreJob {
         }
     }
 
-    fn copy_from(&self, inner: &Parts, parent: Option<Parent>) {
-        let mut done = Stored::default();
+    fn copy_from(&self, inner: &CacheParts, parent: Option<PinnedParent>) {
+        let mut done = StoreProgress::default();
         let stopped = match parent {
             _ if inner.is_past(self.deadline) => Some(StoreStop::Deadline),
             None => Some(StoreStop::NoAncestors),
@@ -222,7 +223,7 @@ impl StoreJob {
         self.finish(inner, &done, stopped);
     }
 
-    fn finish(&self, inner: &Parts, done: &Stored, stopped: Option<StoreStop>) {
+    fn finish(&self, inner: &CacheParts, done: &StoreProgress, stopped: Option<StoreStop>) {
         let elapsed = inner.clock.now().saturating_sub(self.start);
         let report = self.report(done, elapsed, stopped);
         inner.metrics.stored(TierId::HOST, report.stored as u64);
@@ -235,7 +236,12 @@ impl StoreJob {
         self.completer.finish(report);
     }
 
-    fn report(&self, done: &Stored, elapsed: Duration, stopped: Option<StoreStop>) -> StoreReport {
+    fn report(
+        &self,
+        done: &StoreProgress,
+        elapsed: Duration,
+        stopped: Option<StoreStop>,
+    ) -> StoreReport {
         StoreReport {
             stored: done.stored,
             present: done.present,
@@ -249,9 +255,9 @@ impl StoreJob {
     /// Copies the blocks, in runs that fit in host memory.
     fn copy_all(
         &self,
-        inner: &Parts,
-        mut parent: Parent,
-        done: &mut Stored,
+        inner: &CacheParts,
+        mut parent: PinnedParent,
+        done: &mut StoreProgress,
     ) -> Result<(), StoreStop> {
         let mut at = 0;
         while at < self.keys.len() {
@@ -259,7 +265,7 @@ impl StoreJob {
                 return Err(StoreStop::Cancelled);
             }
             let (_, rest) = self.keys.split_at(at);
-            let (blocks, last) = match Parent::hold_leading(inner, rest) {
+            let (blocks, last) = match PinnedParent::hold_leading(inner, rest) {
                 Some(present) => present,
                 None => match self.room(inner, rest.len(), &mut parent) {
                     Some(room) => {
@@ -269,7 +275,9 @@ impl StoreJob {
                         continue;
                     }
                     // Blocks that do not fit in host memory may be in a tier below already.
-                    None => Parent::hold_leading_below(inner, rest).ok_or(StoreStop::HostFull)?,
+                    None => {
+                        PinnedParent::hold_leading_below(inner, rest).ok_or(StoreStop::HostFull)?
+                    }
                 },
             };
             done.present += blocks;
@@ -280,7 +288,12 @@ impl StoreJob {
     }
 
     /// Allocates host blocks, fewer if not all fit, without evicting the ancestors from all tiers.
-    fn room(&self, inner: &Parts, wanted: usize, parent: &mut Parent) -> Option<MutableBlocks> {
+    fn room(
+        &self,
+        inner: &CacheParts,
+        wanted: usize,
+        parent: &mut PinnedParent,
+    ) -> Option<MutableBlocks> {
         let request = AllocateRequest {
             tenant: self.options.tenant,
             now: inner.tick(),
@@ -301,11 +314,11 @@ impl StoreJob {
     /// Copies the blocks of `range` into `room` and registers them. Returns the last one, pinned.
     fn copy(
         &self,
-        inner: &Parts,
+        inner: &CacheParts,
         range: Range<usize>,
         room: MutableBlocks,
-        done: &mut Stored,
-    ) -> Result<Parent, StoreStop> {
+        done: &mut StoreProgress,
+    ) -> Result<PinnedParent, StoreStop> {
         let parts = self
             .keys
             .get(range.clone())
@@ -341,10 +354,10 @@ impl StoreJob {
         let complete = complete.map_err(|rejected| StoreStop::Pool(rejected.error))?;
         let mut hints = self.options.hints;
         hints.partial_tail &= range.end == self.keys.len();
-        let registered = complete.register(&Claim {
+        let registered = complete.register(&PinClaim {
             now: inner.tick(),
             hints,
-            ..Claim::default()
+            ..PinClaim::default()
         });
         let registered = registered.map_err(|rejected| StoreStop::Pool(rejected.error))?;
         let twice = registered.duplicates.len();
@@ -355,11 +368,11 @@ impl StoreJob {
         let last = blocks.split_off(blocks.len().saturating_sub(1));
         drop(blocks);
         self.write_through(inner, keys);
-        Ok(Parent::Host(last))
+        Ok(PinnedParent::Host(last))
     }
 
     /// Queues the blocks for the tiers with [`TierWrites::AtOnce`].
-    fn write_through(&self, inner: &Parts, keys: &[BlockKey]) {
+    fn write_through(&self, inner: &CacheParts, keys: &[BlockKey]) {
         for below in &inner.below {
             if below.settings.writes == TierWrites::AtOnce {
                 tend::spill(inner, below, keys);
@@ -372,7 +385,7 @@ impl Drop for StoreJob {
     /// Completes a store that did not finish: the cache was closed, the queue was full, or it
     /// panicked.
     fn drop(&mut self) {
-        let nothing = Stored::default();
+        let nothing = StoreProgress::default();
         let stop = match self.has_begun {
             false => StoreStop::Closed,
             true => StoreStop::Panicked,
@@ -383,13 +396,13 @@ impl Drop for StoreJob {
 }
 
 /// Ends a store when it is dropped, also after a panic, so that waiting stores resume.
-struct EndOfStore<'a> {
-    inner: &'a Parts,
+struct StoreEnd<'a> {
+    inner: &'a CacheParts,
     /// `None` if the store is parked.
     number: Option<u64>,
 }
 
-impl Drop for EndOfStore<'_> {
+impl Drop for StoreEnd<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number {
             store_ended(self.inner, number);
@@ -398,7 +411,7 @@ impl Drop for EndOfStore<'_> {
 }
 
 /// Ends a store, and queues the stores that were parked for it.
-fn store_ended(inner: &Parts, number: u64) {
+fn store_ended(inner: &CacheParts, number: u64) {
     let parked = inner.chains.leave(number);
     if parked.is_empty() {
         return;

@@ -7,18 +7,18 @@ use std::{
 
 use kvtile_blocks::BlockKey;
 
-use super::{Parts, QueueLabel, below::Below, demote, spill::Due};
+use super::{CacheParts, QueueLabel, below::CacheTier, demote, spill::SpillDue};
 use crate::error::{RequestError, TierError};
 
 /// How long the thread of a tier sleeps if even its clock panics.
 const AFTER_PANIC: Duration = Duration::from_millis(50);
 
 /// Serves a tier until the cache closes.
-pub(super) fn serve_tier(inner: &Parts, below: &Below) {
+pub(super) fn serve_tier(inner: &CacheParts, below: &CacheTier) {
     loop {
         let turn = || {
             let due = below.spill.wait(|| inner.clock.now(), below.pauses());
-            let is_end = due == Due::Closed;
+            let is_end = due == SpillDue::Closed;
             serve(inner, below, due);
             is_end
         };
@@ -36,7 +36,7 @@ pub(super) fn serve_tier(inner: &Parts, below: &Below) {
 /// Handles a panic on a tier's thread like a failure: the operation pauses, and a sync stays due.
 /// On a durable tier the syncs pause and hold back the writes; on another tier only the writes
 /// pause.
-fn tier_panicked(inner: &Parts, below: &Below) {
+fn tier_panicked(inner: &CacheParts, below: &CacheTier) {
     let error = TierError::Request(RequestError::Panicked {
         what: "the thread of a tier",
     });
@@ -55,16 +55,16 @@ fn tier_panicked(inner: &Parts, below: &Below) {
 }
 
 /// Runs the operation that is due at a tier; false if there is none.
-pub(super) fn step_tier(inner: &Parts, below: &Below) -> bool {
+pub(super) fn step_tier(inner: &CacheParts, below: &CacheTier) -> bool {
     let due = below.spill.due(inner.clock.now(), below.pauses());
-    let is_something = matches!(due, Due::Write(_) | Due::Sync);
+    let is_something = matches!(due, SpillDue::Write(_) | SpillDue::Sync);
     serve(inner, below, due);
     is_something
 }
 
-fn serve(inner: &Parts, below: &Below, due: Due) {
+fn serve(inner: &CacheParts, below: &CacheTier, due: SpillDue) {
     match due {
-        Due::Write(keys) => {
+        SpillDue::Write(keys) => {
             for _ in &keys {
                 inner.metrics.unqueued(QueueLabel::Spill);
             }
@@ -76,18 +76,18 @@ fn serve(inner: &Parts, below: &Below, due: Due) {
                 below.writes.left_out(keys.len() as u64);
             }
         }
-        Due::Sync => {
+        SpillDue::Sync => {
             // `allows` admits one attempt after a pause.
             if below.syncs.allows(inner.clock.now()) {
                 below.sync(&*inner.clock);
             }
         }
-        Due::Nothing | Due::Closed => {}
+        SpillDue::Nothing | SpillDue::Closed => {}
     }
 }
 
 /// Queues host blocks for the thread of a tier to write.
-pub(super) fn spill(inner: &Parts, below: &Below, keys: &[BlockKey]) {
+pub(super) fn spill(inner: &CacheParts, below: &CacheTier, keys: &[BlockKey]) {
     for _ in keys {
         inner.metrics.queued(QueueLabel::Spill);
     }

@@ -6,13 +6,13 @@ use std::{
     time::Duration,
 };
 
-use super::{Parts, counts, job::Job, queue::Next};
+use super::{CacheParts, counts, job::BoxedCacheJob, queue::NextJob};
 
 /// How long a worker waits for a job before it runs the periodic work.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Runs a job. A panic drops the job, which completes it, and is the result.
-pub(super) fn run(inner: &Parts, job: Job<Parts>) -> thread::Result<()> {
+pub(super) fn run(inner: &CacheParts, job: BoxedCacheJob<CacheParts>) -> thread::Result<()> {
     inner.metrics.unqueued(job.label());
     let ran = catch_unwind(AssertUnwindSafe(|| job.run(inner)));
     inner.queue.done();
@@ -20,12 +20,12 @@ pub(super) fn run(inner: &Parts, job: Job<Parts>) -> thread::Result<()> {
 }
 
 /// Runs the jobs of the queue until it is closed.
-pub(super) fn work(inner: &Parts) {
+pub(super) fn work(inner: &CacheParts) {
     loop {
         let ran = match inner.queue.next(PATIENCE) {
-            Next::Job(job) => run(inner, job),
-            Next::Idle => catch_unwind(AssertUnwindSafe(|| look_after(inner))),
-            Next::Closed => return,
+            NextJob::Job(job) => run(inner, job),
+            NextJob::Idle => catch_unwind(AssertUnwindSafe(|| look_after(inner))),
+            NextJob::Closed => return,
         };
         if ran.is_err() {
             log::error!(
@@ -36,7 +36,7 @@ pub(super) fn work(inner: &Parts) {
 }
 
 /// The periodic work: counters, and maintenance of the policies.
-pub(super) fn look_after(inner: &Parts) {
+pub(super) fn look_after(inner: &CacheParts) {
     counts::observe(inner);
     inner.host.pool.maintain();
     for below in &inner.below {

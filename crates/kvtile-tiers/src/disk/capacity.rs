@@ -128,13 +128,13 @@ pub(super) fn physical_slots(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tier::Pieces;
+    use crate::tier::BlockPieces;
 
     fn form(block_bytes: u64, pieces: u64) -> SlotForm {
         let ends: Vec<u64> = (1..pieces).chain([pieces.max(block_bytes)]).collect();
         SlotForm {
             block_bytes,
-            record: RecordForm::of(&Pieces::ending_at(&ends).unwrap()),
+            record: RecordForm::of(&BlockPieces::ending_at(&ends).unwrap()),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::{
     manifest::{MANIFEST_FILE, MANIFEST_PARTIAL_FILE, file_name},
     medium::{LockError, Medium, MediumFile, MediumLock, NotPlain, OpenFile},
-    store::{Miss, is_end},
+    store::{SlotMiss, is_end},
 };
 use crate::error::{ConvertError, FolderError, TierError};
 
@@ -113,12 +113,12 @@ pub(super) fn read_slot(
     slots: Option<&dyn MediumFile>,
     offset: u64,
     buffer: &mut [u8],
-) -> Result<(), Miss> {
-    let slots = slots.ok_or(Miss::Truncated)?;
+) -> Result<(), SlotMiss> {
+    let slots = slots.ok_or(SlotMiss::Truncated)?;
     let read = slots.read_exact_at(offset, buffer);
     read.map_err(|error| match is_end(&error) {
-        true => Miss::Truncated,
-        false => Miss::Io(TierError::file(
+        true => SlotMiss::Truncated,
+        false => SlotMiss::Io(TierError::file(
             "read",
             file_name(medium, SLOTS_FILE),
             error,

@@ -13,12 +13,12 @@ use super::{
     folder::{LOCK_FILE, RECORDS_FILE, SLOTS_FILE},
     manifest::{MANIFEST_FILE, Manifest},
     medium::{FolderMedium, LockHolder, Medium, MediumFile},
-    record::{Decoded, Record, RecordForm, are_whole},
-    store::{Miss, Scan, Scanned, StoredBlock},
+    record::{DecodedRecord, RecordForm, SlotRecord, are_whole},
+    store::{RecordScan, ScanScope, SlotMiss, StoredSlot},
 };
 use crate::{
     error::{FolderError, SlotError, TierError},
-    tier::Pieces,
+    tier::BlockPieces,
 };
 
 /// The contents of a folder. A block's slot is its index in the data file, not a store's slot
@@ -27,11 +27,11 @@ use crate::{
 pub struct Inspection {
     medium: Arc<dyn Medium>,
     manifest: Manifest,
-    pieces: Pieces,
+    pieces: BlockPieces,
     form: RecordForm,
     records: Option<Box<dyn MediumFile>>,
     slots: Option<Box<dyn MediumFile>>,
-    stored: Vec<(u32, Record)>,
+    stored: Vec<(u32, SlotRecord)>,
     torn: Vec<u32>,
     unreadable: Vec<u32>,
     files_bytes: u64,
@@ -101,13 +101,13 @@ impl Inspection {
         let records = records.min(folder::length(&*self.medium, RECORDS_FILE)?);
         self.records = folder::open_to_read(&*self.medium, RECORDS_FILE, records)?;
         if let Some(file) = &self.records {
-            let scanned = Scanned {
+            let scanned = ScanScope {
                 store: self.manifest.store(),
                 places: self.manifest.slots(),
                 form: self.form,
                 write_back: false,
             };
-            let scan = Scan::read(&**file, scanned);
+            let scan = RecordScan::read(&**file, scanned);
             (self.stored, self.torn, self.unreadable) = (scan.stored, scan.torn, scan.unreadable);
         } else {
             self.unreadable = (0..self.manifest.slots()).collect();
@@ -125,20 +125,20 @@ impl Inspection {
     fn read_torn_again(&mut self) {
         for slot in std::mem::take(&mut self.torn) {
             match self.record(slot) {
-                Some(Decoded::Stored(record)) => self.stored.push((slot, record)),
-                Some(Decoded::Empty) => {}
-                Some(Decoded::Torn) | None => self.torn.push(slot),
+                Some(DecodedRecord::Stored(record)) => self.stored.push((slot, record)),
+                Some(DecodedRecord::Empty) => {}
+                Some(DecodedRecord::Torn) | None => self.torn.push(slot),
             }
         }
     }
 
     /// The current record of a slot; `None` if it cannot be read.
-    fn record(&self, slot: u32) -> Option<Decoded> {
+    fn record(&self, slot: u32) -> Option<DecodedRecord> {
         let mut bytes = vec![0; self.form.bytes()];
         let offset = u64::from(slot) * self.form.stride();
         let read = self.records.as_ref()?.read_exact_at(offset, &mut bytes);
         read.ok()?;
-        Some(Record::decode(
+        Some(SlotRecord::decode(
             self.form,
             &bytes,
             (self.manifest.store(), slot),
@@ -152,8 +152,8 @@ impl Inspection {
     }
 
     /// The stored blocks, smaller positions first. `slot` is a block's index in the data file.
-    pub fn blocks(&self) -> impl ExactSizeIterator<Item = StoredBlock> + '_ {
-        self.stored.iter().map(|(slot, record)| StoredBlock {
+    pub fn blocks(&self) -> impl ExactSizeIterator<Item = StoredSlot> + '_ {
+        self.stored.iter().map(|(slot, record)| StoredSlot {
             slot: *slot,
             key: record.key,
             parent: record.parent,
@@ -192,30 +192,39 @@ impl Inspection {
     /// # Errors
     /// Why the block cannot be read; [`Miss::Replaced`] if a cache has replaced or erased it since
     /// the folder was opened here. The content of `buffer` must not be used then.
-    pub fn read(&self, index: usize, buffer: &mut [u8]) -> Result<(), Miss> {
+    pub fn read(&self, index: usize, buffer: &mut [u8]) -> Result<(), SlotMiss> {
         let (block_bytes, found_bytes) = (self.manifest.block_bytes(), buffer.len() as u64);
         if found_bytes != block_bytes {
-            return Err(Miss::Buffer(TierError::Slot(SlotError::WrongBlockBytes {
-                block_bytes,
-                found_bytes,
-            })));
+            return Err(SlotMiss::Buffer(TierError::Slot(
+                SlotError::WrongBlockBytes {
+                    block_bytes,
+                    found_bytes,
+                },
+            )));
         }
-        let (slot, record) = self.stored.get(index).ok_or(Miss::Empty)?;
+        let (slot, record) = self.stored.get(index).ok_or(SlotMiss::Empty)?;
         let read = self.read_verified(*slot, record, buffer);
         // The block is damaged only if its record is still the one that was scanned.
         match (&read, self.record(*slot)) {
-            (Err(_), Some(now)) if now != Decoded::Stored(record.clone()) => Err(Miss::Replaced),
+            (Err(_), Some(now)) if now != DecodedRecord::Stored(record.clone()) => {
+                Err(SlotMiss::Replaced)
+            }
             _ => read,
         }
     }
 
-    fn read_verified(&self, slot: u32, record: &Record, buffer: &mut [u8]) -> Result<(), Miss> {
+    fn read_verified(
+        &self,
+        slot: u32,
+        record: &SlotRecord,
+        buffer: &mut [u8],
+    ) -> Result<(), SlotMiss> {
         let offset = u64::from(slot) * self.manifest.slot_bytes();
         folder::read_slot(&*self.medium, self.slots.as_deref(), offset, buffer)?;
         let of = (&record.key, record.position, &*record.sums);
         match are_whole(&self.pieces, 0..self.pieces.count(), of, buffer) {
             true => Ok(()),
-            false => Err(Miss::Checksum),
+            false => Err(SlotMiss::Checksum),
         }
     }
 }

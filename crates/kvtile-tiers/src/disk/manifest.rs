@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crc_fast::CrcAlgorithm;
 use kvtile_layout::{
-    Shown, broken,
-    identity::{Difference, Fingerprint, LayoutIdentity, LogicalIdentity},
+    ShownText, broken,
+    identity::{Difference, Fingerprint, Identity, LayoutIdentity},
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     error::{FolderError, TierError},
-    tier::{Pieces, StoreIdentity},
+    tier::{BlockPieces, StoreIdentity},
 };
 
 /// File name of the manifest.
@@ -44,17 +44,17 @@ pub struct Manifest {
     format: String,
     version: u32,
     store: Fingerprint,
-    created: Created,
+    created: FolderCreation,
     capacity_bytes: u64,
     /// Exactly one, until a folder keeps several groups.
-    groups: Vec<Group>,
+    groups: Vec<ManifestGroup>,
 }
 
 /// The manifest of one group of layers: its blocks and the two files that store them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Group {
-    identity: LogicalIdentity,
+struct ManifestGroup {
+    identity: Identity,
     identity_fingerprint: Fingerprint,
     block_layout: LayoutIdentity,
     block_layout_fingerprint: Fingerprint,
@@ -69,7 +69,7 @@ struct Group {
 /// When a folder was created, and by which version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Created {
+pub struct FolderCreation {
     /// Seconds since the start of 1970, by the clock of the machine.
     pub unix_seconds: u64,
     /// Version of kvtile.
@@ -85,9 +85,9 @@ struct ManifestFile {
     checksum: String,
 }
 
-impl Group {
-    fn new(identity: &StoreIdentity, slots: u32) -> Result<Group, TierError> {
-        Ok(Group {
+impl ManifestGroup {
+    fn new(identity: &StoreIdentity, slots: u32) -> Result<ManifestGroup, TierError> {
+        Ok(ManifestGroup {
             identity: identity.logical.clone(),
             identity_fingerprint: identity.logical.fingerprint(),
             block_layout: identity.block_layout.clone(),
@@ -103,7 +103,7 @@ impl Group {
     /// Whether the numbers are consistent with each other.
     fn is_sensible(&self) -> bool {
         let (Ok(pieces), Ok(slot_bytes)) = (
-            Pieces::ending_at(&self.piece_ends),
+            BlockPieces::ending_at(&self.piece_ends),
             capacity::slot_bytes(self.block_bytes),
         ) else {
             return false;
@@ -128,12 +128,12 @@ impl Manifest {
             format: FORMAT.to_owned(),
             version: VERSION,
             store: Fingerprint::from_bytes(random_number()),
-            created: Created {
+            created: FolderCreation {
                 unix_seconds: now.map_or(0, |now| now.as_secs()),
                 kvtile: env!("CARGO_PKG_VERSION").to_owned(),
             },
             capacity_bytes,
-            groups: vec![Group::new(identity, slots)?],
+            groups: vec![ManifestGroup::new(identity, slots)?],
         })
     }
 
@@ -148,7 +148,7 @@ impl Manifest {
     }
 
     /// The only group.
-    fn group(&self) -> &Group {
+    fn group(&self) -> &ManifestGroup {
         match self.groups.as_slice() {
             [group] => group,
             groups => broken(format_args!("a manifest of {} groups", groups.len())),
@@ -157,7 +157,7 @@ impl Manifest {
 
     /// What the values of a block mean.
     #[must_use]
-    pub fn identity(&self) -> &LogicalIdentity {
+    pub fn identity(&self) -> &Identity {
         &self.group().identity
     }
 
@@ -199,7 +199,7 @@ impl Manifest {
 
     /// When the folder was created, and by which version.
     #[must_use]
-    pub fn created(&self) -> &Created {
+    pub fn created(&self) -> &FolderCreation {
         &self.created
     }
 
@@ -213,8 +213,8 @@ impl Manifest {
     }
 
     /// How a block is cut into pieces. The manifest knows their bytes, not the layers behind them.
-    pub(super) fn pieces(&self) -> Result<Pieces, TierError> {
-        Pieces::ending_at(&self.group().piece_ends)
+    pub(super) fn pieces(&self) -> Result<BlockPieces, TierError> {
+        BlockPieces::ending_at(&self.group().piece_ends)
     }
 
     /// The first field in which the folder differs from `identity`.
@@ -287,7 +287,7 @@ impl Manifest {
         let damaged = |problem: String| {
             TierError::Folder(FolderError::ManifestDamaged {
                 folder: medium.name(),
-                problem: Shown(&problem).to_string(),
+                problem: ShownText(&problem).to_string(),
             })
         };
         check_version(bytes, medium)?;
@@ -327,18 +327,18 @@ impl Manifest {
 /// Refuses another version by its number, regardless of the other fields of its manifest.
 fn check_version(bytes: &[u8], medium: &dyn Medium) -> Result<(), TierError> {
     #[derive(Deserialize)]
-    struct AnyVersion {
-        manifest: Versioned,
+    struct VersionedManifestFile {
+        manifest: VersionedManifest,
     }
     #[derive(Deserialize)]
-    struct Versioned {
+    struct VersionedManifest {
         format: String,
         version: u32,
     }
-    let any: AnyVersion = serde_json::from_slice(bytes).map_err(|error| {
+    let any: VersionedManifestFile = serde_json::from_slice(bytes).map_err(|error| {
         TierError::Folder(FolderError::ManifestDamaged {
             folder: medium.name(),
-            problem: Shown(&error.to_string()).to_string(),
+            problem: ShownText(&error.to_string()).to_string(),
         })
     })?;
     if any.manifest.format == FORMAT && any.manifest.version != VERSION {

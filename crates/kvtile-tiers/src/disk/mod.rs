@@ -24,15 +24,18 @@ mod store;
 mod tier;
 
 pub use capacity::SLOTS_MAX;
-pub use convert::{ConvertProgress, ConvertSettings, Converted, LeftOut, convert, convert_on};
+pub use convert::{
+    ConversionReport, ConvertProgress, ConvertSettings, LeftOutBlock, convert, convert_on,
+};
 pub use folder::clear;
 pub use inspect::{FolderUsage, Inspection};
-pub use manifest::{Created, Manifest};
+pub use manifest::{FolderCreation, Manifest};
 
-pub use crate::tier::{Pieces, StoreIdentity};
+pub use crate::tier::{BlockPieces, StoreIdentity};
 pub use settings::DiskSettings;
 pub use store::{
-    Dropped, FailedWrite, LostBlock, Miss, Recovered, SlotRead, SlotState, SlotStore,
-    SlotStoreSettings, SlotStoreStats, SlotWrite, StoredBlock, Synced, Ticket, Written,
+    DroppedSlots, FailedWrite, LostBlock, RecoveredBlocks, SlotMiss, SlotRead, SlotState,
+    SlotStore, SlotStoreSettings, SlotStoreStats, SlotSyncReport, SlotWrite, SlotWriteReport,
+    StoredSlot, WriteTicket,
 };
 pub use tier::DiskTier;

@@ -20,7 +20,7 @@ use crc_fast::{CrcAlgorithm, Digest};
 use kvtile_blocks::BlockKey;
 use kvtile_layout::broken;
 
-use crate::tier::Pieces;
+use crate::tier::BlockPieces;
 
 /// Bytes of the shortest record, which is the record of a block with one piece.
 const RECORD_BYTES_MIN: usize = 64;
@@ -54,7 +54,7 @@ pub(super) struct RecordForm {
 
 impl RecordForm {
     /// The form for blocks that are cut into `pieces`.
-    pub(super) fn of(pieces: &Pieces) -> RecordForm {
+    pub(super) fn of(pieces: &BlockPieces) -> RecordForm {
         RecordForm {
             pieces: pieces.count(),
         }
@@ -74,7 +74,7 @@ impl RecordForm {
 
 /// A decoded record: the block that a slot holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Record {
+pub(super) struct SlotRecord {
     pub(super) key: BlockKey,
     pub(super) parent: Option<BlockKey>,
     pub(super) position: u32,
@@ -87,14 +87,14 @@ pub(super) struct Record {
 
 /// The result of decoding a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Decoded {
+pub(super) enum DecodedRecord {
     Empty,
-    Stored(Record),
+    Stored(SlotRecord),
     /// Neither zeroes nor a record of this slot.
     Torn,
 }
 
-impl Record {
+impl SlotRecord {
     /// Appends the record's bytes to `to`.
     pub(super) fn encode(
         &self,
@@ -133,13 +133,13 @@ impl Record {
         form: RecordForm,
         bytes: &[u8],
         (store, slot): (&StoreId, u32),
-    ) -> Decoded {
+    ) -> DecodedRecord {
         if bytes.iter().all(|byte| *byte == 0) {
-            return Decoded::Empty;
+            return DecodedRecord::Empty;
         }
-        match Record::decode_sealed(form, bytes, (store, slot)) {
-            Some(record) => Decoded::Stored(record),
-            None => Decoded::Torn,
+        match SlotRecord::decode_sealed(form, bytes, (store, slot)) {
+            Some(record) => DecodedRecord::Stored(record),
+            None => DecodedRecord::Torn,
         }
     }
 
@@ -147,8 +147,8 @@ impl Record {
         form: RecordForm,
         bytes: &[u8],
         (store, slot): (&StoreId, u32),
-    ) -> Option<Record> {
-        let mut reader = Reader { bytes };
+    ) -> Option<SlotRecord> {
+        let mut reader = RecordReader { bytes };
         let key = BlockKey::from_bytes(reader.take()?);
         let parent = reader.take::<16>()?;
         let position = u32::from_le_bytes(reader.take()?);
@@ -164,7 +164,7 @@ impl Record {
             flags if flags == FLAG_STORED | FLAG_PARENT => Some(BlockKey::from_bytes(parent)),
             _ => return None,
         };
-        (sealed == seal(store, slot, bytes)).then_some(Record {
+        (sealed == seal(store, slot, bytes)).then_some(SlotRecord {
             key,
             parent,
             position,
@@ -200,7 +200,7 @@ pub(super) fn piece_sum(key: &BlockKey, position: u32, (piece, bytes): (usize, &
 
 /// The checksums of all pieces of a block.
 pub(super) fn piece_sums(
-    pieces: &Pieces,
+    pieces: &BlockPieces,
     key: &BlockKey,
     position: u32,
     bytes: &[u8],
@@ -216,7 +216,7 @@ pub(super) fn piece_sums(
 
 /// Whether the bytes of the pieces `which` have their checksums; `sums` are those of all pieces.
 pub(super) fn are_whole(
-    pieces: &Pieces,
+    pieces: &BlockPieces,
     which: std::ops::Range<usize>,
     (key, position, sums): (&BlockKey, u32, &[u64]),
     bytes: &[u8],
@@ -228,11 +228,11 @@ pub(super) fn are_whole(
 }
 
 /// Splits off the fields of a record; holds the bytes that are not yet read.
-pub(super) struct Reader<'a> {
+pub(super) struct RecordReader<'a> {
     pub(super) bytes: &'a [u8],
 }
 
-impl Reader<'_> {
+impl RecordReader<'_> {
     pub(super) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (first, rest) = self.bytes.split_first_chunk::<N>()?;
         self.bytes = rest;
@@ -246,8 +246,8 @@ mod tests {
 
     const STORE: StoreId = [7; 16];
 
-    fn record(parent: Option<BlockKey>, pieces: usize) -> Record {
-        Record {
+    fn record(parent: Option<BlockKey>, pieces: usize) -> SlotRecord {
+        SlotRecord {
             key: BlockKey::from_bytes([1; 16]),
             parent,
             position: 3,
@@ -259,7 +259,7 @@ mod tests {
         }
     }
 
-    fn encoded(record: &Record, slot: u32) -> (RecordForm, Vec<u8>) {
+    fn encoded(record: &SlotRecord, slot: u32) -> (RecordForm, Vec<u8>) {
         let form = RecordForm {
             pieces: record.sums.len(),
         };
@@ -271,14 +271,17 @@ mod tests {
     #[test]
     fn records_survive_encoding_and_decoding() {
         for parent in [None, Some([0; 16]), Some([2; 16])] {
-            for pieces in [1, 2, 9, 10, 57, Pieces::MAX] {
+            for pieces in [1, 2, 9, 10, 57, BlockPieces::MAX] {
                 let record = record(parent.map(BlockKey::from_bytes), pieces);
                 let (form, bytes) = encoded(&record, 5);
                 assert_eq!(bytes.len(), form.bytes());
-                let decoded = Record::decode(form, &bytes, (&STORE, 5));
-                assert_eq!(decoded, Decoded::Stored(record));
+                let decoded = SlotRecord::decode(form, &bytes, (&STORE, 5));
+                assert_eq!(decoded, DecodedRecord::Stored(record));
                 let empty = vec![0; form.bytes()];
-                assert_eq!(Record::decode(form, &empty, (&STORE, 5)), Decoded::Empty);
+                assert_eq!(
+                    SlotRecord::decode(form, &empty, (&STORE, 5)),
+                    DecodedRecord::Empty
+                );
             }
         }
     }
@@ -292,7 +295,7 @@ mod tests {
             (10, 256),
             (57, 512),
             (58, 1024),
-            (Pieces::MAX, 1024),
+            (BlockPieces::MAX, 1024),
         ] {
             assert_eq!(RecordForm { pieces }.bytes(), bytes);
         }
@@ -303,13 +306,19 @@ mod tests {
     fn records_of_other_slots_other_folders_and_with_any_flipped_bit_are_torn() {
         for pieces in [1, 5, 20] {
             let (form, bytes) = encoded(&record(Some(BlockKey::from_bytes([2; 16])), pieces), 5);
-            assert_eq!(Record::decode(form, &bytes, (&STORE, 6)), Decoded::Torn);
-            assert_eq!(Record::decode(form, &bytes, (&[8; 16], 5)), Decoded::Torn);
+            assert_eq!(
+                SlotRecord::decode(form, &bytes, (&STORE, 6)),
+                DecodedRecord::Torn
+            );
+            assert_eq!(
+                SlotRecord::decode(form, &bytes, (&[8; 16], 5)),
+                DecodedRecord::Torn
+            );
             for bit in 0..bytes.len() * 8 {
                 let mut flipped = bytes.clone();
                 flipped[bit / 8] ^= 1 << (bit % 8);
-                let decoded = Record::decode(form, &flipped, (&STORE, 5));
-                assert_eq!(decoded, Decoded::Torn, "bit {bit}");
+                let decoded = SlotRecord::decode(form, &flipped, (&STORE, 5));
+                assert_eq!(decoded, DecodedRecord::Torn, "bit {bit}");
             }
         }
     }

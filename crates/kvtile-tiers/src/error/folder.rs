@@ -2,7 +2,7 @@
 
 use std::{fmt, io, sync::Arc};
 
-use kvtile_layout::Shown;
+use kvtile_layout::ShownText;
 use thiserror::Error;
 
 use crate::medium::{FoundInstead, LockHolder};
@@ -142,7 +142,7 @@ pub enum FolderError {
 fn in_use(holder: &LockHolder) -> String {
     let advice = "give each process a folder of its own, or stop that process";
     let named = |pid: u32| match &holder.program {
-        Some(program) => format!("process {pid} ({})", Shown(program)),
+        Some(program) => format!("process {pid} ({})", ShownText(program)),
         None => format!("process {pid}"),
     };
     match (holder.pid, holder.opened_by) {

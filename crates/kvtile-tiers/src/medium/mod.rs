@@ -36,7 +36,7 @@ pub struct OpenFile {
 
 /// Whether a name still refers to the file or folder that was opened under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum NameStanding {
     /// The name still refers to it.
     Same,
     /// The name no longer exists.
@@ -110,7 +110,7 @@ pub trait Medium: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// The file system fails.
-    fn standing(&self) -> io::Result<Standing>;
+    fn standing(&self) -> io::Result<NameStanding>;
 
     /// Takes the lock of the folder for writing, until the guard is dropped or the process ends.
     /// The process writes its number to the file `file`.
@@ -141,10 +141,10 @@ pub trait Medium: fmt::Debug + Send + Sync {
 }
 
 /// Called once for each read of a batch, with its index and its bytes or error.
-pub type ReadLanded<'l> = dyn FnMut(usize, io::Result<&[u8]>) + 'l;
+pub type MediumReadLanded<'l> = dyn FnMut(usize, io::Result<&[u8]>) + 'l;
 
 /// Called once for each write of a batch, with its index and its outcome.
-pub type WriteLanded<'l> = dyn FnMut(usize, io::Result<()>) + 'l;
+pub type MediumWriteLanded<'l> = dyn FnMut(usize, io::Result<()>) + 'l;
 
 /// How batches on a file are executed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,7 +173,7 @@ pub trait MediumFile: fmt::Debug + Send + Sync {
 
     /// Executes all `reads`, each as [`MediumFile::read_exact_at`], in any order and several at a
     /// time. It calls `landed` as soon as a read completes, while others may be in flight.
-    fn read_many(&self, reads: &mut [FileRead<'_>], landed: &mut ReadLanded<'_>) {
+    fn read_many(&self, reads: &mut [FileRead<'_>], landed: &mut MediumReadLanded<'_>) {
         for (index, read) in reads.iter_mut().enumerate() {
             let outcome = self.read_exact_at(read.offset, read.bytes);
             landed(index, outcome.map(|()| &*read.bytes));
@@ -183,7 +183,7 @@ pub trait MediumFile: fmt::Debug + Send + Sync {
     /// Executes all `writes`, which must not overlap, each as [`MediumFile::write_all_at`], in any
     /// order and several at a time. It calls `landed` as soon as a write completes, while others
     /// may be in flight.
-    fn write_many(&self, writes: &[FileWrite<'_>], landed: &mut WriteLanded<'_>) {
+    fn write_many(&self, writes: &[FileWrite<'_>], landed: &mut MediumWriteLanded<'_>) {
         for (index, write) in writes.iter().enumerate() {
             landed(index, self.write_all_at(write.offset, write.bytes));
         }
@@ -206,7 +206,7 @@ pub trait MediumFile: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// The file system fails.
-    fn standing(&self) -> io::Result<Standing>;
+    fn standing(&self) -> io::Result<NameStanding>;
 
     /// Whether transfers bypass the page cache.
     fn is_direct(&self) -> bool;

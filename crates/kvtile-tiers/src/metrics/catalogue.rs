@@ -4,7 +4,7 @@ use metrics::{describe_counter, describe_gauge, describe_histogram};
 
 /// The kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// A number that only grows.
     Counter,
     /// A current value.
@@ -15,7 +15,7 @@ pub enum Kind {
 
 /// The unit of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
+pub enum MetricUnit {
     /// Requests, jobs, occurrences.
     Count,
     /// Blocks.
@@ -32,9 +32,9 @@ pub struct Metric {
     /// Its name, which ends in its unit, and in `_total` if it only grows.
     pub name: &'static str,
     /// Its kind.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// Its unit.
-    pub unit: Unit,
+    pub unit: MetricUnit,
     /// Its labels.
     pub labels: &'static [&'static str],
     /// The metric that it is a part of or relates to: the denominator of a ratio.
@@ -70,14 +70,14 @@ pub(super) const CHECKSUM_FAILURES: &str = "kvtile_checksum_failures_total";
 
 const fn counter(
     name: &'static str,
-    unit: Unit,
+    unit: MetricUnit,
     labels: &'static [&'static str],
     denominator: Option<&'static str>,
     help: &'static str,
 ) -> Metric {
     Metric {
         name,
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit,
         labels,
         denominator,
@@ -87,13 +87,13 @@ const fn counter(
 
 const fn gauge(
     name: &'static str,
-    unit: Unit,
+    unit: MetricUnit,
     labels: &'static [&'static str],
     denominator: Option<&'static str>,
     help: &'static str,
 ) -> Metric {
     Metric {
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         ..counter(name, unit, labels, denominator, help)
     }
 }
@@ -106,44 +106,44 @@ const ROUTE: &[&str] = &["source", "destination"];
 /// All metrics of a cache.
 #[rustfmt::skip]
 pub const CATALOGUE: &[Metric] = &[
-    counter(LOOKUPS, Unit::Count, &[], None, "Lookups of prefixes"),
-    counter(LOOKUP_BLOCKS, Unit::Blocks, &[], None, "Full blocks of the prefixes that were looked up: hits and misses together"),
-    counter(HITS, Unit::Blocks, TIER, Some(LOOKUP_BLOCKS), "Blocks that a lookup found, by the fastest tier that has them"),
-    counter(MISSES, Unit::Blocks, REASON, Some(LOOKUP_BLOCKS), "Blocks that a lookup did not offer, and why"),
-    counter(LOST_HITS, Unit::Blocks, REASON, Some(HITS), "Blocks that a lookup found and a load could not read, and why"),
-    counter(MOVES, Unit::Count, ROUTE, None, "Transfers between tiers, failed ones included"),
-    counter(MOVE_FAILURES, Unit::Count, ROUTE, Some(MOVES), "Transfers between tiers that failed"),
-    counter(MOVED_BLOCKS, Unit::Blocks, ROUTE, None, "Blocks that arrived"),
-    counter(MOVED_BYTES, Unit::Bytes, ROUTE, None, "Bytes of the blocks that arrived"),
-    Metric { kind: Kind::Histogram, ..counter(MOVE_SECONDS, Unit::Seconds, ROUTE, Some(MOVED_BYTES), "Duration of each completed transfer, without its time in queues") },
-    gauge(QUEUE_DEPTH, Unit::Count, QUEUE, Some(QUEUE_CAPACITY), "Jobs in the queue"),
-    gauge(QUEUE_CAPACITY, Unit::Count, QUEUE, None, "Jobs that the queue has room for"),
-    counter(QUEUE_OFFERED, Unit::Count, QUEUE, None, "Jobs offered to the queue, refused ones included"),
-    counter(QUEUE_REFUSED, Unit::Count, QUEUE, Some(QUEUE_OFFERED), "Jobs refused because the queue was full"),
-    gauge(PINNED, Unit::Blocks, TIER, Some(PRESENT), "Current pins on blocks; a block that is pinned twice counts twice"),
-    counter(PINS, Unit::Blocks, TIER, None, "Pins taken on blocks"),
-    counter(PINS_OVERDUE, Unit::Blocks, TIER, Some(PINS), "Pins that were held past their deadline and were reported"),
-    counter(STORED, Unit::Blocks, TIER, None, "Blocks that were stored"),
-    counter(LEFT_OUT, Unit::Blocks, TIER, Some(STORED), "Blocks that a tier did not store: no room, a failing tier, or ancestors in no tier"),
-    gauge(PRESENT, Unit::Blocks, TIER, Some(CAPACITY), "Blocks that a lookup can find"),
-    gauge(CAPACITY, Unit::Blocks, TIER, None, "Blocks that the tier has room for"),
-    counter(EVICTED, Unit::Blocks, &["tier", "reason"], Some(STORED), "Blocks that left a tier, and why"),
-    counter(CHECKED, Unit::Blocks, TIER, None, "Blocks whose checksum was compared"),
-    counter(CHECKSUM_FAILURES, Unit::Blocks, TIER, Some(CHECKED), "Blocks whose checksum did not match"),
+    counter(LOOKUPS, MetricUnit::Count, &[], None, "Lookups of prefixes"),
+    counter(LOOKUP_BLOCKS, MetricUnit::Blocks, &[], None, "Full blocks of the prefixes that were looked up: hits and misses together"),
+    counter(HITS, MetricUnit::Blocks, TIER, Some(LOOKUP_BLOCKS), "Blocks that a lookup found, by the fastest tier that has them"),
+    counter(MISSES, MetricUnit::Blocks, REASON, Some(LOOKUP_BLOCKS), "Blocks that a lookup did not offer, and why"),
+    counter(LOST_HITS, MetricUnit::Blocks, REASON, Some(HITS), "Blocks that a lookup found and a load could not read, and why"),
+    counter(MOVES, MetricUnit::Count, ROUTE, None, "Transfers between tiers, failed ones included"),
+    counter(MOVE_FAILURES, MetricUnit::Count, ROUTE, Some(MOVES), "Transfers between tiers that failed"),
+    counter(MOVED_BLOCKS, MetricUnit::Blocks, ROUTE, None, "Blocks that arrived"),
+    counter(MOVED_BYTES, MetricUnit::Bytes, ROUTE, None, "Bytes of the blocks that arrived"),
+    Metric { kind: MetricKind::Histogram, ..counter(MOVE_SECONDS, MetricUnit::Seconds, ROUTE, Some(MOVED_BYTES), "Duration of each completed transfer, without its time in queues") },
+    gauge(QUEUE_DEPTH, MetricUnit::Count, QUEUE, Some(QUEUE_CAPACITY), "Jobs in the queue"),
+    gauge(QUEUE_CAPACITY, MetricUnit::Count, QUEUE, None, "Jobs that the queue has room for"),
+    counter(QUEUE_OFFERED, MetricUnit::Count, QUEUE, None, "Jobs offered to the queue, refused ones included"),
+    counter(QUEUE_REFUSED, MetricUnit::Count, QUEUE, Some(QUEUE_OFFERED), "Jobs refused because the queue was full"),
+    gauge(PINNED, MetricUnit::Blocks, TIER, Some(PRESENT), "Current pins on blocks; a block that is pinned twice counts twice"),
+    counter(PINS, MetricUnit::Blocks, TIER, None, "Pins taken on blocks"),
+    counter(PINS_OVERDUE, MetricUnit::Blocks, TIER, Some(PINS), "Pins that were held past their deadline and were reported"),
+    counter(STORED, MetricUnit::Blocks, TIER, None, "Blocks that were stored"),
+    counter(LEFT_OUT, MetricUnit::Blocks, TIER, Some(STORED), "Blocks that a tier did not store: no room, a failing tier, or ancestors in no tier"),
+    gauge(PRESENT, MetricUnit::Blocks, TIER, Some(CAPACITY), "Blocks that a lookup can find"),
+    gauge(CAPACITY, MetricUnit::Blocks, TIER, None, "Blocks that the tier has room for"),
+    counter(EVICTED, MetricUnit::Blocks, &["tier", "reason"], Some(STORED), "Blocks that left a tier, and why"),
+    counter(CHECKED, MetricUnit::Blocks, TIER, None, "Blocks whose checksum was compared"),
+    counter(CHECKSUM_FAILURES, MetricUnit::Blocks, TIER, Some(CHECKED), "Blocks whose checksum did not match"),
 ];
 
 /// Registers unit and help text of each metric with the recorder.
 pub(super) fn describe() {
     for metric in CATALOGUE {
         let unit = match metric.unit {
-            Unit::Count | Unit::Blocks => metrics::Unit::Count,
-            Unit::Bytes => metrics::Unit::Bytes,
-            Unit::Seconds => metrics::Unit::Seconds,
+            MetricUnit::Count | MetricUnit::Blocks => metrics::Unit::Count,
+            MetricUnit::Bytes => metrics::Unit::Bytes,
+            MetricUnit::Seconds => metrics::Unit::Seconds,
         };
         match metric.kind {
-            Kind::Counter => describe_counter!(metric.name, unit, metric.help),
-            Kind::Gauge => describe_gauge!(metric.name, unit, metric.help),
-            Kind::Histogram => describe_histogram!(metric.name, unit, metric.help),
+            MetricKind::Counter => describe_counter!(metric.name, unit, metric.help),
+            MetricKind::Gauge => describe_gauge!(metric.name, unit, metric.help),
+            MetricKind::Histogram => describe_histogram!(metric.name, unit, metric.help),
         }
     }
 }

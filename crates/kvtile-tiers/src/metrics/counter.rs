@@ -1,19 +1,19 @@
 //! Counters and gauges by the values of a label, kept here and reported to the recorder. Their
 //! handles are created once: counting is two atomic additions, without a lookup in the recorder.
 
-use super::label::Label;
+use super::label::MetricLabel;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A number that only grows.
-pub(super) struct Counter {
+pub(super) struct MetricCounter {
     value: AtomicU64,
     handle: metrics::Counter,
 }
 
-impl Counter {
-    pub(super) fn new(handle: metrics::Counter) -> Counter {
-        Counter {
+impl MetricCounter {
+    pub(super) fn new(handle: metrics::Counter) -> MetricCounter {
+        MetricCounter {
             value: AtomicU64::new(0),
             handle,
         }
@@ -30,14 +30,14 @@ impl Counter {
 }
 
 /// A current value.
-pub(super) struct Gauge {
+pub(super) struct MetricGauge {
     value: AtomicU64,
     handle: metrics::Gauge,
 }
 
-impl Gauge {
-    pub(super) fn new(handle: metrics::Gauge) -> Gauge {
-        Gauge {
+impl MetricGauge {
+    pub(super) fn new(handle: metrics::Gauge) -> MetricGauge {
+        MetricGauge {
             value: AtomicU64::new(0),
             handle,
         }
@@ -66,22 +66,22 @@ impl Gauge {
 }
 
 /// One counter or gauge for each value of a label.
-pub(super) struct By<L, C> {
+pub(super) struct PerLabel<L, C> {
     cells: Vec<(L, C)>,
 }
 
-impl<L: Label, C> By<L, C> {
+impl<L: MetricLabel, C> PerLabel<L, C> {
     /// One for each value of a closed label.
-    pub(super) fn all(make: impl FnMut(L) -> C) -> By<L, C> {
-        By::of(L::ALL, make)
+    pub(super) fn all(make: impl FnMut(L) -> C) -> PerLabel<L, C> {
+        PerLabel::of(L::ALL, make)
     }
 }
 
-impl<L: Copy + Ord, C> By<L, C> {
+impl<L: Copy + Ord, C> PerLabel<L, C> {
     /// One for each of these values.
-    pub(super) fn of(labels: &[L], mut make: impl FnMut(L) -> C) -> By<L, C> {
+    pub(super) fn of(labels: &[L], mut make: impl FnMut(L) -> C) -> PerLabel<L, C> {
         let cells = labels.iter().map(|label| (*label, make(*label)));
-        By {
+        PerLabel {
             cells: cells.collect(),
         }
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// A closed set of label values.
-pub(super) trait Label: Copy + Ord + 'static {
+pub(super) trait MetricLabel: Copy + Ord + 'static {
     /// All values.
     const ALL: &'static [Self];
 
@@ -37,7 +37,7 @@ macro_rules! label {
             }
         }
 
-        impl Label for $name {
+        impl MetricLabel for $name {
             const ALL: &'static [$name] = $name::ALL;
 
             fn name(self) -> &'static str {

@@ -32,7 +32,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use catalogue::{CATALOGUE, Kind, Metric, Unit};
+pub use catalogue::{CATALOGUE, Metric, MetricKind, MetricUnit};
 pub use label::{EvictionReason, MissReason, Queue};
 pub use recorder::CacheMetrics;
 pub use stats::{CacheStats, MoveStats, QueueStats};

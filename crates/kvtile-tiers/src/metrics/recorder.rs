@@ -1,84 +1,84 @@
 //! The functions that a cache calls for each event. All of them are thread-safe, and none blocks.
 
 use super::catalogue as names;
-use super::counter::{By, Counter, Gauge};
-use super::label::Label;
+use super::counter::{MetricCounter, MetricGauge, PerLabel};
+use super::label::MetricLabel;
 use super::{CacheStats, EvictionReason, MissReason, MoveStats, Queue, QueueStats};
 use kvtile_blocks::events::TierId;
 use metrics::{counter, gauge, histogram};
 use std::fmt;
 
-type CounterBy<L> = By<L, Counter>;
+type CounterPerLabel<L> = PerLabel<L, MetricCounter>;
 
 /// The counters of one cache. At the recorder, the counters of several caches in one process add
 /// up, and their gauges overwrite each other.
 pub struct CacheMetrics {
-    lookups: Counter,
-    lookup_blocks: Counter,
-    hits: CounterBy<TierId>,
-    misses: CounterBy<MissReason>,
-    lost_hits: CounterBy<MissReason>,
-    routes: By<TierId, By<TierId, Route>>,
-    queues: By<Queue, Waiting>,
-    tiers: By<TierId, Place>,
+    lookups: MetricCounter,
+    lookup_blocks: MetricCounter,
+    hits: CounterPerLabel<TierId>,
+    misses: CounterPerLabel<MissReason>,
+    lost_hits: CounterPerLabel<MissReason>,
+    routes: PerLabel<TierId, PerLabel<TierId, RouteMeters>>,
+    queues: PerLabel<Queue, QueueMeters>,
+    tiers: PerLabel<TierId, TierMeters>,
 }
 
 /// The metrics of transfers from one tier to another.
-struct Route {
-    moves: Counter,
-    failures: Counter,
-    blocks: Counter,
-    bytes: Counter,
-    nanoseconds: Counter,
+struct RouteMeters {
+    moves: MetricCounter,
+    failures: MetricCounter,
+    blocks: MetricCounter,
+    bytes: MetricCounter,
+    nanoseconds: MetricCounter,
     seconds: metrics::Histogram,
 }
 
 /// The metrics of a queue.
-struct Waiting {
-    depth: Gauge,
-    capacity: Gauge,
-    offered: Counter,
-    refused: Counter,
+struct QueueMeters {
+    depth: MetricGauge,
+    capacity: MetricGauge,
+    offered: MetricCounter,
+    refused: MetricCounter,
 }
 
 /// The metrics of a tier.
-struct Place {
-    pinned: Gauge,
-    pins: Counter,
-    overdue: Counter,
-    stored: Counter,
-    left_out: Counter,
-    present: Gauge,
-    capacity: Gauge,
-    evicted: CounterBy<EvictionReason>,
-    checked: Counter,
-    checksum_failures: Counter,
+struct TierMeters {
+    pinned: MetricGauge,
+    pins: MetricCounter,
+    overdue: MetricCounter,
+    stored: MetricCounter,
+    left_out: MetricCounter,
+    present: MetricGauge,
+    capacity: MetricGauge,
+    evicted: CounterPerLabel<EvictionReason>,
+    checked: MetricCounter,
+    checksum_failures: MetricCounter,
 }
 
-fn count_by<L: Label>(name: &'static str, label: &'static str) -> CounterBy<L> {
-    By::all(|value: L| Counter::new(counter!(name, label => value.name())))
+fn count_by<L: MetricLabel>(name: &'static str, label: &'static str) -> CounterPerLabel<L> {
+    PerLabel::all(|value: L| MetricCounter::new(counter!(name, label => value.name())))
 }
 
-fn count_by_tier(name: &'static str, tiers: &[TierId]) -> CounterBy<TierId> {
-    By::of(tiers, |tier| {
-        Counter::new(counter!(name, "tier" => tier.to_string()))
+fn count_by_tier(name: &'static str, tiers: &[TierId]) -> CounterPerLabel<TierId> {
+    PerLabel::of(tiers, |tier| {
+        MetricCounter::new(counter!(name, "tier" => tier.to_string()))
     })
 }
 
-impl Route {
-    fn new(source: TierId, destination: TierId) -> Route {
+impl RouteMeters {
+    fn new(source: TierId, destination: TierId) -> RouteMeters {
         let of = |name: &'static str| {
-            Counter::new(counter!(
+            MetricCounter::new(counter!(
                 name, "source" => source.to_string(), "destination" => destination.to_string()
             ))
         };
-        Route {
+        RouteMeters {
             moves: of(names::MOVES),
             failures: of(names::MOVE_FAILURES),
             blocks: of(names::MOVED_BLOCKS),
             bytes: of(names::MOVED_BYTES),
             // The recorder has this number as the sum of the histogram.
-            nanoseconds: Counter::new(metrics::Counter::noop()),
+            nanoseconds: MetricCounter::new(metrics::Counter::noop()),
             seconds: histogram!(
                 names::MOVE_SECONDS,
                 "source" => source.to_string(), "destination" => destination.to_string()
@@ -99,23 +99,24 @@ impl Route {
     }
 }
 
-impl Waiting {
-    fn new(queue: Queue) -> Waiting {
+impl QueueMeters {
+    fn new(queue: Queue) -> QueueMeters {
         let name = queue.name();
-        Waiting {
-            depth: Gauge::new(gauge!(names::QUEUE_DEPTH, "queue" => name)),
-            capacity: Gauge::new(gauge!(names::QUEUE_CAPACITY, "queue" => name)),
-            offered: Counter::new(counter!(names::QUEUE_OFFERED, "queue" => name)),
-            refused: Counter::new(counter!(names::QUEUE_REFUSED, "queue" => name)),
+        QueueMeters {
+            depth: MetricGauge::new(gauge!(names::QUEUE_DEPTH, "queue" => name)),
+            capacity: MetricGauge::new(gauge!(names::QUEUE_CAPACITY, "queue" => name)),
+            offered: MetricCounter::new(counter!(names::QUEUE_OFFERED, "queue" => name)),
+            refused: MetricCounter::new(counter!(names::QUEUE_REFUSED, "queue" => name)),
         }
     }
 }
 
-impl Place {
-    fn new(tier: TierId) -> Place {
-        let count = |name: &'static str| Counter::new(counter!(name, "tier" => tier.to_string()));
-        let gauge = |name: &'static str| Gauge::new(gauge!(name, "tier" => tier.to_string()));
-        Place {
+impl TierMeters {
+    fn new(tier: TierId) -> TierMeters {
+        let count =
+            |name: &'static str| MetricCounter::new(counter!(name, "tier" => tier.to_string()));
+        let gauge = |name: &'static str| MetricGauge::new(gauge!(name, "tier" => tier.to_string()));
+        TierMeters {
             pinned: gauge(names::PINNED),
             pins: count(names::PINS),
             overdue: count(names::PINS_OVERDUE),
@@ -123,12 +124,12 @@ impl Place {
             left_out: count(names::LEFT_OUT),
             present: gauge(names::PRESENT),
             capacity: gauge(names::CAPACITY),
-            evicted: By::all(|reason: EvictionReason| {
+            evicted: PerLabel::all(|reason: EvictionReason| {
                 let labels = [
                     ("tier", tier.to_string()),
                     ("reason", reason.name().to_owned()),
                 ];
-                Counter::new(counter!(names::EVICTED, &labels))
+                MetricCounter::new(counter!(names::EVICTED, &labels))
             }),
             checked: count(names::CHECKED),
             checksum_failures: count(names::CHECKSUM_FAILURES),
@@ -143,16 +144,16 @@ impl CacheMetrics {
     pub fn new(tiers: &[TierId]) -> CacheMetrics {
         names::describe();
         CacheMetrics {
-            lookups: Counter::new(counter!(names::LOOKUPS)),
-            lookup_blocks: Counter::new(counter!(names::LOOKUP_BLOCKS)),
+            lookups: MetricCounter::new(counter!(names::LOOKUPS)),
+            lookup_blocks: MetricCounter::new(counter!(names::LOOKUP_BLOCKS)),
             hits: count_by_tier(names::HITS, tiers),
             misses: count_by(names::MISSES, "reason"),
             lost_hits: count_by(names::LOST_HITS, "reason"),
-            routes: By::of(tiers, |source| {
-                By::of(tiers, |destination| Route::new(source, destination))
+            routes: PerLabel::of(tiers, |source| {
+                PerLabel::of(tiers, |destination| RouteMeters::new(source, destination))
             }),
-            queues: By::all(Waiting::new),
-            tiers: By::of(tiers, Place::new),
+            queues: PerLabel::all(QueueMeters::new),
+            tiers: PerLabel::of(tiers, TierMeters::new),
         }
     }
 
@@ -282,8 +283,9 @@ impl CacheMetrics {
     #[must_use]
     pub fn stats(&self) -> CacheStats {
         let routes = self.routes.iter().flat_map(|(source, to)| {
-            let stats =
-                move |(destination, route): (TierId, &Route)| route.stats(source, destination);
+            let stats = move |(destination, route): (TierId, &RouteMeters)| {
+                route.stats(source, destination)
+            };
             to.iter().map(stats)
         });
         let queues = self.queues.iter().map(|(queue, waiting)| QueueStats {
@@ -293,17 +295,17 @@ impl CacheMetrics {
             offered: waiting.offered.value(),
             refused: waiting.refused.value(),
         });
-        let tiers = |value: fn(&Place) -> u64| self.tiers.values(value);
+        let tiers = |value: fn(&TierMeters) -> u64| self.tiers.values(value);
         let evicted = self.tiers.iter().map(|(tier, place)| {
-            let by_reason = place.evicted.values(Counter::value);
+            let by_reason = place.evicted.values(MetricCounter::value);
             (tier, by_reason)
         });
         CacheStats {
             lookups: self.lookups.value(),
             lookup_blocks: self.lookup_blocks.value(),
-            hits: self.hits.values(Counter::value),
-            misses: self.misses.values(Counter::value),
-            lost_hits: self.lost_hits.values(Counter::value),
+            hits: self.hits.values(MetricCounter::value),
+            misses: self.misses.values(MetricCounter::value),
+            lost_hits: self.lost_hits.values(MetricCounter::value),
             moves: routes.filter(|route| route.moves > 0).collect(),
             queues: queues
                 .filter(|queue| queue.capacity > 0 || queue.offered > 0)
@@ -321,7 +323,7 @@ impl CacheMetrics {
         }
     }
 
-    fn route(&self, source: TierId, destination: TierId, count: impl FnOnce(&Route)) {
+    fn route(&self, source: TierId, destination: TierId, count: impl FnOnce(&RouteMeters)) {
         self.routes.with(source, |to| to.with(destination, count));
     }
 }

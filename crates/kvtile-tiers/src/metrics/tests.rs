@@ -1,6 +1,6 @@
 //! What reaches a recorder, and what the catalogue guarantees.
 
-use super::label::Label;
+use super::label::MetricLabel;
 use super::*;
 use kvtile_blocks::events::TierId;
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -38,7 +38,7 @@ fn everything(metrics: &CacheMetrics) {
 
 const TIERS: [TierId; 3] = [TierId::DEVICE, TierId::HOST, TierId::DISK];
 
-fn check_labels<L: Label + std::fmt::Debug + serde::Serialize>() {
+fn check_labels<L: MetricLabel + std::fmt::Debug + serde::Serialize>() {
     let names: BTreeSet<&str> = L::ALL.iter().map(|label| label.name()).collect();
     assert_eq!(names.len(), L::ALL.len());
     for label in L::ALL {
@@ -61,7 +61,7 @@ fn pitfall_40_every_part_has_a_denominator_and_no_label_is_a_direction() {
     assert_eq!(by_name.len(), CATALOGUE.len(), "a name occurs twice");
     for metric in CATALOGUE {
         let total = metric.name.ends_with("_total");
-        assert_eq!(total, metric.kind == Kind::Counter, "{}", metric.name);
+        assert_eq!(total, metric.kind == MetricKind::Counter, "{}", metric.name);
         let part = [
             "hit", "miss", "fail", "refused", "overdue", "evicted", "lost", "depth",
         ];
@@ -133,7 +133,7 @@ fn the_recorder_gets_exactly_the_metrics_of_the_catalogue() {
         let (series, _) = line.rsplit_once(' ').unwrap();
         let (name, labels) = series.split_once('{').unwrap_or((series, ""));
         let known = |metric: &&Metric| {
-            let summary = metric.kind == Kind::Histogram;
+            let summary = metric.kind == MetricKind::Histogram;
             name == metric.name
                 || summary
                     && ["_sum", "_count"]

@@ -2,16 +2,16 @@
 
 use std::collections::BinaryHeap;
 
-use super::{run::Totals, trace::Trace};
+use super::{run::ReplayTotals, trace::Trace};
 
 /// The number of a next use that does not exist.
 const NEVER: u32 = u32::MAX;
 
 /// The hits of a cache that evicts nothing.
 #[must_use]
-pub fn infinite(trace: &Trace) -> Totals {
+pub fn infinite(trace: &Trace) -> ReplayTotals {
     let mut stored = vec![false; trace.distinct_blocks()];
-    let mut totals = Totals::default();
+    let mut totals = ReplayTotals::default();
     for request in trace.requests() {
         let mut hits = 0;
         for (at, &block) in request.blocks.iter().enumerate() {
@@ -32,7 +32,7 @@ pub fn infinite(trace: &Trace) -> Totals {
 /// A block is never needed later than one that follows it in its chain, so what is kept is always
 /// closed under prefixes, and no block is kept in vain: the bound is exact.
 #[must_use]
-pub fn belady(trace: &Trace, capacity: usize) -> Totals {
+pub fn belady(trace: &Trace, capacity: usize) -> ReplayTotals {
     let next = next_uses(trace);
     let mut next = next.iter();
     // The request that uses each cached block next.
@@ -41,7 +41,7 @@ pub fn belady(trace: &Trace, capacity: usize) -> Totals {
     // Blocks by their next use, the furthest first, and of several the deepest. Entries of blocks that were
     // used or evicted since are stale.
     let mut queue: BinaryHeap<(u32, u32, u32)> = BinaryHeap::new();
-    let mut totals = Totals::default();
+    let mut totals = ReplayTotals::default();
     for request in trace.requests() {
         let is_stored = |block: &&u32| matches!(stored.get(**block as usize), Some(Some(_)));
         let hits = request.blocks.iter().take_while(is_stored).count();

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use kvtile_blocks::{
     BlockKey, BlocksError, Tick,
     policy::PolicySettings,
-    pool::{AllocateRequest, BlockPool, Claim, PoolSettings},
+    pool::{AllocateRequest, BlockPool, PinClaim, PoolSettings},
 };
 
-use super::{run::ReplayTarget, trace::Request};
+use super::{run::ReplayTarget, trace::TraceRequest};
 use crate::{TierError, room::chain_room};
 
 /// A pool whose blocks have no bytes, with the cache's rule for storing: a chain is stored from its first block
@@ -41,7 +41,7 @@ impl DryCache {
     }
 
     /// Uses or stores the keys, and returns how many leading ones were cached before.
-    fn store_all(&self, claim: &Claim) -> Result<usize, TierError> {
+    fn store_all(&self, claim: &PinClaim) -> Result<usize, TierError> {
         let hits = self.pool.match_prefix(&self.keys, claim).len();
         let request = AllocateRequest {
             now: claim.now,
@@ -71,12 +71,12 @@ impl DryCache {
 }
 
 impl ReplayTarget for DryCache {
-    fn request(&mut self, request: &Request<'_>) -> Result<usize, TierError> {
+    fn request(&mut self, request: &TraceRequest<'_>) -> Result<usize, TierError> {
         self.keys.clear();
         self.keys.extend(request.blocks.iter().map(key));
-        let mut claim = Claim {
+        let mut claim = PinClaim {
             now: Tick(request.timestamp_ms),
-            ..Claim::default()
+            ..PinClaim::default()
         };
         claim.hints.output_tokens = request.output_tokens;
         claim.hints.partial_tail = request.partial_tail;

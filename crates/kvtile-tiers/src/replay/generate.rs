@@ -1,10 +1,10 @@
 //! Generated requests of several workloads. The same seed gives the same requests on every machine.
 
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 
 use super::{
     service,
-    trace::{Row, Trace, TraceError},
+    trace::{Trace, TraceError, TraceRow},
 };
 
 /// The kind of requests that [`generate`] makes.
@@ -53,12 +53,12 @@ pub fn generate(workload: Workload, requests: usize, seed: u64) -> Result<Trace,
 }
 
 /// The rows of a trace.
-pub(super) fn rows(workload: Workload, requests: usize, seed: u64) -> Vec<Row> {
+pub(super) fn rows(workload: Workload, requests: usize, seed: u64) -> Vec<TraceRow> {
     if workload == Workload::Service {
         return service::rows(requests, seed);
     }
-    let mut generator = Generator {
-        random: Numbers::new(seed),
+    let mut generator = RequestGenerator {
+        random: SplitMix64::new(seed),
         next_id: 0,
         conversations: Vec::new(),
         prompts: Vec::new(),
@@ -69,7 +69,7 @@ pub(super) fn rows(workload: Workload, requests: usize, seed: u64) -> Vec<Row> {
 }
 
 /// A number below `end` whose octave is uniform, so that small numbers are frequent.
-fn skewed(random: &mut Numbers, end: u64) -> u64 {
+fn skewed(random: &mut SplitMix64, end: u64) -> u64 {
     let bits = u64::from(end.max(1).ilog2()) + 1;
     let octave = random.below(bits + 1);
     random.below(1_u64 << octave).min(end.saturating_sub(1))
@@ -81,8 +81,8 @@ struct Conversation {
     turns_left: u64,
 }
 
-struct Generator {
-    random: Numbers,
+struct RequestGenerator {
+    random: SplitMix64,
     next_id: u64,
     conversations: Vec<Conversation>,
     prompts: Vec<Vec<u64>>,
@@ -91,14 +91,14 @@ struct Generator {
     now: u64,
 }
 
-impl Generator {
+impl RequestGenerator {
     fn fresh(&mut self, count: u64) -> Vec<u64> {
         let start = self.next_id;
         self.next_id += count;
         (start..self.next_id).collect()
     }
 
-    fn row(&mut self, workload: Workload) -> Row {
+    fn row(&mut self, workload: Workload) -> TraceRow {
         self.now += self.random.below(800);
         match workload {
             Workload::Chat => self.chat(),
@@ -113,14 +113,14 @@ impl Generator {
     }
 
     /// A request with these full blocks and, for most, a partial block.
-    fn finish(&mut self, mut ids: Vec<u64>) -> Row {
+    fn finish(&mut self, mut ids: Vec<u64>) -> TraceRow {
         let full = u32::try_from(ids.len()).unwrap_or(u32::MAX / PAGE_SIZE - 1);
         let tail = u32::try_from(self.random.below(u64::from(PAGE_SIZE))).unwrap_or(0);
         if tail > 0 || full == 0 {
             ids.extend(self.fresh(1));
         }
         let output = skewed(&mut self.random, 2000);
-        Row {
+        TraceRow {
             timestamp: self.now,
             input_length: full * PAGE_SIZE + if full == 0 { tail.max(1) } else { tail },
             output_length: u32::try_from(output).unwrap_or(0),
@@ -140,7 +140,7 @@ impl Generator {
         (number, self.prompts.get(index).cloned().unwrap_or_default())
     }
 
-    fn chat(&mut self) -> Row {
+    fn chat(&mut self) -> TraceRow {
         let open = self.conversations.len() as u64;
         let goes_on = open > 0 && self.random.below(10) < 7;
         let at = if goes_on {
@@ -165,7 +165,7 @@ impl Generator {
         row
     }
 
-    fn question(&mut self) -> Row {
+    fn question(&mut self) -> TraceRow {
         let (_, mut ids) = self.prompt(400, 24);
         let len = skewed(&mut self.random, 8);
         let question = self.fresh(len);
@@ -173,7 +173,7 @@ impl Generator {
         self.finish(ids)
     }
 
-    fn document(&mut self) -> Row {
+    fn document(&mut self) -> TraceRow {
         let (prompt, mut ids) = self.prompt(4, 4);
         let first = skewed(&mut self.random, 3000);
         let second = match self.random.below(3) {
@@ -218,7 +218,7 @@ mod tests {
     fn lines() -> String {
         let (requests, seed) = SHIPPED_REQUESTS;
         let rows = rows(Workload::Service, requests, seed);
-        let line = |row: &Row| serde_json::to_string(row).unwrap() + "\n";
+        let line = |row: &TraceRow| serde_json::to_string(row).unwrap() + "\n";
         rows.iter().map(line).collect()
     }
 

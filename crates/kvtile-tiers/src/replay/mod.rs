@@ -28,5 +28,5 @@ pub use dry::DryCache;
 pub use generate::{Workload, generate};
 pub use real::RealCache;
 pub use record::{RecordError, RecordOptions, RecordReport, RecordedRequest, TraceRecorder};
-pub use run::{ReplayTarget, Totals, replay};
-pub use trace::{Request, Trace, TraceError, TraceLimits};
+pub use run::{ReplayTarget, ReplayTotals, replay};
+pub use trace::{Trace, TraceError, TraceLimits, TraceRequest};

@@ -3,13 +3,13 @@
 //! The engine fills blocks with bytes that follow from their keys, stores them, and compares every byte after a
 //! load.
 
-use kvtile_blocks::{BlockKey, policy::Hints};
-use kvtile_layout::{Shape, Unit, Word, identity::LogicalIdentity};
+use kvtile_blocks::{BlockKey, policy::EvictionHints};
+use kvtile_layout::{Shape, Unit, Word, identity::Identity};
 use kvtile_transfer::{LeaseMode, PhysicalLayout};
 
 use super::{
     run::ReplayTarget,
-    trace::{Request, Trace},
+    trace::{Trace, TraceRequest},
 };
 use crate::{
     BatchError, SettingsError, TierError,
@@ -64,7 +64,7 @@ impl RealCache {
             .layout(word)
             .allocate_system()
             .build()?;
-        let identity = LogicalIdentity::new("a trace", "1", &shape)?;
+        let identity = Identity::new("a trace", "1", &shape)?;
         let stride = block_bytes.next_multiple_of(4096);
         let host_bytes = stride.saturating_mul(u64::from(host_blocks));
         let settings = CacheSettings::new(identity).host_bytes(host_bytes);
@@ -134,12 +134,12 @@ impl RealCache {
 }
 
 impl ReplayTarget for RealCache {
-    fn request(&mut self, request: &Request<'_>) -> Result<usize, TierError> {
+    fn request(&mut self, request: &TraceRequest<'_>) -> Result<usize, TierError> {
         self.keys.clear();
         let ids = request.blocks.iter();
         self.keys
             .extend(ids.map(|id| BlockKey::from_opaque(&u128::from(*id).to_le_bytes())));
-        let mut hints = Hints::default();
+        let mut hints = EvictionHints::default();
         hints.output_tokens = request.output_tokens;
         hints.partial_tail = request.partial_tail;
         let lookup = LookupOptions::new().hints(hints);

@@ -1,6 +1,6 @@
 //! The replay of a trace on a target.
 
-use super::trace::{Request, Trace};
+use super::trace::{Trace, TraceRequest};
 use crate::TierError;
 
 /// A cache on which requests can be replayed.
@@ -10,12 +10,12 @@ pub trait ReplayTarget {
     ///
     /// # Errors
     /// The cache's errors.
-    fn request(&mut self, request: &Request<'_>) -> Result<usize, TierError>;
+    fn request(&mut self, request: &TraceRequest<'_>) -> Result<usize, TierError>;
 }
 
 /// The totals of a replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
+pub struct ReplayTotals {
     /// Requests.
     pub requests: u64,
     /// References to blocks.
@@ -28,9 +28,9 @@ pub struct Totals {
     pub hit_tokens: u64,
 }
 
-impl Totals {
+impl ReplayTotals {
     /// Adds a request with `hits` leading blocks that were cached.
-    pub(super) fn count(&mut self, request: &Request<'_>, hits: usize, page_size: u32) {
+    pub(super) fn count(&mut self, request: &TraceRequest<'_>, hits: usize, page_size: u32) {
         let tokens = u64::from(request.input_tokens);
         self.requests += 1;
         self.blocks += request.blocks.len() as u64;
@@ -60,8 +60,8 @@ pub fn replay(
     trace: &Trace,
     target: &mut dyn ReplayTarget,
     progress: &mut dyn FnMut(u64),
-) -> Result<Totals, TierError> {
-    let mut totals = Totals::default();
+) -> Result<ReplayTotals, TierError> {
+    let mut totals = ReplayTotals::default();
     for request in trace.requests() {
         let hits = target.request(&request)?;
         totals.count(&request, hits, trace.page_size());

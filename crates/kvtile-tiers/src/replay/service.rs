@@ -16,9 +16,9 @@ use std::{
     collections::{BTreeMap, BinaryHeap},
 };
 
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 
-use super::{generate::PAGE_SIZE, trace::Row};
+use super::{generate::PAGE_SIZE, trace::TraceRow};
 
 /// A quantile function: values at parts of a thousand, with straight lines between them.
 type Quantiles = [(u64, u64)];
@@ -109,14 +109,14 @@ const DOCUMENT_ONE_IN: u64 = 8;
 const TOKENS_MAX: u64 = 120_000;
 
 /// The rows of a trace of this workload.
-pub(super) fn rows(requests: usize, seed: u64) -> Vec<Row> {
-    let mut service = Service::new(seed);
+pub(super) fn rows(requests: usize, seed: u64) -> Vec<TraceRow> {
+    let mut service = ServiceGenerator::new(seed);
     (0..requests).map(|_| service.next_request()).collect()
 }
 
 /// What every request of a conversation begins with, and how far it has come.
 #[derive(Clone, Debug)]
-struct Session {
+struct ServiceConversation {
     /// Ids of the full blocks so far.
     ids: Vec<u64>,
     tokens: u64,
@@ -124,8 +124,8 @@ struct Session {
 }
 
 #[derive(Debug)]
-struct Service {
-    random: Numbers,
+struct ServiceGenerator {
+    random: SplitMix64,
     next_id: u64,
     /// Ids of the current system prompt of each application.
     prompts: Vec<Vec<u64>>,
@@ -135,14 +135,14 @@ struct Service {
     change_ms: u64,
     /// Conversations that return: when, and the number of each in `sessions`.
     returns: BinaryHeap<Reverse<(u64, u64)>>,
-    sessions: BTreeMap<u64, Session>,
+    sessions: BTreeMap<u64, ServiceConversation>,
     sessions_so_far: u64,
 }
 
-impl Service {
-    fn new(seed: u64) -> Service {
-        let mut service = Service {
-            random: Numbers::new(seed),
+impl ServiceGenerator {
+    fn new(seed: u64) -> ServiceGenerator {
+        let mut service = ServiceGenerator {
+            random: SplitMix64::new(seed),
             next_id: 0,
             prompts: Vec::new(),
             arrival_ms: 0,
@@ -159,7 +159,7 @@ impl Service {
     }
 
     /// The next request: of a conversation that returns, or a new one.
-    fn next_request(&mut self) -> Row {
+    fn next_request(&mut self) -> TraceRow {
         let returning = self.returns.peek().map(|Reverse((at, _))| *at);
         if returning.is_some_and(|at| at <= self.arrival_ms)
             && let Some(Reverse((now, number))) = self.returns.pop()
@@ -183,11 +183,11 @@ impl Service {
         let prompt = ids.len() as u64 * u64::from(PAGE_SIZE);
         let tokens = (prompt + self.draw(FIRST_TOKENS)).min(TOKENS_MAX);
         let turns = 0;
-        self.turn(now, Session { ids, tokens, turns })
+        self.turn(now, ServiceConversation { ids, tokens, turns })
     }
 
     /// One turn of a conversation. Schedules the next one, if there is one.
-    fn turn(&mut self, now: u64, mut session: Session) -> Row {
+    fn turn(&mut self, now: u64, mut session: ServiceConversation) -> TraceRow {
         let answer = self.draw(ANSWER_TOKENS);
         let row = self.row(now, &mut session.ids, session.tokens, answer);
         let returns = RETURNS.get(session.turns).or(RETURNS.last());
@@ -205,7 +205,7 @@ impl Service {
     }
 
     /// A request of so many tokens that begins with these full blocks; adds its other full blocks to them.
-    fn row(&mut self, now: u64, ids: &mut Vec<u64>, tokens: u64, answer: u64) -> Row {
+    fn row(&mut self, now: u64, ids: &mut Vec<u64>, tokens: u64, answer: u64) -> TraceRow {
         let tokens = tokens.max(1);
         let page_size = u64::from(PAGE_SIZE);
         let full = tokens / page_size;
@@ -215,7 +215,7 @@ impl Service {
         if !tokens.is_multiple_of(page_size) {
             hash_ids.extend(self.fresh(1));
         }
-        Row {
+        TraceRow {
             timestamp: now,
             input_length: u32::try_from(tokens).unwrap_or(u32::MAX),
             output_length: u32::try_from(answer).unwrap_or(u32::MAX),

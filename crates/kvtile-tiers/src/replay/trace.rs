@@ -141,7 +141,7 @@ pub enum TraceError {
 
 /// A line of a trace.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Row {
+pub(super) struct TraceRow {
     #[serde(deserialize_with = "milliseconds")]
     pub(super) timestamp: u64,
     pub(super) input_length: u32,
@@ -180,7 +180,7 @@ fn milliseconds<'de, D: Deserializer<'de>>(source: D) -> Result<u64, D::Error> {
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
+struct TraceEntry {
     timestamp_ms: u64,
     input_tokens: u32,
     output_tokens: u32,
@@ -189,7 +189,7 @@ struct Entry {
 
 /// One request of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request<'a> {
+pub struct TraceRequest<'a> {
     /// When it arrived, in milliseconds.
     pub timestamp_ms: u64,
     /// Tokens of its prompt.
@@ -205,7 +205,7 @@ pub struct Request<'a> {
 /// Requests, in the order of their arrival.
 #[derive(Clone, Debug)]
 pub struct Trace {
-    requests: Vec<Entry>,
+    requests: Vec<TraceEntry>,
     references: Vec<u32>,
     distinct: usize,
     page_size: u32,
@@ -217,7 +217,7 @@ impl Trace {
     /// # Errors
     /// [`TraceError`] with the line, for input that is no trace.
     pub fn read(mut source: impl BufRead, limits: &TraceLimits) -> Result<Trace, TraceError> {
-        let mut builder = Builder::new(limits);
+        let mut builder = TraceBuilder::new(limits);
         let mut text = Vec::new();
         for line in 1_usize.. {
             text.clear();
@@ -243,12 +243,12 @@ impl Trace {
     }
 
     /// A trace of generated rows.
-    pub(super) fn of_rows(rows: &[Row], page_size: u32) -> Result<Trace, TraceError> {
+    pub(super) fn of_rows(rows: &[TraceRow], page_size: u32) -> Result<Trace, TraceError> {
         let limits = TraceLimits {
             page_size: Some(page_size),
             ..TraceLimits::default()
         };
-        let mut builder = Builder::new(&limits);
+        let mut builder = TraceBuilder::new(&limits);
         for (line, row) in (1..).zip(rows) {
             builder.add(line, row)?;
         }
@@ -256,8 +256,8 @@ impl Trace {
     }
 
     /// The requests.
-    pub fn requests(&self) -> impl ExactSizeIterator<Item = Request<'_>> {
-        self.requests.iter().map(|entry| Request {
+    pub fn requests(&self) -> impl ExactSizeIterator<Item = TraceRequest<'_>> {
+        self.requests.iter().map(|entry| TraceRequest {
             timestamp_ms: entry.timestamp_ms,
             input_tokens: entry.input_tokens,
             output_tokens: entry.output_tokens,
@@ -288,22 +288,22 @@ impl Trace {
     }
 }
 
-struct Builder<'a> {
+struct TraceBuilder<'a> {
     limits: &'a TraceLimits,
     trace: Trace,
     /// Number and parent of each id.
     known: HashMap<u64, (u32, Option<u64>)>,
 }
 
-impl Builder<'_> {
-    fn new(limits: &TraceLimits) -> Builder<'_> {
+impl TraceBuilder<'_> {
+    fn new(limits: &TraceLimits) -> TraceBuilder<'_> {
         let trace = Trace {
             requests: Vec::new(),
             references: Vec::new(),
             distinct: 0,
             page_size: limits.page_size.unwrap_or_default(),
         };
-        Builder {
+        TraceBuilder {
             limits,
             trace,
             known: HashMap::new(),
@@ -311,7 +311,7 @@ impl Builder<'_> {
     }
 
     /// Tokens of a full block, which the first request decides where the limits do not.
-    fn page_size(&mut self, line: usize, row: &Row) -> Result<u32, TraceError> {
+    fn page_size(&mut self, line: usize, row: &TraceRow) -> Result<u32, TraceError> {
         if self.trace.requests.is_empty() {
             let of_first = row.page_size.unwrap_or(PAGE_SIZE);
             self.trace.page_size = self.limits.page_size.unwrap_or(of_first);
@@ -330,7 +330,7 @@ impl Builder<'_> {
         }
     }
 
-    fn add(&mut self, line: usize, row: &Row) -> Result<(), TraceError> {
+    fn add(&mut self, line: usize, row: &TraceRow) -> Result<(), TraceError> {
         let page_size = self.page_size(line, row)?;
         let expected = row.input_length.div_ceil(page_size) as usize;
         let found = row.hash_ids.len();
@@ -359,7 +359,7 @@ impl Builder<'_> {
             self.trace.references.push(number);
             parent = Some(id);
         }
-        self.trace.requests.push(Entry {
+        self.trace.requests.push(TraceEntry {
             timestamp_ms: row.timestamp,
             input_tokens: row.input_length,
             output_tokens: row.output_length,

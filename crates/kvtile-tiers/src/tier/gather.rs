@@ -7,15 +7,15 @@ use kvtile_transfer::completion::{Completer, Completion};
 use parking_lot::{Mutex, MutexGuard};
 
 /// Collects the outcomes of a batch from its parts.
-pub struct Gather<O, R> {
-    state: Mutex<State<O>>,
+pub struct OutcomeGather<O, R> {
+    state: Mutex<GatherState<O>>,
     completer: Completer<R>,
     /// The outcome of a block whose part was dropped without one.
     lost: fn() -> O,
     report: fn(Vec<O>, Duration) -> R,
 }
 
-struct State<O> {
+struct GatherState<O> {
     /// One entry for each block of the batch.
     outcomes: Vec<Option<O>>,
     /// Number of blocks without an outcome.
@@ -24,12 +24,12 @@ struct State<O> {
 }
 
 /// Consecutive blocks of a batch. Dropping a part gives its blocks the outcome `lost`.
-pub struct Part<O, R: Clone> {
-    gather: Arc<Gather<O, R>>,
+pub struct BatchPart<O, R: Clone> {
+    gather: Arc<OutcomeGather<O, R>>,
     blocks: Range<usize>,
 }
 
-impl<O, R: Clone> Gather<O, R> {
+impl<O, R: Clone> OutcomeGather<O, R> {
     /// Begins a batch of `blocks` blocks. `report` builds the result from the outcomes and the
     /// longest time of a part. `lost` is the outcome of blocks whose part is dropped without
     /// outcomes.
@@ -37,11 +37,11 @@ impl<O, R: Clone> Gather<O, R> {
         blocks: usize,
         lost: fn() -> O,
         report: fn(Vec<O>, Duration) -> R,
-    ) -> (Completion<R>, Part<O, R>) {
+    ) -> (Completion<R>, BatchPart<O, R>) {
         let completer = Completer::new(0, 0);
         let completion = completer.completion();
-        let gather = Arc::new(Gather {
-            state: Mutex::new(State {
+        let gather = Arc::new(OutcomeGather {
+            state: Mutex::new(GatherState {
                 outcomes: (0..blocks).map(|_| None).collect(),
                 left: blocks,
                 elapsed: Duration::ZERO,
@@ -54,10 +54,10 @@ impl<O, R: Clone> Gather<O, R> {
             gather.completer.finish(report(Vec::new(), Duration::ZERO));
         }
         let blocks = 0..blocks;
-        (completion, Part { gather, blocks })
+        (completion, BatchPart { gather, blocks })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<O>> {
+    fn lock(&self) -> MutexGuard<'_, GatherState<O>> {
         self.state.lock()
     }
 
@@ -87,7 +87,7 @@ impl<O, R: Clone> Gather<O, R> {
     }
 }
 
-impl<O, R: Clone> Part<O, R> {
+impl<O, R: Clone> BatchPart<O, R> {
     /// The indices of its blocks in the batch.
     #[must_use]
     pub fn blocks(&self) -> Range<usize> {
@@ -96,7 +96,7 @@ impl<O, R: Clone> Part<O, R> {
 
     /// Splits off the blocks after the first `blocks`.
     #[must_use]
-    pub fn split_off(&mut self, blocks: usize) -> Part<O, R> {
+    pub fn split_off(&mut self, blocks: usize) -> BatchPart<O, R> {
         let middle = self
             .blocks
             .start
@@ -104,7 +104,7 @@ impl<O, R: Clone> Part<O, R> {
             .min(self.blocks.end);
         let rest = middle..self.blocks.end;
         self.blocks.end = middle;
-        Part {
+        BatchPart {
             gather: Arc::clone(&self.gather),
             blocks: rest,
         }
@@ -129,7 +129,7 @@ impl<O, R: Clone> Part<O, R> {
     }
 }
 
-impl<O, R: Clone> Drop for Part<O, R> {
+impl<O, R: Clone> Drop for BatchPart<O, R> {
     fn drop(&mut self) {
         let gather = &self.gather;
         gather.set(self.blocks(), gather.lost, Duration::ZERO);
@@ -140,8 +140,8 @@ impl<O, R: Clone> Drop for Part<O, R> {
 mod tests {
     use super::*;
 
-    fn begin(blocks: usize) -> (Completion<Vec<u32>>, Part<u32, Vec<u32>>) {
-        Gather::begin(blocks, || 9, |outcomes, _| outcomes)
+    fn begin(blocks: usize) -> (Completion<Vec<u32>>, BatchPart<u32, Vec<u32>>) {
+        OutcomeGather::begin(blocks, || 9, |outcomes, _| outcomes)
     }
 
     #[test]

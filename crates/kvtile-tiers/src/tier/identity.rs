@@ -1,8 +1,8 @@
 //! The identity of a tier's blocks.
 
-use kvtile_layout::identity::{LayoutIdentity, LogicalIdentity};
+use kvtile_layout::identity::{Identity, LayoutIdentity};
 
-use super::Pieces;
+use super::BlockPieces;
 
 /// The default order of stored blocks: layers outermost, so that the first layers of a block can be
 /// read, verified and copied while the later ones are being read.
@@ -12,11 +12,11 @@ pub const STORAGE_WORD: &str = "BLHKNC";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreIdentity {
     /// The meaning of a block's values.
-    pub logical: LogicalIdentity,
+    pub logical: Identity,
     /// The layout of one block ([`LayoutIdentity::of_block`]).
     pub block_layout: LayoutIdentity,
     /// The size of one block, and its pieces.
-    pub pieces: Pieces,
+    pub pieces: BlockPieces,
 }
 
 impl StoreIdentity {

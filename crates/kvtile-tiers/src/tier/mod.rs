@@ -36,18 +36,19 @@ use std::{any::Any, fmt, sync::Arc, time::Duration};
 use kvtile_blocks::{
     BlockKey, Tick,
     events::{EventLog, StoredBlock, TierId},
-    pool::{Claim, PinReport},
+    pool::{PinClaim, PinReport},
 };
 use kvtile_transfer::completion::Completion;
 
 pub use batch::{BlockName, BlockRead, BlockWrite, content_checksum};
-pub use gather::{Gather, Part};
+pub use gather::{BatchPart, OutcomeGather};
 pub use identity::{STORAGE_WORD, StoreIdentity};
 pub use kvtile_blocks::GroupId;
 pub use memory::HostBlock;
-pub use pieces::Pieces;
+pub use pieces::BlockPieces;
 pub use report::{
-    Answer, Came, NotWritten, ReadReport, SyncReport, TierMiss, TierStats, WriteReport, Wrote,
+    NotWritten, ReadReport, ReadSuccess, SyncReport, TierAnswer, TierMiss, TierStats, WriteReport,
+    WriteSuccess,
 };
 
 pub use settings::{TierSettings, TierWrites};
@@ -57,7 +58,7 @@ use crate::{clock::Clock, error::TierError};
 /// When a tier answers lookups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Answers {
+pub enum AnswerTime {
     /// [`Tier::find`] knows all blocks of the tier.
     AtOnce,
     /// [`Tier::find`] knows the blocks of earlier answers to [`Tier::ask`].
@@ -66,7 +67,7 @@ pub enum Answers {
 
 /// The capabilities of a tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Abilities {
+pub struct TierAbilities {
     /// It has a capacity. To store a new block it evicts an unused block of its own choice, or
     /// refuses the new block.
     pub is_bounded: bool,
@@ -83,12 +84,12 @@ pub struct Abilities {
     /// Otherwise every read is of whole blocks.
     pub reads_pieces: bool,
     /// When it answers lookups.
-    pub answers: Answers,
+    pub answers: AnswerTime,
 }
 
 /// Pins of consecutive blocks of a tier, until this is dropped. On a shared tier it is only a
 /// promise to keep them for a time.
-pub trait Hold: fmt::Debug + Send + Sync {
+pub trait TierHold: fmt::Debug + Send + Sync {
     /// Number of blocks.
     fn blocks(&self) -> usize;
 
@@ -99,7 +100,7 @@ pub trait Hold: fmt::Debug + Send + Sync {
     fn tenant(&self, index: usize) -> u32;
 
     /// Splits off the blocks from index `at` on.
-    fn split_off(&mut self, at: usize) -> Box<dyn Hold>;
+    fn split_off(&mut self, at: usize) -> Box<dyn TierHold>;
 }
 
 /// A tier below host memory. The [module](self) lists the guarantees of every implementation.
@@ -108,14 +109,19 @@ pub trait Tier: fmt::Debug + Send + Sync {
     fn id(&self) -> TierId;
 
     /// The capabilities of the tier.
-    fn abilities(&self) -> Abilities;
+    fn abilities(&self) -> TierAbilities;
 
     /// Pins the leading blocks of `keys` that it has, for a request with the claim `claim`; `None`
     /// if it does not have the first block. The tier's policy counts this as a use.
-    fn find(&self, group: GroupId, keys: &[BlockKey], claim: &Claim) -> Option<Box<dyn Hold>>;
+    fn find(
+        &self,
+        group: GroupId,
+        keys: &[BlockKey],
+        claim: &PinClaim,
+    ) -> Option<Box<dyn TierHold>>;
 
     /// Like [`Tier::find`], but does not count as a use.
-    fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn Hold>>;
+    fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn TierHold>>;
 
     /// Whether it has the block.
     fn has(&self, group: GroupId, key: &BlockKey) -> bool {
@@ -124,9 +130,9 @@ pub trait Tier: fmt::Debug + Send + Sync {
 
     /// Queries the leading blocks of `keys`; [`Tier::find`] knows them once the completion has
     /// ended. On tiers that answer at once the completion has already ended.
-    fn ask(&self, group: GroupId, keys: &[BlockKey]) -> Completion<Answer> {
+    fn ask(&self, group: GroupId, keys: &[BlockKey]) -> Completion<TierAnswer> {
         let leading = self.hold(group, keys).map_or(0, |hold| hold.blocks());
-        Completion::ended(0, Answer::of(leading))
+        Completion::ended(0, TierAnswer::of(leading))
     }
 
     /// Reads blocks into host memory.
@@ -206,4 +212,4 @@ impl fmt::Debug for TierContext {
 }
 
 /// Opens a tier for a cache.
-pub type OpenTier = Box<dyn FnOnce(&TierContext) -> Result<Arc<dyn Tier>, TierError> + Send>;
+pub type TierOpener = Box<dyn FnOnce(&TierContext) -> Result<Arc<dyn Tier>, TierError> + Send>;

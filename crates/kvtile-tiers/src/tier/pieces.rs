@@ -22,7 +22,7 @@ const CUT_BYTES: u64 = 4096;
 
 /// The pieces of a stored block: the layers and the bytes of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pieces {
+pub struct BlockPieces {
     /// The end of each piece, in bytes from the start of the block.
     ends: Arc<[u64]>,
     /// The layer at which each piece ends (exclusive); empty if the layers are unknown or not
@@ -30,14 +30,14 @@ pub struct Pieces {
     layers: Arc<[u64]>,
 }
 
-impl Pieces {
+impl BlockPieces {
     /// The largest number of pieces of a block.
     pub const MAX: usize = 121;
 
     /// One piece for a block of `block_bytes` bytes.
     #[must_use]
-    pub fn whole(block_bytes: u64) -> Pieces {
-        Pieces {
+    pub fn whole(block_bytes: u64) -> BlockPieces {
+        BlockPieces {
             ends: Arc::new([block_bytes]),
             layers: Arc::new([]),
         }
@@ -47,7 +47,7 @@ impl Pieces {
     ///
     /// # Errors
     /// A layout whose blocks are not contiguous.
-    pub fn of_layout(layout: &StridedLayout) -> Result<Pieces, LayoutError> {
+    pub fn of_layout(layout: &StridedLayout) -> Result<BlockPieces, LayoutError> {
         let block = layout.block_span(0)?;
         let layers = (0..layout.shape().num_layers()).map(|layer| {
             // A layer that is not one range of bytes cannot be read separately.
@@ -56,14 +56,14 @@ impl Pieces {
             Some(start..start + span.bytes)
         });
         Ok(match layers.collect::<Option<Vec<Range<u64>>>>() {
-            Some(layers) => Pieces::of_layers(&layers, block.bytes),
-            None => Pieces::whole(block.bytes),
+            Some(layers) => BlockPieces::of_layers(&layers, block.bytes),
+            None => BlockPieces::whole(block.bytes),
         })
     }
 
     /// The pieces of a block of `block_bytes` bytes with its layers at the given ranges. The block
     /// is one piece unless the layers follow each other without gaps.
-    fn of_layers(layers: &[Range<u64>], block_bytes: u64) -> Pieces {
+    fn of_layers(layers: &[Range<u64>], block_bytes: u64) -> BlockPieces {
         let starts: Vec<u64> = layers.iter().map(|layer| layer.start).collect();
         let follow = layers.windows(2).all(|pair| match pair {
             [before, after] => before.start < before.end && before.end == after.start,
@@ -72,10 +72,10 @@ impl Pieces {
         let ends_with_it = layers.last().is_some_and(|layer| layer.end == block_bytes);
         let fit = starts.first() == Some(&0) && ends_with_it;
         if !follow || !fit {
-            return Pieces::whole(block_bytes);
+            return BlockPieces::whole(block_bytes);
         }
         let least = block_bytes
-            .div_ceil(Pieces::MAX as u64)
+            .div_ceil(BlockPieces::MAX as u64)
             .max(PIECE_BYTES_MIN);
         let (mut ends, mut until) = (Vec::new(), Vec::new());
         let mut start = 0;
@@ -89,7 +89,7 @@ impl Pieces {
         }
         ends.push(block_bytes);
         until.push(layers.len() as u64);
-        Pieces {
+        BlockPieces {
             ends: ends.into(),
             layers: until.into(),
         }
@@ -99,16 +99,16 @@ impl Pieces {
     ///
     /// # Errors
     /// No ends, more than [`Pieces::MAX`], an empty piece, or ends that do not ascend.
-    pub fn ending_at(ends: &[u64]) -> Result<Pieces, TierError> {
+    pub fn ending_at(ends: &[u64]) -> Result<BlockPieces, TierError> {
         let starts = [0].iter().chain(ends);
         let ascend = starts.zip(ends).all(|(start, end)| start < end);
-        if ends.is_empty() || ends.len() > Pieces::MAX || !ascend {
+        if ends.is_empty() || ends.len() > BlockPieces::MAX || !ascend {
             return Err(TierError::Batch(BatchError::Pieces {
                 ends: ends.into(),
-                most: Pieces::MAX,
+                most: BlockPieces::MAX,
             }));
         }
-        Ok(Pieces {
+        Ok(BlockPieces {
             ends: ends.into(),
             layers: Arc::new([]),
         })
@@ -243,7 +243,7 @@ mod tests {
             // Only every fourth layer begins at a page boundary.
             (16, 17 * kib, vec![(4, 68), (8, 136), (12, 204), (16, 272)]),
         ] {
-            let pieces = Pieces::of_layers(&layers(count, bytes, bytes), count * bytes);
+            let pieces = BlockPieces::of_layers(&layers(count, bytes, bytes), count * bytes);
             let found: Vec<(u64, u64)> = (0..pieces.count())
                 .map(|piece| {
                     (
@@ -260,8 +260,8 @@ mod tests {
     #[test]
     fn there_are_no_more_pieces_than_a_record_has_room_for() {
         let bytes = 1 << 20;
-        let pieces = Pieces::of_layers(&layers(400, bytes, bytes), 400 * bytes);
-        assert!(pieces.count() <= Pieces::MAX, "{}", pieces.count());
+        let pieces = BlockPieces::of_layers(&layers(400, bytes, bytes), 400 * bytes);
+        assert!(pieces.count() <= BlockPieces::MAX, "{}", pieces.count());
         assert_eq!(pieces.layers(0..pieces.count()), Some(0..400));
         assert_eq!(
             pieces.layers(1..3).unwrap().start,
@@ -281,12 +281,12 @@ mod tests {
             ("BL@4096HKNC", 4),
         ] {
             let layout = StridedLayout::resolve(&word.parse().unwrap(), &shape, 1).unwrap();
-            let pieces = Pieces::of_layout(&layout).unwrap();
+            let pieces = BlockPieces::of_layout(&layout).unwrap();
             assert_eq!(pieces.count(), expected, "{word}");
             assert_eq!(pieces.block_bytes(), shape.block_bytes().unwrap(), "{word}");
         }
         let layout = StridedLayout::resolve(&"L|BHKNC".parse().unwrap(), &shape, 1).unwrap();
-        assert!(Pieces::of_layout(&layout).is_err());
+        assert!(BlockPieces::of_layout(&layout).is_err());
     }
 
     #[test]
@@ -300,7 +300,7 @@ mod tests {
             vec![0..90_000, 100_000..200_000],
             vec![0..100_000, 100_000..190_000],
         ] {
-            let pieces = Pieces::of_layers(&layers, 200_000);
+            let pieces = BlockPieces::of_layers(&layers, 200_000);
             assert_eq!(
                 (pieces.count(), pieces.block_bytes()),
                 (1, 200_000),
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn pieces_are_found_by_their_bytes_and_by_nothing_else() {
-        let pieces = Pieces::ending_at(&[10, 30, 31]).unwrap();
+        let pieces = BlockPieces::ending_at(&[10, 30, 31]).unwrap();
         assert_eq!(pieces.at(&(0..10)), Some(0..1));
         assert_eq!(pieces.at(&(10..31)), Some(1..3));
         assert_eq!(pieces.at(&(0..31)), Some(0..3));
@@ -329,12 +329,12 @@ mod tests {
         for ends in [&[][..], &[0], &[5, 5], &[5, 4], &many] {
             assert!(
                 matches!(
-                    Pieces::ending_at(ends),
+                    BlockPieces::ending_at(ends),
                     Err(TierError::Batch(BatchError::Pieces { .. }))
                 ),
                 "{ends:?}"
             );
         }
-        assert_eq!(Pieces::ending_at(&[1, 2]).unwrap().count(), 2);
+        assert_eq!(BlockPieces::ending_at(&[1, 2]).unwrap().count(), 2);
     }
 }

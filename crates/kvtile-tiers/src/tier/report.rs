@@ -8,7 +8,7 @@ use crate::error::TierError;
 
 /// A successful read of a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Came {
+pub struct ReadSuccess {
     /// The checksum that was written with the block, if the tier does not verify by itself.
     pub checksum: Option<u64>,
 }
@@ -35,14 +35,14 @@ pub enum TierMiss {
 #[derive(Clone, Debug)]
 pub struct ReadReport {
     /// One outcome for each block, in the order of the batch.
-    pub blocks: Arc<[Result<Came, TierMiss>]>,
+    pub blocks: Arc<[Result<ReadSuccess, TierMiss>]>,
     /// The time of the reads, without the wait in the tier's queue.
     pub elapsed: Duration,
 }
 
 /// A successful write: the tier has the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wrote {
+pub enum WriteSuccess {
     /// The tier wrote it.
     New,
     /// The tier already had it.
@@ -69,7 +69,7 @@ pub enum NotWritten {
 #[derive(Clone, Debug)]
 pub struct WriteReport {
     /// One outcome for each block, in the order of the batch.
-    pub blocks: Arc<[Result<Wrote, NotWritten>]>,
+    pub blocks: Arc<[Result<WriteSuccess, NotWritten>]>,
     /// The time of the writes, without the wait in the tier's queue.
     pub elapsed: Duration,
 }
@@ -85,18 +85,18 @@ pub struct SyncReport {
 
 /// The answer of a tier to a query.
 #[derive(Clone, Debug, Default)]
-pub struct Answer {
+pub struct TierAnswer {
     /// Number of leading blocks that it has.
     pub leading: usize,
     /// Why the query failed.
     pub failure: Option<TierError>,
 }
 
-impl Answer {
+impl TierAnswer {
     /// An answer with `leading` blocks.
     #[must_use]
-    pub fn of(leading: usize) -> Answer {
-        Answer {
+    pub fn of(leading: usize) -> TierAnswer {
+        TierAnswer {
             leading,
             failure: None,
         }

@@ -11,8 +11,8 @@ use kvtile_blocks::{
     events::{TierId, TierKind},
 };
 use kvtile_testkit::{
-    disk::{Numbers, SimulatedDisk},
-    tier::{MemoryTier, Misbehaving, TierFaults},
+    disk::{SimulatedDisk, SplitMix64},
+    tier::{MemoryTier, MisbehavingTier, TierFaults},
 };
 use kvtile_tiers::{
     cache::{
@@ -25,7 +25,7 @@ use kvtile_tiers::{
 
 use super::{
     bounds::VirtualClock,
-    common::{Engine, chain, engine_layout, number, settings},
+    common::{TestEngine, chain, engine_layout, number, settings},
 };
 
 const SEEDS: u64 = 2000;
@@ -36,7 +36,7 @@ const HOST_BLOCKS: u64 = 5;
 fn a_cache_over_a_misbehaving_tier_serves_no_wrong_byte_and_loses_no_durable_block() {
     let seeds = number("KVTILE_TIERS_SEEDS").unwrap_or(SEEDS);
     let one = number("KVTILE_TIERS_SEED");
-    let mut seen = Seen::default();
+    let mut seen = SeenEvents::default();
     for seed in one.map_or(0..seeds, |seed| seed..seed + 1) {
         match std::panic::catch_unwind(|| play(seed)) {
             Ok(played) => seen.add(&played),
@@ -66,7 +66,7 @@ fn a_cache_over_a_misbehaving_tier_serves_no_wrong_byte_and_loses_no_durable_blo
 
 /// The events that the seeds covered.
 #[derive(Debug, Default)]
-struct Seen {
+struct SeenEvents {
     /// Blocks read from each tier.
     from_bad: u64,
     from_memory: u64,
@@ -83,8 +83,8 @@ struct Seen {
     durable: u64,
 }
 
-impl Seen {
-    fn of(cache: &Cache) -> Seen {
+impl SeenEvents {
+    fn of(cache: &Cache) -> SeenEvents {
         let stats = cache.stats();
         let from = |tier: TierId| {
             let moves = stats.moves.iter();
@@ -92,7 +92,7 @@ impl Seen {
             moves.map(|moved| moved.blocks).sum::<u64>()
         };
         let lost = |reason| stats.lost_hits.get(&reason).copied().unwrap_or(0);
-        Seen {
+        SeenEvents {
             from_bad: from(bad_id(cache)),
             from_memory: from(remote("memory")),
             from_disk: from(TierId::DISK),
@@ -105,7 +105,7 @@ impl Seen {
         }
     }
 
-    fn add(&mut self, other: &Seen) {
+    fn add(&mut self, other: &SeenEvents) {
         self.from_bad += other.from_bad;
         self.from_memory += other.from_memory;
         self.from_disk += other.from_disk;
@@ -120,7 +120,7 @@ impl Seen {
 
 /// The kinds of tiers of these caches.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Below {
+enum TierChoice {
     Memory,
     Disk,
     Bad,
@@ -134,11 +134,11 @@ fn remote(name: &str) -> TierId {
 fn open(
     disks: [&SimulatedDisk; 2],
     clock: &Arc<VirtualClock>,
-    (numbers, faults): (&mut Numbers, TierFaults),
+    (numbers, faults): (&mut SplitMix64, TierFaults),
 ) -> Cache {
     let settings = settings(HOST_BLOCKS).workers(0).queue_capacity(8);
     let builder = Cache::builder(settings).clock(Arc::clone(clock) as Arc<dyn Clock>);
-    let mut left = vec![Below::Memory, Below::Disk, Below::Bad];
+    let mut left = vec![TierChoice::Memory, TierChoice::Disk, TierChoice::Bad];
     let mut builder = builder;
     while !left.is_empty() {
         let below = left.swap_remove(numbers.index(left.len()));
@@ -149,9 +149,9 @@ fn open(
 
 fn add(
     builder: CacheBuilder,
-    below: Below,
+    below: TierChoice,
     disks: [&SimulatedDisk; 2],
-    (numbers, faults): (&mut Numbers, TierFaults),
+    (numbers, faults): (&mut SplitMix64, TierFaults),
 ) -> CacheBuilder {
     let writes = [
         TierWrites::OnEviction,
@@ -167,13 +167,15 @@ fn add(
     let seed = numbers.any();
     builder.tier(settings, move |context| {
         Ok(match below {
-            Below::Memory => Arc::new(MemoryTier::new(remote("memory"), room, context).unwrap()),
-            Below::Disk => {
+            TierChoice::Memory => {
+                Arc::new(MemoryTier::new(remote("memory"), room, context).unwrap())
+            }
+            TierChoice::Disk => {
                 let settings = DiskSettings::new("simulated", 60_000);
                 let medium: Arc<dyn Medium> = Arc::new(disk);
                 Arc::new(DiskTier::open_on(medium, &settings, context)?) as Arc<dyn Tier>
             }
-            Below::Bad => {
+            TierChoice::Bad => {
                 let inner: Arc<dyn Tier> = match is_durable {
                     true => {
                         let mut settings = DiskSettings::new("simulated", 60_000);
@@ -183,7 +185,7 @@ fn add(
                     }
                     false => Arc::new(MemoryTier::new(remote("bad"), room, context).unwrap()),
                 };
-                let tier = Misbehaving::new(inner, seed);
+                let tier = MisbehavingTier::new(inner, seed);
                 tier.set_faults(faults);
                 Arc::new(tier)
             }
@@ -196,18 +198,18 @@ fn bad_id(cache: &Cache) -> TierId {
     let mut tiers = cache.tiers().into_iter();
     let is_bad = |tier: &TierId| {
         let tier = cache.tier(*tier);
-        tier.is_some_and(|tier| tier.as_any().is::<Misbehaving>())
+        tier.is_some_and(|tier| tier.as_any().is::<MisbehavingTier>())
     };
     tiers.find(is_bad).unwrap()
 }
 
-fn bad(cache: &Cache) -> &Misbehaving {
+fn bad(cache: &Cache) -> &MisbehavingTier {
     let tier = cache.tier(bad_id(cache)).unwrap();
     tier.as_any().downcast_ref().unwrap()
 }
 
 /// All faults at some rate, or one of them at a high rate.
-fn faults(numbers: &mut Numbers) -> TierFaults {
+fn faults(numbers: &mut SplitMix64) -> TierFaults {
     let all = TierFaults::all(4 + numbers.below(30));
     let of = 1 + numbers.below(4);
     let none = TierFaults::default();
@@ -240,8 +242,8 @@ fn faults(numbers: &mut Numbers) -> TierFaults {
     }
 }
 
-fn play(seed: u64) -> Seen {
-    let mut numbers = Numbers::new(seed);
+fn play(seed: u64) -> SeenEvents {
+    let mut numbers = SplitMix64::new(seed);
     let disk = SimulatedDisk::new(seed);
     let clock = Arc::new(VirtualClock::default());
     let faults = faults(&mut numbers);
@@ -249,7 +251,7 @@ fn play(seed: u64) -> Seen {
     let cache = open([&disk, &bad_disk], &clock, (&mut numbers, faults));
     live(&cache, &clock, &mut numbers);
     let durable = durable_on_disk(&cache);
-    let mut seen = Seen::of(&cache);
+    let mut seen = SeenEvents::of(&cache);
     seen.durable = durable.iter().map(|(_, blocks)| *blocks as u64).sum();
     let one_by_one = numbers.once_in(2);
     come_to_rest(&cache, one_by_one.then_some(&mut numbers));
@@ -265,7 +267,7 @@ fn play(seed: u64) -> Seen {
     let bad_disk = SimulatedDisk::new(!seed);
     let none = TierFaults::default();
     let cache = open([&disk, &bad_disk], &clock, (&mut numbers, none));
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     for (number, blocks) in durable {
         let keys = chain(number, blocks);
         let loaded = engine.load(&keys, 0);
@@ -285,8 +287,8 @@ fn is_empty_once_cleared(cache: &Cache) {
 }
 
 /// Random operations.
-fn live(cache: &Cache, clock: &VirtualClock, numbers: &mut Numbers) {
-    let mut engine = Engine::new(cache);
+fn live(cache: &Cache, clock: &VirtualClock, numbers: &mut SplitMix64) {
+    let mut engine = TestEngine::new(cache);
     let tiers = cache.tiers();
     for _ in 0..60 {
         let keys = chain(numbers.below(CHAINS), 1 + numbers.index(5));
@@ -382,7 +384,7 @@ fn load_adds_up(report: &LoadReport) {
 }
 
 /// A load that is cancelled at a random point.
-fn cancelled(cache: &Cache, keys: &[BlockKey], numbers: &mut Numbers) {
+fn cancelled(cache: &Cache, keys: &[BlockKey], numbers: &mut SplitMix64) {
     let found = cache.lookup(keys);
     let blocks: Vec<usize> = (40..40 + found.blocks()).collect();
     let Ok(load) = cache.load(found, &blocks) else {
@@ -414,7 +416,7 @@ fn durable_on_disk(cache: &Cache) -> Vec<(u64, usize)> {
 
 /// Ends the late batches, one by one in seeded order or all together. Then no host block and no pin
 /// is held.
-fn come_to_rest(cache: &Cache, one_by_one: Option<&mut Numbers>) {
+fn come_to_rest(cache: &Cache, one_by_one: Option<&mut SplitMix64>) {
     let bad = bad(cache);
     bad.set_faults(TierFaults::default());
     if let Some(numbers) = one_by_one {

@@ -13,14 +13,14 @@ use std::{
 
 use kvtile_blocks::{
     events::TierId,
-    pool::{Quota, TenantId},
+    pool::{TenantId, TenantQuota},
 };
 use kvtile_tiers::{
     cache::{Cache, CacheSettings, Clock, LoadOptions, LoadStop, LookupOptions, StoreOptions},
     metrics::MissReason,
 };
 
-use super::common::{Engine, chain, engine_layout, identity, settings, with_disk};
+use super::common::{TestEngine, chain, engine_layout, identity, settings, with_disk};
 
 const DISK: u64 = 4 << 20;
 
@@ -43,7 +43,7 @@ impl Clock for VirtualClock {
 
 fn saved(folder: &Path, keys: &[kvtile_blocks::BlockKey]) {
     let cache = Cache::open(with_disk(16, folder, DISK), engine_layout()).unwrap();
-    Engine::new(&cache).store(keys, 0);
+    TestEngine::new(&cache).store(keys, 0);
     assert!(cache.flush().durable);
 }
 
@@ -67,7 +67,7 @@ fn flipped_bits_on_disk_are_a_miss_that_is_counted_and_not_offered_again() {
     fs::write(&slots, bytes).unwrap();
     let settings = with_disk(16, folder.path(), DISK).workers(1);
     let cache = Cache::open(settings, engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let found = cache.lookup(&keys);
     let blocks: Vec<usize> = (0..found.blocks()).collect();
     let load = cache.load(found, &blocks).unwrap();
@@ -93,7 +93,7 @@ fn a_data_file_that_was_cut_is_a_miss() {
         .open(folder.path().join("slots"));
     slots.unwrap().set_len(2 * 4096).unwrap();
     let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     assert!(engine.load(&keys, 0) <= 2);
     assert!(engine.store(&keys, 20) >= 4);
     assert_eq!(engine.load(&keys, 40), 6);
@@ -105,7 +105,7 @@ fn the_disk_stays_within_its_capacity() {
     let folder = tempfile::tempdir().unwrap();
     let capacity = 300_000;
     let cache = Cache::open(with_disk(4, folder.path(), capacity), engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     for number in 0..60 {
         engine.store(&chain(number, 4), 0);
         assert!(folder_bytes(folder.path()) <= capacity);
@@ -126,7 +126,7 @@ fn disk_blocks_that_load_slower_than_computing_count_as_missing() {
     saved(folder.path(), &keys);
     let settings = with_disk(16, folder.path(), DISK).recompute_tokens_per_second(1e12);
     let cache = Cache::open(settings, engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     // Without a measurement, the first blocks are loaded.
     assert_eq!(engine.load(&keys[..2], 0), 2);
     let found = cache.lookup(&keys);
@@ -140,7 +140,7 @@ fn a_load_that_is_too_late_touches_nothing() {
     let builder =
         Cache::builder(settings(8).workers(0)).clock(Arc::clone(&clock) as Arc<dyn Clock>);
     let cache = builder.open(engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 2);
     engine.store(&keys, 0);
     engine.poison(20);
@@ -157,12 +157,12 @@ fn a_load_that_is_too_late_touches_nothing() {
 #[test]
 fn one_tenant_cannot_push_out_another() {
     let mut settings = settings(16);
-    settings.quotas = vec![Quota {
+    settings.quotas = vec![TenantQuota {
         tenant: TenantId(7),
         blocks: 4,
     }];
     let cache = Cache::open(settings, engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let theirs = chain(1, 10);
     engine.store(&theirs, 0);
     let options = StoreOptions::new().tenant(TenantId(7));
@@ -202,7 +202,7 @@ fn blocks_whose_lifetime_is_over_leave_first() {
     let clock = Arc::new(VirtualClock::default());
     let builder = Cache::builder(settings(16)).clock(Arc::clone(&clock) as Arc<dyn Clock>);
     let cache = builder.open(engine_layout()).unwrap();
-    let engine = Engine::new(&cache);
+    let engine = TestEngine::new(&cache);
     let [forever, short, extended] = [1, 2, 3].map(|number| chain(number, 4));
     engine.store(&forever, 0);
     for keys in [&short, &extended] {

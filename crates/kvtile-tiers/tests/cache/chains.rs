@@ -5,7 +5,7 @@ use std::{path::Path, sync::Barrier, thread};
 use kvtile_blocks::{BlockKey, events::TierId, policy::PolicyKind};
 use kvtile_tiers::cache::{Cache, CacheSettings, Priority, StoreOptions, StoreStop, TierWrites};
 
-use super::common::{Engine, chain, engine_layout, settings, with_disk};
+use super::common::{TestEngine, chain, engine_layout, settings, with_disk};
 
 const POLICIES: [PolicyKind; 4] = [
     PolicyKind::Gittins,
@@ -27,7 +27,7 @@ fn found(cache: &Cache, keys: &[BlockKey]) -> usize {
 
 /// Stores a chain in pieces. Returns the reported numbers of stored and dropped blocks.
 fn store_in_pieces(cache: &Cache, keys: &[BlockKey], piece: usize) -> (usize, usize) {
-    let engine = Engine::new(cache);
+    let engine = TestEngine::new(cache);
     let (mut stored, mut dropped) = (0, 0);
     for first in (0..keys.len()).step_by(piece) {
         let end = (first + piece).min(keys.len());
@@ -52,7 +52,7 @@ fn the_head_of_a_chain_that_does_not_fit_is_found_whatever_the_policy_and_the_pi
             for piece in [1, 3, 16, 60] {
                 let settings = settings(room as u64).policies(policy, policy).workers(0);
                 let cache = Cache::open(settings, engine_layout()).unwrap();
-                let engine = Engine::new(&cache);
+                let engine = TestEngine::new(&cache);
                 let what =
                     format!("{policy:?}: {blocks} blocks, room for {room}, pieces of {piece}");
                 // Older blocks are evicted; the blocks of the chain itself stay.
@@ -84,7 +84,7 @@ fn the_head_of_a_chain_that_does_not_fit_is_found_whatever_the_policy_and_the_pi
                         );
                         assert_eq!(found(&again, &keys), room.min(blocks), "{what}");
                         assert_eq!(
-                            Engine::new(&again).load(&keys, 0),
+                            TestEngine::new(&again).load(&keys, 0),
                             room.min(blocks),
                             "{what}"
                         );
@@ -147,7 +147,7 @@ fn with_a_disk_as_much_of_a_chain_is_found_as_either_tier_holds_and_after_a_rest
                         _ => host.max(slots).min(blocks),
                     };
                     assert!(known >= least, "{what}: {known} of {least}");
-                    let mut engine = Engine::new(&cache);
+                    let mut engine = TestEngine::new(&cache);
                     assert_eq!(engine.load(&keys, 0), known, "{what}");
                     cache.check_integrity();
                     let written = cache.disk().unwrap().store_stats().writes;
@@ -161,7 +161,7 @@ fn with_a_disk_as_much_of_a_chain_is_found_as_either_tier_holds_and_after_a_rest
                         again >= least,
                         "{what}: {again} of {least} after a restart, {flushed:?}"
                     );
-                    assert_eq!(Engine::new(&cache).load(&keys, 0), again, "{what}");
+                    assert_eq!(TestEngine::new(&cache).load(&keys, 0), again, "{what}");
                     cache.check_integrity();
                     drop(cache);
                     std::fs::remove_dir_all(&folder).unwrap();
@@ -176,7 +176,7 @@ fn a_block_whose_ancestors_are_in_no_tier_is_not_kept() {
     let folder = tempfile::tempdir().unwrap();
     for settings in [settings(16), with_disk(16, folder.path(), 4 << 20)] {
         let cache = Cache::open(settings.workers(0), engine_layout()).unwrap();
-        let engine = Engine::new(&cache);
+        let engine = TestEngine::new(&cache);
         let keys = chain(1, 8);
         let report = engine.store_from(&keys, 3, 0);
         assert_eq!((report.stored, report.dropped), (0, 5));
@@ -196,7 +196,7 @@ fn the_disk_keeps_the_ancestors_of_host_blocks() {
         let folder = tempfile::tempdir().unwrap();
         let settings = two_tiers(folder.path(), 16, 120_000, TierWrites::OnEviction, policy);
         let cache = Cache::open(settings, engine_layout()).unwrap();
-        let mut engine = Engine::new(&cache);
+        let mut engine = TestEngine::new(&cache);
         let keys = chain(1, 12);
         engine.store(&keys[..8], 0);
         cache.evict(TierId::HOST, 8).unwrap();
@@ -220,7 +220,7 @@ fn the_disk_keeps_the_ancestors_of_host_blocks() {
 fn pieces_of_a_chain_may_come_at_once_and_in_any_order_of_the_queue() {
     for round in 0..40 {
         let cache = Cache::open(settings(64).workers(3), engine_layout()).unwrap();
-        let engine = Engine::new(&cache);
+        let engine = TestEngine::new(&cache);
         let keys = chain(round, 48);
         for (at, key) in keys.iter().enumerate() {
             engine.compute(key, at);
@@ -304,7 +304,7 @@ fn two_requests_store_long_chains_at_once_and_both_keep_their_heads() {
             for number in 0..2 {
                 let (cache, barrier) = (&cache, &barrier);
                 scope.spawn(move || {
-                    let engine = Engine::new(cache);
+                    let engine = TestEngine::new(cache);
                     let keys = chain(number, 30);
                     barrier.wait();
                     for first in (0..30).step_by(5) {

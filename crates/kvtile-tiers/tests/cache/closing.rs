@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::{
     bounds::VirtualClock,
-    common::{Engine, chain, engine_layout, with_disk},
+    common::{TestEngine, chain, engine_layout, with_disk},
 };
 
 const DISK: u64 = 4 << 20;
@@ -37,7 +37,7 @@ fn closing_writes_host_memory_to_the_disk() {
                 };
                 let keys = chain(1, 20);
                 let cache = open();
-                let mut engine = Engine::new(&cache);
+                let mut engine = TestEngine::new(&cache);
                 engine.store(&keys, 0);
                 let wanted = match writes {
                     TierWrites::AfterUses(_) => engine.load(&keys[..12], 40),
@@ -52,7 +52,7 @@ fn closing_writes_host_memory_to_the_disk() {
                 }
                 let cache = open();
                 assert_eq!(
-                    Engine::new(&cache).load(&keys, 0),
+                    TestEngine::new(&cache).load(&keys, 0),
                     wanted,
                     "{writes:?}, {workers}"
                 );
@@ -62,9 +62,9 @@ fn closing_writes_host_memory_to_the_disk() {
 }
 
 /// A clock that advances by a second at each reading.
-struct Hasty(VirtualClock);
+struct HastyClock(VirtualClock);
 
-impl Clock for Hasty {
+impl Clock for HastyClock {
     fn now(&self) -> Duration {
         self.0.advance(Duration::from_secs(1));
         self.0.now()
@@ -77,7 +77,7 @@ fn closing_stops_at_its_time_limit_and_reports_late_blocks() {
     let settings = with_disk(128, folder.path(), 4 << 20).workers(0);
     let open = |seconds| {
         let settings = settings.clone().close_within(Duration::from_secs(seconds));
-        let clock = Arc::new(Hasty(VirtualClock::default()));
+        let clock = Arc::new(HastyClock(VirtualClock::default()));
         Cache::builder(settings)
             .clock(clock)
             .open(engine_layout())
@@ -86,16 +86,16 @@ fn closing_stops_at_its_time_limit_and_reports_late_blocks() {
     let cache = open(150);
     // More than one batch.
     for number in 0..5 {
-        Engine::new(&cache).store(&chain(number, 20), 0);
+        TestEngine::new(&cache).store(&chain(number, 20), 0);
     }
     let report = cache.close();
     assert!(report.written > 0 && report.late > 0, "{report:?}");
     assert_eq!(report.written + report.late, 100, "{report:?}");
     assert!(!report.durable);
     let cache = open(0);
-    let loaded = |number| Engine::new(&cache).load(&chain(number, 20), 0);
+    let loaded = |number| TestEngine::new(&cache).load(&chain(number, 20), 0);
     assert_eq!((0..5).map(loaded).sum::<usize>(), report.written);
-    Engine::new(&cache).store(&chain(9, 20), 0);
+    TestEngine::new(&cache).store(&chain(9, 20), 0);
     let report = cache.close();
     assert_eq!((report.written, report.late), (0, 20), "no time, no writes");
     assert!(!report.durable, "{report:?}");
@@ -117,7 +117,7 @@ fn closing_releases_everything_while_matches_live() {
     settings.host_bytes = HOST;
     let cache = Cache::open(settings, engine_layout()).unwrap();
     let keys = chain(1, 8);
-    Engine::new(&cache).store(&keys, 0);
+    TestEngine::new(&cache).store(&keys, 0);
     cache.evict(TierId::HOST, 4).unwrap();
     let nothing = cache.lookup(&chain(2, 3));
     let found = cache.lookup(&keys);
@@ -134,18 +134,18 @@ fn closing_releases_everything_while_matches_live() {
     let found = found.skip(1).truncate(3);
     let again = Cache::open(with_disk(16, folder.path(), DISK), engine_layout());
     let again = again.expect("the folder is free");
-    assert_eq!(Engine::new(&again).load(&keys, 0), 8);
+    assert_eq!(TestEngine::new(&again).load(&keys, 0), 8);
     let error = again.load(found, &[]).unwrap_err();
     assert!(error.to_string().contains("another cache"), "{error}");
 }
 
 /// A waker that closes the cache, on any thread.
-struct Closer {
+struct ClosingWaker {
     cache: Mutex<Option<Cache>>,
     closed: mpsc::Sender<()>,
 }
 
-impl Wake for Closer {
+impl Wake for ClosingWaker {
     fn wake(self: Arc<Self>) {
         let cache = self.cache.lock().take();
         if let Some(cache) = cache {
@@ -162,9 +162,9 @@ fn a_cache_may_be_closed_on_its_own_threads() {
         let open = || Cache::open(with_disk(16, folder.path(), DISK), engine_layout());
         let cache = open().unwrap();
         let keys = chain(1, 8);
-        Engine::new(&cache).store(&keys, 0);
+        TestEngine::new(&cache).store(&keys, 0);
         let (sender, closed) = mpsc::channel();
-        let closer = Arc::new(Closer {
+        let closer = Arc::new(ClosingWaker {
             cache: Mutex::new(None),
             closed: sender,
         });
@@ -205,6 +205,6 @@ fn a_cache_may_be_closed_on_its_own_threads() {
                 Err(error) => assert!(std::time::Instant::now() < patience, "{error}"),
             }
         };
-        assert_eq!(Engine::new(&cache).load(&keys, 0), 8);
+        assert_eq!(TestEngine::new(&cache).load(&keys, 0), 8);
     }
 }

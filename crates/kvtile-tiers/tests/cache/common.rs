@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path};
 use kvtile_blocks::BlockKey;
 use kvtile_layout::{
     Shape, Unit, Word,
-    identity::{Fingerprint, LogicalIdentity, Rope},
+    identity::{Fingerprint, Identity, Rope},
 };
 use kvtile_tiers::cache::{Cache, CacheSettings, StoreOptions, StoreReport};
 use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout, TransferManager};
@@ -21,13 +21,13 @@ pub(crate) fn shape(blocks: u64) -> Shape {
     Shape::key_value(blocks, 3, 4, 2, 8, &unit).unwrap()
 }
 
-pub(crate) fn identity() -> LogicalIdentity {
+pub(crate) fn identity() -> Identity {
     identity_with_base(10_000.0)
 }
 
-pub(crate) fn identity_with_base(base: f64) -> LogicalIdentity {
+pub(crate) fn identity_with_base(base: f64) -> Identity {
     let rope = Rope::new("default", base).unwrap();
-    LogicalIdentity::new("a-model", "main", &shape(1))
+    Identity::new("a-model", "main", &shape(1))
         .unwrap()
         .with_rope(rope)
 }
@@ -78,20 +78,20 @@ fn seed(key: &BlockKey) -> u64 {
 }
 
 /// The test engine: it fills blocks with the content of their keys, and checks that content.
-pub(crate) struct Engine<'a> {
+pub(crate) struct TestEngine<'a> {
     cache: &'a Cache,
     reference: TransferManager,
     handle: LayoutHandle,
     known: HashMap<BlockKey, Fingerprint>,
 }
 
-impl<'a> Engine<'a> {
-    pub(crate) fn new(cache: &'a Cache) -> Engine<'a> {
-        Engine::of(cache, shape(1))
+impl<'a> TestEngine<'a> {
+    pub(crate) fn new(cache: &'a Cache) -> TestEngine<'a> {
+        TestEngine::of(cache, shape(1))
     }
 
     /// An engine for blocks of the shape `one`, a shape of one block.
-    pub(crate) fn of(cache: &'a Cache, one: Shape) -> Engine<'a> {
+    pub(crate) fn of(cache: &'a Cache, one: Shape) -> TestEngine<'a> {
         let reference = TransferManager::new();
         let word: Word = "BHLKNC".parse().unwrap();
         let layout = PhysicalLayout::builder()
@@ -101,7 +101,7 @@ impl<'a> Engine<'a> {
             .build()
             .unwrap();
         let handle = reference.register(layout).unwrap();
-        Engine {
+        TestEngine {
             cache,
             reference,
             handle,

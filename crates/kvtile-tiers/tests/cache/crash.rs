@@ -14,10 +14,10 @@ use std::{
 };
 
 use kvtile_blocks::events::TierId;
-use kvtile_testkit::disk::Numbers;
+use kvtile_testkit::disk::SplitMix64;
 use kvtile_tiers::cache::{Cache, CacheSettings, TierWrites};
 
-use super::common::{Engine, chain, engine_layout, number, with_disk};
+use super::common::{TestEngine, chain, engine_layout, number, with_disk};
 
 const KILLS: u64 = 20;
 /// Room for more than the test stores, so that no durable block is evicted.
@@ -44,7 +44,7 @@ fn settings(folder: &Path, first: u64) -> CacheSettings {
 fn a_killed_cache_loses_nothing_durable_and_serves_nothing_wrong() {
     let kills = number("KVTILE_CACHE_KILLS").unwrap_or(KILLS);
     let folder = tempfile::tempdir().unwrap();
-    let mut numbers = Numbers::new(0xcac4e);
+    let mut numbers = SplitMix64::new(0xcac4e);
     let mut durable = BTreeMap::new();
     let mut first = 0;
     for kill in 0..kills {
@@ -95,7 +95,7 @@ fn run_and_kill(
 /// Every durable block is found, and every loaded block has the right content.
 fn check(folder: &Path, durable: &BTreeMap<u64, usize>, kill: u64) {
     let cache = Cache::open(settings(folder, 0), engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let last = durable.keys().next_back().map_or(0, |last| last + 8);
     for number in 0..last {
         let keys = chain(number, LENGTH_MAX);
@@ -119,8 +119,8 @@ fn the_cache_that_is_killed() {
     };
     let mut next = number(FIRST).unwrap();
     let cache = Cache::open(settings(folder.as_ref(), next), engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
-    let mut numbers = Numbers::new(next);
+    let mut engine = TestEngine::new(&cache);
+    let mut numbers = SplitMix64::new(next);
     let ends = Instant::now() + Duration::from_secs(SECONDS);
     while Instant::now() < ends {
         let mut stored = Vec::new();

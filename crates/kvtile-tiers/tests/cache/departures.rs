@@ -13,14 +13,14 @@ use kvtile_blocks::{
     BlockKey,
     events::{TierId, TierKind},
 };
-use kvtile_testkit::tier::{MemoryTier, Misbehaving, TierFaults};
+use kvtile_testkit::tier::{MemoryTier, MisbehavingTier, TierFaults};
 use kvtile_tiers::{
     cache::{Cache, CacheBuilder, Clock, LoadStop, TierSettings},
     tier::Tier,
 };
 
 use super::bounds::VirtualClock;
-use super::common::{Engine, chain, engine_layout, settings, with_disk};
+use super::common::{TestEngine, chain, engine_layout, settings, with_disk};
 
 fn id(name: &str) -> TierId {
     TierId::new(TierKind::Remote, name).unwrap()
@@ -38,11 +38,11 @@ fn gated(builder: CacheBuilder, answer_within: Duration) -> CacheBuilder {
     let settings = TierSettings::default().answer_within(answer_within);
     builder.tier(settings, |context| {
         let inner = MemoryTier::new(id("gated"), 64, context).unwrap();
-        Ok(Arc::new(Misbehaving::new(Arc::new(inner), 1)) as Arc<dyn Tier>)
+        Ok(Arc::new(MisbehavingTier::new(Arc::new(inner), 1)) as Arc<dyn Tier>)
     })
 }
 
-fn gate(cache: &Cache) -> &Misbehaving {
+fn gate(cache: &Cache) -> &MisbehavingTier {
     let tier = cache.tier(id("gated")).unwrap();
     tier.as_any().downcast_ref().unwrap()
 }
@@ -99,7 +99,7 @@ fn every_lookup_finds_the_whole_chain_while_a_write_waits_and_a_load_gets_the_ri
         let builder = Cache::builder(settings(8).workers(2));
         let cache = gated(builder, Duration::from_secs(60));
         let cache = memory(cache, "behind", 64).open(engine_layout()).unwrap();
-        let mut engine = Engine::new(&cache);
+        let mut engine = TestEngine::new(&cache);
         let keys = chain(1, 6);
         engine.store(&keys, 0);
         while_evicting(&cache, evicted, || {
@@ -134,7 +134,7 @@ fn where_the_write_fails_a_load_that_waited_ends_and_gives_nothing_wrong() {
     let builder = Cache::builder(settings(8).workers(2));
     let cache = gated(builder, Duration::from_secs(60));
     let cache = cache.open(engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 6);
     engine.store(&keys, 0);
     while_evicting(&cache, 4, || {
@@ -166,7 +166,7 @@ fn a_late_write_keeps_its_memory_until_it_ends_and_its_blocks_are_misses_until_t
     let builder = Cache::builder(settings(8).workers(2));
     let cache = gated(builder, Duration::from_millis(100));
     let cache = cache.open(engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 6);
     engine.store(&keys, 0);
     while_evicting(&cache, 6, || {
@@ -193,9 +193,9 @@ fn a_late_write_keeps_its_memory_until_it_ends_and_its_blocks_are_misses_until_t
 }
 
 /// Ends the threads of a test when it is dropped, also after a panic.
-struct Over<'a>(&'a AtomicBool);
+struct OverOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Over<'_> {
+impl Drop for OverOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Release);
     }
@@ -226,8 +226,8 @@ fn stress(cache: &Cache, tier: TierId, rounds: u64) {
             looked
         };
         let looking = [scope.spawn(looks), scope.spawn(looks)];
-        let over = Over(&is_over);
-        let engine = Engine::new(cache);
+        let over = OverOnDrop(&is_over);
+        let engine = TestEngine::new(cache);
         for number in 1..=rounds {
             if is_over.load(Ordering::Acquire) {
                 break;
@@ -251,7 +251,7 @@ fn stress(cache: &Cache, tier: TierId, rounds: u64) {
             assert!(looks.join().unwrap() > 0);
         }
     });
-    let mut engine = Engine::new(cache);
+    let mut engine = TestEngine::new(cache);
     for number in 1..=rounds {
         assert_eq!(engine.load(&chain(number, BLOCKS), 0), BLOCKS, "{number}");
     }
@@ -282,7 +282,7 @@ fn no_lookup_sees_a_chain_shorter_while_it_moves_up_and_down() {
     let builder = memory(Cache::builder(settings(64).workers(2)), "memory", 64);
     let cache = builder.open(engine_layout()).unwrap();
     let keys = chain(1, BLOCKS);
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     engine.store(&keys, 0);
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -297,7 +297,7 @@ fn no_lookup_sees_a_chain_shorter_while_it_moves_up_and_down() {
             }
         };
         let looking = [scope.spawn(looks), scope.spawn(looks)];
-        let over = Over(&is_over);
+        let over = OverOnDrop(&is_over);
         for _ in 0..1000 {
             if is_over.load(Ordering::Acquire) {
                 break;
@@ -330,7 +330,7 @@ fn a_tier_that_keeps_host_memory_gets_no_more_of_it() {
             .open(engine_layout())
             .unwrap();
         gate(&cache).set_faults(faults);
-        let engine = Engine::new(&cache);
+        let engine = TestEngine::new(&cache);
         for number in 0..20 {
             clock.advance(Duration::from_secs(61));
             let report = engine.store_from(&chain(number, 2), 0, 0);

@@ -13,7 +13,7 @@ use std::{
 };
 
 use kvtile_blocks::events::TierId;
-use kvtile_testkit::disk::{Faults, SimulatedDisk};
+use kvtile_testkit::disk::{DiskFaults, SimulatedDisk};
 use kvtile_tiers::{
     cache::{Cache, CacheBuilder, CacheSettings, Clock, SYNC_BLOCKS, SYNC_WITHIN, TierWrites},
     disk::medium::Medium,
@@ -21,7 +21,7 @@ use kvtile_tiers::{
 
 use super::{
     bounds::VirtualClock,
-    common::{Engine, chain, engine_layout, with_disk},
+    common::{TestEngine, chain, engine_layout, with_disk},
 };
 
 const DISK: u64 = 4 << 20;
@@ -41,7 +41,7 @@ fn after_a_crash(disk: &SimulatedDisk, cache: Cache) -> usize {
     let cache = on(disk, simulated(64, DISK).workers(0))
         .open(engine_layout())
         .unwrap();
-    Engine::new(&cache).load(&chain(1, 64), 0)
+    TestEngine::new(&cache).load(&chain(1, 64), 0)
 }
 
 /// A cache that is never idle still writes and syncs.
@@ -52,7 +52,7 @@ fn blocks_that_are_written_at_once_become_durable_while_the_cache_is_busy() {
         .disk_writes(TierWrites::AtOnce)
         .workers(1);
     let cache = on(&disk, settings).open(engine_layout()).unwrap();
-    let engine = Engine::new(&cache);
+    let engine = TestEngine::new(&cache);
     engine.store(&chain(9, 4), 60);
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -68,7 +68,7 @@ fn blocks_that_are_written_at_once_become_durable_while_the_cache_is_busy() {
                 }
             });
         }
-        let engine = Engine::new(&cache);
+        let engine = TestEngine::new(&cache);
         let keys = chain(1, 40);
         let store = engine.store_from(&keys, 0, 0);
         assert_eq!((store.stored, store.dropped), (40, 0), "{store:?}");
@@ -104,7 +104,7 @@ fn a_sync_is_made_after_so_many_blocks_and_after_so_much_time() {
             .workers(0);
         let builder = on(&disk, settings).clock(Arc::clone(&clock) as Arc<dyn Clock>);
         let cache = builder.open(engine_layout()).unwrap();
-        let engine = Engine::new(&cache);
+        let engine = TestEngine::new(&cache);
         let keys = chain(1, blocks);
         assert_eq!(engine.store(&keys, 0), blocks);
         clock.advance(time);
@@ -124,11 +124,11 @@ fn a_flush_to_a_full_disk_reports_its_failures() {
     let cache = on(&disk, simulated(16, DISK).workers(0))
         .open(engine_layout())
         .unwrap();
-    let engine = Engine::new(&cache);
+    let engine = TestEngine::new(&cache);
     engine.store(&chain(1, 16), 0);
-    disk.set_faults(Faults {
+    disk.set_faults(DiskFaults {
         full: 1,
-        ..Faults::default()
+        ..DiskFaults::default()
     });
     let flushed = cache.flush();
     assert_eq!(
@@ -136,7 +136,7 @@ fn a_flush_to_a_full_disk_reports_its_failures() {
         (16, 0, 16)
     );
     assert!(!flushed.durable, "{flushed:?}");
-    disk.set_faults(Faults::default());
+    disk.set_faults(DiskFaults::default());
     let flushed = cache.flush();
     assert_eq!(
         (flushed.wanted, flushed.written, flushed.failed),
@@ -155,7 +155,7 @@ fn a_flush_to_a_smaller_disk_writes_the_most_valuable_blocks_once() {
     let settings = simulated(48, 120_000).workers(0);
     let cache = on(&disk, settings).open(engine_layout()).unwrap();
     let slots = cache.pool_stats(TierId::DISK).unwrap().blocks;
-    let engine = Engine::new(&cache);
+    let engine = TestEngine::new(&cache);
     for number in 1..13 {
         engine.store(&chain(number, 4), 0);
         // A use right after the store, so that only the age decides.
@@ -208,7 +208,7 @@ fn a_flush_of_a_folder_that_was_removed_is_not_durable() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("cache");
         let cache = Cache::open(with_disk(16, &path, DISK).workers(0), engine_layout()).unwrap();
-        Engine::new(&cache).store(&chain(1, 8), 0);
+        TestEngine::new(&cache).store(&chain(1, 8), 0);
         assert!(cache.flush().durable);
         match gone {
             "" => fs::remove_dir_all(&path).unwrap(),
@@ -231,11 +231,11 @@ fn a_full_disk_costs_few_attempts_for_any_number_of_blocks() {
             let settings = simulated(64, DISK).disk_writes(writes).workers(0);
             let builder = on(&disk, settings).clock(Arc::clone(&clock) as Arc<dyn Clock>);
             let cache = builder.open(engine_layout()).unwrap();
-            disk.set_faults(Faults {
+            disk.set_faults(DiskFaults {
                 full: 1,
-                ..Faults::default()
+                ..DiskFaults::default()
             });
-            let engine = Engine::new(&cache);
+            let engine = TestEngine::new(&cache);
             engine.store(&chain(1, blocks), 0);
             cache.evict(TierId::HOST, blocks).unwrap();
             failures.push(cache.disk().unwrap().store_stats().write_failures);
@@ -243,7 +243,7 @@ fn a_full_disk_costs_few_attempts_for_any_number_of_blocks() {
                 assert_eq!(cache.stats().left_out[&TierId::DISK], blocks as u64);
             }
             // The disk has room again: after the pause the cache writes to it.
-            disk.set_faults(Faults::default());
+            disk.set_faults(DiskFaults::default());
             engine.store(&chain(2, 8), 0);
             cache.evict(TierId::HOST, 8).unwrap();
             while cache.step() {}
@@ -274,15 +274,15 @@ fn blocks_that_were_written_are_synced_while_further_writes_fail() {
         .workers(0);
     let builder = on(&disk, settings).clock(Arc::clone(&clock) as Arc<dyn Clock>);
     let cache = builder.open(engine_layout()).unwrap();
-    let engine = Engine::new(&cache);
+    let engine = TestEngine::new(&cache);
     assert_eq!(engine.store(&chain(1, 8), 0), 8);
-    disk.set_faults(Faults {
+    disk.set_faults(DiskFaults {
         full: 1,
-        ..Faults::default()
+        ..DiskFaults::default()
     });
     engine.store(&chain(2, 8), 0);
     assert_eq!(cache.disk().unwrap().store_stats().write_failures, 8);
-    disk.set_faults(Faults::default());
+    disk.set_faults(DiskFaults::default());
     // Writes pause for a second.
     clock.advance(SYNC_WITHIN);
     while cache.step() {}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvtile_blocks::{
     GroupId,
-    events::{Mirror, TierId},
+    events::{EventMirror, TierId},
 };
 use kvtile_layout::{Shape, Unit, Word};
 use kvtile_tiers::{
@@ -13,7 +13,7 @@ use kvtile_tiers::{
 };
 use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout};
 
-use super::common::{Engine, chain, engine_layout, settings, shape, with_disk};
+use super::common::{TestEngine, chain, engine_layout, settings, shape, with_disk};
 
 const DISK: u64 = 4 << 20;
 
@@ -36,7 +36,7 @@ fn moved(cache: &Cache, source: TierId, destination: TierId) -> u64 {
 #[test]
 fn stored_blocks_are_found_and_loaded() {
     let cache = Cache::open(settings(16), engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 6);
     assert_eq!(engine.load(&keys, 0), 0);
     assert_eq!(engine.store(&keys, 0), 6);
@@ -57,7 +57,7 @@ fn stored_blocks_are_found_and_loaded() {
 #[test]
 fn storing_again_copies_nothing() {
     let cache = Cache::open(settings(16), engine_layout()).unwrap();
-    let engine = Engine::new(&cache);
+    let engine = TestEngine::new(&cache);
     let keys = chain(1, 4);
     assert_eq!(engine.store(&keys, 0), 4);
     assert_eq!(engine.store(&keys, 10), 0);
@@ -72,14 +72,14 @@ fn blocks_survive_a_restart_on_disk() {
     let keys = chain(7, 9);
     {
         let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
-        let engine = Engine::new(&cache);
+        let engine = TestEngine::new(&cache);
         engine.store(&keys, 0);
         let flushed = cache.flush();
         assert_eq!((flushed.written, flushed.failed), (9, 0));
         assert!(flushed.durable);
     }
     let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     assert_eq!(blocks_in(&cache, &keys, TierId::DISK), 9);
     assert_eq!(engine.load(&keys, 0), 9);
     // The load copied them to host memory.
@@ -94,7 +94,7 @@ fn blocks_survive_a_restart_on_disk() {
 fn evicted_blocks_go_to_disk_in_whole_prefixes() {
     let folder = tempfile::tempdir().unwrap();
     let cache = Cache::open(with_disk(4, folder.path(), DISK), engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     for number in 0..8 {
         assert_eq!(engine.store(&chain(number, 3), 0), 3);
     }
@@ -114,7 +114,7 @@ fn a_chain_longer_than_host_memory_comes_from_disk_in_pieces() {
         .disk_writes(writes)
         .workers(1);
     let cache = Cache::open(settings, engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 20);
     // The chain exceeds host memory; its stores evict blocks to disk.
     for first in 0..keys.len() {
@@ -132,7 +132,7 @@ fn what_is_on_disk_can_be_loaded_while_all_host_memory_is_in_use() {
     let folder = tempfile::tempdir().unwrap();
     let settings = with_disk(3, folder.path(), DISK).workers(0);
     let cache = Cache::open(settings, engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let (on_disk, held) = (chain(1, 5), chain(2, 3));
     assert_eq!(engine.store(&on_disk, 0), 5);
     assert_eq!(engine.store(&held, 10), 3);
@@ -159,7 +159,7 @@ fn blocks_are_written_to_disk_at_once_or_after_uses() {
             .disk_writes(writes)
             .workers(0);
         let cache = Cache::open(settings, engine_layout()).unwrap();
-        let mut engine = Engine::new(&cache);
+        let mut engine = TestEngine::new(&cache);
         let keys = chain(3, 4);
         engine.store(&keys, 0);
         for _ in 0..lookups {
@@ -179,7 +179,7 @@ fn blocks_that_are_to_be_written_take_no_place_in_the_queue() {
         .workers(0)
         .queue_capacity(1);
     let cache = Cache::open(settings, engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(3, 6);
     let store = |first: usize| {
         engine.compute(&keys[first], first);
@@ -202,7 +202,7 @@ fn prefetching_brings_blocks_to_host_memory() {
     let keys = chain(7, 5);
     {
         let cache = Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap();
-        Engine::new(&cache).store(&keys, 0);
+        TestEngine::new(&cache).store(&keys, 0);
         cache.flush();
     }
     let cache = Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap();
@@ -221,7 +221,7 @@ fn prefetching_brings_blocks_to_host_memory() {
 #[test]
 fn layers_can_be_waited_for_one_by_one() {
     let cache = Cache::open(settings(16), engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 6);
     engine.store(&keys, 0);
     let found = cache.lookup(&keys);
@@ -304,7 +304,7 @@ fn a_layout_of_another_identity_is_refused() {
 #[test]
 fn the_engines_own_hits_are_skipped() {
     let cache = Cache::open(settings(16), engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 6);
     engine.store(&keys, 0);
     let found = cache.lookup(&keys).skip(2).truncate(3);
@@ -319,7 +319,7 @@ fn the_engines_own_hits_are_skipped() {
 #[test]
 fn a_cancelled_load_touches_nothing() {
     let cache = Cache::open(settings(16).workers(0), engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 3);
     engine.store(&keys, 0);
     engine.poison(20);
@@ -342,7 +342,7 @@ fn a_cancelled_load_touches_nothing() {
 #[test]
 fn jobs_that_wait_when_a_cache_is_closed_complete() {
     let cache = Cache::open(settings(16).workers(0), engine_layout()).unwrap();
-    let engine = Engine::new(&cache);
+    let engine = TestEngine::new(&cache);
     let keys = chain(1, 3);
     engine.store(&keys, 0);
     let found = cache.lookup(&keys);
@@ -360,7 +360,7 @@ fn concurrent_loads_of_a_block_share_one_flight() {
     let keys = chain(7, 12);
     {
         let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
-        Engine::new(&cache).store(&keys, 0);
+        TestEngine::new(&cache).store(&keys, 0);
         cache.flush();
     }
     let settings = with_disk(16, folder.path(), DISK).workers(4);
@@ -376,7 +376,7 @@ fn concurrent_loads_of_a_block_share_one_flight() {
     }
     let store = cache.disk().unwrap().store_stats();
     assert_eq!(store.reads, 12, "each block was read once");
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     for block in 0..48 {
         assert!(engine.holds(&keys[block % 12], block));
     }
@@ -387,9 +387,9 @@ fn concurrent_loads_of_a_block_share_one_flight() {
 fn events_and_snapshots_agree_with_what_is_stored() {
     let folder = tempfile::tempdir().unwrap();
     let cache = Cache::open(with_disk(4, folder.path(), DISK), engine_layout()).unwrap();
-    let engine = Engine::new(&cache);
+    let engine = TestEngine::new(&cache);
     let mut events = cache.subscribe();
-    let mut mirror = Mirror::new();
+    let mut mirror = EventMirror::new();
     for number in 0..5 {
         engine.store(&chain(number, 3), 0);
     }
@@ -399,11 +399,11 @@ fn events_and_snapshots_agree_with_what_is_stored() {
     for event in &list {
         assert!(mirror.apply(event));
     }
-    let fresh = Mirror::from_snapshot(&cache.snapshot());
+    let fresh = EventMirror::from_snapshot(&cache.snapshot());
     for number in 0..5 {
         for key in chain(number, 3) {
             for tier in [TierId::HOST, TierId::DISK] {
-                let has = |mirror: &Mirror| mirror.contains(tier, GroupId(0), &key);
+                let has = |mirror: &EventMirror| mirror.contains(tier, GroupId(0), &key);
                 let (one, other) = (has(&mirror), has(&fresh));
                 assert_eq!(one, other, "{key} in {tier:?}");
             }
@@ -419,7 +419,7 @@ fn clearing_forgets_everything_in_every_tier() {
     let keys = chain(1, 6);
     {
         let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
-        Engine::new(&cache).store(&keys, 0);
+        TestEngine::new(&cache).store(&keys, 0);
         cache.flush();
         assert_eq!(cache.clear().unwrap(), 12);
         assert_eq!(cache.lookup(&keys).blocks(), 0);
@@ -432,7 +432,7 @@ fn clearing_forgets_everything_in_every_tier() {
 #[test]
 fn pins_that_are_held_too_long_are_reported() {
     let cache = Cache::open(settings(16), engine_layout()).unwrap();
-    let engine = Engine::new(&cache);
+    let engine = TestEngine::new(&cache);
     let keys = chain(1, 3);
     engine.store(&keys, 0);
     let options = LookupOptions::new()
@@ -451,7 +451,7 @@ fn pins_that_are_held_too_long_are_reported() {
 #[test]
 fn a_pinned_match_is_never_evicted() {
     let cache = Cache::open(settings(4), engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 3);
     engine.store(&keys, 0);
     let found = cache.lookup(&keys);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use kvtile_blocks::events::{TierId, TierKind};
 use kvtile_testkit::{
-    disk::{Faults, SimulatedDisk},
-    tier::{MemoryTier, Misbehaving, TierFaults},
+    disk::{DiskFaults, SimulatedDisk},
+    tier::{MemoryTier, MisbehavingTier, TierFaults},
 };
 use kvtile_tiers::{
     cache::{Cache, CacheBuilder, DiskSettings, FlushReport, TierFlush, TierSettings, TierWrites},
@@ -14,7 +14,7 @@ use kvtile_tiers::{
     tier::Tier,
 };
 
-use super::common::{Engine, chain, engine_layout, settings};
+use super::common::{TestEngine, chain, engine_layout, settings};
 
 const BLOCKS: usize = 4;
 
@@ -51,7 +51,7 @@ fn with_disk(
         let mut settings = DiskSettings::new("simulated", bytes);
         settings.name = Some(name.to_owned());
         let disk = DiskTier::open_on(medium, &settings, context)?;
-        let tier = Misbehaving::new(Arc::new(disk), 1);
+        let tier = MisbehavingTier::new(Arc::new(disk), 1);
         tier.set_faults(faults);
         Ok(Arc::new(tier) as Arc<dyn Tier>)
     })
@@ -97,7 +97,7 @@ fn without_a_durable_tier_a_flush_writes_nothing_and_reports_that() {
             true => open(with_memory(builder())),
             false => open(builder()),
         };
-        assert_eq!(Engine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
+        assert_eq!(TestEngine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
         for report in [cache.flush(), cache.flush()] {
             assert_eq!((report.wanted, report.no_tier), (BLOCKS, BLOCKS));
             assert_eq!(
@@ -124,7 +124,7 @@ fn a_flush_writes_to_the_durable_tier_alone() {
         sound(),
     ));
     let keys = chain(1, BLOCKS);
-    assert_eq!(Engine::new(&cache).store(&keys, 0), BLOCKS);
+    assert_eq!(TestEngine::new(&cache).store(&keys, 0), BLOCKS);
     let report = cache.flush();
     assert!(report.durable && report.written == BLOCKS, "{report:?}");
     assert_eq!(counts(of(&report, "one")), [4, 4, 4, 0, 0, 0]);
@@ -143,18 +143,18 @@ fn a_flush_writes_to_the_durable_tier_alone() {
 fn a_tier_that_is_not_durable_is_not_synced() {
     let cache = open(builder().tier(TierSettings::default(), |context| {
         let inner = MemoryTier::new(memory(), 16, context).unwrap();
-        let tier = Misbehaving::new(Arc::new(inner), 1);
+        let tier = MisbehavingTier::new(Arc::new(inner), 1);
         tier.set_faults(TierFaults {
             sync_error: 1,
             ..TierFaults::default()
         });
         Ok(Arc::new(tier))
     }));
-    assert_eq!(Engine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
+    assert_eq!(TestEngine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
     cache.evict(TierId::HOST, BLOCKS).unwrap();
     cache.look_after();
     // A failed sync would have paused writes to the tier.
-    assert_eq!(Engine::new(&cache).store(&chain(2, BLOCKS), 0), BLOCKS);
+    assert_eq!(TestEngine::new(&cache).store(&chain(2, BLOCKS), 0), BLOCKS);
     cache.evict(TierId::HOST, BLOCKS).unwrap();
     let present = cache.tier_stats(memory()).unwrap().present;
     assert_eq!(present, 2 * BLOCKS as u64);
@@ -179,7 +179,7 @@ fn blocks_are_durable_where_one_of_two_durable_tiers_fails_at_every_call() {
                 };
             }
             let cache = open(builder);
-            assert_eq!(Engine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
+            assert_eq!(TestEngine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
             let report = cache.flush();
             assert!(report.durable, "{faults:?}: {report:?}");
             assert_eq!((report.wanted, report.failed), (BLOCKS, 0), "{report:?}");
@@ -203,7 +203,7 @@ fn blocks_count_once_where_all_durable_tiers_fail() {
     let syncs = failing(|faults| faults.sync_error = 1);
     let builder = with_disk(builder(), (&one, "one", ROOM), writes);
     let cache = open(with_disk(builder, (&two, "two", ROOM), syncs));
-    assert_eq!(Engine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
+    assert_eq!(TestEngine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
     let report = cache.flush();
     assert!(!report.durable, "{report:?}");
     assert_eq!((report.wanted, report.failed), (BLOCKS, BLOCKS));
@@ -218,16 +218,16 @@ fn a_tier_that_recovers_gets_what_it_missed() {
     let (one, two) = (SimulatedDisk::new(1), SimulatedDisk::new(2));
     let builder = with_disk(builder(), (&one, "one", ROOM), sound());
     let cache = open(with_disk(builder, (&two, "two", ROOM), sound()));
-    assert_eq!(Engine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
-    one.set_faults(Faults {
+    assert_eq!(TestEngine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
+    one.set_faults(DiskFaults {
         full: 1,
-        ..Faults::default()
+        ..DiskFaults::default()
     });
     let report = cache.flush();
     assert!(report.durable && report.failed == 0, "{report:?}");
     assert_eq!(counts(of(&report, "one")), [4, 0, 0, 0, 0, 4]);
     assert_eq!(counts(of(&report, "two")), [4, 4, 4, 0, 0, 0]);
-    one.set_faults(Faults::default());
+    one.set_faults(DiskFaults::default());
     let report = cache.flush();
     assert!(report.durable && report.written == BLOCKS, "{report:?}");
     assert_eq!(counts(of(&report, "one")), [4, 4, 4, 0, 0, 0]);
@@ -244,7 +244,7 @@ fn a_block_without_room_on_one_tier_has_failed_where_another_one_fails() {
     let small_id = id(TierKind::Disk, "small");
     let room = usize::try_from(cache.tier_stats(small_id).unwrap().capacity).unwrap();
     assert!(0 < room && room < 8, "{room}");
-    assert_eq!(Engine::new(&cache).store(&chain(1, 8), 0), 8);
+    assert_eq!(TestEngine::new(&cache).store(&chain(1, 8), 0), 8);
     let report = cache.flush();
     let left = 8 - room;
     assert_eq!((report.failed, report.no_room), (left, 0), "{report:?}");
@@ -266,7 +266,7 @@ fn a_block_whose_parent_is_only_on_a_volatile_tier_is_not_durable() {
         (&disk, "one", ROOM),
         (later, TierFaults::default()),
     ));
-    let engine = Engine::new(&cache);
+    let engine = TestEngine::new(&cache);
     let keys = chain(1, BLOCKS);
     assert_eq!(engine.store(&keys[..3], 0), 3);
     assert_eq!(cache.evict(TierId::HOST, 3).unwrap(), 3);
@@ -293,7 +293,7 @@ fn the_parent_of_a_host_block_is_kept_on_a_tier_that_is_not_shared() {
     let cache = open(builder.tier(TierSettings::default(), move |context| {
         Ok(Arc::new(MemoryTier::new(own, 16, context).unwrap()))
     }));
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(1, BLOCKS);
     assert_eq!(engine.store(&keys[..3], 0), 3);
     assert_eq!(cache.evict(TierId::HOST, 3).unwrap(), 3);

@@ -3,21 +3,21 @@
 use std::{fmt, io, path::Path, sync::Arc};
 
 use kvtile_tiers::disk::medium::{
-    FolderMedium, LockError, LockHolder, Medium, MediumFile, MediumLock, OpenFile, Standing,
+    FolderMedium, LockError, LockHolder, Medium, MediumFile, MediumLock, NameStanding, OpenFile,
 };
 
 /// The operation that follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Operation {
+pub(crate) enum HookedOperation {
     Read,
     Write,
     Sync,
 }
 
 #[derive(Clone)]
-struct Hook(Arc<dyn Fn(Operation) + Send + Sync>);
+struct FolderHook(Arc<dyn Fn(HookedOperation) + Send + Sync>);
 
-impl fmt::Debug for Hook {
+impl fmt::Debug for FolderHook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Hook").finish_non_exhaustive()
     }
@@ -25,19 +25,19 @@ impl fmt::Debug for Hook {
 
 /// A folder whose files call a hook.
 #[derive(Debug)]
-pub(crate) struct HookedFolder(FolderMedium, Hook);
+pub(crate) struct HookedFolder(FolderMedium, FolderHook);
 
 impl HookedFolder {
     pub(crate) fn new(
         folder: &Path,
-        hook: impl Fn(Operation) + Send + Sync + 'static,
+        hook: impl Fn(HookedOperation) + Send + Sync + 'static,
     ) -> HookedFolder {
-        HookedFolder(FolderMedium::new(folder), Hook(Arc::new(hook)))
+        HookedFolder(FolderMedium::new(folder), FolderHook(Arc::new(hook)))
     }
 }
 
 #[derive(Debug)]
-struct HookedFile(Box<dyn MediumFile>, Hook);
+struct HookedFile(Box<dyn MediumFile>, FolderHook);
 
 impl Medium for HookedFolder {
     fn name(&self) -> String {
@@ -76,7 +76,7 @@ impl Medium for HookedFolder {
         self.0.sync_folder()
     }
 
-    fn standing(&self) -> io::Result<Standing> {
+    fn standing(&self) -> io::Result<NameStanding> {
         self.0.standing()
     }
 
@@ -99,28 +99,28 @@ impl Medium for HookedFolder {
 }
 
 impl HookedFile {
-    fn before(&self, operation: Operation) {
+    fn before(&self, operation: HookedOperation) {
         (self.1.0)(operation);
     }
 }
 
 impl MediumFile for HookedFile {
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.before(Operation::Read);
+        self.before(HookedOperation::Read);
         self.0.read_exact_at(offset, buffer)
     }
 
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.before(Operation::Write);
+        self.before(HookedOperation::Write);
         self.0.write_all_at(offset, bytes)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.before(Operation::Sync);
+        self.before(HookedOperation::Sync);
         self.0.sync_data()
     }
 
-    fn standing(&self) -> io::Result<Standing> {
+    fn standing(&self) -> io::Result<NameStanding> {
         self.0.standing()
     }
 

@@ -12,14 +12,14 @@ use std::{
 };
 
 use kvtile_blocks::{BlockKey, events::TierId};
-use kvtile_layout::{Shape, Unit, identity::LogicalIdentity};
+use kvtile_layout::{Shape, Unit, identity::Identity};
 use kvtile_tiers::cache::{Cache, CacheSettings, Completion, LoadReport, LoadStop, Match};
 use kvtile_transfer::PhysicalLayout;
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    common::{ENGINE_WORD, Engine, chain},
-    hooked::{HookedFolder, Operation},
+    common::{ENGINE_WORD, TestEngine, chain},
+    hooked::{HookedFolder, HookedOperation},
 };
 
 const LAYERS: usize = 4;
@@ -40,7 +40,7 @@ fn shape(blocks: u64) -> Shape {
 }
 
 fn settings(host_blocks: u64, folder: &Path) -> CacheSettings {
-    let identity = LogicalIdentity::new("a-model", "main", &shape(1)).unwrap();
+    let identity = Identity::new("a-model", "main", &shape(1)).unwrap();
     CacheSettings::new(identity)
         .storage_word("BLHKNC".parse().unwrap())
         .host_bytes(host_blocks * BLOCK_BYTES)
@@ -61,13 +61,13 @@ fn engine_layout() -> PhysicalLayout {
 fn on_disk(
     settings: CacheSettings,
     folder: &Path,
-    hook: impl Fn(Operation) + Send + Sync + 'static,
+    hook: impl Fn(HookedOperation) + Send + Sync + 'static,
 ) -> (Cache, Vec<BlockKey>) {
     let medium = Arc::new(HookedFolder::new(folder, hook));
     let cache = Cache::builder(settings).medium(medium);
     let cache = cache.open(engine_layout()).unwrap();
     let keys = chain(1, BLOCKS);
-    let engine = Engine::of(&cache, shape(1));
+    let engine = TestEngine::of(&cache, shape(1));
     for first in (0..BLOCKS).step_by(8) {
         let stored = engine.store_from(&keys[..first + 8], first, first);
         assert_eq!(stored.stored, 8, "{stored:?}");
@@ -80,11 +80,11 @@ fn on_disk(
     (cache, keys)
 }
 
-fn start(cache: &Cache, engine: &Engine<'_>, keys: &[BlockKey]) -> Completion<LoadReport> {
+fn start(cache: &Cache, engine: &TestEngine<'_>, keys: &[BlockKey]) -> Completion<LoadReport> {
     start_of(cache, engine, cache.lookup(keys))
 }
 
-fn start_of(cache: &Cache, engine: &Engine<'_>, found: Match) -> Completion<LoadReport> {
+fn start_of(cache: &Cache, engine: &TestEngine<'_>, found: Match) -> Completion<LoadReport> {
     let blocks: Vec<usize> = (BLOCKS..BLOCKS + found.blocks()).collect();
     blocks.iter().for_each(|&block| engine.poison(block));
     cache.load(found, &blocks).unwrap()
@@ -100,15 +100,15 @@ fn layers_there(load: &Completion<LoadReport>) -> usize {
 
 /// The number of layers at the engine before each read of the disk.
 #[derive(Default)]
-struct Watch {
+struct ReadWatch {
     load: Mutex<Option<Completion<LoadReport>>>,
     seen: Mutex<Vec<usize>>,
 }
 
-impl Watch {
-    fn look(&self, operation: Operation) {
+impl ReadWatch {
+    fn look(&self, operation: HookedOperation) {
         let load = self.load.lock();
-        if let (Operation::Read, Some(load)) = (operation, &*load) {
+        if let (HookedOperation::Read, Some(load)) = (operation, &*load) {
             self.seen.lock().push(layers_there(load));
         }
     }
@@ -117,13 +117,13 @@ impl Watch {
 #[test]
 fn the_first_layers_are_at_the_engine_while_the_last_are_being_read() {
     let folder = tempfile::tempdir().unwrap();
-    let watch = Arc::new(Watch::default());
+    let watch = Arc::new(ReadWatch::default());
     let hook = Arc::clone(&watch);
     let settings = settings(BLOCKS as u64, folder.path()).workers(0);
     let (cache, keys) = on_disk(settings, folder.path(), move |operation| {
         hook.look(operation);
     });
-    let mut engine = Engine::of(&cache, shape(1));
+    let mut engine = TestEngine::of(&cache, shape(1));
     let load = start(&cache, &engine, &keys);
     *watch.load.lock() = Some(load.clone());
     while cache.step() {}
@@ -174,7 +174,7 @@ fn blocks_in_host_memory_and_loads_larger_than_it_come_with_the_right_bytes() {
         let folder = tempfile::tempdir().unwrap();
         let settings = settings(host, folder.path()).workers(0);
         let (cache, keys) = on_disk(settings, folder.path(), |_| {});
-        let mut engine = Engine::of(&cache, shape(1));
+        let mut engine = TestEngine::of(&cache, shape(1));
         if there > 0 {
             // An earlier load copies a part of the chain to host memory.
             assert_eq!(engine.load(&keys[..first + there], BLOCKS), first + there);
@@ -216,7 +216,7 @@ fn a_damaged_layer_ends_the_load_at_its_block_and_reaches_no_engine() {
         let settings = settings(BLOCKS as u64, folder.path()).workers(0);
         let (cache, keys) = on_disk(settings, folder.path(), |_| {});
         damage(folder.path(), block as u64, layer);
-        let mut engine = Engine::of(&cache, shape(1));
+        let mut engine = TestEngine::of(&cache, shape(1));
         let load = start(&cache, &engine, &keys);
         while cache.step() {}
         let report = load.wait();
@@ -251,7 +251,7 @@ fn blocks_in_host_memory_arrive_whole_before_a_damaged_block() {
             let folder = tempfile::tempdir().unwrap();
             let settings = settings(BLOCKS as u64, folder.path()).workers(0);
             let (cache, keys) = on_disk(settings, folder.path(), |_| {});
-            let mut engine = Engine::of(&cache, shape(1));
+            let mut engine = TestEngine::of(&cache, shape(1));
             // The lookup finds the blocks on disk; another load copies some to host memory before
             // this load begins.
             let found = cache.lookup(&keys);
@@ -280,13 +280,13 @@ fn a_load_that_is_cancelled_between_two_layers_ends_there() {
     let (cancelled, counted) = (Arc::clone(&load), Arc::clone(&reads));
     let settings = settings(BLOCKS as u64, folder.path()).workers(0);
     let (cache, keys) = on_disk(settings, folder.path(), move |operation| {
-        if let (Operation::Read, Some(load)) = (operation, &*cancelled.lock())
+        if let (HookedOperation::Read, Some(load)) = (operation, &*cancelled.lock())
             && counted.fetch_add(1, Ordering::Relaxed) == 3 * BLOCKS
         {
             load.cancel();
         }
     });
-    let mut engine = Engine::of(&cache, shape(1));
+    let mut engine = TestEngine::of(&cache, shape(1));
     let under_way = start(&cache, &engine, &keys);
     *load.lock() = Some(under_way.clone());
     while cache.step() {}
@@ -304,12 +304,12 @@ fn a_load_that_is_cancelled_between_two_layers_ends_there() {
 
 /// A gate at which reads wait.
 #[derive(Default)]
-struct Gate {
+struct ReadGate {
     is_shut: Mutex<bool>,
     opened: Condvar,
 }
 
-impl Gate {
+impl ReadGate {
     fn pass(&self) {
         let mut shut = self.is_shut.lock();
         self.opened.wait_while(&mut shut, |shut| *shut);
@@ -324,7 +324,7 @@ impl Gate {
 #[test]
 fn a_disk_that_does_not_answer_keeps_its_memory_and_the_load_ends() {
     let folder = tempfile::tempdir().unwrap();
-    let gate = Arc::new(Gate::default());
+    let gate = Arc::new(ReadGate::default());
     let hook = Arc::clone(&gate);
     let mut settings = settings(BLOCKS as u64, folder.path()).workers(1);
     drop(on_disk(settings.clone(), folder.path(), |_| {}));
@@ -332,14 +332,14 @@ fn a_disk_that_does_not_answer_keeps_its_memory_and_the_load_ends() {
         disk.answer_within = Duration::from_secs(2);
     }
     let medium = HookedFolder::new(folder.path(), move |operation| {
-        if operation == Operation::Read {
+        if operation == HookedOperation::Read {
             hook.pass();
         }
     });
     let cache = Cache::builder(settings).medium(Arc::new(medium));
     let cache = cache.open(engine_layout()).unwrap();
     let keys = chain(1, BLOCKS);
-    let mut engine = Engine::of(&cache, shape(1));
+    let mut engine = TestEngine::of(&cache, shape(1));
     // Another load copies some of the blocks to host memory first; these arrive.
     let found = cache.lookup(&keys);
     assert_eq!(engine.load(&keys[..5], BLOCKS), 5);
@@ -371,7 +371,7 @@ fn loads_of_the_same_blocks_at_once_have_the_right_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(70, folder.path()).workers(3);
     let (cache, keys) = on_disk(settings, folder.path(), |_| {});
-    let mut engine = Engine::of(&cache, shape(1));
+    let mut engine = TestEngine::of(&cache, shape(1));
     for round in 0..6 {
         cache.evict(TierId::HOST, BLOCKS).unwrap();
         let half = BLOCKS / 2 + round;

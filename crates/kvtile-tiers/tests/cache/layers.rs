@@ -10,7 +10,7 @@ use kvtile_tiers::cache::{
 
 use super::{
     bounds::VirtualClock,
-    common::{Engine, chain, engine_layout, with_disk},
+    common::{TestEngine, chain, engine_layout, with_disk},
 };
 
 const BLOCKS: usize = 12;
@@ -26,7 +26,7 @@ fn alternating(
 ) -> Cache {
     let builder = Cache::builder(settings.workers(0)).clock(Arc::clone(clock) as Arc<dyn Clock>);
     let cache = builder.open(engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(1, BLOCKS);
     engine.store(&keys[..tail], 0);
     cache.evict(TierId::HOST, BLOCKS).unwrap();
@@ -42,7 +42,12 @@ fn alternating(
 
 /// Checks the reported layers against the bytes: a layer must not be reported before it has arrived
 /// for all blocks.
-fn check(load: &Completion<LoadReport>, engine: &mut Engine<'_>, keys: &[BlockKey], what: &str) {
+fn check(
+    load: &Completion<LoadReport>,
+    engine: &mut TestEngine<'_>,
+    keys: &[BlockKey],
+    what: &str,
+) {
     let said = (0..LAYERS).map(|layer| {
         let said = load.clone().wait_layer_timeout(layer, Duration::ZERO);
         said.is_some_and(|end| end.is_ok())
@@ -68,7 +73,7 @@ fn check(load: &Completion<LoadReport>, engine: &mut Engine<'_>, keys: &[BlockKe
 
 /// The ways in which a load can fall short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+enum LoadFault {
     Nothing,
     Cancelled,
     Deadline,
@@ -77,21 +82,21 @@ enum Fault {
     Cut,
 }
 
-const FAULTS: [Fault; 6] = [
-    Fault::Nothing,
-    Fault::Cancelled,
-    Fault::Deadline,
-    Fault::Closed,
-    Fault::Damaged,
-    Fault::Cut,
+const FAULTS: [LoadFault; 6] = [
+    LoadFault::Nothing,
+    LoadFault::Cancelled,
+    LoadFault::Deadline,
+    LoadFault::Closed,
+    LoadFault::Damaged,
+    LoadFault::Cut,
 ];
 
-fn damage(folder: &Path, fault: Fault) {
+fn damage(folder: &Path, fault: LoadFault) {
     let path = folder.join("slots");
     let mut bytes = fs::read(&path).unwrap();
     let middle = bytes.len() / 4096 / 2 * 4096;
     match fault {
-        Fault::Damaged => bytes.iter_mut().skip(middle).for_each(|byte| *byte ^= 1),
+        LoadFault::Damaged => bytes.iter_mut().skip(middle).for_each(|byte| *byte ^= 1),
         _ => bytes.truncate(middle),
     }
     // In place, because the cache has the file open.
@@ -100,13 +105,13 @@ fn damage(folder: &Path, fault: Fault) {
     file.set_len(bytes.len() as u64).unwrap();
 }
 
-fn play(queue: usize, on_disk: (usize, usize), fault: Fault, after: usize) {
+fn play(queue: usize, on_disk: (usize, usize), fault: LoadFault, after: usize) {
     let folder = tempfile::tempdir().unwrap();
     let clock = Arc::new(VirtualClock::default());
     let settings = with_disk(16, folder.path(), 4 << 20).queue_capacity(queue);
     let cache = alternating(settings, &clock, on_disk);
     let keys = chain(1, BLOCKS);
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let blocks: Vec<usize> = (AT..AT + BLOCKS).collect();
     blocks.iter().for_each(|&block| engine.poison(block));
     let found = cache.lookup(&keys);
@@ -119,10 +124,10 @@ fn play(queue: usize, on_disk: (usize, usize), fault: Fault, after: usize) {
         check(&load, &mut engine, &keys, &what);
     }
     match fault {
-        Fault::Nothing => {}
-        Fault::Cancelled => load.cancel(),
-        Fault::Deadline => clock.advance(Duration::from_millis(6)),
-        Fault::Closed => {
+        LoadFault::Nothing => {}
+        LoadFault::Cancelled => load.cancel(),
+        LoadFault::Deadline => clock.advance(Duration::from_millis(6)),
+        LoadFault::Closed => {
             drop(engine);
             drop(cache);
             let report = load.wait();
@@ -136,7 +141,7 @@ fn play(queue: usize, on_disk: (usize, usize), fault: Fault, after: usize) {
             }
             return;
         }
-        Fault::Damaged | Fault::Cut => damage(folder.path(), fault),
+        LoadFault::Damaged | LoadFault::Cut => damage(folder.path(), fault),
     }
     while cache.step() {
         check(&load, &mut engine, &keys, &what);
@@ -145,7 +150,7 @@ fn play(queue: usize, on_disk: (usize, usize), fault: Fault, after: usize) {
     assert!(load.is_complete(), "{what}");
     let report = load.wait();
     assert!(
-        fault != Fault::Nothing || report.blocks == BLOCKS,
+        fault != LoadFault::Nothing || report.blocks == BLOCKS,
         "{what}: {report:?}"
     );
     cache.check_integrity();

@@ -20,24 +20,24 @@ use kvtile_tiers::cache::{
 };
 
 use super::{
-    common::{Engine, chain, engine_layout, settings, with_disk},
-    hooked::{HookedFolder, Operation},
+    common::{TestEngine, chain, engine_layout, settings, with_disk},
+    hooked::{HookedFolder, HookedOperation},
 };
 
 /// Longer than anything here takes without a hang.
 const BOUND: Duration = Duration::from_secs(30);
 
 /// Whether the fault panics.
-type Armed = Arc<AtomicBool>;
+type ArmedFlag = Arc<AtomicBool>;
 
 /// A clock that panics on one thread of a cache while it is armed.
-struct Panicking {
+struct PanickingClock {
     clock: SystemClock,
     thread: &'static str,
-    armed: Armed,
+    armed: ArmedFlag,
 }
 
-impl Clock for Panicking {
+impl Clock for PanickingClock {
     fn now(&self) -> Duration {
         let is_there = thread::current().name() == Some(self.thread);
         assert!(
@@ -49,9 +49,9 @@ impl Clock for Panicking {
 }
 
 /// A cache whose clock panics on `thread` while the flag is set.
-fn with_clock(settings: CacheSettings, thread: &'static str) -> (Cache, Armed) {
-    let armed = Armed::default();
-    let clock = Panicking {
+fn with_clock(settings: CacheSettings, thread: &'static str) -> (Cache, ArmedFlag) {
+    let armed = ArmedFlag::default();
+    let clock = PanickingClock {
         clock: SystemClock::default(),
         thread,
         armed: Arc::clone(&armed),
@@ -61,8 +61,8 @@ fn with_clock(settings: CacheSettings, thread: &'static str) -> (Cache, Armed) {
 }
 
 /// A cache whose disk panics before `operation` while the flag is set.
-fn with_medium(settings: CacheSettings, operation: Operation) -> (Cache, Armed) {
-    let armed = Armed::default();
+fn with_medium(settings: CacheSettings, operation: HookedOperation) -> (Cache, ArmedFlag) {
+    let armed = ArmedFlag::default();
     let (hook, folder) = (
         Arc::clone(&armed),
         settings.disk.as_ref().unwrap().folder.clone(),
@@ -73,7 +73,7 @@ fn with_medium(settings: CacheSettings, operation: Operation) -> (Cache, Armed) 
         let is_load = thread
             .name()
             .is_some_and(|name| name.starts_with("kvtile-read"));
-        let is_meant = now == operation && (now != Operation::Read || is_load);
+        let is_meant = now == operation && (now != HookedOperation::Read || is_load);
         assert!(
             !is_meant || !hook.load(Ordering::SeqCst),
             "the disk panics for the test"
@@ -102,8 +102,8 @@ fn until(what: &str, is_so: impl Fn() -> bool) {
 fn a_load_that_panics_ends_with_an_error_and_its_thread_does_the_next() {
     let folder = tempfile::tempdir().unwrap();
     let settings = with_disk(8, folder.path(), 4 << 20).workers(1);
-    let (cache, armed) = with_medium(settings, Operation::Read);
-    let mut engine = Engine::new(&cache);
+    let (cache, armed) = with_medium(settings, HookedOperation::Read);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 4);
     assert_eq!(engine.store(&keys, 0), 4);
     assert_eq!(cache.evict(TierId::HOST, 4).unwrap(), 4);
@@ -132,7 +132,7 @@ fn a_load_that_panics_ends_with_an_error_and_its_thread_does_the_next() {
 fn a_store_that_panics_ends_with_an_error_and_resumes_the_stores_that_wait_for_it() {
     let (cache, armed) = with_clock(settings(8).workers(1), "kvtile-cache-0");
     let keys = chain(1, 4);
-    let engine = Engine::new(&cache);
+    let engine = TestEngine::new(&cache);
     (0..4).for_each(|block| engine.compute(&keys[block], block));
     armed.store(true, Ordering::SeqCst);
     // The tail is parked until the store of its parent ends.
@@ -162,17 +162,17 @@ fn a_store_that_panics_ends_with_an_error_and_resumes_the_stores_that_wait_for_i
 }
 
 /// A waker that panics, and one that records its call.
-struct Bad;
+struct PanicOnWake;
 
-struct Good(AtomicBool);
+struct RecordingWaker(AtomicBool);
 
-impl Wake for Bad {
+impl Wake for PanicOnWake {
     fn wake(self: Arc<Self>) {
         panic!("a waker that was asked to panic");
     }
 }
 
-impl Wake for Good {
+impl Wake for RecordingWaker {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Ordering::SeqCst);
     }
@@ -186,7 +186,7 @@ fn a_waker_that_panics_stops_neither_other_waiters_nor_jobs() {
     let gate = Arc::new(parking_lot::Mutex::new(()));
     let hook = Arc::clone(&gate);
     let medium = HookedFolder::new(folder.path(), move |operation| {
-        if operation == Operation::Read {
+        if operation == HookedOperation::Read {
             drop(hook.lock());
         }
     });
@@ -194,18 +194,18 @@ fn a_waker_that_panics_stops_neither_other_waiters_nor_jobs() {
         .medium(Arc::new(medium))
         .open(engine_layout())
         .unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 2);
     engine.store(&keys, 0);
     cache.evict(TierId::HOST, 2).unwrap();
     let closed_gate = gate.lock();
     let found = cache.lookup(&keys);
     let load = cache.load(found, &[20, 21]).unwrap();
-    let good = Arc::new(Good(AtomicBool::new(false)));
+    let good = Arc::new(RecordingWaker(AtomicBool::new(false)));
     let wakers = [
-        Waker::from(Arc::new(Bad)),
+        Waker::from(Arc::new(PanicOnWake)),
         Waker::from(Arc::clone(&good)),
-        Waker::from(Arc::new(Bad)),
+        Waker::from(Arc::new(PanicOnWake)),
     ];
     let mut waiting: Vec<_> = wakers.iter().map(|_| load.clone()).collect();
     for (waiter, waker) in waiting.iter_mut().zip(&wakers) {
@@ -225,11 +225,11 @@ fn a_waker_that_panics_stops_neither_other_waiters_nor_jobs() {
 
 #[test]
 fn a_write_or_a_sync_that_panics_is_a_failure_and_leaves_the_disk_in_order() {
-    for operation in [Operation::Write, Operation::Sync] {
+    for operation in [HookedOperation::Write, HookedOperation::Sync] {
         let folder = tempfile::tempdir().unwrap();
         let settings = with_disk(8, folder.path(), 4 << 20).workers(1);
         let (cache, armed) = with_medium(settings, operation);
-        let mut engine = Engine::new(&cache);
+        let mut engine = TestEngine::new(&cache);
         let keys = chain(1, 4);
         assert_eq!(engine.store(&keys, 0), 4);
         armed.store(true, Ordering::SeqCst);

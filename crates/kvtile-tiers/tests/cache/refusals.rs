@@ -7,7 +7,7 @@ use kvtile_tiers::{
 };
 
 use super::common::{
-    Engine, chain, engine_layout, identity_with_base, settings, stride, with_disk,
+    TestEngine, chain, engine_layout, identity_with_base, settings, stride, with_disk,
 };
 
 const DISK: u64 = 4 << 20;
@@ -155,7 +155,7 @@ fn blocks_that_the_engine_does_not_have_are_refused() {
 fn a_full_queue_refuses_at_once_and_leaves_nothing_pinned() {
     let settings = settings(16).workers(0).queue_capacity(2);
     let cache = Cache::open(settings, engine_layout()).unwrap();
-    let engine = Engine::new(&cache);
+    let engine = TestEngine::new(&cache);
     let keys = chain(1, 3);
     engine.store(&keys, 0);
     let load = || {
@@ -185,7 +185,7 @@ fn a_full_queue_refuses_at_once_and_leaves_nothing_pinned() {
 fn every_looked_up_block_is_a_hit_or_a_miss_of_one_kind() {
     let folder = tempfile::tempdir().unwrap();
     let cache = Cache::open(with_disk(3, folder.path(), DISK), engine_layout()).unwrap();
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     for number in 0..6 {
         engine.load(&chain(number % 4, 5), 0);
         engine.store(&chain(number % 4, 3), 10);

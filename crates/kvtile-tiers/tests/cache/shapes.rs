@@ -1,7 +1,7 @@
 //! Caches of blocks that no layout config describes: recurrent states, and records with scales.
 
 use kvtile_blocks::BlockKey;
-use kvtile_layout::{Axis, Plane, Shape, Unit, Word, identity::LogicalIdentity};
+use kvtile_layout::{Axis, Plane, Shape, Unit, Word, identity::Identity};
 use kvtile_tiers::cache::{Cache, CacheSettings};
 use kvtile_transfer::{FillPattern, PhysicalLayout};
 
@@ -82,7 +82,7 @@ fn blocks_that_no_config_describes_survive_in_host_memory_and_on_disk() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let one = shape.with_num_blocks(1).unwrap();
-        let identity = LogicalIdentity::new("a-model", "main", &one).unwrap();
+        let identity = Identity::new("a-model", "main", &one).unwrap();
         let settings = || {
             CacheSettings::new(identity.clone())
                 .host_bytes(1 << 20)

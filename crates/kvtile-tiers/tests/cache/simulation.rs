@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kvtile_blocks::events::TierId;
-use kvtile_testkit::disk::{Faults, Numbers, SimulatedDisk};
+use kvtile_testkit::disk::{DiskFaults, SimulatedDisk, SplitMix64};
 use kvtile_tiers::{
     cache::{Cache, Clock, StoreStop, TierWrites},
     disk::medium::Medium,
@@ -14,7 +14,7 @@ use kvtile_tiers::{
 
 use super::{
     bounds::VirtualClock,
-    common::{Engine, chain, engine_layout, number, with_disk},
+    common::{TestEngine, chain, engine_layout, number, with_disk},
 };
 
 const SEEDS: u64 = 1000;
@@ -33,7 +33,11 @@ fn a_cache_on_a_bad_disk_gives_no_wrong_byte_and_keeps_what_was_durable() {
     }
 }
 
-fn open(disk: &SimulatedDisk, clock: &Arc<VirtualClock>, numbers: &mut Numbers) -> Option<Cache> {
+fn open(
+    disk: &SimulatedDisk,
+    clock: &Arc<VirtualClock>,
+    numbers: &mut SplitMix64,
+) -> Option<Cache> {
     let writes = [
         TierWrites::OnEviction,
         TierWrites::AtOnce,
@@ -51,12 +55,12 @@ fn open(disk: &SimulatedDisk, clock: &Arc<VirtualClock>, numbers: &mut Numbers) 
 }
 
 fn play(seed: u64) {
-    let mut numbers = Numbers::new(seed);
+    let mut numbers = SplitMix64::new(seed);
     let disk = SimulatedDisk::new(seed);
     let clock = Arc::new(VirtualClock::default());
     let mut flipped = false;
     for _ in 0..3 {
-        disk.set_faults(Faults::default());
+        disk.set_faults(DiskFaults::default());
         disk.set_read_only(false);
         let cache = open(&disk, &clock, &mut numbers).unwrap();
         let durable = live(&cache, &disk, &clock, &mut numbers);
@@ -67,11 +71,11 @@ fn play(seed: u64) {
             false => disk.kill(),
         }
         drop(cache);
-        disk.set_faults(Faults::default());
+        disk.set_faults(DiskFaults::default());
         disk.set_read_only(false);
         let cache = open(&disk, &clock, &mut numbers).unwrap();
         cache.check_integrity();
-        let mut engine = Engine::new(&cache);
+        let mut engine = TestEngine::new(&cache);
         for (number, blocks) in durable {
             let keys = chain(number, blocks);
             let loaded = engine.load(&keys, 0);
@@ -90,9 +94,9 @@ fn live(
     cache: &Cache,
     disk: &SimulatedDisk,
     clock: &VirtualClock,
-    numbers: &mut Numbers,
+    numbers: &mut SplitMix64,
 ) -> Vec<(u64, usize)> {
-    let mut engine = Engine::new(cache);
+    let mut engine = TestEngine::new(cache);
     for _ in 0..30 {
         let keys = chain(numbers.below(CHAINS), 1 + numbers.index(5));
         match numbers.below(12) {
@@ -111,7 +115,7 @@ fn live(
             }
             7 => cancelled(cache, &keys, numbers),
             8 => {
-                let faults = Faults {
+                let faults = DiskFaults {
                     read: 7 * numbers.below(2),
                     write: 7 * numbers.below(2),
                     full: 9 * numbers.below(2),
@@ -135,7 +139,7 @@ fn live(
         cache.check_integrity();
     }
     while cache.step() {}
-    disk.set_faults(Faults::default());
+    disk.set_faults(DiskFaults::default());
     disk.set_read_only(false);
     let flushed = cache.flush();
     assert!(flushed.durable, "{flushed:?}");
@@ -154,7 +158,7 @@ fn live(
     (0..CHAINS).map(on_disk).collect()
 }
 
-fn cancelled(cache: &Cache, keys: &[kvtile_blocks::BlockKey], numbers: &mut Numbers) {
+fn cancelled(cache: &Cache, keys: &[kvtile_blocks::BlockKey], numbers: &mut SplitMix64) {
     let found = cache.lookup(keys);
     let blocks: Vec<usize> = (40..40 + found.blocks()).collect();
     let Ok(load) = cache.load(found, &blocks) else {

@@ -7,18 +7,18 @@ use kvtile_tiers::cache::Cache;
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    common::{Engine, chain, engine_layout, with_disk},
-    hooked::{HookedFolder, Operation},
+    common::{TestEngine, chain, engine_layout, with_disk},
+    hooked::{HookedFolder, HookedOperation},
 };
 
 /// A gate for writes: whether it is closed, and the number of writes that wait at it.
 #[derive(Debug, Default)]
-struct Gate {
+struct WriteGate {
     state: Mutex<(bool, usize)>,
     changed: Condvar,
 }
 
-impl Gate {
+impl WriteGate {
     fn set_closed(&self, closed: bool) {
         self.state.lock().0 = closed;
         self.changed.notify_all();
@@ -43,17 +43,17 @@ impl Gate {
 #[test]
 fn a_flush_waits_for_what_another_thread_is_bringing_to_the_disk() {
     let folder = tempfile::tempdir().unwrap();
-    let gate = Arc::new(Gate::default());
+    let gate = Arc::new(WriteGate::default());
     let hook = Arc::clone(&gate);
     let medium = HookedFolder::new(folder.path(), move |operation| {
-        if operation == Operation::Write {
+        if operation == HookedOperation::Write {
             hook.pass();
         }
     });
     let builder = Cache::builder(with_disk(8, folder.path(), 4 << 20)).medium(Arc::new(medium));
     let cache = builder.open(engine_layout()).unwrap();
     let keys = chain(1, 4);
-    assert_eq!(Engine::new(&cache).store(&keys, 0), 4);
+    assert_eq!(TestEngine::new(&cache).store(&keys, 0), 4);
     thread::scope(|scope| {
         gate.set_closed(true);
         scope.spawn(|| assert_eq!(cache.evict(TierId::HOST, 4).unwrap(), 4));

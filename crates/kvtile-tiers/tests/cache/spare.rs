@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kvtile_blocks::events::{TierId, TierKind};
-use kvtile_testkit::tier::{MemoryTier, Misbehaving, TierFaults};
+use kvtile_testkit::tier::{MemoryTier, MisbehavingTier, TierFaults};
 use kvtile_tiers::{
     cache::{Cache, Clock, LoadReport, LoadStop, Match, TierSettings},
     tier::GroupId,
@@ -11,7 +11,7 @@ use kvtile_tiers::{
 
 use super::{
     bounds::VirtualClock,
-    common::{Engine, chain, engine_layout, settings},
+    common::{TestEngine, chain, engine_layout, settings},
 };
 
 fn remote(name: &str) -> TierId {
@@ -23,7 +23,7 @@ fn open(clock: &Arc<VirtualClock>) -> Cache {
     let hasty = TierSettings::default().answer_within(Duration::ZERO);
     let builder = builder.tier(hasty, |context| {
         let inner = MemoryTier::new(remote("silent"), 16, context).unwrap();
-        Ok(Arc::new(Misbehaving::new(Arc::new(inner), 1)))
+        Ok(Arc::new(MisbehavingTier::new(Arc::new(inner), 1)))
     });
     let builder = builder.tier(TierSettings::default(), |context| {
         Ok(Arc::new(
@@ -44,7 +44,7 @@ fn load(cache: &Cache, found: Match) -> LoadReport {
 fn a_tier_that_keeps_its_spare_block_stalls_no_load_of_another_tier_nor_of_its_own() {
     let clock = Arc::new(VirtualClock::default());
     let cache = open(&clock);
-    let mut engine = Engine::new(&cache);
+    let mut engine = TestEngine::new(&cache);
     let lookup = |number| cache.lookup(&chain(number, 2));
     // Chain 1 is only in the silent tier, chain 2 only in the prompt tier.
     for number in [1, 2] {
@@ -60,7 +60,7 @@ fn a_tier_that_keeps_its_spare_block_stalls_no_load_of_another_tier_nor_of_its_o
     let pinned = cache.lookup(&chain(3, 4));
     assert_eq!(pinned.blocks_in(TierId::HOST), 4);
     let silent = cache.tier(remote("silent")).unwrap();
-    let silent: &Misbehaving = silent.as_any().downcast_ref().unwrap();
+    let silent: &MisbehavingTier = silent.as_any().downcast_ref().unwrap();
     let found = [lookup(1), lookup(1), lookup(2)];
     assert!(found.iter().all(|found| found.blocks() == 2), "{found:?}");
     let [first, second, other] = found;

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use kvtile_blocks::events::TierId;
-use kvtile_testkit::disk::Numbers;
+use kvtile_testkit::disk::SplitMix64;
 use kvtile_tiers::{RequestError, TierError, cache::Cache};
 
 use super::{
     bounds::folder_bytes,
-    common::{Engine, chain, engine_layout, number, with_disk},
+    common::{TestEngine, chain, engine_layout, number, with_disk},
 };
 
 #[test]
@@ -61,7 +61,7 @@ fn a_mixed_load_grows_nothing() {
     let mut cache = open();
     let start = Instant::now();
     // The peak use in the first, second and last third of the time.
-    let mut peaks = [Used::default(); 3];
+    let mut peaks = [UsedResources::default(); 3];
     let (mut round, mut restarts) = (0, 0);
     while start.elapsed() < seconds {
         std::thread::scope(|scope| {
@@ -83,7 +83,7 @@ fn a_mixed_load_grows_nothing() {
         assert!(folder_bytes(folder.path()) <= CAPACITY);
         let third = (3 * start.elapsed().as_millis() / seconds.as_millis()).min(2);
         let peak = &mut peaks[usize::try_from(third).unwrap()];
-        *peak = peak.most(Used::now());
+        *peak = peak.most(UsedResources::now());
     }
     ended(&cache);
     println!("{round} rounds, {restarts} restarts, at most {peaks:?}");
@@ -111,21 +111,21 @@ fn ended(cache: &Cache) {
 
 /// The resources of the process that may run out.
 #[derive(Clone, Copy, Debug, Default)]
-struct Used {
+struct UsedResources {
     bytes: u64,
     files: usize,
 }
 
-impl Used {
-    fn now() -> Used {
-        Used {
+impl UsedResources {
+    fn now() -> UsedResources {
+        UsedResources {
             bytes: resident_bytes(),
             files: open_files(),
         }
     }
 
-    fn most(self, other: Used) -> Used {
-        Used {
+    fn most(self, other: UsedResources) -> UsedResources {
+        UsedResources {
             bytes: self.bytes.max(other.bytes),
             files: self.files.max(other.files),
         }
@@ -144,8 +144,8 @@ fn open_files() -> usize {
 
 /// Each thread uses sixteen engine blocks of its own.
 fn work(cache: &Cache, thread: u64, seed: u64) {
-    let mut numbers = Numbers::new(seed * 1000 + thread);
-    let mut engine = Engine::new(cache);
+    let mut numbers = SplitMix64::new(seed * 1000 + thread);
+    let mut engine = TestEngine::new(cache);
     let first = usize::try_from(thread).unwrap() * 16;
     for _ in 0..150 {
         let keys = chain(numbers.below(10), 1 + numbers.index(6));

@@ -11,11 +11,11 @@ use std::{
 };
 
 use kvtile_memory::AlignedBuffer;
-use kvtile_testkit::disk::{Faults, Numbers, SimulatedDisk};
+use kvtile_testkit::disk::{DiskFaults, SimulatedDisk, SplitMix64};
 use kvtile_tiers::{
     RequestError, TierError,
     disk::{
-        FailedWrite, Miss, SlotRead, SlotState, SlotStore, SlotStoreSettings, SlotWrite,
+        FailedWrite, SlotMiss, SlotRead, SlotState, SlotStore, SlotStoreSettings, SlotWrite,
         StoreIdentity,
         medium::{BatchIo, FileIo, FileWay, FolderMedium},
     },
@@ -23,25 +23,25 @@ use kvtile_tiers::{
 
 use crate::{
     common::{check_offered, content, key, room_for, sized, write},
-    hooked::{HookedFolder, Operation},
+    hooked::{HookedFolder, HookedOperation},
 };
 
 const BLOCK_BYTES: u64 = 1600;
 
 /// A store on its own simulated disk, which writes and reads in batches or block by block.
-struct Side {
+struct ComparedStore {
     disk: SimulatedDisk,
     store: SlotStore,
     in_batches: bool,
 }
 
-impl Side {
-    fn new(seed: u64, places: u64, identity: &StoreIdentity, in_batches: bool) -> Side {
+impl ComparedStore {
+    fn new(seed: u64, places: u64, identity: &StoreIdentity, in_batches: bool) -> ComparedStore {
         let disk = SimulatedDisk::new(seed);
         let settings = room_for(places, identity);
         let medium = Arc::new(disk.clone());
         let (store, _) = SlotStore::create_or_open_on(medium, &settings, identity).unwrap();
-        Side {
+        ComparedStore {
             disk,
             store,
             in_batches,
@@ -65,7 +65,7 @@ impl Side {
     fn read(&self, wanted: &[(u32, u64)]) -> Vec<Result<Vec<u8>, String>> {
         let bytes = usize::try_from(self.store.block_bytes()).unwrap();
         let mut buffers = vec![vec![0; bytes]; wanted.len()];
-        let outcomes: Vec<Result<(), Miss>> = match self.in_batches {
+        let outcomes: Vec<Result<(), SlotMiss>> = match self.in_batches {
             true => {
                 let reads = wanted.iter().zip(&mut buffers);
                 let mut reads: Vec<SlotRead<'_>> = reads
@@ -102,7 +102,7 @@ impl Side {
 
 /// A batch with every kind of misuse: repeated slots, occupied slots, slots out of range, and bytes
 /// of a wrong length. `next` is the number of the last block.
-fn random_batch(numbers: &mut Numbers, slots: u32, next: &mut u64) -> Vec<(u32, u64, usize)> {
+fn random_batch(numbers: &mut SplitMix64, slots: u32, next: &mut u64) -> Vec<(u32, u64, usize)> {
     let most = [1, 4, 30][numbers.index(3)];
     let count = numbers.index(most + 1);
     let one = |_| {
@@ -134,25 +134,26 @@ fn writes<'b>(batch: &[(u32, u64, usize)], contents: &'b [Vec<u8>]) -> Vec<SlotW
 }
 
 /// Random operations on both stores; `faults` are active during writes only.
-struct Comparison {
+struct BatchComparison {
     seed: u64,
-    faults: Faults,
+    faults: DiskFaults,
     identity: StoreIdentity,
-    numbers: Numbers,
-    sides: [Side; 2],
+    numbers: SplitMix64,
+    sides: [ComparedStore; 2],
     /// The number of the last block.
     next: u64,
     /// The number of the block that each slot holds or held last.
     held: Vec<u64>,
 }
 
-impl Comparison {
-    fn new(seed: u64, faults: Faults) -> Comparison {
+impl BatchComparison {
+    fn new(seed: u64, faults: DiskFaults) -> BatchComparison {
         let identity = sized(BLOCK_BYTES);
-        let mut numbers = Numbers::new(seed);
+        let mut numbers = SplitMix64::new(seed);
         let places = 3 + numbers.below(30);
-        let sides = [true, false].map(|in_batches| Side::new(seed, places, &identity, in_batches));
-        Comparison {
+        let sides =
+            [true, false].map(|in_batches| ComparedStore::new(seed, places, &identity, in_batches));
+        BatchComparison {
             seed,
             faults,
             identity,
@@ -189,7 +190,7 @@ impl Comparison {
         let failed = self.sides.each_ref().map(|side| {
             side.disk.set_faults(self.faults);
             let failed = side.write(&writes);
-            side.disk.set_faults(Faults::default());
+            side.disk.set_faults(DiskFaults::default());
             failed
         });
         assert_eq!(failed[0], failed[1], "seed {}: {batch:?}", self.seed);
@@ -204,7 +205,7 @@ impl Comparison {
             side.store.erase(&erased).unwrap();
         }
         // A write that runs a sync for erasures would meet other faults in each store.
-        if self.faults != Faults::default() {
+        if self.faults != DiskFaults::default() {
             self.sync();
         }
     }
@@ -230,7 +231,7 @@ impl Comparison {
 
     fn compare(&mut self) {
         let seed = self.seed;
-        let states = self.sides.each_ref().map(Side::states);
+        let states = self.sides.each_ref().map(ComparedStore::states);
         assert_eq!(states[0], states[1], "seed {seed}");
         for (held, (_, of)) in self.held.iter_mut().zip(&states[0]) {
             if let Some(of) = of.filter(|of| key(*held) != *of) {
@@ -248,7 +249,7 @@ impl Comparison {
     /// Checks that both stores recover the same blocks after a crash.
     fn reopen(self) {
         let recovered = self.sides.map(|side| {
-            let Side { disk, store, .. } = side;
+            let ComparedStore { disk, store, .. } = side;
             let settings = SlotStoreSettings::new(store.manifest().capacity_bytes());
             drop(store);
             disk.crash();
@@ -264,19 +265,19 @@ impl Comparison {
 #[test]
 fn a_batch_has_the_same_result_as_its_blocks_one_by_one() {
     for seed in 0..200 {
-        Comparison::new(seed, Faults::default()).run();
+        BatchComparison::new(seed, DiskFaults::default()).run();
     }
 }
 
 #[test]
 fn failed_and_short_writes_fail_alone_in_a_batch() {
     for seed in 0..200 {
-        let faults = Faults {
+        let faults = DiskFaults {
             write: 5,
             full: 9,
-            ..Faults::default()
+            ..DiskFaults::default()
         };
-        Comparison::new(seed, faults).run();
+        BatchComparison::new(seed, faults).run();
     }
 }
 
@@ -290,7 +291,7 @@ fn a_medium_that_panics_in_a_batch_leaves_no_slot_taken() {
         let left = Arc::new(AtomicU64::new(u64::MAX));
         let counted = Arc::clone(&left);
         let medium = HookedFolder::new(folder.path(), move |operation| {
-            if operation == Operation::Write && counted.fetch_sub(1, Ordering::Relaxed) == 1 {
+            if operation == HookedOperation::Write && counted.fetch_sub(1, Ordering::Relaxed) == 1 {
                 panic!("write {at} of the batch");
             }
         });
@@ -317,7 +318,7 @@ fn a_medium_that_panics_in_a_batch_leaves_no_slot_taken() {
         for (slot, expected) in (0..).zip(&contents) {
             let read = store.read(slot, &key(u64::from(slot)), &mut buffer);
             match failed.contains(&slot) {
-                true => assert!(matches!(read, Err(Miss::Empty))),
+                true => assert!(matches!(read, Err(SlotMiss::Empty))),
                 false => assert!(read.is_ok() && buffer == *expected),
             }
         }
@@ -403,7 +404,10 @@ fn a_thousand_small_blocks_wait_for_the_disk_as_often_as_one() {
     let syncs = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&syncs);
     let medium = HookedFolder::new(folder.path(), move |operation| {
-        counted.fetch_add(u64::from(operation == Operation::Sync), Ordering::Relaxed);
+        counted.fetch_add(
+            u64::from(operation == HookedOperation::Sync),
+            Ordering::Relaxed,
+        );
     });
     let settings = room_for(1100, &identity);
     let (store, _) = SlotStore::create_or_open_on(Arc::new(medium), &settings, &identity).unwrap();
@@ -488,20 +492,23 @@ fn reads_of_a_batch_miss_alone_and_give_the_reason() {
         for (index, outcome) in outcomes.iter().enumerate() {
             match index {
                 3 | 19 => assert!(
-                    matches!(outcome, Err(Miss::Checksum)),
+                    matches!(outcome, Err(SlotMiss::Checksum)),
                     "{index}: {outcome:?}"
                 ),
-                5 | 16 => assert!(matches!(outcome, Err(Miss::Empty)), "{index}: {outcome:?}"),
+                5 | 16 => assert!(
+                    matches!(outcome, Err(SlotMiss::Empty)),
+                    "{index}: {outcome:?}"
+                ),
                 7 => assert!(
-                    matches!(outcome, Err(Miss::Buffer(_))),
+                    matches!(outcome, Err(SlotMiss::Buffer(_))),
                     "{index}: {outcome:?}"
                 ),
                 9 => assert!(
-                    matches!(outcome, Err(Miss::WrongKey)),
+                    matches!(outcome, Err(SlotMiss::WrongKey)),
                     "{index}: {outcome:?}"
                 ),
                 14 | 15 => assert!(
-                    matches!(outcome, Err(Miss::Truncated)),
+                    matches!(outcome, Err(SlotMiss::Truncated)),
                     "{index}: {outcome:?}"
                 ),
                 _ => {

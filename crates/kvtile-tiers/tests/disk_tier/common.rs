@@ -3,12 +3,12 @@
 use kvtile_blocks::BlockKey;
 use kvtile_layout::{
     Shape, StridedLayout, Unit,
-    identity::{LayoutIdentity, LogicalIdentity, Rope},
+    identity::{Identity, LayoutIdentity, Rope},
 };
 use kvtile_random::mix;
 use kvtile_tiers::{
-    disk::{Recovered, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
-    tier::Pieces,
+    disk::{RecoveredBlocks, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+    tier::BlockPieces,
 };
 
 /// An identity whose blocks have `16 * heads * 64 * 2 * 2 * 2` bytes.
@@ -16,7 +16,7 @@ pub(crate) fn identity(heads: u64, word: &str, base: f64) -> StoreIdentity {
     let unit = Unit::new("bf16", 2, 1).unwrap();
     let shape = Shape::key_value(4, 2, 16, heads, 64, &unit).unwrap();
     let rope = Rope::new("llama3", base).unwrap();
-    let logical = LogicalIdentity::new("toy", "0123abc", &shape)
+    let logical = Identity::new("toy", "0123abc", &shape)
         .unwrap()
         .with_rope(rope);
     let layout = StridedLayout::resolve(&word.parse().unwrap(), &shape, 1).unwrap();
@@ -42,10 +42,10 @@ pub(crate) fn sized(block_bytes: u64) -> StoreIdentity {
 }
 
 /// Three pieces; the first two have the same length.
-pub(crate) fn cut(block_bytes: u64) -> Pieces {
+pub(crate) fn cut(block_bytes: u64) -> BlockPieces {
     match block_bytes / 4 {
-        0 => Pieces::whole(block_bytes),
-        quarter => Pieces::ending_at(&[quarter, 2 * quarter, block_bytes]).unwrap(),
+        0 => BlockPieces::whole(block_bytes),
+        quarter => BlockPieces::ending_at(&[quarter, 2 * quarter, block_bytes]).unwrap(),
     }
 }
 
@@ -113,7 +113,11 @@ pub(crate) fn store_chain(store: &SlotStore, identity: &StoreIdentity, first: u6
 }
 
 /// Reads every recovered block and compares all of its bytes.
-pub(crate) fn check_offered(store: &SlotStore, recovered: &Recovered, identity: &StoreIdentity) {
+pub(crate) fn check_offered(
+    store: &SlotStore,
+    recovered: &RecoveredBlocks,
+    identity: &StoreIdentity,
+) {
     let mut buffer = vec![0; usize::try_from(identity.block_bytes()).unwrap()];
     for entry in &recovered.entries {
         store.read(entry.slot, &entry.key, &mut buffer).unwrap();

@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::common::{content, key, room_for, usual};
-use kvtile_testkit::disk::Numbers;
+use kvtile_testkit::disk::SplitMix64;
 use kvtile_tiers::disk::{SlotState, SlotStore, SlotWrite};
 
 const KILLS: u64 = 50;
@@ -29,7 +29,7 @@ fn a_killed_writer_loses_nothing_durable_and_leaves_nothing_wrong() {
     let kills = std::env::var("KVTILE_DISK_KILLS").ok();
     let kills = kills.and_then(|n| n.parse().ok()).unwrap_or(KILLS);
     let folder = tempfile::tempdir().unwrap();
-    let mut numbers = Numbers::new(0x4b11);
+    let mut numbers = SplitMix64::new(0x4b11);
     let mut durable = HashSet::new();
     let (mut first, mut said) = (0, 0);
     for kill in 0..kills {
@@ -122,7 +122,7 @@ fn the_writer_that_is_killed() {
     let (store, recovered) =
         SlotStore::create_or_open(folder.as_ref(), &settings, &identity).unwrap();
     let mut next: u64 = first.parse().unwrap();
-    let mut numbers = Numbers::new(next);
+    let mut numbers = SplitMix64::new(next);
     let mut held: Vec<Option<u64>> = vec![None; store.slots() as usize];
     for entry in &recovered.entries {
         held[entry.slot as usize] = Some(u64::from(entry.tenant));

@@ -11,7 +11,7 @@ use crate::common::{check_offered, room_for, store_chain, usual};
 use kvtile_tiers::{
     FolderError, TierError,
     disk::{
-        Inspection, Recovered, SlotStore,
+        Inspection, RecoveredBlocks, SlotStore,
         medium::{FolderMedium, FoundInstead},
     },
 };
@@ -25,7 +25,7 @@ const FILES: [&str; 5] = [
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trap {
+enum LinkTrap {
     Link,
     Dangling,
     LinkToFolder,
@@ -35,49 +35,51 @@ enum Trap {
     Socket,
 }
 
-const TRAPS: [Trap; 7] = [
-    Trap::Link,
-    Trap::Dangling,
-    Trap::LinkToFolder,
-    Trap::HardLink,
-    Trap::Folder,
-    Trap::Pipe,
-    Trap::Socket,
+const TRAPS: [LinkTrap; 7] = [
+    LinkTrap::Link,
+    LinkTrap::Dangling,
+    LinkTrap::LinkToFolder,
+    LinkTrap::HardLink,
+    LinkTrap::Folder,
+    LinkTrap::Pipe,
+    LinkTrap::Socket,
 ];
 
-impl Trap {
+impl LinkTrap {
     /// Replaces the file at `path` by this trap, with the foreign file `victim` behind it.
     fn set(self, path: &Path, victim: &Path) {
         if path.exists() {
             fs::remove_file(path).unwrap();
         }
         match self {
-            Trap::Link => symlink(victim, path).unwrap(),
-            Trap::Dangling => symlink(victim.with_extension("new"), path).unwrap(),
-            Trap::LinkToFolder => symlink(victim.parent().unwrap(), path).unwrap(),
-            Trap::HardLink => fs::hard_link(victim, path).unwrap(),
-            Trap::Folder => fs::create_dir(path).unwrap(),
-            Trap::Pipe => {
+            LinkTrap::Link => symlink(victim, path).unwrap(),
+            LinkTrap::Dangling => symlink(victim.with_extension("new"), path).unwrap(),
+            LinkTrap::LinkToFolder => symlink(victim.parent().unwrap(), path).unwrap(),
+            LinkTrap::HardLink => fs::hard_link(victim, path).unwrap(),
+            LinkTrap::Folder => fs::create_dir(path).unwrap(),
+            LinkTrap::Pipe => {
                 let kind = rustix::fs::FileType::Fifo;
                 let mode = rustix::fs::Mode::from_raw_mode(0o600);
                 rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
             }
-            Trap::Socket => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+            LinkTrap::Socket => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
         }
     }
 
     fn found(self) -> FoundInstead {
         match self {
-            Trap::Link | Trap::Dangling | Trap::LinkToFolder => FoundInstead::SymbolicLink,
-            Trap::HardLink => FoundInstead::HardLink { names: 2 },
-            Trap::Folder => FoundInstead::Folder,
-            Trap::Pipe => FoundInstead::Pipe,
-            Trap::Socket => FoundInstead::Socket,
+            LinkTrap::Link | LinkTrap::Dangling | LinkTrap::LinkToFolder => {
+                FoundInstead::SymbolicLink
+            }
+            LinkTrap::HardLink => FoundInstead::HardLink { names: 2 },
+            LinkTrap::Folder => FoundInstead::Folder,
+            LinkTrap::Pipe => FoundInstead::Pipe,
+            LinkTrap::Socket => FoundInstead::Socket,
         }
     }
 }
 
-fn open(path: &Path) -> Result<(SlotStore, Recovered), TierError> {
+fn open(path: &Path) -> Result<(SlotStore, RecoveredBlocks), TierError> {
     let identity = usual();
     SlotStore::create_or_open(path, &room_for(8, &identity), &identity)
 }
@@ -114,7 +116,7 @@ fn what_is_no_plain_file_is_refused_by_name_and_nothing_behind_it_is_touched() {
                 // An unfinished manifest is removed and never opened.
                 (
                     "manifest.json.partial",
-                    Trap::Folder,
+                    LinkTrap::Folder,
                     Err(TierError::Folder(FolderError::File { .. })),
                 ) => {}
                 ("manifest.json.partial", _, Ok((store, recovered))) => {
@@ -124,7 +126,7 @@ fn what_is_no_plain_file_is_refused_by_name_and_nothing_behind_it_is_touched() {
                 // The manifest is only read.
                 (
                     "manifest.json",
-                    Trap::HardLink,
+                    LinkTrap::HardLink,
                     Err(TierError::Folder(FolderError::ManifestDamaged { .. })),
                 ) => {}
                 (

@@ -53,14 +53,14 @@ const HARMLESS: [u32; 14] = [
 
 /// An empty FUSE file system that a thread of this process serves, with the opcodes of its
 /// requests.
-struct Served<'a> {
+struct ServedFuse<'a> {
     at: &'a Path,
     asked: Arc<Mutex<Vec<u32>>>,
 }
 
-impl Served<'_> {
+impl ServedFuse<'_> {
     /// Mounts it at `at`; the error is the reason why that is not possible here.
-    fn mount(at: &Path) -> Result<Served<'_>, String> {
+    fn mount(at: &Path) -> Result<ServedFuse<'_>, String> {
         let device = fs::OpenOptions::new()
             .read(true)
             .write(true)
@@ -77,11 +77,11 @@ impl Served<'_> {
         let asked = Arc::default();
         let heard = Arc::clone(&asked);
         thread::spawn(move || serve(device, &heard));
-        Ok(Served { at, asked })
+        Ok(ServedFuse { at, asked })
     }
 }
 
-impl Drop for Served<'_> {
+impl Drop for ServedFuse<'_> {
     fn drop(&mut self) {
         unmount(self.at, UnmountFlags::DETACH).unwrap();
     }
@@ -140,7 +140,7 @@ fn answer(opcode: u32) -> (i32, Vec<u8>) {
 #[test]
 fn a_folder_on_a_file_system_that_is_not_known_to_be_local_is_refused_by_its_name() {
     let folder = tempfile::tempdir().unwrap();
-    let served = match Served::mount(folder.path()) {
+    let served = match ServedFuse::mount(folder.path()) {
         Ok(served) => served,
         Err(reason) => {
             println!("skipped: no FUSE file system can be mounted here: {reason}");

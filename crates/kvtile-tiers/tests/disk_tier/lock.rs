@@ -11,7 +11,7 @@ use std::{
 use crate::common::{check_offered, content, key, room_for, store_chain, usual, write};
 use kvtile_tiers::{
     FolderError, TierError,
-    disk::{FolderUsage, Inspection, Recovered, SlotState, SlotStore},
+    disk::{FolderUsage, Inspection, RecoveredBlocks, SlotState, SlotStore},
 };
 
 /// Environment variables of the owner: its folder, and how it creates its child.
@@ -20,20 +20,20 @@ const HOW: &str = "KVTILE_DISK_OWNER_HOW";
 /// An owner or child that is not killed ends by itself after this time.
 const SECONDS: u64 = 60;
 
-fn open(path: &Path) -> Result<(SlotStore, Recovered), TierError> {
+fn open(path: &Path) -> Result<(SlotStore, RecoveredBlocks), TierError> {
     let identity = usual();
     SlotStore::create_or_open(path, &room_for(8, &identity), &identity)
 }
 
 /// A process that has the folder open with two durable blocks, and its child process.
-struct Owner {
+struct LockOwner {
     process: Child,
     child: i32,
     said: Vec<String>,
 }
 
-impl Owner {
-    fn begin(folder: &Path, how: &str) -> Owner {
+impl LockOwner {
+    fn begin(folder: &Path, how: &str) -> LockOwner {
         let mut owner = Command::new(std::env::current_exe().unwrap());
         owner.args(["--exact", "lock::the_owner_that_is_killed", "--nocapture"]);
         owner.env(FOLDER, folder).env(HOW, how);
@@ -48,7 +48,7 @@ impl Owner {
             said.push(line);
         }
         assert!(child > 0, "{said:?}");
-        Owner {
+        LockOwner {
             process,
             child,
             said,
@@ -61,7 +61,7 @@ impl Owner {
     }
 }
 
-impl Drop for Owner {
+impl Drop for LockOwner {
     fn drop(&mut self) {
         // SAFETY: the number is that of a child of the owner, which waits to be killed.
         unsafe { libc::kill(self.child, libc::SIGKILL) };
@@ -73,7 +73,7 @@ impl Drop for Owner {
 #[test]
 fn a_folder_is_free_after_its_process_was_killed_even_if_a_child_lives() {
     let folder = tempfile::tempdir().unwrap();
-    let mut owner = Owner::begin(folder.path(), "fork");
+    let mut owner = LockOwner::begin(folder.path(), "fork");
     assert!(
         owner.said.contains(&"the child was refused".to_owned()),
         "{:?}",
@@ -99,7 +99,7 @@ fn a_folder_is_free_after_its_process_was_killed_even_if_a_child_lives() {
 #[test]
 fn the_error_names_the_child_that_keeps_the_lock_and_the_process_that_opened_the_folder() {
     let folder = tempfile::tempdir().unwrap();
-    let mut owner = Owner::begin(folder.path(), "clone");
+    let mut owner = LockOwner::begin(folder.path(), "clone");
     owner.process.kill().unwrap();
     owner.process.wait().unwrap();
     let (dead, child) = (owner.process.id(), u32::try_from(owner.child).unwrap());

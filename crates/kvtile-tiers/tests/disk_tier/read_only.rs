@@ -13,7 +13,7 @@ use std::{
 use crate::common::{content, key, room_for, store_chain, usual, write};
 use kvtile_tiers::{
     FolderError, TierError,
-    disk::{FolderUsage, Inspection, Miss, SlotStore},
+    disk::{FolderUsage, Inspection, SlotMiss, SlotStore},
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 
@@ -204,7 +204,7 @@ fn a_reader_beside_a_writer_gets_intact_blocks_or_replaced() {
     inspection.read(0, &mut buffer).unwrap();
     assert!(matches!(
         inspection.read(1, &mut buffer),
-        Err(Miss::Replaced)
+        Err(SlotMiss::Replaced)
     ));
     inspection.read(2, &mut buffer).unwrap();
     assert_eq!(store.key(0), Some(key(0)));
@@ -230,7 +230,7 @@ fn readers_that_never_stop_see_no_damage_while_a_store_writes() {
                             assert!(buffer == content(number, &identity), "block {number}");
                             read += 1;
                         }
-                        Err(Miss::Replaced) => {}
+                        Err(SlotMiss::Replaced) => {}
                         Err(miss) => panic!("{miss}"),
                     }
                 }

@@ -11,11 +11,11 @@ use std::{
 };
 
 use crate::common::{key, room_for, sized};
-use kvtile_testkit::disk::{Faults, Numbers, SimulatedDisk};
+use kvtile_testkit::disk::{DiskFaults, SimulatedDisk, SplitMix64};
 use kvtile_tiers::{
     FolderError, SlotError, TierError,
     disk::{
-        Miss, Recovered, SlotRead, SlotState, SlotStore, SlotStoreSettings, SlotWrite,
+        RecoveredBlocks, SlotMiss, SlotRead, SlotState, SlotStore, SlotStoreSettings, SlotWrite,
         StoreIdentity,
     },
 };
@@ -29,19 +29,19 @@ const NUMBERS: u64 = 24;
 
 /// One write of a block: the block's number, and the number of the write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Version {
+struct BlockVersion {
     number: u64,
     version: u64,
 }
 
 /// The naive model of a store.
-struct Model {
+struct StoreModel {
     /// The write that each slot holds.
-    slots: Vec<Option<Version>>,
+    slots: Vec<Option<BlockVersion>>,
     /// Writes that may be found after a crash.
-    possible: HashSet<Version>,
+    possible: HashSet<BlockVersion>,
     /// Writes erased since the last sync.
-    erased: Vec<Version>,
+    erased: Vec<BlockVersion>,
     versions: u64,
     /// Flipped bits and truncated files since the last open.
     damage: u64,
@@ -49,14 +49,14 @@ struct Model {
     gone: bool,
 }
 
-struct Simulation {
-    numbers: Numbers,
+struct StoreSimulation {
+    numbers: SplitMix64,
     disk: SimulatedDisk,
     identity: StoreIdentity,
     settings: SlotStoreSettings,
-    faults: Faults,
+    faults: DiskFaults,
     damaging: bool,
-    model: Model,
+    model: StoreModel,
     tell: bool,
 }
 
@@ -64,11 +64,11 @@ struct Simulation {
 fn no_crash_no_fault_and_no_damage_makes_the_store_lie() {
     let variable = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
     if let Some(seed) = variable("KVTILE_DISK_SEED") {
-        Simulation::new(seed, true).run();
+        StoreSimulation::new(seed, true).run();
         return;
     }
     for seed in 0..variable("KVTILE_DISK_SEEDS").unwrap_or(SEEDS) {
-        let run = || Simulation::new(seed, false).run();
+        let run = || StoreSimulation::new(seed, false).run();
         if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
             println!("seed {seed} failed; KVTILE_DISK_SEED={seed} runs it alone, step by step");
             resume_unwind(panic);
@@ -76,27 +76,27 @@ fn no_crash_no_fault_and_no_damage_makes_the_store_lie() {
     }
 }
 
-impl Simulation {
-    fn new(seed: u64, tell: bool) -> Simulation {
+impl StoreSimulation {
+    fn new(seed: u64, tell: bool) -> StoreSimulation {
         let identity = sized(BLOCK_BYTES);
-        let mut numbers = Numbers::new(seed);
+        let mut numbers = SplitMix64::new(seed);
         // Half of the seeds have crashes only.
         let faults = match seed % 4 {
-            0 | 1 => Faults::default(),
-            _ => Faults {
+            0 | 1 => DiskFaults::default(),
+            _ => DiskFaults {
                 read: [0, 40][numbers.index(2)],
                 write: [0, 20][numbers.index(2)],
                 full: [0, 30][numbers.index(2)],
                 sync: [0, 8][numbers.index(2)],
             },
         };
-        Simulation {
+        StoreSimulation {
             disk: SimulatedDisk::new(numbers.any()),
             settings: room_for(2 + numbers.below(14), &identity),
             identity,
             faults,
             damaging: seed % 4 == 3 || seed % 8 == 1,
-            model: Model {
+            model: StoreModel {
                 slots: Vec::new(),
                 possible: HashSet::new(),
                 erased: Vec::new(),
@@ -169,7 +169,7 @@ impl Simulation {
                     );
                     assert!(attempt < 50, "the open never succeeds: {error}");
                     if attempt > 2 {
-                        self.disk.set_faults(Faults::default());
+                        self.disk.set_faults(DiskFaults::default());
                     }
                     self.disk.set_read_only(false);
                     if self.disk.is_dead() {
@@ -181,15 +181,20 @@ impl Simulation {
     }
 
     /// The writes that must be found: the durable ones.
-    fn must(&self) -> HashSet<Version> {
+    fn must(&self) -> HashSet<BlockVersion> {
         self.model.slots.iter().flatten().copied().collect()
     }
 
     /// Checks the recovered blocks and makes them the model's state.
-    fn adopt(&mut self, store: &SlotStore, recovered: &Recovered, must: &HashSet<Version>) {
+    fn adopt(
+        &mut self,
+        store: &SlotStore,
+        recovered: &RecoveredBlocks,
+        must: &HashSet<BlockVersion>,
+    ) {
         store.check_integrity();
         assert!(self.disk.total_bytes() <= self.settings.capacity_bytes);
-        self.disk.set_faults(Faults::default());
+        self.disk.set_faults(DiskFaults::default());
         let mut places: HashMap<_, usize> = HashMap::new();
         let mut offered = HashSet::new();
         self.model.slots = vec![None; store.slots() as usize];
@@ -212,7 +217,7 @@ impl Simulation {
                     self.model.slots[index] = Some(version);
                     offered.insert(version);
                 }
-                Err(Miss::Checksum | Miss::Truncated) if self.model.damage > 0 => {
+                Err(SlotMiss::Checksum | SlotMiss::Truncated) if self.model.damage > 0 => {
                     bad += 1;
                     store.erase(&[entry.slot]).unwrap();
                 }
@@ -236,7 +241,7 @@ impl Simulation {
             )
         });
         // Erasures that the disk refused leave more blocks than there are slots.
-        let surplus = match self.faults == Faults::default() {
+        let surplus = match self.faults == DiskFaults::default() {
             true => 0,
             false => recovered.dropped.over_capacity,
         };
@@ -252,9 +257,9 @@ impl Simulation {
     }
 
     /// The write that these bytes belong to; all bytes must belong to it.
-    fn check_bytes(&self, number: u64, bytes: &[u8]) -> Version {
+    fn check_bytes(&self, number: u64, bytes: &[u8]) -> BlockVersion {
         let version = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-        let version = Version { number, version };
+        let version = BlockVersion { number, version };
         assert!(bytes == content(version), "mixed bytes in {version:?}");
         version
     }
@@ -274,13 +279,13 @@ impl Simulation {
             let number = self.numbers.below(NUMBERS);
             let again = batch
                 .iter()
-                .any(|(_, version): &(u32, Version)| version.number == number);
+                .any(|(_, version): &(u32, BlockVersion)| version.number == number);
             if held.contains(&number) || again {
                 continue;
             }
             self.model.versions += 1;
             let version = self.model.versions;
-            batch.push((slot, Version { number, version }));
+            batch.push((slot, BlockVersion { number, version }));
         }
         let contents: Vec<Vec<u8>> = batch.iter().map(|(_, version)| content(*version)).collect();
         let writes: Vec<SlotWrite<'_>> = batch
@@ -320,7 +325,7 @@ impl Simulation {
 
     /// Whether any fault of the disk is possible.
     fn troubled(&self) -> bool {
-        self.faults != Faults::default() || self.disk.is_dead() || self.damaging
+        self.faults != DiskFaults::default() || self.disk.is_dead() || self.damaging
     }
 
     /// A failed sync, possibly inside a write, empties slots.
@@ -393,7 +398,7 @@ impl Simulation {
     fn read(&mut self, store: &SlotStore) {
         let mut bytes = vec![0; usize::try_from(BLOCK_BYTES).unwrap()];
         let mut buffers = vec![bytes.clone(); self.model.slots.len()];
-        let number = |held: &Option<Version>| held.map_or(0, |version| version.number);
+        let number = |held: &Option<BlockVersion>| held.map_or(0, |version| version.number);
         let mut reads: Vec<SlotRead<'_>> = (0..)
             .zip(&self.model.slots)
             .zip(&mut buffers)
@@ -411,9 +416,10 @@ impl Simulation {
                 (Ok(()), Some(version)) => {
                     assert_eq!(self.check_bytes(version.number, &arrived), *version);
                 }
-                (Err(Miss::Empty), None) => {}
-                (Err(Miss::Io(_)), Some(_)) if self.faults.read > 0 || self.disk.is_dead() => {}
-                (Err(Miss::Checksum | Miss::Truncated), Some(_)) if self.model.damage > 0 => {}
+                (Err(SlotMiss::Empty), None) => {}
+                (Err(SlotMiss::Io(_)), Some(_)) if self.faults.read > 0 || self.disk.is_dead() => {}
+                (Err(SlotMiss::Checksum | SlotMiss::Truncated), Some(_))
+                    if self.model.damage > 0 => {}
                 (read, held) => panic!("slot {slot} holds {held:?}, read {read:?}"),
             }
             assert!(store.read(slot, &key(NUMBERS + 1), &mut bytes).is_err());
@@ -495,7 +501,7 @@ fn position(number: u64) -> u32 {
 }
 
 /// The bytes of one write: they contain its number and differ at every offset.
-fn content(version: Version) -> Vec<u8> {
+fn content(version: BlockVersion) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(BLOCK_BYTES).unwrap()];
     crate::common::fill(version.number << 32 | version.version, &mut bytes);
     bytes[..8].copy_from_slice(&version.version.to_le_bytes());

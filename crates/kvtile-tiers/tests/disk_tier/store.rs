@@ -12,14 +12,14 @@ use crate::common::{
 };
 use kvtile_tiers::{
     FolderError, MismatchError, SettingsError, SlotError, TierError,
-    disk::{Miss, Recovered, SlotState, SlotStore, SlotStoreSettings, StoreIdentity},
+    disk::{RecoveredBlocks, SlotMiss, SlotState, SlotStore, SlotStoreSettings, StoreIdentity},
 };
 
 fn open(
     path: &Path,
     places: u64,
     identity: &StoreIdentity,
-) -> Result<(SlotStore, Recovered), TierError> {
+) -> Result<(SlotStore, RecoveredBlocks), TierError> {
     SlotStore::create_or_open(path, &room_for(places, identity), identity)
 }
 
@@ -73,19 +73,19 @@ fn a_written_block_can_be_read_before_it_is_durable() {
     assert!(read == bytes);
     assert!(matches!(
         store.read(3, &key(1), &mut read),
-        Err(Miss::WrongKey)
+        Err(SlotMiss::WrongKey)
     ));
     assert!(matches!(
         store.read(2, &key(0), &mut read),
-        Err(Miss::Empty)
+        Err(SlotMiss::Empty)
     ));
     assert!(matches!(
         store.read(99, &key(0), &mut read),
-        Err(Miss::Empty)
+        Err(SlotMiss::Empty)
     ));
     assert!(matches!(
         store.read(3, &key(0), &mut read[1..]),
-        Err(Miss::Buffer(_))
+        Err(SlotMiss::Buffer(_))
     ));
     let synced = store.sync();
     assert!(synced.failure.is_none() && synced.lost.is_empty());
@@ -201,7 +201,7 @@ fn another_identity_layout_or_block_size_is_refused_naming_the_field() {
         (sized(1 << 20), "block_bytes"),
         (
             StoreIdentity {
-                pieces: kvtile_tiers::disk::Pieces::whole(ours.block_bytes()),
+                pieces: kvtile_tiers::disk::BlockPieces::whole(ours.block_bytes()),
                 ..ours.clone()
             },
             "piece_ends",
@@ -345,7 +345,7 @@ fn flipped_bits_and_truncated_files_are_misses() {
         .unwrap()
         .filter_map(|(slot, read)| {
             let miss = read.err()?;
-            assert!(matches!(miss, Miss::Checksum), "{miss}");
+            assert!(matches!(miss, SlotMiss::Checksum), "{miss}");
             Some(slot)
         })
         .collect();
@@ -355,7 +355,7 @@ fn flipped_bits_and_truncated_files_are_misses() {
     let mut buffer = content(5, &identity);
     assert!(matches!(
         store.read(5, &key(5), &mut buffer),
-        Err(Miss::Truncated)
+        Err(SlotMiss::Truncated)
     ));
     store.read(4, &key(4), &mut buffer).unwrap();
     let stats = store.stats();

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::common::{content, key, room_for, usual, write};
-use kvtile_testkit::disk::Numbers;
-use kvtile_tiers::disk::{Miss, SlotStore};
+use kvtile_testkit::disk::SplitMix64;
+use kvtile_tiers::disk::{SlotMiss, SlotStore};
 
 const ROUNDS: u64 = 150;
 const THREADS: u64 = 3;
@@ -27,7 +27,7 @@ fn threads_that_write_read_erase_and_sync_never_see_wrong_bytes() {
                 let (store, identity) = (&store, &identity);
                 scope.spawn(move || {
                     let first = u32::try_from(thread).unwrap() * SLOTS;
-                    let mut numbers = Numbers::new(thread);
+                    let mut numbers = SplitMix64::new(thread);
                     for round in 0..ROUNDS {
                         let slot = first + u32::try_from(numbers.below(u64::from(SLOTS))).unwrap();
                         let number = thread * ROUNDS + round;
@@ -48,7 +48,7 @@ fn threads_that_write_read_erase_and_sync_never_see_wrong_bytes() {
             .collect();
         // Reads what the writers write and erase.
         let reader = scope.spawn(|| {
-            let mut numbers = Numbers::new(99);
+            let mut numbers = SplitMix64::new(99);
             let mut read = content(0, &identity);
             while !done.load(Ordering::Acquire) {
                 let slot = u32::try_from(numbers.below(THREADS * u64::from(SLOTS))).unwrap();
@@ -61,7 +61,7 @@ fn threads_that_write_read_erase_and_sync_never_see_wrong_bytes() {
                         let number = all.find(|number| key(*number) == held).unwrap();
                         assert!(read == content(number, &identity), "block {number}");
                     }
-                    Err(Miss::Empty | Miss::WrongKey | Miss::Replaced) => {}
+                    Err(SlotMiss::Empty | SlotMiss::WrongKey | SlotMiss::Replaced) => {}
                     Err(miss) => panic!("slot {slot}: {miss}"),
                 }
             }

@@ -9,7 +9,7 @@ use kvtile_blocks::{
 use kvtile_testkit::{
     disk::SimulatedDisk,
     tier::{
-        MemoryTier, Misbehaving, TierFaults,
+        MemoryTier, MisbehavingTier, TierFaults,
         conformance::{OpenTierAt, check_tier},
     },
 };
@@ -95,7 +95,7 @@ fn misbehaving(faults: TierFaults) -> OpenTierAt {
     let id = TierId::new(TierKind::Remote, "bad").unwrap();
     Box::new(move |context: &TierContext| {
         let inner = MemoryTier::new(id, 40, context).unwrap();
-        let tier = Misbehaving::new(Arc::new(inner), 1);
+        let tier = MisbehavingTier::new(Arc::new(inner), 1);
         tier.set_faults(faults);
         Arc::new(tier) as Arc<dyn Tier>
     })

@@ -17,22 +17,22 @@ use std::{
 use crate::sync::{Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 
 /// A waker with the event that it waits for.
-struct Waiting {
+struct WaitingWaker {
     /// A layer, or `None` for the end.
     layer: Option<usize>,
     waker: Waker,
 }
 
-struct Progress<T> {
+struct CompletionProgress<T> {
     /// For each layer, the number of blocks that have not arrived.
     missing: Vec<usize>,
     end: Option<T>,
     /// The last waker of each waiter whose poll returned `Pending`.
-    waiting: BTreeMap<u64, Waiting>,
+    waiting: BTreeMap<u64, WaitingWaker>,
     next_waiter: u64,
 }
 
-impl<T: Clone> Progress<T> {
+impl<T: Clone> CompletionProgress<T> {
     /// `Ok` if layer `layer` is complete, else the end if it has come.
     fn layer(&self, layer: usize) -> Option<Result<(), T>> {
         if self.missing.get(layer) == Some(&0) {
@@ -43,26 +43,26 @@ impl<T: Clone> Progress<T> {
 }
 
 /// The state that both sides share.
-struct Shared<T> {
-    progress: Mutex<Progress<T>>,
+struct CompletionShared<T> {
+    progress: Mutex<CompletionProgress<T>>,
     changed: Condvar,
     is_cancelled: AtomicBool,
 }
 
-impl<T> Shared<T> {
-    fn lock(&self) -> MutexGuard<'_, Progress<T>> {
+impl<T> CompletionShared<T> {
+    fn lock(&self) -> MutexGuard<'_, CompletionProgress<T>> {
         // No holder of the lock can leave the state inconsistent.
         self.progress.lock()
     }
 
     /// Wakes the waiters of `layer`, or all waiters if it is `None`.
-    fn wake(&self, mut progress: MutexGuard<'_, Progress<T>>, layer: Option<usize>) {
-        let woken: Vec<Waiting> = match layer {
+    fn wake(&self, mut progress: MutexGuard<'_, CompletionProgress<T>>, layer: Option<usize>) {
+        let woken: Vec<WaitingWaker> = match layer {
             None => std::mem::take(&mut progress.waiting)
                 .into_values()
                 .collect(),
             Some(_) => {
-                let ready = |_: &u64, waiting: &mut Waiting| waiting.layer == layer;
+                let ready = |_: &u64, waiting: &mut WaitingWaker| waiting.layer == layer;
                 let ready = progress.waiting.extract_if(.., ready);
                 ready.map(|(_, waiting)| waiting).collect()
             }
@@ -76,7 +76,7 @@ impl<T> Shared<T> {
     }
 
     /// Blocks until `ready` returns a value.
-    fn wait<R>(&self, ready: impl Fn(&Progress<T>) -> Option<R>) -> R {
+    fn wait<R>(&self, ready: impl Fn(&CompletionProgress<T>) -> Option<R>) -> R {
         let mut progress = self.lock();
         loop {
             if let Some(value) = ready(&progress) {
@@ -90,7 +90,7 @@ impl<T> Shared<T> {
     fn wait_timeout<R>(
         &self,
         timeout: Duration,
-        ready: impl Fn(&Progress<T>) -> Option<R>,
+        ready: impl Fn(&CompletionProgress<T>) -> Option<R>,
     ) -> Option<R> {
         let start = Instant::now();
         let mut progress = self.lock();
@@ -110,7 +110,7 @@ impl<T> Shared<T> {
 /// Clones report to the same completions. Dropping a completer does not complete the operation: its
 /// owner must call [`finish`](Completer::finish), also when it gives up.
 pub struct Completer<T> {
-    shared: Arc<Shared<T>>,
+    shared: Arc<CompletionShared<T>>,
 }
 
 impl<T> Clone for Completer<T> {
@@ -134,8 +134,8 @@ impl<T: Clone> Completer<T> {
     #[must_use]
     pub fn new(layers: usize, blocks: usize) -> Completer<T> {
         Completer {
-            shared: Arc::new(Shared {
-                progress: Mutex::new(Progress {
+            shared: Arc::new(CompletionShared {
+                progress: Mutex::new(CompletionProgress {
                     missing: vec![blocks; layers],
                     end: None,
                     waiting: BTreeMap::new(),
@@ -150,7 +150,7 @@ impl<T: Clone> Completer<T> {
     /// A completion of this operation.
     pub fn completion(&self) -> Completion<T> {
         Completion {
-            state: State::Pending(Waiter::new(Arc::clone(&self.shared))),
+            state: CompletionState::Pending(CompletionWaiter::new(Arc::clone(&self.shared))),
         }
     }
 
@@ -194,15 +194,15 @@ impl<T: Clone> Completer<T> {
 }
 
 /// A waiter that is polled. It keeps at most one waker in the list, and removes it on drop.
-struct Waiter<T> {
-    shared: Arc<Shared<T>>,
+struct CompletionWaiter<T> {
+    shared: Arc<CompletionShared<T>>,
     /// Its number, once a poll has returned `Pending`.
     key: Option<u64>,
 }
 
-impl<T> Waiter<T> {
-    fn new(shared: Arc<Shared<T>>) -> Waiter<T> {
-        Waiter { shared, key: None }
+impl<T> CompletionWaiter<T> {
+    fn new(shared: Arc<CompletionShared<T>>) -> CompletionWaiter<T> {
+        CompletionWaiter { shared, key: None }
     }
 
     /// Wakers run the user's code, so they are cloned and dropped outside the lock.
@@ -210,7 +210,7 @@ impl<T> Waiter<T> {
         &mut self,
         context: &Context<'_>,
         layer: Option<usize>,
-        ready: impl Fn(&Progress<T>) -> Option<R>,
+        ready: impl Fn(&CompletionProgress<T>) -> Option<R>,
     ) -> Poll<R> {
         let waker = context.waker().clone();
         let mut progress = self.shared.lock();
@@ -222,20 +222,20 @@ impl<T> Waiter<T> {
             progress.next_waiter += 1;
             progress.next_waiter
         });
-        let previous = progress.waiting.insert(key, Waiting { layer, waker });
+        let previous = progress.waiting.insert(key, WaitingWaker { layer, waker });
         drop(progress);
         drop(previous);
         Poll::Pending
     }
 }
 
-impl<T> Clone for Waiter<T> {
-    fn clone(&self) -> Waiter<T> {
-        Waiter::new(Arc::clone(&self.shared))
+impl<T> Clone for CompletionWaiter<T> {
+    fn clone(&self) -> CompletionWaiter<T> {
+        CompletionWaiter::new(Arc::clone(&self.shared))
     }
 }
 
-impl<T> Drop for Waiter<T> {
+impl<T> Drop for CompletionWaiter<T> {
     fn drop(&mut self) {
         if let Some(key) = self.key {
             let waiting = self.shared.lock().waiting.remove(&key);
@@ -246,12 +246,12 @@ impl<T> Drop for Waiter<T> {
 
 /// The state of a completion.
 #[derive(Clone)]
-enum State<T> {
+enum CompletionState<T> {
     /// The operation had ended before the completion was made: there is nothing to share or to
     /// lock.
     Ended { layers: usize, end: T },
     /// The operation ends, or has ended, on another thread.
-    Pending(Waiter<T>),
+    Pending(CompletionWaiter<T>),
 }
 
 /// The completion of an operation. Block on it, poll it, await it on any runtime, or wait for
@@ -261,7 +261,7 @@ enum State<T> {
 #[derive(Clone)]
 #[must_use = "an operation without a waiter may fail unseen"]
 pub struct Completion<T> {
-    state: State<T>,
+    state: CompletionState<T>,
 }
 
 impl<T> fmt::Debug for Completion<T> {
@@ -274,15 +274,15 @@ impl<T: Clone> Completion<T> {
     /// The completion of an operation that has already ended and had `layers` layers.
     pub fn ended(layers: usize, end: T) -> Completion<T> {
         Completion {
-            state: State::Ended { layers, end },
+            state: CompletionState::Ended { layers, end },
         }
     }
 
     /// Blocks until the end.
     pub fn wait(&self) -> T {
         match &self.state {
-            State::Ended { end, .. } => end.clone(),
-            State::Pending(waiter) => waiter.shared.wait(|progress| progress.end.clone()),
+            CompletionState::Ended { end, .. } => end.clone(),
+            CompletionState::Pending(waiter) => waiter.shared.wait(|progress| progress.end.clone()),
         }
     }
 
@@ -290,9 +290,9 @@ impl<T: Clone> Completion<T> {
     #[must_use]
     pub fn wait_timeout(&self, timeout: Duration) -> Option<T> {
         match &self.state {
-            State::Ended { end, .. } => Some(end.clone()),
-            State::Pending(waiter) => {
-                let end = |progress: &Progress<T>| progress.end.clone();
+            CompletionState::Ended { end, .. } => Some(end.clone()),
+            CompletionState::Pending(waiter) => {
+                let end = |progress: &CompletionProgress<T>| progress.end.clone();
                 waiter.shared.wait_timeout(timeout, end)
             }
         }
@@ -302,8 +302,8 @@ impl<T: Clone> Completion<T> {
     #[must_use]
     pub fn try_result(&self) -> Option<T> {
         match &self.state {
-            State::Ended { end, .. } => Some(end.clone()),
-            State::Pending(waiter) => waiter.shared.lock().end.clone(),
+            CompletionState::Ended { end, .. } => Some(end.clone()),
+            CompletionState::Pending(waiter) => waiter.shared.lock().end.clone(),
         }
     }
 
@@ -311,8 +311,8 @@ impl<T: Clone> Completion<T> {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         match &self.state {
-            State::Ended { .. } => true,
-            State::Pending(waiter) => waiter.shared.lock().end.is_some(),
+            CompletionState::Ended { .. } => true,
+            CompletionState::Pending(waiter) => waiter.shared.lock().end.is_some(),
         }
     }
 
@@ -320,8 +320,8 @@ impl<T: Clone> Completion<T> {
     #[must_use]
     pub fn num_layers(&self) -> usize {
         match &self.state {
-            State::Ended { layers, .. } => *layers,
-            State::Pending(waiter) => waiter.shared.lock().missing.len(),
+            CompletionState::Ended { layers, .. } => *layers,
+            CompletionState::Pending(waiter) => waiter.shared.lock().missing.len(),
         }
     }
 
@@ -330,8 +330,8 @@ impl<T: Clone> Completion<T> {
     #[must_use]
     pub fn layers_announced(&self) -> usize {
         match &self.state {
-            State::Ended { .. } => 0,
-            State::Pending(waiter) => {
+            CompletionState::Ended { .. } => 0,
+            CompletionState::Pending(waiter) => {
                 let progress = waiter.shared.lock();
                 progress.missing.iter().filter(|left| **left == 0).count()
             }
@@ -346,8 +346,10 @@ impl<T: Clone> Completion<T> {
     /// such layer.
     pub fn wait_layer(&self, layer: usize) -> Result<(), T> {
         match &self.state {
-            State::Ended { end, .. } => Err(end.clone()),
-            State::Pending(waiter) => waiter.shared.wait(|progress| progress.layer(layer)),
+            CompletionState::Ended { end, .. } => Err(end.clone()),
+            CompletionState::Pending(waiter) => {
+                waiter.shared.wait(|progress| progress.layer(layer))
+            }
         }
     }
 
@@ -355,9 +357,9 @@ impl<T: Clone> Completion<T> {
     #[must_use]
     pub fn wait_layer_timeout(&self, layer: usize, timeout: Duration) -> Option<Result<(), T>> {
         match &self.state {
-            State::Ended { end, .. } => Some(Err(end.clone())),
-            State::Pending(waiter) => {
-                let ready = |progress: &Progress<T>| progress.layer(layer);
+            CompletionState::Ended { end, .. } => Some(Err(end.clone())),
+            CompletionState::Pending(waiter) => {
+                let ready = |progress: &CompletionProgress<T>| progress.layer(layer);
                 waiter.shared.wait_timeout(timeout, ready)
             }
         }
@@ -369,10 +371,10 @@ impl<T: Clone> Completion<T> {
     /// As for [`Completion::wait_layer`].
     pub async fn layer(&self, layer: usize) -> Result<(), T> {
         match &self.state {
-            State::Ended { end, .. } => Err(end.clone()),
-            State::Pending(waiter) => {
+            CompletionState::Ended { end, .. } => Err(end.clone()),
+            CompletionState::Pending(waiter) => {
                 let mut waiter = waiter.clone();
-                let ready = |progress: &Progress<T>| progress.layer(layer);
+                let ready = |progress: &CompletionProgress<T>| progress.layer(layer);
                 let poll = |context: &mut Context<'_>| waiter.poll(context, Some(layer), ready);
                 std::future::poll_fn(poll).await
             }
@@ -382,7 +384,7 @@ impl<T: Clone> Completion<T> {
     /// Requests cancellation. Work that has not started does not start; work in progress finishes.
     /// After the end, the operation no longer touches memory.
     pub fn cancel(&self) {
-        if let State::Pending(waiter) = &self.state {
+        if let CompletionState::Pending(waiter) = &self.state {
             waiter.shared.is_cancelled.store(true, Ordering::Release);
         }
     }
@@ -393,8 +395,10 @@ impl<T: Clone + Unpin> Future for Completion<T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
         match &mut self.state {
-            State::Ended { end, .. } => Poll::Ready(end.clone()),
-            State::Pending(waiter) => waiter.poll(context, None, |progress| progress.end.clone()),
+            CompletionState::Ended { end, .. } => Poll::Ready(end.clone()),
+            CompletionState::Pending(waiter) => {
+                waiter.poll(context, None, |progress| progress.end.clone())
+            }
         }
     }
 }

@@ -13,13 +13,13 @@ use crate::physical::{DescribedLayout, DescribedOrder, NixlMetadata};
 
 /// The version alone. The reader parses it first to choose the form.
 #[derive(Deserialize)]
-pub(super) struct Versioned {
+pub(super) struct VersionField {
     pub(super) version: u32,
 }
 
 /// The form of the block-manager tradition. Unknown fields are ignored.
 #[derive(Deserialize)]
-pub(super) struct Version1 {
+pub(super) struct Version1Form {
     layout_config: LayoutConfig,
     location: StorageKind,
     nixl_metadata: NixlMetadata,
@@ -32,7 +32,7 @@ pub(super) struct Version1 {
 /// The general form. Unknown fields are an error.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Version2 {
+pub(super) struct Version2Form {
     #[serde(rename = "version")]
     _version: u32,
     shape: Shape,
@@ -45,8 +45,8 @@ pub(super) struct Version2 {
     logical_fingerprint: Option<Fingerprint>,
 }
 
-impl From<Version1> for LayoutDescriptor {
-    fn from(read: Version1) -> LayoutDescriptor {
+impl From<Version1Form> for LayoutDescriptor {
+    fn from(read: Version1Form) -> LayoutDescriptor {
         LayoutDescriptor {
             layout: DescribedLayout::Traditional {
                 config: read.layout_config,
@@ -60,8 +60,8 @@ impl From<Version1> for LayoutDescriptor {
     }
 }
 
-impl From<Version2> for LayoutDescriptor {
-    fn from(read: Version2) -> LayoutDescriptor {
+impl From<Version2Form> for LayoutDescriptor {
+    fn from(read: Version2Form) -> LayoutDescriptor {
         LayoutDescriptor {
             layout: DescribedLayout::General {
                 shape: read.shape,
@@ -78,7 +78,7 @@ impl From<Version2> for LayoutDescriptor {
 
 /// A descriptor to be serialised, in either version.
 #[derive(Serialize)]
-pub(super) struct Written<'a> {
+pub(super) struct WrittenDescriptor<'a> {
     version: u32,
     #[serde(flatten)]
     counts: WrittenCounts<'a>,
@@ -109,8 +109,8 @@ enum WrittenOrder<'a> {
     },
 }
 
-impl<'a> Written<'a> {
-    pub(super) fn of(descriptor: &'a LayoutDescriptor) -> Written<'a> {
+impl<'a> WrittenDescriptor<'a> {
+    pub(super) fn of(descriptor: &'a LayoutDescriptor) -> WrittenDescriptor<'a> {
         let (counts, order) = match &descriptor.layout {
             DescribedLayout::Traditional { config, details } => (
                 WrittenCounts::Traditional {
@@ -132,7 +132,7 @@ impl<'a> Written<'a> {
                 WrittenOrder::General { order },
             ),
         };
-        Written {
+        WrittenDescriptor {
             version: descriptor.version(),
             counts,
             location: descriptor.location,

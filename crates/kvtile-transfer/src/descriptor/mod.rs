@@ -53,7 +53,7 @@ use kvtile_memory::{MemoryDescriptor, StorageKind};
 
 use crate::{
     error::{DescriptorError, TransferError},
-    physical::{DescribedLayout, NixlMetadata, PhysicalLayout, Remote},
+    physical::{DescribedLayout, NixlMetadata, PhysicalLayout, RemoteDescription},
 };
 
 /// Longest JSON text that is parsed, in bytes. A descriptor with the maximum number of regions
@@ -94,7 +94,7 @@ impl LayoutDescriptor {
     /// # Errors
     /// None is known: every field has a JSON form.
     pub fn to_json(&self) -> Result<String, TransferError> {
-        serde_json::to_string(&form::Written::of(self)).map_err(syntax)
+        serde_json::to_string(&form::WrittenDescriptor::of(self)).map_err(syntax)
     }
 
     /// Serialises to JSON bytes.
@@ -102,7 +102,7 @@ impl LayoutDescriptor {
     /// # Errors
     /// As for [`LayoutDescriptor::to_json`].
     pub fn to_json_bytes(&self) -> Result<Vec<u8>, TransferError> {
-        serde_json::to_vec(&form::Written::of(self)).map_err(syntax)
+        serde_json::to_vec(&form::WrittenDescriptor::of(self)).map_err(syntax)
     }
 
     /// Parses JSON.
@@ -126,10 +126,10 @@ impl LayoutDescriptor {
                 },
             ));
         }
-        let form::Versioned { version } = serde_json::from_slice(json).map_err(syntax)?;
+        let form::VersionField { version } = serde_json::from_slice(json).map_err(syntax)?;
         match version {
-            1 => serde_json::from_slice::<form::Version1>(json).map(LayoutDescriptor::from),
-            2 => serde_json::from_slice::<form::Version2>(json).map(LayoutDescriptor::from),
+            1 => serde_json::from_slice::<form::Version1Form>(json).map(LayoutDescriptor::from),
+            2 => serde_json::from_slice::<form::Version2Form>(json).map(LayoutDescriptor::from),
             _ => {
                 return Err(TransferError::Descriptor(
                     DescriptorError::DescriptorVersion {
@@ -176,7 +176,7 @@ impl PhysicalLayout {
         check::region_steps(&descriptor.layout)?;
         let strided = descriptor.layout.resolve()?;
         check::fits(&strided, &descriptor.memory_descriptors)?;
-        let remote = Remote::new(
+        let remote = RemoteDescription::new(
             descriptor.layout,
             Arc::new(strided),
             descriptor.memory_descriptors,

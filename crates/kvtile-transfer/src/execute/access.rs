@@ -1,15 +1,15 @@
 //! Access to the bytes of leased blocks: as slices in memory, or piece by piece in files.
 
-use kvtile_layout::Span;
+use kvtile_layout::RegionSpan;
 
-use super::bound::{Backing, BoundLayout};
+use super::bound::{BoundLayout, RegionBacking};
 use crate::error::{CopyError, TransferError};
 
 /// The bytes of `span`.
 ///
 /// # Safety
 /// While the slice lives, nothing writes these bytes.
-pub(crate) unsafe fn bytes(layout: &BoundLayout, span: Span) -> Result<&[u8], TransferError> {
+pub(crate) unsafe fn bytes(layout: &BoundLayout, span: RegionSpan) -> Result<&[u8], TransferError> {
     let pointer = layout.pointer(span.start, span.bytes)?;
     let length = length(span)?;
     // SAFETY: `pointer` reaches `length` bytes of a region that `layout` keeps alive, mapped and
@@ -27,7 +27,7 @@ pub(crate) unsafe fn bytes(layout: &BoundLayout, span: Span) -> Result<&[u8], Tr
 )]
 pub(crate) unsafe fn bytes_mut(
     layout: &BoundLayout,
-    span: Span,
+    span: RegionSpan,
 ) -> Result<&mut [u8], TransferError> {
     if !layout.is_writable() {
         return Err(TransferError::Copy(CopyError::ReadOnly));
@@ -48,16 +48,16 @@ const READ_BYTES: usize = 1 << 20;
 /// For the whole call nothing writes these bytes.
 pub(crate) unsafe fn for_each_piece(
     layout: &BoundLayout,
-    span: Span,
+    span: RegionSpan,
     buffer: &mut Vec<u8>,
     mut take: impl FnMut(&[u8]),
 ) -> Result<(), TransferError> {
     match layout.backing() {
-        Backing::Memory(_) => {
+        RegionBacking::Memory(_) => {
             // SAFETY: passed on to the caller.
             take(unsafe { bytes(layout, span) }?);
         }
-        Backing::File => {
+        RegionBacking::File => {
             let (file, base) = layout.file(span.start.region)?;
             for start in (0..span.bytes).step_by(READ_BYTES) {
                 let left = usize::try_from(span.bytes - start);
@@ -70,7 +70,7 @@ pub(crate) unsafe fn for_each_piece(
     Ok(())
 }
 
-fn length(span: Span) -> Result<usize, TransferError> {
+fn length(span: RegionSpan) -> Result<usize, TransferError> {
     usize::try_from(span.bytes).map_err(|_| {
         TransferError::Copy(CopyError::OutsidePlan {
             region: span.start.region,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvtile_layout::{Location, StridedLayout};
 use kvtile_memory::{FileMemory, OwnedMemoryRegion, StorageKind, file_of};
 
-use super::{lane::LaneEnd, space::Space};
+use super::{lane::LaneEnd, space::AddressSpace};
 use crate::error::{BindError, CopyError, TransferError};
 
 /// One region of memory, as the executors see it.
@@ -23,7 +23,7 @@ unsafe impl Sync for RawRegion {}
 
 /// The kind of storage of the bytes.
 #[derive(Debug)]
-pub(super) enum Backing {
+pub(super) enum RegionBacking {
     /// Memory that this process can address.
     Memory(Vec<RawRegion>),
     /// Files; one entry a region.
@@ -36,7 +36,7 @@ pub(super) enum Backing {
 pub(crate) struct BoundLayout {
     layout: Arc<StridedLayout>,
     regions: Vec<OwnedMemoryRegion>,
-    backing: Backing,
+    backing: RegionBacking,
     kind: StorageKind,
     bytes: u64,
 }
@@ -72,7 +72,7 @@ impl BoundLayout {
         }
         let kind = one_kind(&regions)?;
         let backing = match kind {
-            kind if kind.is_addressable() => Backing::Memory(
+            kind if kind.is_addressable() => RegionBacking::Memory(
                 regions
                     .iter()
                     .map(|region| RawRegion {
@@ -82,7 +82,7 @@ impl BoundLayout {
                     .collect(),
             ),
             StorageKind::Disk(_) if regions.iter().all(|r| file_of(r.as_ref()).is_some()) => {
-                Backing::File
+                RegionBacking::File
             }
             kind => return Err(TransferError::Bind(BindError::NotReachable { kind })),
         };
@@ -109,15 +109,15 @@ impl BoundLayout {
         self.kind
     }
 
-    pub(super) fn backing(&self) -> &Backing {
+    pub(super) fn backing(&self) -> &RegionBacking {
         &self.backing
     }
 
     /// Its kind as the end of a lane.
     pub(crate) fn end(&self) -> LaneEnd {
         match self.backing {
-            Backing::Memory(_) => LaneEnd::Memory,
-            Backing::File => LaneEnd::File,
+            RegionBacking::Memory(_) => LaneEnd::Memory,
+            RegionBacking::File => LaneEnd::File,
         }
     }
 
@@ -152,7 +152,7 @@ impl BoundLayout {
         let outside = TransferError::Copy(CopyError::OutsidePlan {
             region: location.region,
         });
-        let Backing::Memory(regions) = &self.backing else {
+        let RegionBacking::Memory(regions) = &self.backing else {
             return Err(outside);
         };
         let region = usize::try_from(location.region)
@@ -194,11 +194,11 @@ fn one_kind(regions: &[OwnedMemoryRegion]) -> Result<StorageKind, TransferError>
 
 /// Checks that no two regions share a byte.
 fn check_apart(regions: &[OwnedMemoryRegion], kind: StorageKind) -> Result<(), TransferError> {
-    let mut sorted: Vec<(Space, usize, usize, usize)> = regions
+    let mut sorted: Vec<(AddressSpace, usize, usize, usize)> = regions
         .iter()
         .enumerate()
         .map(|(index, region)| {
-            let space = Space::of(region.as_ref());
+            let space = AddressSpace::of(region.as_ref());
             (space, region.addr(), region.size(), index)
         })
         .collect();

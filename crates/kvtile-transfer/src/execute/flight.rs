@@ -13,7 +13,7 @@ use std::{
 
 use kvtile_layout::{CopyPlan, broken};
 
-use super::lane::{Hints, Lane, Sides};
+use super::lane::{Lane, LaneSides, TransferHints};
 use crate::{
     completion::Completer,
     error::{CopyError, TransferError},
@@ -33,7 +33,7 @@ pub struct TransferReport {
 }
 
 /// The result of a transfer.
-pub(crate) type End = Result<TransferReport, TransferError>;
+pub(crate) type TransferResult = Result<TransferReport, TransferError>;
 
 /// The plans of a flight, with the guarantees that make their execution sound.
 ///
@@ -41,12 +41,12 @@ pub(crate) type End = Result<TransferReport, TransferError>;
 /// The plans are made from the layouts of [`Cargo::sides`]. While the value lives, only the
 /// executor of the cargo writes the source units of its plans, or reads or writes their destination
 /// units. No source byte is a destination byte.
-pub(crate) unsafe trait Cargo: Send {
+pub(crate) unsafe trait TransferCargo: Send {
     /// The source and the destination layout.
-    fn sides(&self) -> Result<Sides<'_>, TransferError>;
+    fn sides(&self) -> Result<LaneSides<'_>, TransferError>;
 
     /// Hints beside the plans.
-    fn hints(&self) -> Hints;
+    fn hints(&self) -> TransferHints;
 
     /// Calls `carry` with each plan in turn.
     fn for_each_plan(
@@ -59,16 +59,16 @@ pub(crate) unsafe trait Cargo: Send {
 
     /// Makes the report after all plans have completed. A verified transfer compares source and
     /// destination first.
-    fn arrived(&self, start: Instant) -> End;
+    fn arrived(&self, start: Instant) -> TransferResult;
 }
 
 /// Executes all plans of `cargo` on this thread. Calls `layer_arrived` for every layer that may be
 /// read before the end. A panic becomes an error.
-pub(crate) fn carry<C: Cargo + ?Sized>(
+pub(crate) fn carry<C: TransferCargo + ?Sized>(
     lane: &dyn Lane,
     cargo: &C,
     layer_arrived: &mut dyn FnMut(),
-) -> End {
+) -> TransferResult {
     let carried = || {
         let start = Instant::now();
         let (sides, hints, announces) = (cargo.sides()?, cargo.hints(), cargo.announces_layers());
@@ -87,22 +87,25 @@ pub(crate) fn carry<C: Cargo + ?Sized>(
 }
 
 /// A transfer that has started and not ended. See the module.
-pub(crate) struct Flight {
+pub(crate) struct TransferFlight {
     /// `None` after the end.
-    cargo: Option<Box<dyn Cargo>>,
-    completer: Completer<End>,
+    cargo: Option<Box<dyn TransferCargo>>,
+    completer: Completer<TransferResult>,
 }
 
-impl fmt::Debug for Flight {
+impl fmt::Debug for TransferFlight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Flight").finish_non_exhaustive()
     }
 }
 
-impl Flight {
+impl TransferFlight {
     /// A flight whose result goes to `completer`.
-    pub(crate) fn new(cargo: Box<dyn Cargo>, completer: Completer<End>) -> Flight {
-        Flight {
+    pub(crate) fn new(
+        cargo: Box<dyn TransferCargo>,
+        completer: Completer<TransferResult>,
+    ) -> TransferFlight {
+        TransferFlight {
             cargo: Some(cargo),
             completer,
         }
@@ -122,11 +125,11 @@ impl Flight {
     }
 
     /// Drops the cargo, and completes with `end`.
-    pub(crate) fn land(mut self, end: End) {
+    pub(crate) fn land(mut self, end: TransferResult) {
         self.end(end);
     }
 
-    fn end(&mut self, end: End) {
+    fn end(&mut self, end: TransferResult) {
         let Some(cargo) = self.cargo.take() else {
             return;
         };
@@ -135,7 +138,7 @@ impl Flight {
     }
 }
 
-impl Drop for Flight {
+impl Drop for TransferFlight {
     fn drop(&mut self) {
         self.end(Err(TransferError::Copy(CopyError::Panicked)));
     }

@@ -14,37 +14,37 @@ use kvtile_testkit::gate::{Gate, PATIENCE, ShutGate};
 use parking_lot::Mutex;
 
 use super::{
-    flight::Flight,
-    lane::{Hints, Lane, LaneEnd, LanePlanning, Sides},
+    flight::TransferFlight,
+    lane::{Lane, LaneEnd, LanePlanning, LaneSides, TransferHints},
 };
 use crate::error::TransferError;
 
 /// How the lane executes its flights.
 #[derive(Debug)]
-pub(crate) enum Flying {
+pub(crate) enum FlightMode {
     OnItsThread,
     /// A panic drops them.
     Panicking,
     /// Another thread executes them, one for each message, and all after a timeout or the end of
     /// the channel.
     Kept {
-        kept: Mutex<Vec<Flight>>,
+        kept: Mutex<Vec<TransferFlight>>,
         go: Mutex<mpsc::Receiver<()>>,
     },
 }
 
 /// A lane over another, which stops and panics on demand.
 #[derive(Debug)]
-pub(crate) struct Gated {
+pub(crate) struct GatedLane {
     lane: Arc<dyn Lane>,
-    flying: Flying,
+    flying: FlightMode,
     gate: Arc<Gate>,
     panics: AtomicBool,
 }
 
-impl Gated {
-    pub(crate) fn over(lane: Arc<dyn Lane>, flying: Flying) -> Arc<Gated> {
-        Arc::new(Gated {
+impl GatedLane {
+    pub(crate) fn over(lane: Arc<dyn Lane>, flying: FlightMode) -> Arc<GatedLane> {
+        Arc::new(GatedLane {
             lane,
             flying,
             gate: Arc::default(),
@@ -65,13 +65,13 @@ impl Gated {
     /// Number of flights that the lane keeps in progress.
     pub(crate) fn kept(&self) -> usize {
         match &self.flying {
-            Flying::Kept { kept, .. } => kept.lock().len(),
+            FlightMode::Kept { kept, .. } => kept.lock().len(),
             _ => 0,
         }
     }
 }
 
-impl Lane for Gated {
+impl Lane for GatedLane {
     fn name(&self) -> &'static str {
         self.lane.name()
     }
@@ -84,7 +84,7 @@ impl Lane for Gated {
         self.lane.carries(from, to)
     }
 
-    fn planning(&self, sides: Sides<'_>) -> LanePlanning {
+    fn planning(&self, sides: LaneSides<'_>) -> LanePlanning {
         self.lane.planning(sides)
     }
 
@@ -95,8 +95,8 @@ impl Lane for Gated {
     unsafe fn carry(
         &self,
         plan: &CopyPlan,
-        sides: Sides<'_>,
-        hints: Hints,
+        sides: LaneSides<'_>,
+        hints: TransferHints,
     ) -> Result<(), TransferError> {
         self.gate.pass();
         assert!(!self.panics.swap(false, Ordering::SeqCst), "on demand");
@@ -104,16 +104,16 @@ impl Lane for Gated {
         unsafe { self.lane.carry(plan, sides, hints) }
     }
 
-    fn fly(&self, flight: Flight) {
+    fn fly(&self, flight: TransferFlight) {
         match &self.flying {
-            Flying::OnItsThread => flight.fly(self),
-            Flying::Panicking => panic!("with {flight:?}"),
-            Flying::Kept { kept, .. } => kept.lock().push(flight),
+            FlightMode::OnItsThread => flight.fly(self),
+            FlightMode::Panicking => panic!("with {flight:?}"),
+            FlightMode::Kept { kept, .. } => kept.lock().push(flight),
         }
     }
 
     fn settle(&self) {
-        let Flying::Kept { kept, go } = &self.flying else {
+        let FlightMode::Kept { kept, go } = &self.flying else {
             return;
         };
         let go = go.lock();

@@ -19,7 +19,8 @@ use std::{
 use kvtile_layout::CopyPlan;
 
 use super::{
-    bound::BoundLayout, file::FileLane, flight::Flight, lane_queue::LaneQueue, memory::MemoryLane,
+    bound::BoundLayout, file::FileLane, flight::TransferFlight, lane_queue::LaneQueue,
+    memory::MemoryLane,
 };
 use crate::error::{BindError, TransferError};
 
@@ -33,11 +34,11 @@ pub(crate) enum LaneEnd {
 }
 
 /// The source and the destination layout.
-pub(crate) type Sides<'a> = (&'a BoundLayout, &'a BoundLayout);
+pub(crate) type LaneSides<'a> = (&'a BoundLayout, &'a BoundLayout);
 
 /// Hints about a transfer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Hints {
+pub(crate) struct TransferHints {
     /// Bytes of the whole transfer, if the plan is a part of it. A smaller value has no effect.
     pub(crate) bytes: u64,
     /// The destination is read soon after the copy.
@@ -65,7 +66,7 @@ pub(crate) trait Lane: Debug + Send + Sync {
     fn carries(&self, from: LaneEnd, to: LaneEnd) -> bool;
 
     /// How plans between these layouts are made.
-    fn planning(&self, sides: Sides<'_>) -> LanePlanning;
+    fn planning(&self, sides: LaneSides<'_>) -> LanePlanning;
 
     /// Transfers up to this size run on the caller's thread: they end sooner than another thread
     /// would wake up.
@@ -80,14 +81,14 @@ pub(crate) trait Lane: Debug + Send + Sync {
     unsafe fn carry(
         &self,
         plan: &CopyPlan,
-        sides: Sides<'_>,
-        hints: Hints,
+        sides: LaneSides<'_>,
+        hints: TransferHints,
     ) -> Result<(), TransferError>;
 
     /// Takes over a flight and starts it. A lane that copies on its thread ends the flight before
     /// it returns ([`Flight::fly`]). A lane of a device may keep the flight and end it from another
     /// thread.
-    fn fly(&self, flight: Flight);
+    fn fly(&self, flight: TransferFlight);
 
     /// Waits until every flight that [`Lane::fly`] kept has ended.
     fn settle(&self) {}
@@ -129,7 +130,7 @@ impl QueuedLane {
     }
 
     /// Queues a flight. Blocks while the queue is full.
-    pub(crate) fn start(&self, flight: Flight) {
+    pub(crate) fn start(&self, flight: TransferFlight) {
         self.queue.start(flight, &self.lane);
     }
 }
@@ -161,7 +162,7 @@ impl Lanes {
     }
 
     /// The lane between two layouts.
-    pub(crate) fn between(&self, sides: Sides<'_>) -> Result<&Arc<QueuedLane>, TransferError> {
+    pub(crate) fn between(&self, sides: LaneSides<'_>) -> Result<&Arc<QueuedLane>, TransferError> {
         first_between(&self.lanes, |lane| lane.lane(), sides)
     }
 
@@ -179,7 +180,7 @@ impl Lanes {
 }
 
 /// The lane between two layouts for single blocks, which the calling thread alone copies.
-pub(crate) fn one_thread_lane(sides: Sides<'_>) -> Result<&'static dyn Lane, TransferError> {
+pub(crate) fn one_thread_lane(sides: LaneSides<'_>) -> Result<&'static dyn Lane, TransferError> {
     static LANES: OnceLock<[Arc<dyn Lane>; 2]> = OnceLock::new();
     let lanes = LANES.get_or_init(|| all(LaneThreads { copy: 1, file: 1 }));
     let lane = first_between(lanes, |lane| &**lane, sides)?;
@@ -190,7 +191,7 @@ pub(crate) fn one_thread_lane(sides: Sides<'_>) -> Result<&'static dyn Lane, Tra
 fn first_between<'l, T>(
     lanes: &'l [T],
     lane: impl Fn(&T) -> &dyn Lane,
-    (source, destination): Sides<'_>,
+    (source, destination): LaneSides<'_>,
 ) -> Result<&'l T, TransferError> {
     let mut lanes = lanes.iter();
     let carries = |l: &&T| lane(l).carries(source.end(), destination.end());

@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{flight::Flight, lane::Lane};
+use super::{flight::TransferFlight, lane::Lane};
 use crate::{
     error::{CopyError, TransferError},
     sync::{Condvar, Mutex, MutexGuard, thread},
@@ -34,13 +34,13 @@ loom::thread_local! {
 #[derive(Debug)]
 pub(crate) struct LaneQueue {
     capacity: usize,
-    shared: Arc<Shared>,
+    shared: Arc<LaneQueueShared>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct LaneQueueShared {
+    state: Mutex<LaneQueueState>,
     /// Signals a new flight, or the closing of the queue.
     came: Condvar,
     /// Signals room in the queue.
@@ -48,8 +48,8 @@ struct Shared {
 }
 
 #[derive(Debug)]
-struct State {
-    flights: VecDeque<Flight>,
+struct LaneQueueState {
+    flights: VecDeque<TransferFlight>,
     /// Number of threads with a flight.
     flying: usize,
     /// Number of started threads.
@@ -61,7 +61,7 @@ struct State {
     is_closed: bool,
 }
 
-impl State {
+impl LaneQueueState {
     /// Whether a queued flight has no free thread, and another thread may be started.
     fn wants_thread(&self) -> bool {
         let free = self.threads - self.flying;
@@ -74,13 +74,13 @@ impl State {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl LaneQueueShared {
+    fn lock(&self) -> MutexGuard<'_, LaneQueueState> {
         self.state.lock()
     }
 
     /// Takes the next flight; `None` when the queue is closed and empty.
-    fn next(&self) -> Option<Flight> {
+    fn next(&self) -> Option<TransferFlight> {
         let mut state = self.lock();
         loop {
             if let Some(flight) = state.flights.pop_front() {
@@ -119,8 +119,8 @@ impl LaneQueue {
     pub(super) fn new(capacity: usize, threads: NonZeroUsize) -> LaneQueue {
         LaneQueue {
             capacity,
-            shared: Arc::new(Shared {
-                state: Mutex::new(State {
+            shared: Arc::new(LaneQueueShared {
+                state: Mutex::new(LaneQueueState {
                     flights: VecDeque::new(),
                     flying: 0,
                     threads: 0,
@@ -182,7 +182,7 @@ impl LaneQueue {
     /// Queues a flight. Blocks while the queue is full. The flight runs on this thread if no thread
     /// was started or the queue is closed. It also does if the queue is full and this is a thread
     /// of a lane, which a waker uses to start a transfer.
-    pub(super) fn start(&self, flight: Flight, lane: &Arc<dyn Lane>) {
+    pub(super) fn start(&self, flight: TransferFlight, lane: &Arc<dyn Lane>) {
         let mut state = self.shared.lock();
         while state.threads > 0 && !state.is_closed {
             if state.flights.len() < state.room(self.capacity) {

@@ -44,9 +44,9 @@ mod tests;
 pub(crate) use bound::BoundLayout;
 pub use file::{FileBatch, FileIo, FileRead, FileWay, FileWrite};
 pub use flight::TransferReport;
-pub(crate) use flight::{Cargo, End, Flight, carry};
-pub(crate) use lane::{Hints, LaneThreads, Lanes, QueuedLane, Sides, one_thread_lane};
+pub(crate) use flight::{TransferCargo, TransferFlight, TransferResult, carry};
 #[cfg(test)]
 pub(crate) use lane::{Lane, all as all_lanes};
+pub(crate) use lane::{LaneSides, LaneThreads, Lanes, QueuedLane, TransferHints, one_thread_lane};
 pub(crate) use memory::usual_copy_threads;
-pub(crate) use space::Space;
+pub(crate) use space::AddressSpace;

@@ -6,53 +6,61 @@
 //!
 //! This module knows strides and kernels; each execution passes the addresses.
 
-use kvtile_layout::{LayoutError, Loop, Step, broken};
+use kvtile_layout::{AddressStep, LayoutError, Loop, broken};
 
 use super::{
-    kernel::{Gather, GatherLoop, Kernels, LINE_BYTES, Level, Stores, Stride, Transpose},
-    pipeline::Pipeline,
+    kernel::{
+        GatherLoop, LINE_BYTES, LevelKernels, LoopStride, MatrixTranspose, RunGather, SimdLevel,
+        StoreKind,
+    },
+    pipeline::KernelPipeline,
 };
 use crate::error::TransferError;
 
 /// The operation of one step of a nest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kernel {
+pub(super) enum NestKernel {
     /// A run of this many bytes.
     Run(usize),
     /// A matrix of small elements.
-    Transpose(Transpose),
+    Transpose(MatrixTranspose),
     /// Small matrices that together are dense in the destination.
-    Tile(Tile),
+    Tile(MatrixTile),
     /// Small runs that are adjacent in the destination.
-    Gather(Gather),
+    Gather(RunGather),
 }
 
-impl Kernel {
+impl NestKernel {
     /// Bytes that one step copies.
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Kernel::Run(bytes) => *bytes,
-            Kernel::Transpose(matrix) => matrix.bytes(),
-            Kernel::Tile(tile) => tile.bytes,
-            Kernel::Gather(gather) => gather.bytes(),
+            NestKernel::Run(bytes) => *bytes,
+            NestKernel::Transpose(matrix) => matrix.bytes(),
+            NestKernel::Tile(tile) => tile.bytes,
+            NestKernel::Gather(gather) => gather.bytes(),
         }
     }
 }
 
 /// Small matrices that fill one dense piece of the destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Tile {
-    pub(super) matrix: Transpose,
+pub(super) struct MatrixTile {
+    pub(super) matrix: MatrixTranspose,
     /// The loops over the matrices, in no particular order.
-    pub(super) loops: Vec<Stride>,
+    pub(super) loops: Vec<LoopStride>,
     /// Bytes of the dense piece.
     pub(super) bytes: usize,
 }
 
-impl Tile {
+impl MatrixTile {
     /// Calls `visit` with the offset of every matrix in the source and in the dense piece.
     pub(super) fn for_each(&self, visit: &mut impl FnMut(usize, usize)) {
-        fn walk(loops: &[Stride], from: usize, to: usize, visit: &mut impl FnMut(usize, usize)) {
+        fn walk(
+            loops: &[LoopStride],
+            from: usize,
+            to: usize,
+            visit: &mut impl FnMut(usize, usize),
+        ) {
             let Some((outer, inner)) = loops.split_first() else {
                 return visit(from, to);
             };
@@ -71,22 +79,22 @@ impl Tile {
 
 /// The instruction set and the stores, which decide the kernel of a nest.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Manner {
-    pub(super) kernels: Kernels,
-    pub(super) stores: Stores,
+pub(super) struct CopyManner {
+    pub(super) kernels: LevelKernels,
+    pub(super) stores: StoreKind,
 }
 
-impl Manner {
+impl CopyManner {
     /// Ordinary stores with the best kernels of the machine.
-    pub(super) fn ordinary() -> Manner {
-        Manner {
-            kernels: Kernels::new(Level::of_machine()),
-            stores: Stores::Ordinary,
+    pub(super) fn ordinary() -> CopyManner {
+        CopyManner {
+            kernels: LevelKernels::new(SimdLevel::of_machine()),
+            stores: StoreKind::Ordinary,
         }
     }
 
     /// Number of manners.
-    pub(super) const COUNT: usize = 2 * Level::COUNT;
+    pub(super) const COUNT: usize = 2 * SimdLevel::COUNT;
 
     /// Its index among all manners.
     pub(super) fn index(self) -> usize {
@@ -94,7 +102,7 @@ impl Manner {
     }
 
     pub(super) fn streams(self) -> bool {
-        self.stores == Stores::Streaming
+        self.stores == StoreKind::Streaming
     }
 }
 
@@ -120,25 +128,25 @@ pub(super) fn choose(
     loops: &mut Vec<Loop>,
     run_bytes: u64,
     aligned: bool,
-    manner: Manner,
-) -> Result<Kernel, TransferError> {
+    manner: CopyManner,
+) -> Result<NestKernel, TransferError> {
     let run_bytes = merge(loops, run_bytes);
     let run = size(run_bytes)?;
     if let Some(matrix) = take_matrix(loops, run_bytes, manner)? {
         return Ok(match take_tile(loops, matrix, manner)? {
-            Some(tile) => Kernel::Tile(tile),
-            None => Kernel::Transpose(matrix),
+            Some(tile) => NestKernel::Tile(tile),
+            None => NestKernel::Transpose(matrix),
         });
     }
     let whole_lines = aligned && run.is_multiple_of(LINE_BYTES);
     let gathers = match manner.stores {
-        Stores::Ordinary => run < SMALL_RUN_BYTES,
-        Stores::Streaming => run < GATHER_RUN_BYTES && !whole_lines,
+        StoreKind::Ordinary => run < SMALL_RUN_BYTES,
+        StoreKind::Streaming => run < GATHER_RUN_BYTES && !whole_lines,
     };
     if gathers && let Some(gather) = take_gather(loops, run)? {
-        return Ok(Kernel::Gather(gather));
+        return Ok(NestKernel::Gather(gather));
     }
-    Ok(Kernel::Run(run))
+    Ok(NestKernel::Run(run))
 }
 
 /// Merges the loops that extend the run on both sides into the run; tiles of a nest may have such
@@ -167,9 +175,9 @@ pub(super) fn is_local(l: &Loop) -> bool {
 fn take_matrix(
     loops: &mut Vec<Loop>,
     run_bytes: u64,
-    manner: Manner,
-) -> Result<Option<Transpose>, TransferError> {
-    if !Transpose::takes(run_bytes) {
+    manner: CopyManner,
+) -> Result<Option<MatrixTranspose>, TransferError> {
+    if !MatrixTranspose::takes(run_bytes) {
         return Ok(None);
     }
     let column = |l: &Loop| is_local(l) && l.source.bytes == run_bytes;
@@ -181,7 +189,7 @@ fn take_matrix(
     let (Some(columns), Some(rows)) = (loops.get(column).copied(), loops.get(row).copied()) else {
         broken(format_args!("loops {column} and {row} of {}", loops.len()))
     };
-    let mut matrix = Transpose {
+    let mut matrix = MatrixTranspose {
         element: size(run_bytes)?,
         rows: size(rows.extent)?,
         columns: size(columns.extent)?,
@@ -204,9 +212,9 @@ fn take_matrix(
 /// streaming.
 fn take_tile(
     loops: &mut Vec<Loop>,
-    matrix: Transpose,
-    manner: Manner,
-) -> Result<Option<Tile>, TransferError> {
+    matrix: MatrixTranspose,
+    manner: CopyManner,
+) -> Result<Option<MatrixTile>, TransferError> {
     let row_bytes = matrix.destination_row_bytes();
     let is_dense = matrix.destination_stride == row_bytes;
     let is_small = match is_dense {
@@ -217,7 +225,7 @@ fn take_tile(
         return Ok(None);
     }
     let mut left = loops.clone();
-    let mut tile = Tile {
+    let mut tile = MatrixTile {
         matrix,
         loops: Vec::new(),
         bytes: row_bytes,
@@ -240,7 +248,7 @@ fn take_tile(
         if tile.bytes.saturating_mul(extent) > STAGE_BYTES {
             break;
         }
-        tile.loops.push(Stride {
+        tile.loops.push(LoopStride {
             extent,
             source: size(next.source.bytes)?,
             destination: tile.bytes,
@@ -257,7 +265,7 @@ fn take_tile(
 
 /// Splits a matrix that is too large for the stage into equal smaller ones, and adds the loops over
 /// them to `loops`.
-fn cut(matrix: &mut Transpose, loops: &mut Vec<Loop>, (rows, columns): (Loop, Loop)) {
+fn cut(matrix: &mut MatrixTranspose, loops: &mut Vec<Loop>, (rows, columns): (Loop, Loop)) {
     // Columns first, so that destination rows stay long.
     let wanted = STAGE_BYTES / matrix.destination_row_bytes().max(1);
     let kept = divisor(matrix.columns, wanted);
@@ -280,7 +288,7 @@ fn cut(matrix: &mut Transpose, loops: &mut Vec<Loop>, (rows, columns): (Loop, Lo
 }
 
 /// The step of `count` iterations of a loop that has more of them, all inside its layout.
-fn times(step: Step, count: usize) -> Step {
+fn times(step: AddressStep, count: usize) -> AddressStep {
     let Some(steps) = step.times(count as u64) else {
         broken(format_args!("{count} steps of {step:?} in a loop"))
     };
@@ -297,8 +305,8 @@ fn divisor(extent: usize, max: usize) -> usize {
 }
 
 /// The loops that extend the destination run after run, up to the size of the stage.
-fn take_gather(loops: &mut Vec<Loop>, run: usize) -> Result<Option<Gather>, TransferError> {
-    let mut gather = Gather {
+fn take_gather(loops: &mut Vec<Loop>, run: usize) -> Result<Option<RunGather>, TransferError> {
+    let mut gather = RunGather {
         run,
         loops: Vec::new(),
     };
@@ -339,8 +347,8 @@ fn take_gather(loops: &mut Vec<Loop>, run: usize) -> Result<Option<Gather>, Tran
 /// A kernel and the loops around it that stay in one region on each side.
 #[derive(Debug)]
 pub(super) struct LocalNest {
-    pub(super) strides: Vec<Stride>,
-    pub(super) kernel: Kernel,
+    pub(super) strides: Vec<LoopStride>,
+    pub(super) kernel: NestKernel,
     /// Bytes from the first to the last one that it reads.
     pub(super) source_span: u64,
     /// Bytes from the first to the last one that it writes.
@@ -349,14 +357,14 @@ pub(super) struct LocalNest {
 
 impl LocalNest {
     /// `loops`, which stay in one region, around `kernel`.
-    pub(super) fn new(loops: &[Loop], kernel: Kernel) -> Result<LocalNest, TransferError> {
+    pub(super) fn new(loops: &[Loop], kernel: NestKernel) -> Result<LocalNest, TransferError> {
         let (source, destination) = spans(&kernel);
         let (mut source_span, mut destination_span) = (source as u64, destination as u64);
         let mut strides = Vec::with_capacity(loops.len());
         for l in loops {
             source_span += (l.extent - 1) * l.source.bytes;
             destination_span += (l.extent - 1) * l.destination.bytes;
-            strides.push(Stride {
+            strides.push(LoopStride {
                 extent: size(l.extent)?,
                 source: size(l.source.bytes)?,
                 destination: size(l.destination.bytes)?,
@@ -387,7 +395,7 @@ impl LocalNest {
         &self,
         source: *const u8,
         destination: *mut u8,
-        pipeline: &mut Pipeline<'_>,
+        pipeline: &mut KernelPipeline<'_>,
     ) {
         // SAFETY: passed on to the caller.
         unsafe { walk(&self.strides, source, destination, pipeline) }
@@ -395,17 +403,17 @@ impl LocalNest {
 }
 
 /// Bytes from the first to the last one that a kernel reads, and that it writes.
-fn spans(kernel: &Kernel) -> (usize, usize) {
+fn spans(kernel: &NestKernel) -> (usize, usize) {
     match kernel {
-        Kernel::Run(bytes) => (*bytes, *bytes),
-        Kernel::Transpose(matrix) => matrix.spans(),
-        Kernel::Tile(tile) => {
+        NestKernel::Run(bytes) => (*bytes, *bytes),
+        NestKernel::Transpose(matrix) => matrix.spans(),
+        NestKernel::Tile(tile) => {
             let loops = tile.loops.iter();
             let (source, _) = tile.matrix.spans();
             let reach = loops.map(|l| (l.extent - 1) * l.source).sum::<usize>();
             (source + reach, tile.bytes)
         }
-        Kernel::Gather(gather) => {
+        NestKernel::Gather(gather) => {
             let loops = gather.loops.iter();
             let source = loops.fold(gather.run, |span, l| {
                 span + (l.extent - 1) * l.source_stride
@@ -418,10 +426,10 @@ fn spans(kernel: &Kernel) -> (usize, usize) {
 /// # Safety
 /// As for [`LocalNest::copy`], for the strides given.
 unsafe fn walk(
-    strides: &[Stride],
+    strides: &[LoopStride],
     source: *const u8,
     destination: *mut u8,
-    pipeline: &mut Pipeline<'_>,
+    pipeline: &mut KernelPipeline<'_>,
 ) {
     match strides {
         [] => {

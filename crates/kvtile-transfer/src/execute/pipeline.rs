@@ -10,8 +10,10 @@ use kvtile_layout::broken;
 use kvtile_memory::AlignedBuffer;
 
 use super::{
-    kernel::{Gather, Hop, Kernels, LINE_BYTES, Stores, Stride, Transpose},
-    nest::{Kernel, Manner, STAGE_BYTES_MAX, Tile},
+    kernel::{
+        CopyHop, LINE_BYTES, LevelKernels, LoopStride, MatrixTranspose, RunGather, StoreKind,
+    },
+    nest::{CopyManner, MatrixTile, NestKernel, STAGE_BYTES_MAX},
 };
 use crate::error::TransferError;
 
@@ -32,40 +34,40 @@ const OUT_BYTES: usize = 256;
 
 /// Buffers of a copying thread, reused from one nest to the next.
 #[derive(Debug, Default)]
-pub(super) struct Scratch {
-    hops: Vec<Hop>,
+pub(super) struct CopyScratch {
+    hops: Vec<CopyHop>,
     stage: Option<AlignedBuffer>,
 }
 
 /// The steps of one kernel.
 #[derive(Debug)]
-pub(super) struct Pipeline<'k> {
-    kernel: &'k Kernel,
-    manner: Manner,
+pub(super) struct KernelPipeline<'k> {
+    kernel: &'k NestKernel,
+    manner: CopyManner,
     ahead: usize,
-    hops: &'k mut Vec<Hop>,
+    hops: &'k mut Vec<CopyHop>,
     /// Memory for a dense piece before it is streamed.
     stage: Option<&'k mut AlignedBuffer>,
 }
 
-impl<'k> Pipeline<'k> {
+impl<'k> KernelPipeline<'k> {
     pub(super) fn new(
-        kernel: &'k Kernel,
-        manner: Manner,
-        scratch: &'k mut Scratch,
-    ) -> Result<Pipeline<'k>, TransferError> {
+        kernel: &'k NestKernel,
+        manner: CopyManner,
+        scratch: &'k mut CopyScratch,
+    ) -> Result<KernelPipeline<'k>, TransferError> {
         let ahead = match manner.stores {
-            Stores::Ordinary => 0,
-            Stores::Streaming => {
+            StoreKind::Ordinary => 0,
+            StoreKind::Streaming => {
                 let bytes = match kernel {
-                    Kernel::Run(_) => AHEAD_BYTES,
+                    NestKernel::Run(_) => AHEAD_BYTES,
                     _ => STAGED_AHEAD_BYTES,
                 };
                 (bytes / kernel.bytes().max(1)).clamp(1, AHEAD_MAX)
             }
         };
         let stage = match (kernel, manner.stores) {
-            (Kernel::Run(_), _) | (_, Stores::Ordinary) => None,
+            (NestKernel::Run(_), _) | (_, StoreKind::Ordinary) => None,
             (kernel, _) if kernel.bytes() > STAGE_BYTES_MAX => None,
             _ => {
                 if scratch.stage.is_none() {
@@ -75,7 +77,7 @@ impl<'k> Pipeline<'k> {
             }
         };
         scratch.hops.clear();
-        Ok(Pipeline {
+        Ok(KernelPipeline {
             kernel,
             manner,
             ahead,
@@ -93,10 +95,10 @@ impl<'k> Pipeline<'k> {
     pub(super) unsafe fn push(&mut self, source: *const u8, destination: *mut u8) {
         if !self.manner.streams() {
             // SAFETY: passed on to the caller.
-            unsafe { self.copy_now(Stride::ONCE, source, destination) };
+            unsafe { self.copy_now(LoopStride::ONCE, source, destination) };
             return;
         }
-        self.hops.push(Hop {
+        self.hops.push(CopyHop {
             source,
             destination,
         });
@@ -112,7 +114,7 @@ impl<'k> Pipeline<'k> {
     /// As for [`Pipeline::push`], for every step.
     pub(super) unsafe fn push_loop(
         &mut self,
-        stride: Stride,
+        stride: LoopStride,
         source: *const u8,
         destination: *mut u8,
     ) {
@@ -125,7 +127,7 @@ impl<'k> Pipeline<'k> {
         while first < stride.extent {
             let room = (HOPS + self.ahead).saturating_sub(self.hops.len()).max(1);
             let last = stride.extent.min(first + room);
-            self.hops.extend((first..last).map(|i| Hop {
+            self.hops.extend((first..last).map(|i| CopyHop {
                 source: source.wrapping_add(i * stride.source),
                 destination: destination.wrapping_add(i * stride.destination),
             }));
@@ -141,28 +143,28 @@ impl<'k> Pipeline<'k> {
     ///
     /// # Safety
     /// As for [`Pipeline::push`], for every step.
-    unsafe fn copy_now(&self, stride: Stride, source: *const u8, destination: *mut u8) {
+    unsafe fn copy_now(&self, stride: LoopStride, source: *const u8, destination: *mut u8) {
         let kernels = self.manner.kernels;
-        let hop = |i: usize| Hop {
+        let hop = |i: usize| CopyHop {
             source: source.wrapping_add(i * stride.source),
             destination: destination.wrapping_add(i * stride.destination),
         };
         match self.kernel {
             // SAFETY: passed on to the caller, in all of these.
-            Kernel::Run(bytes) => unsafe { kernels.copy_rows(hop(0), stride, *bytes) },
-            Kernel::Transpose(matrix) => {
+            NestKernel::Run(bytes) => unsafe { kernels.copy_rows(hop(0), stride, *bytes) },
+            NestKernel::Transpose(matrix) => {
                 for i in 0..stride.extent {
                     // SAFETY: as above.
                     unsafe { kernels.transpose(matrix, hop(i)) };
                 }
             }
-            Kernel::Tile(tile) => {
+            NestKernel::Tile(tile) => {
                 for i in 0..stride.extent {
                     // SAFETY: as above.
                     unsafe { transpose_tile(kernels, tile, hop(i)) };
                 }
             }
-            Kernel::Gather(gather) => {
+            NestKernel::Gather(gather) => {
                 for i in 0..stride.extent {
                     let hop = hop(i);
                     // SAFETY: as above.
@@ -203,35 +205,35 @@ impl<'k> Pipeline<'k> {
             broken(format_args!("{count} of {} hops", self.hops.len()))
         };
         match (self.kernel, self.stage.as_deref_mut()) {
-            (Kernel::Run(bytes), _) => {
+            (NestKernel::Run(bytes), _) => {
                 // SAFETY: passed on to the caller.
                 unsafe { kernels.stream_runs(self.hops, count, *bytes, self.ahead) };
             }
-            (Kernel::Transpose(matrix), Some(stage)) => {
+            (NestKernel::Transpose(matrix), Some(stage)) => {
                 // SAFETY: passed on to the caller.
                 unsafe { transpose_staged(kernels, matrix, (self.hops, count, self.ahead), stage) };
             }
-            (Kernel::Transpose(matrix), None) => {
+            (NestKernel::Transpose(matrix), None) => {
                 for hop in hops {
                     // SAFETY: passed on to the caller.
                     unsafe { kernels.transpose(matrix, *hop) };
                 }
             }
-            (Kernel::Tile(tile), Some(stage)) => {
+            (NestKernel::Tile(tile), Some(stage)) => {
                 // SAFETY: passed on to the caller.
                 unsafe { tile_staged(kernels, tile, (self.hops, count, self.ahead), stage) };
             }
-            (Kernel::Tile(tile), None) => {
+            (NestKernel::Tile(tile), None) => {
                 for hop in hops {
                     // SAFETY: passed on to the caller.
                     unsafe { transpose_tile(kernels, tile, *hop) };
                 }
             }
-            (Kernel::Gather(gather), Some(stage)) => {
+            (NestKernel::Gather(gather), Some(stage)) => {
                 // SAFETY: passed on to the caller.
                 unsafe { gather_staged(kernels, gather, (self.hops, count, self.ahead), stage) };
             }
-            (Kernel::Gather(gather), None) => {
+            (NestKernel::Gather(gather), None) => {
                 for hop in hops {
                     // SAFETY: passed on to the caller.
                     unsafe { gather.gather(hop.source, hop.destination) };
@@ -246,9 +248,9 @@ impl<'k> Pipeline<'k> {
 /// # Safety
 /// As for [`Pipeline::push`], for the first `count` hops; the stage has room for the matrix.
 unsafe fn transpose_staged(
-    kernels: Kernels,
-    matrix: &Transpose,
-    (hops, count, ahead): (&[Hop], usize, usize),
+    kernels: LevelKernels,
+    matrix: &MatrixTranspose,
+    (hops, count, ahead): (&[CopyHop], usize, usize),
     stage: &mut AlignedBuffer,
 ) {
     let dense = matrix.dense();
@@ -257,14 +259,14 @@ unsafe fn transpose_staged(
     // Rows shorter than a line, with other bytes between them, cannot be streamed.
     let direct = !is_dense && row_bytes < LINE_BYTES;
     for (index, hop) in hops.iter().enumerate().take(count) {
-        let mut next = Lines::of(matrix, hops.get(index + ahead));
+        let mut next = PrefetchLines::of(matrix, hops.get(index + ahead));
         if direct {
             kernels.prefetch(&mut next, usize::MAX);
             // SAFETY: passed on to the caller.
             unsafe { kernels.transpose(matrix, *hop) };
             continue;
         }
-        let staged = Hop {
+        let staged = CopyHop {
             source: hop.source,
             destination: stage.as_mut_ptr(),
         };
@@ -276,7 +278,7 @@ unsafe fn transpose_staged(
             (matrix.columns, row_bytes)
         };
         for row in 0..rows {
-            let out = Hop {
+            let out = CopyHop {
                 source: staged.destination.wrapping_add(row * bytes),
                 destination: hop
                     .destination
@@ -290,7 +292,7 @@ unsafe fn transpose_staged(
 }
 
 /// The lines of the next matrix or piece, which are prefetched a few at a time.
-struct Lines {
+struct PrefetchLines {
     start: *const u8,
     row_bytes: usize,
     stride: usize,
@@ -298,8 +300,8 @@ struct Lines {
     at: usize,
 }
 
-impl Lines {
-    fn of(matrix: &Transpose, hop: Option<&Hop>) -> Lines {
+impl PrefetchLines {
+    fn of(matrix: &MatrixTranspose, hop: Option<&CopyHop>) -> PrefetchLines {
         let row_bytes = matrix.source_row_bytes();
         let is_dense = matrix.source_stride == row_bytes;
         let (rows, row_bytes) = match (hop, is_dense) {
@@ -307,7 +309,7 @@ impl Lines {
             (_, true) => (1, row_bytes * matrix.rows),
             (_, false) => (matrix.rows, row_bytes),
         };
-        Lines {
+        PrefetchLines {
             start: hop.map_or(std::ptr::null(), |hop| hop.source),
             row_bytes,
             stride: matrix.source_stride,
@@ -317,7 +319,7 @@ impl Lines {
     }
 }
 
-impl Iterator for Lines {
+impl Iterator for PrefetchLines {
     type Item = *const u8;
 
     fn next(&mut self) -> Option<*const u8> {
@@ -340,13 +342,13 @@ impl Iterator for Lines {
 /// # Safety
 /// As for [`Pipeline::push`], for a run of `bytes`.
 unsafe fn stream_out(
-    kernels: Kernels,
-    out: Hop,
+    kernels: LevelKernels,
+    out: CopyHop,
     bytes: usize,
     next: &mut impl Iterator<Item = *const u8>,
 ) {
     for at in (0..bytes).step_by(OUT_BYTES) {
-        let piece = Hop {
+        let piece = CopyHop {
             source: out.source.wrapping_add(at),
             destination: out.destination.wrapping_add(at),
         };
@@ -361,9 +363,9 @@ unsafe fn stream_out(
 ///
 /// # Safety
 /// As for [`Pipeline::push`], for one hop.
-unsafe fn transpose_tile(kernels: Kernels, tile: &Tile, hop: Hop) {
+unsafe fn transpose_tile(kernels: LevelKernels, tile: &MatrixTile, hop: CopyHop) {
     tile.for_each(&mut |from, to| {
-        let hop = Hop {
+        let hop = CopyHop {
             source: hop.source.wrapping_add(from),
             destination: hop.destination.wrapping_add(to),
         };
@@ -377,29 +379,29 @@ unsafe fn transpose_tile(kernels: Kernels, tile: &Tile, hop: Hop) {
 /// # Safety
 /// As for [`Pipeline::push`], for the first `count` hops; the stage has room for the tile.
 unsafe fn tile_staged(
-    kernels: Kernels,
-    tile: &Tile,
-    (hops, count, ahead): (&[Hop], usize, usize),
+    kernels: LevelKernels,
+    tile: &MatrixTile,
+    (hops, count, ahead): (&[CopyHop], usize, usize),
     stage: &mut AlignedBuffer,
 ) {
     for (index, hop) in hops.iter().enumerate().take(count) {
         if let Some(next) = hops.get(index + ahead) {
             tile.for_each(&mut |from, _| {
-                let next = Hop {
+                let next = CopyHop {
                     source: next.source.wrapping_add(from),
                     ..*next
                 };
-                let mut lines = Lines::of(&tile.matrix, Some(&next));
+                let mut lines = PrefetchLines::of(&tile.matrix, Some(&next));
                 kernels.prefetch(&mut lines, usize::MAX);
             });
         }
-        let staged = Hop {
+        let staged = CopyHop {
             source: hop.source,
             destination: stage.as_mut_ptr(),
         };
         // SAFETY: the caller guarantees the source; the stage is private and has room.
         unsafe { transpose_tile(kernels, tile, staged) };
-        let out = Hop {
+        let out = CopyHop {
             source: staged.destination,
             destination: hop.destination,
         };
@@ -413,9 +415,9 @@ unsafe fn tile_staged(
 /// # Safety
 /// As for [`Pipeline::push`], for the first `count` hops; the stage has room for the piece.
 unsafe fn gather_staged(
-    kernels: Kernels,
-    gather: &Gather,
-    (hops, count, ahead): (&[Hop], usize, usize),
+    kernels: LevelKernels,
+    gather: &RunGather,
+    (hops, count, ahead): (&[CopyHop], usize, usize),
     stage: &mut AlignedBuffer,
 ) {
     for (index, hop) in hops.iter().enumerate().take(count) {
@@ -428,7 +430,7 @@ unsafe fn gather_staged(
         let staged = stage.as_mut_ptr();
         // SAFETY: the caller guarantees the source; the stage is private and has room.
         unsafe { gather.gather(hop.source, staged) };
-        let out = Hop {
+        let out = CopyHop {
             source: staged,
             destination: hop.destination,
         };

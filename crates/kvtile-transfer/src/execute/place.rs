@@ -1,17 +1,17 @@
 //! Nests between regions and buffers, for the staging memory of files.
 
-use kvtile_layout::{Location, Loop, Step};
+use kvtile_layout::{AddressStep, Location, Loop};
 
 use super::{
     bound::BoundLayout,
-    nest::{LocalNest, Manner, choose, is_local},
-    pipeline::{Pipeline, Scratch},
+    nest::{CopyManner, LocalNest, choose, is_local},
+    pipeline::{CopyScratch, KernelPipeline},
 };
 use crate::error::{CopyError, TransferError};
 
 /// The location of one side of a nest.
 #[derive(Clone, Copy)]
-pub(super) enum Place<'a> {
+pub(super) enum NestPlace<'a> {
     /// In the regions of a bound layout.
     Regions(&'a BoundLayout, Location),
     /// In a buffer: offset `from` of a region, as the plan counts it, is at `buffer`, and `bytes`
@@ -24,12 +24,12 @@ pub(super) enum Place<'a> {
     },
 }
 
-impl Place<'_> {
+impl NestPlace<'_> {
     /// The address of the next `bytes` bytes.
     fn pointer(self, bytes: u64) -> Result<*mut u8, TransferError> {
         match self {
-            Place::Regions(layout, location) => layout.pointer(location, bytes),
-            Place::Buffer {
+            NestPlace::Regions(layout, location) => layout.pointer(location, bytes),
+            NestPlace::Buffer {
                 buffer,
                 bytes: size,
                 from,
@@ -48,21 +48,21 @@ impl Place<'_> {
     }
 
     /// The place after `step`.
-    fn further(self, step: Step) -> Self {
+    fn further(self, step: AddressStep) -> Self {
         match self {
-            Place::Regions(layout, location) => Place::Regions(
+            NestPlace::Regions(layout, location) => NestPlace::Regions(
                 layout,
                 Location {
                     region: location.region + step.regions,
                     offset: location.offset + step.bytes,
                 },
             ),
-            Place::Buffer {
+            NestPlace::Buffer {
                 buffer,
                 bytes,
                 from,
                 at,
-            } => Place::Buffer {
+            } => NestPlace::Buffer {
                 buffer,
                 bytes,
                 from,
@@ -79,7 +79,7 @@ pub(super) fn split(
 ) -> Result<(Vec<Loop>, LocalNest), TransferError> {
     let far = loops.iter().filter(|l| !is_local(l)).copied().collect();
     let mut local: Vec<Loop> = loops.iter().filter(|l| is_local(l)).copied().collect();
-    let kernel = choose(&mut local, run_bytes, false, Manner::ordinary())?;
+    let kernel = choose(&mut local, run_bytes, false, CopyManner::ordinary())?;
     Ok((far, LocalNest::new(&local, kernel)?))
 }
 
@@ -94,10 +94,10 @@ pub(super) fn split(
 pub(super) unsafe fn copy_nest(
     far: &[Loop],
     local: &LocalNest,
-    places: (Place<'_>, Place<'_>),
+    places: (NestPlace<'_>, NestPlace<'_>),
 ) -> Result<(), TransferError> {
-    let mut scratch = Scratch::default();
-    let mut pipeline = Pipeline::new(&local.kernel, Manner::ordinary(), &mut scratch)?;
+    let mut scratch = CopyScratch::default();
+    let mut pipeline = KernelPipeline::new(&local.kernel, CopyManner::ordinary(), &mut scratch)?;
     // SAFETY: passed on to the caller.
     let copied = unsafe { walk_far(far, local, places, &mut pipeline) };
     // SAFETY: the steps in the pipeline were checked; the caller guarantees the rest.
@@ -110,8 +110,8 @@ pub(super) unsafe fn copy_nest(
 unsafe fn walk_far(
     far: &[Loop],
     local: &LocalNest,
-    (from, to): (Place<'_>, Place<'_>),
-    pipeline: &mut Pipeline<'_>,
+    (from, to): (NestPlace<'_>, NestPlace<'_>),
+    pipeline: &mut KernelPipeline<'_>,
 ) -> Result<(), TransferError> {
     let Some((outer, inner)) = far.split_first() else {
         let source = from.pointer(local.source_span)?;

@@ -6,7 +6,7 @@ use kvtile_memory::{MemoryRegion, StorageKind, file_of};
 
 /// The address space in which a region's address counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Space {
+pub(crate) enum AddressSpace {
     /// The addresses of this process.
     Memory,
     /// The addresses of a device.
@@ -20,25 +20,25 @@ pub(crate) enum Space {
     },
 }
 
-impl Space {
+impl AddressSpace {
     /// The address space of `region`.
-    pub(crate) fn of(region: &dyn MemoryRegion) -> Space {
+    pub(crate) fn of(region: &dyn MemoryRegion) -> AddressSpace {
         let descriptor = match region.storage_kind() {
             StorageKind::Disk(descriptor) => descriptor,
-            StorageKind::Device(ordinal) => return Space::Device(ordinal),
-            _ => return Space::Memory,
+            StorageKind::Device(ordinal) => return AddressSpace::Device(ordinal),
+            _ => return AddressSpace::Memory,
         };
         let file = file_of(region).and_then(|(file, _)| {
             let again = File::from(file.as_fd().try_clone_to_owned().ok()?);
             again.metadata().ok()
         });
         match file {
-            Some(metadata) => Space::File {
+            Some(metadata) => AddressSpace::File {
                 device: metadata.dev(),
                 inode: metadata.ino(),
             },
             // The file's metadata is unavailable: its descriptor distinguishes it.
-            None => Space::File {
+            None => AddressSpace::File {
                 device: u64::MAX,
                 inode: descriptor,
             },

@@ -2,12 +2,12 @@
 
 use std::{ops::Range, sync::Arc};
 
-use kvtile_layout::Span;
+use kvtile_layout::RegionSpan;
 
 use super::{
-    Ids, LayoutHandle, SharedLedger,
+    LayoutHandle, SharedLedger, SideBlockIds,
     layers::HeldLayers,
-    ledger::{LeaseSide, Ticket},
+    ledger::{LeaseSide, LeaseTicket},
     lock,
     spans::stored_spans,
 };
@@ -33,7 +33,7 @@ pub enum LeaseMode {
 /// them. The manager refuses a transfer that conflicts with a lease.
 pub struct BlockLease {
     ledger: SharedLedger,
-    ticket: Ticket,
+    ticket: LeaseTicket,
     handle: LayoutHandle,
     layout: PhysicalLayout,
     layers: HeldLayers,
@@ -84,7 +84,7 @@ impl BlockLease {
             handle,
             layers: &layers,
         };
-        let ticket = guard.lease(side, Ids::Leased(blocks.iter()), mode)?;
+        let ticket = guard.lease(side, SideBlockIds::Leased(blocks.iter()), mode)?;
         drop(guard);
         Ok(BlockLease {
             ledger: Arc::clone(ledger),
@@ -228,7 +228,7 @@ impl BlockLease {
         &self.layout
     }
 
-    fn span(&self, block: u64, layer: u64) -> Result<Span, TransferError> {
+    fn span(&self, block: u64, layer: u64) -> Result<RegionSpan, TransferError> {
         self.check_holds(block)?;
         let layers = self.layers();
         if layer < self.layout.shape().num_layers() && !layers.contains(&layer) {
@@ -242,12 +242,12 @@ impl BlockLease {
         Ok(self.layout.strided().page_span(block, layer)?)
     }
 
-    fn block_span(&self, block: u64) -> Result<Span, TransferError> {
+    fn block_span(&self, block: u64) -> Result<RegionSpan, TransferError> {
         self.check_holds_all(block)?;
         Ok(self.layout.strided().block_span(block)?)
     }
 
-    fn part_span(&self, block: u64) -> Result<Span, TransferError> {
+    fn part_span(&self, block: u64) -> Result<RegionSpan, TransferError> {
         self.check_holds(block)?;
         match &self.layers {
             HeldLayers::All => Ok(self.layout.strided().block_span(block)?),
@@ -297,7 +297,7 @@ impl BlockLease {
 
 impl Drop for BlockLease {
     fn drop(&mut self) {
-        let blocks = Ids::Leased(self.blocks.iter());
+        let blocks = SideBlockIds::Leased(self.blocks.iter());
         lock(&self.ledger).release(&self.ticket, blocks);
     }
 }

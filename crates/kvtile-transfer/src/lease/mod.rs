@@ -36,11 +36,11 @@ mod transfer;
 use std::{fmt, ops::Deref, sync::Arc};
 
 pub use block::{BlockLease, LeaseMode};
-pub(crate) use ledger::Ledger;
-pub(crate) use pairs::{Ids, Pairs};
+pub(crate) use ledger::LeaseLedger;
+pub(crate) use pairs::{SideBlockIds, TransferPairs};
 pub(crate) use routes::RouteKey;
-pub(crate) use scratch::Scratch;
-pub(crate) use transfer::{Planned, Route};
+pub(crate) use scratch::BlockScratch;
+pub(crate) use transfer::{PlannedTransfer, TransferRoute};
 
 use crate::sync::{Mutex, MutexGuard};
 
@@ -58,27 +58,27 @@ impl fmt::Display for LayoutHandle {
     }
 }
 
-pub(crate) type SharedLedger = Arc<Mutex<Ledger>>;
+pub(crate) type SharedLedger = Arc<Mutex<LeaseLedger>>;
 
-pub(crate) fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
+pub(crate) fn lock(ledger: &Mutex<LeaseLedger>) -> MutexGuard<'_, LeaseLedger> {
     // The ledger changes only after its checks have passed, and the changes do not panic.
     ledger.lock()
 }
 
 /// The ledger of a lease: borrowed by a transfer that runs on the caller's thread, shared by one in
 /// flight.
-pub(crate) enum Held<'a> {
-    Borrowed(&'a Mutex<Ledger>),
+pub(crate) enum LedgerHandle<'a> {
+    Borrowed(&'a Mutex<LeaseLedger>),
     Shared(SharedLedger),
 }
 
-impl Deref for Held<'_> {
-    type Target = Mutex<Ledger>;
+impl Deref for LedgerHandle<'_> {
+    type Target = Mutex<LeaseLedger>;
 
-    fn deref(&self) -> &Mutex<Ledger> {
+    fn deref(&self) -> &Mutex<LeaseLedger> {
         match self {
-            Held::Borrowed(ledger) => ledger,
-            Held::Shared(ledger) => ledger,
+            LedgerHandle::Borrowed(ledger) => ledger,
+            LedgerHandle::Shared(ledger) => ledger,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use kvtile_layout::{BlockPair, CopyPlan, CopyPlanner, LayerPlans, LayoutError, RangePair};
 
 /// The block pairs of a transfer.
-pub(crate) enum Pairs<'a> {
+pub(crate) enum TransferPairs<'a> {
     /// The same tokens of every block: source block `i` to destination block `i`.
     Blocks {
         source: Cow<'a, [usize]>,
@@ -17,21 +17,21 @@ pub(crate) enum Pairs<'a> {
     Selected(Cow<'a, [BlockPair]>),
 }
 
-impl<'a> Pairs<'a> {
+impl<'a> TransferPairs<'a> {
     /// # Errors
     /// Lists of different lengths.
     pub(crate) fn blocks(
         source: &'a [usize],
         destination: &'a [usize],
         tokens: RangePair,
-    ) -> Result<Pairs<'a>, LayoutError> {
+    ) -> Result<TransferPairs<'a>, LayoutError> {
         if source.len() != destination.len() {
             return Err(LayoutError::BlockListsDiffer {
                 source_blocks: source.len(),
                 destination_blocks: destination.len(),
             });
         }
-        Ok(Pairs::Blocks {
+        Ok(TransferPairs::Blocks {
             source: source.into(),
             destination: destination.into(),
             tokens,
@@ -39,68 +39,68 @@ impl<'a> Pairs<'a> {
     }
 
     /// Converts to owned pairs.
-    pub(crate) fn into_owned(self) -> Pairs<'static> {
+    pub(crate) fn into_owned(self) -> TransferPairs<'static> {
         match self {
-            Pairs::Blocks {
+            TransferPairs::Blocks {
                 source,
                 destination,
                 tokens,
-            } => Pairs::Blocks {
+            } => TransferPairs::Blocks {
                 source: source.into_owned().into(),
                 destination: destination.into_owned().into(),
                 tokens,
             },
-            Pairs::Selected(pairs) => Pairs::Selected(pairs.into_owned().into()),
+            TransferPairs::Selected(pairs) => TransferPairs::Selected(pairs.into_owned().into()),
         }
     }
 
     pub(crate) fn plan(&self, planner: &mut CopyPlanner) -> Result<CopyPlan, LayoutError> {
         match self {
-            Pairs::Blocks {
+            TransferPairs::Blocks {
                 source,
                 destination,
                 tokens,
             } => planner.plan(block_pairs(source, destination, *tokens)),
-            Pairs::Selected(pairs) => planner.plan(pairs.iter().copied()),
+            TransferPairs::Selected(pairs) => planner.plan(pairs.iter().copied()),
         }
     }
 
     pub(crate) fn plan_layers(&self, planner: &mut CopyPlanner) -> Result<LayerPlans, LayoutError> {
         match self {
-            Pairs::Blocks {
+            TransferPairs::Blocks {
                 source,
                 destination,
                 tokens,
             } => planner.plan_layers(block_pairs(source, destination, *tokens)),
-            Pairs::Selected(pairs) => planner.plan_layers(pairs.iter().copied()),
+            TransferPairs::Selected(pairs) => planner.plan_layers(pairs.iter().copied()),
         }
     }
 
     /// The source blocks, including repetitions.
-    pub(crate) fn sources(&self) -> Ids<'_> {
+    pub(crate) fn sources(&self) -> SideBlockIds<'_> {
         match self {
-            Pairs::Blocks { source, .. } => Ids::Listed(source.iter()),
-            Pairs::Selected(pairs) => Ids::Sources(pairs.iter()),
+            TransferPairs::Blocks { source, .. } => SideBlockIds::Listed(source.iter()),
+            TransferPairs::Selected(pairs) => SideBlockIds::Sources(pairs.iter()),
         }
     }
 
     /// The destination blocks, including repetitions.
-    pub(crate) fn destinations(&self) -> Ids<'_> {
+    pub(crate) fn destinations(&self) -> SideBlockIds<'_> {
         match self {
-            Pairs::Blocks { destination, .. } => Ids::Listed(destination.iter()),
-            Pairs::Selected(pairs) => Ids::Destinations(pairs.iter()),
+            TransferPairs::Blocks { destination, .. } => SideBlockIds::Listed(destination.iter()),
+            TransferPairs::Selected(pairs) => SideBlockIds::Destinations(pairs.iter()),
         }
     }
 
     /// All pairs, one by one.
     pub(crate) fn to_vec(&self) -> Vec<BlockPair> {
         match self {
-            Pairs::Blocks {
+            TransferPairs::Blocks {
                 source,
                 destination,
                 tokens,
             } => block_pairs(source, destination, *tokens).collect(),
-            Pairs::Selected(pairs) => pairs.to_vec(),
+            TransferPairs::Selected(pairs) => pairs.to_vec(),
         }
     }
 
@@ -130,33 +130,33 @@ fn block_pairs(
 
 /// The block ids of one side, from any of the lists that contain them.
 #[derive(Clone)]
-pub(crate) enum Ids<'a> {
+pub(crate) enum SideBlockIds<'a> {
     Listed(std::slice::Iter<'a, usize>),
     Leased(std::slice::Iter<'a, u64>),
     Sources(std::slice::Iter<'a, BlockPair>),
     Destinations(std::slice::Iter<'a, BlockPair>),
 }
 
-impl Iterator for Ids<'_> {
+impl Iterator for SideBlockIds<'_> {
     type Item = u64;
 
     #[inline]
     fn next(&mut self) -> Option<u64> {
         match self {
-            Ids::Listed(ids) => ids.next().map(|&id| id as u64),
-            Ids::Leased(ids) => ids.next().copied(),
-            Ids::Sources(pairs) => pairs.next().map(|pair| pair.source_block),
-            Ids::Destinations(pairs) => pairs.next().map(|pair| pair.destination_block),
+            SideBlockIds::Listed(ids) => ids.next().map(|&id| id as u64),
+            SideBlockIds::Leased(ids) => ids.next().copied(),
+            SideBlockIds::Sources(pairs) => pairs.next().map(|pair| pair.source_block),
+            SideBlockIds::Destinations(pairs) => pairs.next().map(|pair| pair.destination_block),
         }
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
         match self {
-            Ids::Listed(ids) => ids.size_hint(),
-            Ids::Leased(ids) => ids.size_hint(),
-            Ids::Sources(pairs) | Ids::Destinations(pairs) => pairs.size_hint(),
+            SideBlockIds::Listed(ids) => ids.size_hint(),
+            SideBlockIds::Leased(ids) => ids.size_hint(),
+            SideBlockIds::Sources(pairs) | SideBlockIds::Destinations(pairs) => pairs.size_hint(),
         }
     }
 }
 
-impl ExactSizeIterator for Ids<'_> {}
+impl ExactSizeIterator for SideBlockIds<'_> {}

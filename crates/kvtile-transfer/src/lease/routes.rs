@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kvtile_layout::RangePair;
 
-use super::{LayoutHandle, Route};
+use super::{LayoutHandle, TransferRoute};
 
 /// Maximum number of cached routes.
 const ROUTES_MAX: usize = 64;
@@ -23,19 +23,19 @@ pub(crate) struct RouteKey {
 
 /// An LRU cache of routes.
 #[derive(Default)]
-pub(crate) struct Routes {
-    kept: Vec<Kept>,
+pub(crate) struct RouteCache {
+    kept: Vec<CachedRoute>,
     clock: u64,
 }
 
-struct Kept {
+struct CachedRoute {
     key: RouteKey,
-    route: Arc<Route>,
+    route: Arc<TransferRoute>,
     used: u64,
 }
 
-impl Routes {
-    pub(crate) fn find(&mut self, key: &RouteKey) -> Option<Arc<Route>> {
+impl RouteCache {
+    pub(crate) fn find(&mut self, key: &RouteKey) -> Option<Arc<TransferRoute>> {
         let kept = self.kept.iter_mut().find(|kept| kept.key == *key)?;
         self.clock += 1;
         kept.used = self.clock;
@@ -43,7 +43,7 @@ impl Routes {
     }
 
     /// Caches `route`. A full cache evicts the least recently used route.
-    pub(crate) fn keep(&mut self, key: RouteKey, route: &Arc<Route>) {
+    pub(crate) fn keep(&mut self, key: RouteKey, route: &Arc<TransferRoute>) {
         if self.kept.iter().any(|kept| kept.key == key) {
             return;
         }
@@ -54,7 +54,7 @@ impl Routes {
             }
         }
         self.clock += 1;
-        self.kept.push(Kept {
+        self.kept.push(CachedRoute {
             key,
             route: Arc::clone(route),
             used: self.clock,

@@ -2,33 +2,33 @@
 
 use std::sync::Arc;
 
-use kvtile_layout::{BlockPair, CopyPlan, Location, Selection, Span, StridedLayout};
+use kvtile_layout::{BlockPair, CopyPlan, Location, RegionSpan, Selection, StridedLayout};
 use kvtile_memory::{OwnedMemoryRegion, SystemMemory};
 
 use super::BlockLease;
 use crate::{
     error::TransferError,
-    execute::{BoundLayout, Hints, access, one_thread_lane},
+    execute::{BoundLayout, TransferHints, access, one_thread_lane},
 };
 
 /// One block in [canonical order](StridedLayout::canonical), owned by the scratch.
-pub(crate) struct Scratch {
+pub(crate) struct BlockScratch {
     bound: BoundLayout,
-    span: Span,
+    span: RegionSpan,
 }
 
-impl Scratch {
+impl BlockScratch {
     /// Zeroed memory for one block of the shape of `layout`.
-    pub(crate) fn for_block_of(layout: &StridedLayout) -> Result<Scratch, TransferError> {
+    pub(crate) fn for_block_of(layout: &StridedLayout) -> Result<BlockScratch, TransferError> {
         let shape = layout.shape().with_num_blocks(1)?;
         let canonical = StridedLayout::canonical(&shape)?;
         let bytes = shape.block_bytes()?;
         let size = usize::try_from(bytes).unwrap_or(usize::MAX);
         let memory: OwnedMemoryRegion =
             Arc::new(SystemMemory::options().huge_pages(false).allocate(size)?);
-        Ok(Scratch {
+        Ok(BlockScratch {
             bound: BoundLayout::new(Arc::new(canonical), vec![memory])?,
-            span: Span {
+            span: RegionSpan {
                 start: Location {
                     region: 0,
                     offset: 0,
@@ -106,7 +106,7 @@ impl Scratch {
 }
 
 /// A block is small, and the caller reads it at once.
-const READ_NEXT: Hints = Hints {
+const READ_NEXT: TransferHints = TransferHints {
     bytes: 0,
     read_next: true,
 };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvtile_layout::{
-    BlockPair, CopyPlan, CopyPlanner, PlanSettings, Selection, Span, StridedLayout,
+    BlockPair, CopyPlan, CopyPlanner, PlanSettings, RegionSpan, Selection, StridedLayout,
 };
 
 use crate::error::{CopyError, TransferError};
@@ -16,7 +16,7 @@ pub(super) fn stored_spans(
     layout: &StridedLayout,
     blocks: &[u64],
     runs_max: u64,
-) -> Result<Vec<Span>, TransferError> {
+) -> Result<Vec<RegionSpan>, TransferError> {
     if blocks.is_empty() {
         return Ok(Vec::new());
     }
@@ -53,7 +53,11 @@ impl BlockSpans {
     }
 
     /// As [`stored_spans`] for one block.
-    pub(super) fn of(&mut self, block: u64, runs_max: u64) -> Result<Vec<Span>, TransferError> {
+    pub(super) fn of(
+        &mut self,
+        block: u64,
+        runs_max: u64,
+    ) -> Result<Vec<RegionSpan>, TransferError> {
         let pair = BlockPair {
             source_block: block,
             source_token: 0,
@@ -66,16 +70,16 @@ impl BlockSpans {
 }
 
 /// The source runs of a plan, merged and sorted by region and offset.
-fn merged(plan: &CopyPlan, runs_max: u64) -> Result<Vec<Span>, TransferError> {
+fn merged(plan: &CopyPlan, runs_max: u64) -> Result<Vec<RegionSpan>, TransferError> {
     if plan.runs() > runs_max {
         return Err(TransferError::Copy(CopyError::OverlapUnproved {
             runs: plan.runs(),
         }));
     }
-    let mut runs: Vec<Span> = Vec::new();
-    plan.for_each_run(|start, _, bytes| runs.push(Span { start, bytes }));
+    let mut runs: Vec<RegionSpan> = Vec::new();
+    plan.for_each_run(|start, _, bytes| runs.push(RegionSpan { start, bytes }));
     runs.sort_unstable_by_key(|span| span.start);
-    let mut merged: Vec<Span> = Vec::new();
+    let mut merged: Vec<RegionSpan> = Vec::new();
     for run in runs {
         match merged.last_mut() {
             Some(last)

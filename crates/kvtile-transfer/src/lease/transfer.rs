@@ -14,20 +14,23 @@ use kvtile_layout::{
 use parking_lot::Mutex;
 
 use super::{
-    Held, Pairs, RouteKey, Scratch,
+    BlockScratch, LedgerHandle, RouteKey, TransferPairs,
     layers::HeldLayers,
-    ledger::{LeaseSide, Ticket},
+    ledger::{LeaseSide, LeaseTicket},
     lock,
 };
 use crate::{
     error::{CopyError, TransferError},
-    execute::{Cargo, End, Hints, Lanes, QueuedLane, Sides, TransferReport, carry},
+    execute::{
+        LaneSides, Lanes, QueuedLane, TransferCargo, TransferHints, TransferReport, TransferResult,
+        carry,
+    },
     physical::PhysicalLayout,
 };
 
 /// Two layouts that are checked for copies of ranges of layers and heads, and the planner for such
 /// copies.
-pub(crate) struct Route {
+pub(crate) struct TransferRoute {
     key: RouteKey,
     from: PhysicalLayout,
     to: PhysicalLayout,
@@ -41,7 +44,7 @@ pub(crate) struct Route {
     layers_are_free: bool,
 }
 
-impl Route {
+impl TransferRoute {
     /// Runs the checks that do not depend on the blocks, and chooses the lane. `from` and `to` are
     /// the layouts of the key.
     pub(crate) fn new(
@@ -49,7 +52,7 @@ impl Route {
         from: PhysicalLayout,
         to: PhysicalLayout,
         lanes: &Lanes,
-    ) -> Result<Route, TransferError> {
+    ) -> Result<TransferRoute, TransferError> {
         match (from.logical_fingerprint(), to.logical_fingerprint()) {
             (Some(a), Some(b)) if a != b => {
                 return Err(TransferError::Copy(CopyError::LogicalDiffers {
@@ -80,7 +83,7 @@ impl Route {
             let end = first.saturating_add(layers.count);
             HeldLayers::of(first..end, of.shape().num_layers())
         };
-        Ok(Route {
+        Ok(TransferRoute {
             key,
             layers: usize::try_from(layers.count).unwrap_or(usize::MAX),
             held: [held(layers.source, &from)?, held(layers.destination, &to)?],
@@ -113,26 +116,26 @@ impl Route {
 }
 
 /// The plans of a transfer: one for all layers, or one per layer.
-enum Plans {
+enum TransferPlans {
     Whole(CopyPlan),
     Layers(LayerPlans),
 }
 
 /// A transfer that was checked and planned, and holds no leases yet.
-pub(crate) struct Planned<'a> {
-    route: Arc<Route>,
-    pairs: Pairs<'a>,
-    plans: Plans,
+pub(crate) struct PlannedTransfer<'a> {
+    route: Arc<TransferRoute>,
+    pairs: TransferPairs<'a>,
+    plans: TransferPlans,
 }
 
-impl<'a> Planned<'a> {
+impl<'a> PlannedTransfer<'a> {
     /// Checks and plans. `layer_by_layer` requests one plan per layer. With `None`, the transfer
     /// goes layer by layer where that costs nothing.
     pub(crate) fn new(
-        route: Arc<Route>,
-        pairs: Pairs<'a>,
+        route: Arc<TransferRoute>,
+        pairs: TransferPairs<'a>,
         layer_by_layer: Option<bool>,
-    ) -> Result<Planned<'a>, TransferError> {
+    ) -> Result<PlannedTransfer<'a>, TransferError> {
         let by_layer = route.layers > 1
             && layer_by_layer.unwrap_or_else(|| {
                 // A transfer that ends before the call returns needs no per-layer progress.
@@ -146,11 +149,11 @@ impl<'a> Planned<'a> {
         // plans slower, never wrong.
         let mut planner = route.planner.lock();
         let plans = match by_layer {
-            true => Plans::Layers(pairs.plan_layers(&mut planner)?),
-            false => Plans::Whole(pairs.plan(&mut planner)?),
+            true => TransferPlans::Layers(pairs.plan_layers(&mut planner)?),
+            false => TransferPlans::Whole(pairs.plan(&mut planner)?),
         };
         drop(planner);
-        Ok(Planned {
+        Ok(PlannedTransfer {
             route,
             pairs,
             plans,
@@ -159,15 +162,15 @@ impl<'a> Planned<'a> {
 
     pub(crate) fn bytes(&self) -> u64 {
         match &self.plans {
-            Plans::Whole(plan) => plan.bytes(),
-            Plans::Layers(plans) => plans.bytes(),
+            TransferPlans::Whole(plan) => plan.bytes(),
+            TransferPlans::Layers(plans) => plans.bytes(),
         }
     }
 
     fn runs(&self) -> u64 {
         match &self.plans {
-            Plans::Whole(plan) => plan.runs(),
-            Plans::Layers(plans) => plans.runs(),
+            TransferPlans::Whole(plan) => plan.runs(),
+            TransferPlans::Layers(plans) => plans.runs(),
         }
     }
 
@@ -187,8 +190,8 @@ impl<'a> Planned<'a> {
     }
 
     /// Converts to an owned transfer.
-    pub(crate) fn into_owned(self) -> Planned<'static> {
-        Planned {
+    pub(crate) fn into_owned(self) -> PlannedTransfer<'static> {
+        PlannedTransfer {
             route: self.route,
             pairs: self.pairs.into_owned(),
             plans: self.plans,
@@ -199,7 +202,7 @@ impl<'a> Planned<'a> {
     /// `read_next` is a hint that the destination is read at once.
     pub(crate) fn lease(
         self,
-        ledger: Held<'a>,
+        ledger: LedgerHandle<'a>,
         verify: bool,
         read_next: bool,
     ) -> Result<LeasedTransfer<'a>, TransferError> {
@@ -213,7 +216,7 @@ impl<'a> Planned<'a> {
         Ok(LeasedTransfer {
             tickets: tickets?,
             ledger,
-            hints: Hints {
+            hints: TransferHints {
                 bytes: self.bytes(),
                 read_next: read_next || verify,
             },
@@ -225,11 +228,11 @@ impl<'a> Planned<'a> {
 
 /// Plans, and the leases that make their execution sound. The leases are released on drop.
 pub(crate) struct LeasedTransfer<'a> {
-    planned: Planned<'a>,
-    ledger: Held<'a>,
-    hints: Hints,
+    planned: PlannedTransfer<'a>,
+    ledger: LedgerHandle<'a>,
+    hints: TransferHints,
     verify: bool,
-    tickets: [Ticket; 2],
+    tickets: [LeaseTicket; 2],
 }
 
 // SAFETY: the planner of the route made the plans from the layouts of `sides`, the pairs and a
@@ -240,13 +243,13 @@ pub(crate) struct LeasedTransfer<'a> {
 // of the layout share a byte. Leases on layouts that share memory conflict byte by byte, and there
 // a lease of layers counts for its blocks as a whole. No layer of a block is leased both ways, so
 // no byte is on both sides.
-unsafe impl Cargo for LeasedTransfer<'_> {
-    fn sides(&self) -> Result<Sides<'_>, TransferError> {
+unsafe impl TransferCargo for LeasedTransfer<'_> {
+    fn sides(&self) -> Result<LaneSides<'_>, TransferError> {
         let route = &self.planned.route;
         Ok((route.from.bound()?, route.to.bound()?))
     }
 
-    fn hints(&self) -> Hints {
+    fn hints(&self) -> TransferHints {
         self.hints
     }
 
@@ -255,18 +258,18 @@ unsafe impl Cargo for LeasedTransfer<'_> {
         carry: &mut dyn FnMut(&CopyPlan) -> Result<(), TransferError>,
     ) -> Result<(), TransferError> {
         match &self.planned.plans {
-            Plans::Whole(plan) => carry(plan),
-            Plans::Layers(plans) => plans.iter().try_for_each(|plan| carry(&plan)),
+            TransferPlans::Whole(plan) => carry(plan),
+            TransferPlans::Layers(plans) => plans.iter().try_for_each(|plan| carry(&plan)),
         }
     }
 
     fn announces_layers(&self) -> bool {
-        let is_by_layer = matches!(self.planned.plans, Plans::Layers(_));
+        let is_by_layer = matches!(self.planned.plans, TransferPlans::Layers(_));
         // Layers that are not yet verified may not be read.
         (is_by_layer || self.planned.layers() == 1) && !self.verify
     }
 
-    fn arrived(&self, start: Instant) -> End {
+    fn arrived(&self, start: Instant) -> TransferResult {
         if self.verify {
             self.compare()?;
         }
@@ -281,7 +284,7 @@ unsafe impl Cargo for LeasedTransfer<'_> {
 
 impl LeasedTransfer<'_> {
     /// Executes the transfer on this thread, and releases the leases.
-    pub(crate) fn fly_here(self) -> End {
+    pub(crate) fn fly_here(self) -> TransferResult {
         carry(self.planned.route.lane.lane(), &self, &mut || {})
     }
 
@@ -289,8 +292,8 @@ impl LeasedTransfer<'_> {
     fn compare(&self) -> Result<(), TransferError> {
         let route = &self.planned.route;
         let (from, to) = (route.from.bound()?, route.to.bound()?);
-        let mut expected = Scratch::for_block_of(to.layout())?;
-        let mut found = Scratch::for_block_of(to.layout())?;
+        let mut expected = BlockScratch::for_block_of(to.layout())?;
+        let mut found = BlockScratch::for_block_of(to.layout())?;
         for pair in self.planned.pairs.to_vec() {
             let block = pair.destination_block;
             let mut selection = Selection {

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     completion::{Completer, Completion},
     error::{CopyError, TransferError},
-    execute::{End, TransferReport},
+    execute::{TransferReport, TransferResult},
 };
 
 /// The completion of a transfer, also a future.
@@ -20,19 +20,19 @@ use crate::{
 #[derive(Clone, Debug)]
 #[must_use = "a transfer without a waiter may fail unseen"]
 pub struct TransferCompletion {
-    completion: Completion<End>,
+    completion: Completion<TransferResult>,
 }
 
 impl TransferCompletion {
     /// The completion of a transfer that ends on another thread.
-    pub(super) fn pending(completer: &Completer<End>) -> TransferCompletion {
+    pub(super) fn pending(completer: &Completer<TransferResult>) -> TransferCompletion {
         TransferCompletion {
             completion: completer.completion(),
         }
     }
 
     /// The completion of a transfer that has already ended.
-    pub(super) fn ended(layers: usize, end: End) -> TransferCompletion {
+    pub(super) fn ended(layers: usize, end: TransferResult) -> TransferCompletion {
         TransferCompletion {
             completion: Completion::ended(layers, end),
         }
@@ -127,7 +127,7 @@ impl TransferCompletion {
 }
 
 /// A successful end also completes the layers that were not reported one by one.
-fn layer_end(layer: Result<(), End>) -> Result<(), TransferError> {
+fn layer_end(layer: Result<(), TransferResult>) -> Result<(), TransferError> {
     match layer {
         Ok(()) | Err(Ok(_)) => Ok(()),
         Err(Err(error)) => Err(error),

@@ -7,7 +7,7 @@ use kvtile_random::mix;
 use super::TransferManager;
 use crate::{
     error::TransferError,
-    lease::{BlockLease, LayoutHandle, LeaseMode, Scratch},
+    lease::{BlockLease, BlockScratch, LayoutHandle, LeaseMode},
 };
 
 /// The pattern that [`TransferManager::fill`] writes.
@@ -52,7 +52,7 @@ impl TransferManager {
         pattern: FillPattern,
     ) -> Result<(), TransferError> {
         let mut lease = self.lease(handle, block_ids, LeaseMode::Write)?;
-        let mut scratch = Scratch::for_block_of(lease.layout().strided())?;
+        let mut scratch = BlockScratch::for_block_of(lease.layout().strided())?;
         for (number, &block) in block_ids.iter().enumerate() {
             write_pattern(scratch.bytes_mut()?, number as u64, pattern);
             scratch.scatter(&mut lease, block as u64)?;
@@ -62,8 +62,8 @@ impl TransferManager {
 }
 
 /// One block of a lease in canonical order.
-pub(crate) fn gathered(lease: &BlockLease, block: u64) -> Result<Scratch, TransferError> {
-    let mut scratch = Scratch::for_block_of(lease.layout().strided())?;
+pub(crate) fn gathered(lease: &BlockLease, block: u64) -> Result<BlockScratch, TransferError> {
+    let mut scratch = BlockScratch::for_block_of(lease.layout().strided())?;
     scratch.gather(lease, block)?;
     Ok(scratch)
 }

@@ -30,10 +30,10 @@ pub use options::TransferOptions;
 use crate::{
     completion::Completer,
     error::{CopyError, TransferError},
-    execute::{Flight, Lanes},
+    execute::{Lanes, TransferFlight},
     lease::{
-        BlockLease, Held, LayoutHandle, LeaseMode, Ledger, Pairs, Planned, Route, RouteKey,
-        SharedLedger, lock,
+        BlockLease, LayoutHandle, LeaseLedger, LeaseMode, LedgerHandle, PlannedTransfer, RouteKey,
+        SharedLedger, TransferPairs, TransferRoute, lock,
     },
     physical::PhysicalLayout,
     sync::Mutex,
@@ -93,7 +93,7 @@ impl TransferManager {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         TransferManager {
-            ledger: Arc::new(Mutex::new(Ledger::new(id))),
+            ledger: Arc::new(Mutex::new(LeaseLedger::new(id))),
             lanes,
         }
     }
@@ -195,7 +195,7 @@ impl TransferManager {
             heads: options.heads,
         })?;
         let tokens = route.tokens(options.tokens)?;
-        let pairs = Pairs::blocks(source_block_ids, destination_block_ids, tokens)?;
+        let pairs = TransferPairs::blocks(source_block_ids, destination_block_ids, tokens)?;
         self.start(route, pairs, &options)
     }
 
@@ -221,12 +221,12 @@ impl TransferManager {
             layers: options.layers.or(selection.layers),
             heads: options.heads.or(selection.heads),
         })?;
-        let pairs = Pairs::Selected(selection.pairs.into());
+        let pairs = TransferPairs::Selected(selection.pairs.into());
         self.start(route, pairs, &options)
     }
 
     /// The route of a transfer, from the cache or new.
-    fn route(&self, key: RouteKey) -> Result<Arc<Route>, TransferError> {
+    fn route(&self, key: RouteKey) -> Result<Arc<TransferRoute>, TransferError> {
         let mut ledger = lock(&self.ledger);
         if let Some(route) = ledger.routes.find(&key) {
             return Ok(route);
@@ -234,7 +234,7 @@ impl TransferManager {
         let from = ledger.layout(key.source)?.clone();
         let to = ledger.layout(key.destination)?.clone();
         drop(ledger);
-        let route = Arc::new(Route::new(key, from, to, &self.lanes)?);
+        let route = Arc::new(TransferRoute::new(key, from, to, &self.lanes)?);
         let mut ledger = lock(&self.ledger);
         // A concurrent call may have unregistered one of them; its handle is never reused.
         if ledger.layout(key.source).is_ok() && ledger.layout(key.destination).is_ok() {
@@ -247,24 +247,25 @@ impl TransferManager {
     /// Plans and leases a transfer, and runs or queues it.
     fn start(
         &self,
-        route: Arc<Route>,
-        pairs: Pairs<'_>,
+        route: Arc<TransferRoute>,
+        pairs: TransferPairs<'_>,
         options: &TransferOptions,
     ) -> Result<TransferCompletion, TransferError> {
-        let planned = Planned::new(route, pairs, options.layer_by_layer)?;
+        let planned = PlannedTransfer::new(route, pairs, options.layer_by_layer)?;
         let layers = planned.layers();
         let (verify, read_next) = (options.verify, options.read_next);
         if planned.is_short() {
-            let transfer = planned.lease(Held::Borrowed(&self.ledger), verify, read_next)?;
+            let transfer =
+                planned.lease(LedgerHandle::Borrowed(&self.ledger), verify, read_next)?;
             return Ok(TransferCompletion::ended(layers, transfer.fly_here()));
         }
         let lane = Arc::clone(planned.lane());
         lane.open()?;
-        let ledger = Held::Shared(Arc::clone(&self.ledger));
+        let ledger = LedgerHandle::Shared(Arc::clone(&self.ledger));
         let transfer = planned.into_owned().lease(ledger, verify, read_next)?;
         let completer = Completer::new(layers, 1);
         let completion = TransferCompletion::pending(&completer);
-        lane.start(Flight::new(Box::new(transfer), completer));
+        lane.start(TransferFlight::new(Box::new(transfer), completer));
         Ok(completion)
     }
 }

@@ -38,10 +38,10 @@ pub struct NeedsConfig(());
 
 /// State of the builder: it has a configuration or a shape and needs an order.
 #[derive(Debug)]
-pub struct HasConfig(Counts);
+pub struct HasConfig(ShapeSource);
 
 #[derive(Debug)]
-enum Counts {
+enum ShapeSource {
     Config(LayoutConfig),
     Shape { shape: Shape, alignment: u64 },
 }
@@ -49,7 +49,7 @@ enum Counts {
 /// State of the builder: it has an order and needs memory.
 #[derive(Debug)]
 pub struct HasLayout {
-    counts: Counts,
+    counts: ShapeSource,
     /// `build` reports a text that is not a word.
     spec: Result<LayoutSpec, LayoutError>,
 }
@@ -136,7 +136,7 @@ impl PhysicalLayoutBuilder<NeedsConfig> {
     /// Counts as the block-manager tradition defines them.
     #[must_use]
     pub fn with_config(self, config: LayoutConfig) -> PhysicalLayoutBuilder<HasConfig> {
-        self.next(|_| HasConfig(Counts::Config(config)))
+        self.next(|_| HasConfig(ShapeSource::Config(config)))
     }
 
     /// A shape with its own planes; blocks and regions are packed without padding.
@@ -152,7 +152,7 @@ impl PhysicalLayoutBuilder<NeedsConfig> {
         shape: Shape,
         alignment: u64,
     ) -> PhysicalLayoutBuilder<HasConfig> {
-        self.next(|_| HasConfig(Counts::Shape { shape, alignment }))
+        self.next(|_| HasConfig(ShapeSource::Shape { shape, alignment }))
     }
 }
 
@@ -269,14 +269,14 @@ impl PhysicalLayoutBuilder<HasMemory> {
     }
 }
 
-impl Counts {
+impl ShapeSource {
     fn resolve(&self, spec: &LayoutSpec) -> Result<StridedLayout, TransferError> {
         let strided = match self {
-            Counts::Config(config) => {
+            ShapeSource::Config(config) => {
                 let (shape, inner) = (spec.shape(config)?, config.inner_shape());
                 spec.resolve(&shape, inner, config.alignment() as u64)?
             }
-            Counts::Shape { shape, alignment } => {
+            ShapeSource::Shape { shape, alignment } => {
                 spec.resolve(shape, InnerShape::Unknown, *alignment)?
             }
         };
@@ -285,8 +285,8 @@ impl Counts {
 
     fn into_view(self, spec: LayoutSpec) -> TraditionalView {
         let config = match self {
-            Counts::Config(config) => Some(config),
-            Counts::Shape { .. } => None,
+            ShapeSource::Config(config) => Some(config),
+            ShapeSource::Shape { .. } => None,
         };
         TraditionalView::new(spec, config)
     }
@@ -297,7 +297,7 @@ impl MemoryPlan {
         self,
         layout: &StridedLayout,
     ) -> Result<(Vec<OwnedMemoryRegion>, Option<NixlMetadata>), TransferError> {
-        let packing = Packing::new(layout)?;
+        let packing = RegionPacking::new(layout)?;
         let memory: OwnedMemoryRegion = match self {
             MemoryPlan::Regions(regions) => return Ok((regions, None)),
             MemoryPlan::Registered(agent, regions) => {
@@ -351,13 +351,13 @@ fn registered(agent: String, regions: &[OwnedMemoryRegion]) -> Result<NixlMetada
 
 /// The offsets of a layout's regions in one allocation. They lie one after the other, each at a
 /// multiple of the layout's alignment and of the page size.
-struct Packing {
+struct RegionPacking {
     bytes: usize,
     regions: Vec<(usize, usize)>,
 }
 
-impl Packing {
-    fn new(layout: &StridedLayout) -> Result<Packing, TransferError> {
+impl RegionPacking {
+    fn new(layout: &StridedLayout) -> Result<RegionPacking, TransferError> {
         let alignment = layout.alignment().max(REGION_ALIGNMENT);
         let mut end = 0u64;
         let mut regions = Vec::new();
@@ -378,7 +378,7 @@ impl Packing {
             end = next;
         }
         let bytes = usize::try_from(end).unwrap_or(usize::MAX);
-        Ok(Packing { bytes, regions })
+        Ok(RegionPacking { bytes, regions })
     }
 
     /// The regions in newly allocated memory. Mappings start at a page; for a larger alignment, the

@@ -3,13 +3,13 @@
 use std::sync::{Arc, OnceLock};
 
 use kvtile_layout::{
-    Piece, Plane, PlaneDigits, Shape, StridedLayout, Word,
+    Plane, PlaneDigits, PlanePiece, Shape, StridedLayout, Word,
     tradition::{LayoutConfig, LayoutSpec, LayoutTypeDetails},
 };
 use kvtile_memory::MemoryDescriptor;
 use serde::{Deserialize, Serialize};
 
-use super::view::{Traditional, traditional};
+use super::view::{TraditionalForm, traditional};
 use crate::error::TransferError;
 
 /// The description of a layout in a descriptor, without its memory.
@@ -53,7 +53,7 @@ pub enum DescribedOrder {
 impl DescribedOrder {
     /// The order of `layout`.
     fn of(layout: &StridedLayout) -> DescribedOrder {
-        let digits = |(plane, piece): (&Plane, &Piece)| PlaneDigits {
+        let digits = |(plane, piece): (&Plane, &PlanePiece)| PlaneDigits {
             plane: plane.name().as_str().to_owned(),
             region: piece.region(),
             offset: piece.offset(),
@@ -115,22 +115,22 @@ impl DescribedLayout {
 
 /// A layout of another process, as its descriptor describes it.
 #[derive(Debug)]
-pub(crate) struct Remote {
+pub(crate) struct RemoteDescription {
     pub(super) described: DescribedLayout,
     pub(super) strided: Arc<StridedLayout>,
     pub(super) memory: Vec<MemoryDescriptor>,
     /// The traditional view of a layout in the general form, computed on first use.
-    view: OnceLock<Result<Traditional, TransferError>>,
+    view: OnceLock<Result<TraditionalForm, TransferError>>,
 }
 
-impl Remote {
+impl RemoteDescription {
     /// `strided` is the resolved layout of `described`, and `memory` has its regions.
     pub(crate) fn new(
         described: DescribedLayout,
         strided: Arc<StridedLayout>,
         memory: Vec<MemoryDescriptor>,
-    ) -> Remote {
-        Remote {
+    ) -> RemoteDescription {
+        RemoteDescription {
             described,
             strided,
             memory,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kvtile_layout::{Axis, Digit, Location, Piece, Span, StridedLayout};
+use kvtile_layout::{Axis, Digit, Location, PlanePiece, RegionSpan, StridedLayout};
 
 /// A layout with contiguous, equally ordered blocks, in which each layer is one byte range of its
 /// block.
@@ -46,7 +46,7 @@ impl LayerBytes {
     }
 
     /// The bytes of `layers` of a block; `None` where two consecutive layers are not adjacent.
-    pub(super) fn span(&self, block: u64, layers: &Range<u64>) -> Option<Span> {
+    pub(super) fn span(&self, block: u64, layers: &Range<u64>) -> Option<RegionSpan> {
         let index = |layer: u64| usize::try_from(layer).ok();
         let ranges = self.ranges.get(index(layers.start)?..index(layers.end)?)?;
         let (first, last) = (ranges.first()?, ranges.last()?);
@@ -61,7 +61,7 @@ impl LayerBytes {
             start.offset += value * digit.step.bytes;
         }
         start.offset += first.start;
-        Some(Span {
+        Some(RegionSpan {
             start,
             bytes: last.end - first.start,
         })
@@ -69,7 +69,7 @@ impl LayerBytes {
 }
 
 /// The digits of a plane's block axis, in a normal form: equal locations have equal digits.
-fn block_digits(piece: &Piece) -> Vec<Digit> {
+fn block_digits(piece: &PlanePiece) -> Vec<Digit> {
     let mut digits = StridedLayout::canonical_digits(piece);
     digits.retain(|digit| digit.axis == Axis::B);
     digits

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use kvtile_layout::{
-    Span, StridedLayout,
+    RegionSpan, StridedLayout,
     tradition::{LayoutConfig, LayoutTypeDetails},
 };
 use kvtile_memory::{MemoryDescriptor, OwnedMemoryRegion};
@@ -98,7 +98,7 @@ pub trait Layout: Send + Sync + Debug {
 
 /// Address and size of `span`, whose region starts at `base`: an address, or an offset in a file.
 pub(super) fn memory_of_span(
-    span: Span,
+    span: RegionSpan,
     base: Option<usize>,
 ) -> Result<MemoryDescriptor, TransferError> {
     let outside = TransferError::Copy(CopyError::OutsidePlan {

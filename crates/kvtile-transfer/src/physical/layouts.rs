@@ -13,23 +13,23 @@ use crate::{error::TransferError, execute::BoundLayout};
 
 /// A configuration, its details and the layout bound to its regions.
 #[derive(Debug, Clone)]
-pub(super) struct Bound {
+pub(super) struct ConfiguredLayout {
     pub(super) config: LayoutConfig,
     pub(super) details: LayoutTypeDetails,
     pub(super) layout: Arc<BoundLayout>,
 }
 
-impl Bound {
+impl ConfiguredLayout {
     fn new(
         config: LayoutConfig,
         spec: &LayoutSpec,
         regions: Vec<OwnedMemoryRegion>,
-    ) -> Result<Bound, TransferError> {
+    ) -> Result<ConfiguredLayout, TransferError> {
         let shape = spec.shape(&config)?;
         let alignment = config.alignment() as u64;
         let strided = spec.resolve(&shape, config.inner_shape(), alignment)?;
         let details = LayoutTypeDetails::describing(spec, &shape, &config)?;
-        Ok(Bound {
+        Ok(ConfiguredLayout {
             config,
             details,
             layout: Arc::new(BoundLayout::new(Arc::new(strided), regions)?),
@@ -40,7 +40,7 @@ impl Bound {
 /// One region `[num_blocks, num_layers, outer_dim, page_size, inner_dim]`: the word `BLKNHC`, or
 /// `BLKHNC` where the inner shape is HND.
 #[derive(Debug, Clone)]
-pub struct FullyContiguousLayout(pub(super) Bound);
+pub struct FullyContiguousLayout(pub(super) ConfiguredLayout);
 
 impl FullyContiguousLayout {
     /// Binds `config` to `memory`.
@@ -52,14 +52,15 @@ impl FullyContiguousLayout {
         config: LayoutConfig,
         memory: OwnedMemoryRegion,
     ) -> Result<FullyContiguousLayout, TransferError> {
-        Bound::new(config, &LayoutSpec::FullyContiguous, vec![memory]).map(FullyContiguousLayout)
+        ConfiguredLayout::new(config, &LayoutSpec::FullyContiguous, vec![memory])
+            .map(FullyContiguousLayout)
     }
 }
 
 /// One region a layer: `[num_blocks, outer_dim, page_size, inner_dim]` (block first, the word
 /// `L|BKNHC`) or `[outer_dim, num_blocks, page_size, inner_dim]` (block second, `L|KBNHC`).
 #[derive(Debug, Clone)]
-pub struct LayerSeparateLayout(pub(super) Bound, pub(super) BlockDimension);
+pub struct LayerSeparateLayout(pub(super) ConfiguredLayout, pub(super) BlockDimension);
 
 impl LayerSeparateLayout {
     /// Binds `config` to `memory`, one region a layer.
@@ -74,7 +75,7 @@ impl LayerSeparateLayout {
     ) -> Result<LayerSeparateLayout, TransferError> {
         let spec = LayoutSpec::LayerSeparate(block_dim);
         Ok(LayerSeparateLayout(
-            Bound::new(config, &spec, memory)?,
+            ConfiguredLayout::new(config, &spec, memory)?,
             block_dim,
         ))
     }
@@ -88,7 +89,7 @@ impl LayerSeparateLayout {
 
 /// Any other layout: a word, or explicit strides.
 #[derive(Debug, Clone)]
-pub struct WordLayout(pub(super) Bound);
+pub struct WordLayout(pub(super) ConfiguredLayout);
 
 /// Implements the trait through the inner `Bound`: the accessors are the same for every family.
 macro_rules! layout_of_bound {

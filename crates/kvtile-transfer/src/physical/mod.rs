@@ -22,10 +22,10 @@ use std::{
 };
 
 pub use builder::{HasConfig, HasLayout, HasMemory, NeedsConfig, PhysicalLayoutBuilder};
-pub(crate) use described::Remote;
+pub(crate) use described::RemoteDescription;
 pub use described::{DescribedLayout, DescribedOrder};
 use kvtile_layout::{
-    LayoutError, Shape, Span, StridedLayout,
+    LayoutError, RegionSpan, Shape, StridedLayout,
     identity::{Fingerprint, LayoutIdentity},
     tradition::{LayoutConfig, LayoutKind, LayoutTypeDetails},
 };
@@ -35,7 +35,7 @@ use kvtile_memory::{
 use layer_bytes::LayerBytes;
 pub use layout_trait::Layout;
 use layout_trait::memory_of_span;
-use layouts::Bound;
+use layouts::ConfiguredLayout;
 pub use layouts::{FullyContiguousLayout, LayerSeparateLayout, WordLayout};
 use serde::{Deserialize, Serialize};
 use view::TraditionalView;
@@ -75,17 +75,17 @@ impl NixlMetadata {
 }
 
 #[derive(Debug)]
-enum Place {
+enum LayoutPlace {
     Local {
         bound: Arc<BoundLayout>,
         view: Box<TraditionalView>,
     },
-    Remote(Box<Remote>),
+    Remote(Box<RemoteDescription>),
 }
 
 #[derive(Debug)]
-struct Inner {
-    place: Place,
+struct PhysicalLayoutInner {
+    place: LayoutPlace,
     location: StorageKind,
     nixl: NixlMetadata,
     logical: Option<Fingerprint>,
@@ -96,7 +96,7 @@ struct Inner {
 /// A layout and the memory under it. See the module.
 #[derive(Clone, Debug)]
 pub struct PhysicalLayout {
-    inner: Arc<Inner>,
+    inner: Arc<PhysicalLayoutInner>,
 }
 
 impl PhysicalLayout {
@@ -114,8 +114,8 @@ impl PhysicalLayout {
     ) -> PhysicalLayout {
         let location = bound.kind();
         PhysicalLayout {
-            inner: Arc::new(Inner {
-                place: Place::Local {
+            inner: Arc::new(PhysicalLayoutInner {
+                place: LayoutPlace::Local {
                     bound,
                     view: Box::new(view),
                 },
@@ -128,14 +128,14 @@ impl PhysicalLayout {
     }
 
     pub(crate) fn remote(
-        remote: Remote,
+        remote: RemoteDescription,
         location: StorageKind,
         nixl: NixlMetadata,
         logical: Option<Fingerprint>,
     ) -> PhysicalLayout {
         PhysicalLayout {
-            inner: Arc::new(Inner {
-                place: Place::Remote(Box::new(remote)),
+            inner: Arc::new(PhysicalLayoutInner {
+                place: LayoutPlace::Remote(Box::new(remote)),
                 location,
                 nixl,
                 logical,
@@ -152,15 +152,15 @@ impl PhysicalLayout {
     /// describes the layout; a remote layout, whose regions belong to another process.
     pub fn layout(&self) -> Result<&Arc<dyn Layout>, TransferError> {
         match &self.inner.place {
-            Place::Local { bound, view } => view.get(bound),
-            Place::Remote(_) => Err(self.remote_error()),
+            LayoutPlace::Local { bound, view } => view.get(bound),
+            LayoutPlace::Remote(_) => Err(self.remote_error()),
         }
     }
 
     pub(crate) fn bound(&self) -> Result<&Arc<BoundLayout>, TransferError> {
         match &self.inner.place {
-            Place::Local { bound, .. } => Ok(bound),
-            Place::Remote(_) => Err(self.remote_error()),
+            LayoutPlace::Local { bound, .. } => Ok(bound),
+            LayoutPlace::Remote(_) => Err(self.remote_error()),
         }
     }
 
@@ -173,15 +173,15 @@ impl PhysicalLayout {
     /// Whether the layout belongs to another process.
     #[must_use]
     pub fn is_remote(&self) -> bool {
-        matches!(self.inner.place, Place::Remote(_))
+        matches!(self.inner.place, LayoutPlace::Remote(_))
     }
 
     /// The strided layout.
     #[must_use]
     pub fn strided(&self) -> &StridedLayout {
         match &self.inner.place {
-            Place::Local { bound, .. } => bound.layout(),
-            Place::Remote(remote) => &remote.strided,
+            LayoutPlace::Local { bound, .. } => bound.layout(),
+            LayoutPlace::Remote(remote) => &remote.strided,
         }
     }
 
@@ -197,8 +197,8 @@ impl PhysicalLayout {
     /// [`DescriptorError::NoLayoutConfig`], with the constraint of a config that the layout violates.
     pub fn config(&self) -> Result<&LayoutConfig, TransferError> {
         match &self.inner.place {
-            Place::Local { bound, view } => Ok(view.get(bound)?.config()),
-            Place::Remote(remote) => Ok(remote.traditional()?.0),
+            LayoutPlace::Local { bound, view } => Ok(view.get(bound)?.config()),
+            LayoutPlace::Remote(remote) => Ok(remote.traditional()?.0),
         }
     }
 
@@ -208,8 +208,8 @@ impl PhysicalLayout {
     /// As for [`PhysicalLayout::config`].
     pub fn serialization_details(&self) -> Result<LayoutTypeDetails, TransferError> {
         match &self.inner.place {
-            Place::Local { bound, view } => Ok(view.get(bound)?.serialization_details()),
-            Place::Remote(remote) => Ok(remote.traditional()?.1.clone()),
+            LayoutPlace::Local { bound, view } => Ok(view.get(bound)?.serialization_details()),
+            LayoutPlace::Remote(remote) => Ok(remote.traditional()?.1.clone()),
         }
     }
 
@@ -217,8 +217,8 @@ impl PhysicalLayout {
     /// layout. A remote layout keeps the description it was received with.
     pub(crate) fn described(&self) -> DescribedLayout {
         let (bound, view) = match &self.inner.place {
-            Place::Local { bound, view } => (bound, view),
-            Place::Remote(remote) => return remote.described.clone(),
+            LayoutPlace::Local { bound, view } => (bound, view),
+            LayoutPlace::Remote(remote) => return remote.described.clone(),
         };
         match view.get(bound) {
             Ok(layout) => DescribedLayout::Traditional {
@@ -264,8 +264,8 @@ impl PhysicalLayout {
     #[must_use]
     pub fn memory_regions(&self) -> &[OwnedMemoryRegion] {
         match &self.inner.place {
-            Place::Local { bound, .. } => bound.regions(),
-            Place::Remote(_) => &[],
+            LayoutPlace::Local { bound, .. } => bound.regions(),
+            LayoutPlace::Remote(_) => &[],
         }
     }
 
@@ -289,7 +289,7 @@ impl PhysicalLayout {
     #[must_use]
     pub fn memory_descriptors(&self) -> Vec<MemoryDescriptor> {
         match &self.inner.place {
-            Place::Local { bound, .. } => bound
+            LayoutPlace::Local { bound, .. } => bound
                 .regions()
                 .iter()
                 .map(|region| MemoryDescriptor {
@@ -297,7 +297,7 @@ impl PhysicalLayout {
                     size: region.size(),
                 })
                 .collect(),
-            Place::Remote(remote) => remote.memory.clone(),
+            LayoutPlace::Remote(remote) => remote.memory.clone(),
         }
     }
 
@@ -317,8 +317,8 @@ impl PhysicalLayout {
         let span = self.strided().plane_span(block, layer, outer_id)?;
         let region = usize::try_from(span.start.region).ok();
         let base = region.and_then(|region| match &self.inner.place {
-            Place::Local { bound, .. } => bound.regions().get(region).map(|r| r.addr()),
-            Place::Remote(remote) => remote.memory.get(region).map(|r| r.addr),
+            LayoutPlace::Local { bound, .. } => bound.regions().get(region).map(|r| r.addr()),
+            LayoutPlace::Remote(remote) => remote.memory.get(region).map(|r| r.addr),
         });
         memory_of_span(span, base)
     }
@@ -341,7 +341,7 @@ impl PhysicalLayout {
         &self,
         block: u64,
         layers: &Range<u64>,
-    ) -> Result<Span, TransferError> {
+    ) -> Result<RegionSpan, TransferError> {
         let bytes = self.layer_bytes();
         let span = bytes.and_then(|bytes| bytes.span(block, layers));
         span.ok_or_else(|| {

@@ -11,7 +11,7 @@ use kvtile_layout::{
     tradition::{LayoutConfig, LayoutSpec, LayoutTypeDetails},
 };
 
-use super::{Bound, FullyContiguousLayout, LayerSeparateLayout, Layout, WordLayout};
+use super::{ConfiguredLayout, FullyContiguousLayout, LayerSeparateLayout, Layout, WordLayout};
 use crate::{
     error::{DescriptorError, TransferError},
     execute::BoundLayout,
@@ -19,7 +19,7 @@ use crate::{
 
 /// The traditional description of a layout.
 #[derive(Debug)]
-pub(super) struct Traditional {
+pub(super) struct TraditionalForm {
     pub(super) config: LayoutConfig,
     pub(super) details: LayoutTypeDetails,
 }
@@ -30,7 +30,7 @@ pub(super) fn traditional(
     spec: &LayoutSpec,
     config: Option<&LayoutConfig>,
     layout: &StridedLayout,
-) -> Result<Traditional, TransferError> {
+) -> Result<TraditionalForm, TransferError> {
     let described = || {
         let (shape, alignment) = (layout.shape(), layout.alignment());
         let config = match config {
@@ -38,7 +38,7 @@ pub(super) fn traditional(
             None => LayoutConfig::from_shape(shape, alignment)?,
         };
         let details = LayoutTypeDetails::describing(spec, shape, &config)?;
-        Ok(Traditional { config, details })
+        Ok(TraditionalForm { config, details })
     };
     described().map_err(|constraint| {
         TransferError::Descriptor(DescriptorError::NoLayoutConfig {
@@ -73,9 +73,9 @@ impl TraditionalView {
     }
 
     fn describe(&self, bound: &Arc<BoundLayout>) -> Result<Arc<dyn Layout>, TransferError> {
-        let Traditional { config, details } =
+        let TraditionalForm { config, details } =
             traditional(&self.spec, self.config.as_ref(), bound.layout())?;
-        let bound = Bound {
+        let bound = ConfiguredLayout {
             config,
             details,
             layout: Arc::clone(bound),

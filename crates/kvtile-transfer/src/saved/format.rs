@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kvtile_layout::{
-    Shape, Shown, Word,
-    identity::{LayoutIdentity, LogicalIdentity},
+    Shape, ShownText, Word,
+    identity::{Identity, LayoutIdentity},
 };
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +43,7 @@ pub struct SavedRegion {
 #[serde(deny_unknown_fields)]
 pub struct SavedHeader {
     /// The logical identity of the blocks.
-    pub identity: LogicalIdentity,
+    pub identity: Identity,
     /// The layout of one block, which must equal the one that `word` gives for `shape`.
     pub block_layout: LayoutIdentity,
     /// The stored shape.
@@ -63,7 +63,7 @@ pub struct SavedHeader {
 
 /// The fixed first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Preamble {
+pub(super) struct SavedPreamble {
     pub(super) header_bytes: u64,
     pub(super) blocks: u64,
     pub(super) file_bytes: u64,
@@ -71,7 +71,7 @@ pub(super) struct Preamble {
     pub(super) digest: [u8; 16],
 }
 
-impl Preamble {
+impl SavedPreamble {
     pub(super) fn to_bytes(self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(PREAMBLE_BYTES);
         bytes.extend_from_slice(&MAGIC);
@@ -87,8 +87,11 @@ impl Preamble {
     }
 
     /// Reads and checks the preamble of a file of `file_bytes` bytes.
-    pub(super) fn from_bytes(bytes: &[u8], file_bytes: u64) -> Result<Preamble, TransferError> {
-        let mut reader = Reader { bytes };
+    pub(super) fn from_bytes(
+        bytes: &[u8],
+        file_bytes: u64,
+    ) -> Result<SavedPreamble, TransferError> {
+        let mut reader = PreambleReader { bytes };
         if reader.take::<8>()? != MAGIC {
             return Err(not_one("it does not start with the magic bytes"));
         }
@@ -99,7 +102,7 @@ impl Preamble {
             )));
         }
         let reserved = reader.take::<4>()?;
-        let preamble = Preamble {
+        let preamble = SavedPreamble {
             header_bytes: u64::from_le_bytes(reader.take()?),
             blocks: u64::from_le_bytes(reader.take()?),
             file_bytes: u64::from_le_bytes(reader.take()?),
@@ -141,10 +144,7 @@ impl Preamble {
 }
 
 /// Refuses an identity whose structure (planes, page size, shard) differs from that of `shape`.
-pub(super) fn check_structure(
-    identity: &LogicalIdentity,
-    shape: &Shape,
-) -> Result<(), TransferError> {
+pub(super) fn check_structure(identity: &Identity, shape: &Shape) -> Result<(), TransferError> {
     match identity.difference_to_shape(shape)? {
         Some(difference) => Err(TransferError::Saved(SavedError::IdentityDiffers(
             difference,
@@ -177,11 +177,11 @@ pub(super) fn digest(header: &[u8], checksums: &[u8]) -> [u8; 16] {
     first
 }
 
-struct Reader<'a> {
+struct PreambleReader<'a> {
     bytes: &'a [u8],
 }
 
-impl Reader<'_> {
+impl PreambleReader<'_> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N], TransferError> {
         let Some((first, rest)) = self.bytes.split_first_chunk::<N>() else {
             return Err(not_one("it is shorter than a preamble"));
@@ -193,12 +193,12 @@ impl Reader<'_> {
 
 pub(super) fn not_one(problem: &str) -> TransferError {
     TransferError::Saved(SavedError::NotASavedCache {
-        problem: Shown(problem).to_string(),
+        problem: ShownText(problem).to_string(),
     })
 }
 
 pub(super) fn damaged(problem: &str) -> TransferError {
     TransferError::Saved(SavedError::Damaged {
-        problem: Shown(problem).to_string(),
+        problem: ShownText(problem).to_string(),
     })
 }

@@ -2,14 +2,14 @@
 
 use std::{fs, path::Path};
 
-use kvtile_layout::{Shape, Unit, Word, identity::LogicalIdentity, tradition::LayoutSpec};
+use kvtile_layout::{Shape, Unit, Word, identity::Identity, tradition::LayoutSpec};
 use kvtile_testkit::generate::config;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
     SaveOptions, SavedCache,
-    format::{PREAMBLE_BYTES, Preamble, digest},
+    format::{PREAMBLE_BYTES, SavedPreamble, digest},
     save,
 };
 use crate::{FillPattern, PhysicalLayout, SavedError, TransferError, TransferManager};
@@ -28,28 +28,28 @@ fn layout(blocks: u64) -> PhysicalLayout {
 }
 
 /// A cache of three blocks in parts: header, checksums, and the data with its offset.
-struct Parts {
+struct CacheFileParts {
     header: Value,
     checksums: Vec<u8>,
     data: Vec<u8>,
     data_at: usize,
 }
 
-fn parts(folder: &Path) -> Parts {
+fn parts(folder: &Path) -> CacheFileParts {
     let path = folder.join("good");
     let manager = TransferManager::new();
     let handle = manager.register(layout(3)).unwrap();
     let pattern = FillPattern::Distinct { seed: 4 };
     manager.fill(handle, &[0, 1, 2], pattern).unwrap();
-    let identity = LogicalIdentity::new("m", "r", &shape(1)).unwrap();
+    let identity = Identity::new("m", "r", &shape(1)).unwrap();
     let mut options = SaveOptions::new(identity, 10).unwrap();
     options.alignment = 64;
     save(&manager, handle, &[0, 1, 2], &path, &options).unwrap();
     let bytes = fs::read(&path).unwrap();
     let file_bytes = bytes.len() as u64;
-    let preamble = Preamble::from_bytes(&bytes[..PREAMBLE_BYTES], file_bytes).unwrap();
+    let preamble = SavedPreamble::from_bytes(&bytes[..PREAMBLE_BYTES], file_bytes).unwrap();
     let header_end = PREAMBLE_BYTES + usize::try_from(preamble.header_bytes).unwrap();
-    Parts {
+    CacheFileParts {
         header: serde_json::from_slice(&bytes[PREAMBLE_BYTES..header_end]).unwrap(),
         checksums: bytes[header_end..header_end + 24].to_vec(),
         data_at: 4096,
@@ -57,13 +57,13 @@ fn parts(folder: &Path) -> Parts {
     }
 }
 
-impl Parts {
+impl CacheFileParts {
     /// The file, with correct digests.
     fn file(&self) -> Vec<u8> {
         let header = self.header.to_string().into_bytes();
         let tables = PREAMBLE_BYTES + header.len() + self.checksums.len();
         let data_at = self.data_at.max(tables);
-        let preamble = Preamble {
+        let preamble = SavedPreamble {
             header_bytes: header.len() as u64,
             blocks: (self.checksums.len() / 8) as u64,
             file_bytes: (data_at + self.data.len()) as u64,
@@ -131,7 +131,7 @@ fn headers_that_contradict_themselves_are_refused() {
             Some(old) => *old = value.clone(),
             None => header["identity"]["more"] = value.clone(),
         }
-        let lying = Parts {
+        let lying = CacheFileParts {
             header,
             checksums: good.checksums.clone(),
             data: good.data.clone(),
@@ -162,7 +162,7 @@ fn absurd_counts_in_the_preamble_are_refused() {
         (10, 1 << 25, 1 << 40),
         (1 << 30, 1, 1 << 40),
     ] {
-        let preamble = Preamble {
+        let preamble = SavedPreamble {
             header_bytes,
             blocks,
             file_bytes,
@@ -241,7 +241,7 @@ fn mutated_files_never_panic_and_never_serve_wrong_blocks() {
                     *old = value;
                 }
             }
-            let mut mutant = Parts {
+            let mut mutant = CacheFileParts {
                 header,
                 checksums: good.checksums.clone(),
                 data: good.data.clone(),

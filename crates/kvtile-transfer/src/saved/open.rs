@@ -4,17 +4,17 @@ use std::{path::Path, path::PathBuf, sync::Arc};
 
 use kvtile_layout::{
     LayoutError, StridedLayout,
-    identity::{LayoutIdentity, LogicalIdentity},
+    identity::{Identity, LayoutIdentity},
     tradition::LayoutSpec,
 };
 use kvtile_memory::FileMemory;
 
 use super::{
     format::{
-        PREAMBLE_BYTES, Preamble, SavedHeader, check_structure, check_tokens, damaged, digest,
+        PREAMBLE_BYTES, SavedHeader, SavedPreamble, check_structure, check_tokens, damaged, digest,
         not_one,
     },
-    stage::Stage,
+    stage::LoadStage,
     write::regions,
 };
 use crate::{
@@ -48,7 +48,7 @@ impl SavedCache {
     ///
     /// # Errors
     /// As for [`SavedCache::inspect`]; a different identity, with the first field that differs.
-    pub fn open(path: &Path, identity: &LogicalIdentity) -> Result<SavedCache, TransferError> {
+    pub fn open(path: &Path, identity: &Identity) -> Result<SavedCache, TransferError> {
         let cache = SavedCache::inspect(path)?;
         cache.check_identity(identity)?;
         Ok(cache)
@@ -66,7 +66,7 @@ impl SavedCache {
         }
         let mut bytes = [0; PREAMBLE_BYTES];
         file.read_exact_at(0, &mut bytes)?;
-        let preamble = Preamble::from_bytes(&bytes, file.len())?;
+        let preamble = SavedPreamble::from_bytes(&bytes, file.len())?;
         let (header_bytes, checksum_bytes) = preamble.tables()?;
         let mut header = vec![0; header_bytes];
         file.read_exact_at(PREAMBLE_BYTES as u64, &mut header)?;
@@ -142,7 +142,7 @@ impl SavedCache {
     ///
     /// # Errors
     /// The first field that differs, with both values.
-    pub fn check_identity(&self, identity: &LogicalIdentity) -> Result<(), TransferError> {
+    pub fn check_identity(&self, identity: &Identity) -> Result<(), TransferError> {
         match identity.first_difference(&self.header.identity) {
             None => Ok(()),
             Some(difference) => Err(TransferError::Saved(SavedError::IdentityDiffers(
@@ -206,7 +206,7 @@ impl SavedCache {
         let targets = blocks.iter().map(|b| b.1);
         check_blocks("destination", targets.clone(), target.shape().num_blocks())?;
         check_distinct(targets.collect())?;
-        Stage::new(self, manager, destination, blocks.len())?.load_all(blocks)
+        LoadStage::new(self, manager, destination, blocks.len())?.load_all(blocks)
     }
 
     /// The stored checksum of a block.

@@ -29,18 +29,18 @@ const INFIX: &str = ".partial-";
 
 /// A file under a temporary name until it is complete. Dropping it before the rename removes the
 /// file.
-pub(super) struct Partial {
+pub(super) struct PartialFile {
     path: PathBuf,
     /// Holds the file lock.
     _lock: File,
 }
 
-impl Partial {
+impl PartialFile {
     /// Creates a file of `bytes` bytes beside `path`.
     pub(super) fn next_to(
         path: &Path,
         bytes: usize,
-    ) -> Result<(Partial, FileMemory), TransferError> {
+    ) -> Result<(PartialFile, FileMemory), TransferError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let Some(name) = path.file_name() else {
             let problem = io::Error::from(io::ErrorKind::InvalidInput);
@@ -55,7 +55,7 @@ impl Partial {
             let path = path.with_file_name(name);
             match FileMemory::options().create_new(&path, bytes) {
                 Ok(file) => {
-                    if let Some(partial) = Partial::locked(path, &file) {
+                    if let Some(partial) = PartialFile::locked(path, &file) {
                         return Ok((partial, file));
                     }
                 }
@@ -70,9 +70,9 @@ impl Partial {
     }
 
     /// `None` if another process removed the new file as abandoned before it was locked.
-    fn locked(path: PathBuf, file: &FileMemory) -> Option<Partial> {
+    fn locked(path: PathBuf, file: &FileMemory) -> Option<PartialFile> {
         let lock = File::from(file.as_fd().try_clone_to_owned().ok()?);
-        let partial = Partial { path, _lock: lock };
+        let partial = PartialFile { path, _lock: lock };
         if matches!(partial._lock.try_lock(), Err(fs::TryLockError::WouldBlock)) {
             return None;
         }
@@ -97,7 +97,7 @@ impl Partial {
     }
 }
 
-impl Drop for Partial {
+impl Drop for PartialFile {
     fn drop(&mut self) {
         // After a rename the file no longer exists; other errors were reported before.
         let _ = fs::remove_file(&self.path);

@@ -15,7 +15,7 @@ use crate::{
 const STAGE_BYTES: u64 = 4 << 20;
 
 /// The file, the staging memory of a batch of blocks, and the destination.
-pub(super) struct Stage<'a> {
+pub(super) struct LoadStage<'a> {
     cache: &'a SavedCache,
     manager: &'a TransferManager,
     file: LayoutHandle,
@@ -25,13 +25,13 @@ pub(super) struct Stage<'a> {
     blocks: usize,
 }
 
-impl<'a> Stage<'a> {
+impl<'a> LoadStage<'a> {
     pub(super) fn new(
         cache: &'a SavedCache,
         manager: &'a TransferManager,
         destination: LayoutHandle,
         wanted: usize,
-    ) -> Result<Stage<'a>, TransferError> {
+    ) -> Result<LoadStage<'a>, TransferError> {
         let header = cache.header();
         let (blocks, held) = batch(header, wanted)?;
         let memory = PhysicalLayout::builder()
@@ -44,7 +44,7 @@ impl<'a> Stage<'a> {
             // Only the first error is reported.
             let _ = manager.unregister(file);
         })?;
-        Ok(Stage {
+        Ok(LoadStage {
             cache,
             manager,
             file,
@@ -134,7 +134,7 @@ impl<'a> Stage<'a> {
     }
 }
 
-impl Drop for Stage<'_> {
+impl Drop for LoadStage<'_> {
     fn drop(&mut self) {
         for handle in [self.file, self.memory] {
             // No leases are left: every transfer of the stage was waited for.

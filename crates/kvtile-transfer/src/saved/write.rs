@@ -4,17 +4,17 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use kvtile_layout::{
     StridedLayout, Word,
-    identity::{LayoutIdentity, LogicalIdentity},
+    identity::{Identity, LayoutIdentity},
     tradition::LayoutSpec,
 };
 use kvtile_memory::{FileMemory, OwnedMemoryRegion, RegionView};
 
 use super::{
     format::{
-        BLOCKS_MAX, DATA_ALIGNMENT, HEADER_BYTES_MAX, PREAMBLE_BYTES, Preamble, SavedHeader,
+        BLOCKS_MAX, DATA_ALIGNMENT, HEADER_BYTES_MAX, PREAMBLE_BYTES, SavedHeader, SavedPreamble,
         SavedRegion, check_structure, check_tokens, digest,
     },
-    partial::Partial,
+    partial::PartialFile,
 };
 use crate::{
     error::{RegisterError, SavedError, TransferError},
@@ -28,7 +28,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct SaveOptions {
     /// The logical identity of the blocks.
-    pub identity: LogicalIdentity,
+    pub identity: Identity,
     /// The storage order.
     pub word: Word,
     /// Alignment of blocks in the file, in bytes; 4096 suits direct I/O.
@@ -49,7 +49,7 @@ impl SaveOptions {
     ///
     /// # Errors
     /// None: the default word is valid.
-    pub fn new(identity: LogicalIdentity, tokens: u64) -> Result<SaveOptions, TransferError> {
+    pub fn new(identity: Identity, tokens: u64) -> Result<SaveOptions, TransferError> {
         Ok(SaveOptions {
             identity,
             word: Word::parse("BHLKNC").map_err(kvtile_layout::LayoutError::from)?,
@@ -91,7 +91,7 @@ pub fn save(
     check_tokens(options.tokens, &shape)?;
     let layout = StridedLayout::resolve(&options.word, &shape, options.alignment)?;
     let (header, file_bytes) = header(&layout, options)?;
-    let (partial, file) = Partial::next_to(path, file_bytes)?;
+    let (partial, file) = PartialFile::next_to(path, file_bytes)?;
     let file = Arc::new(file);
     let regions = regions(&file, &header)?;
     let stored = PhysicalLayout::builder()
@@ -219,7 +219,7 @@ fn write(
 fn finish(file: &FileMemory, header: &SavedHeader, checksums: &[u64]) -> Result<(), TransferError> {
     let header = to_json(header)?;
     let checksums: Vec<u8> = checksums.iter().flat_map(|c| c.to_le_bytes()).collect();
-    let preamble = Preamble {
+    let preamble = SavedPreamble {
         header_bytes: header.len() as u64,
         blocks: (checksums.len() / 8) as u64,
         file_bytes: file.len(),

@@ -26,23 +26,23 @@ pub(crate) fn folder() -> tempfile::TempDir {
 
 /// The storage of the regions of a layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum StoragePlace {
     Memory,
     Borrowed,
     File { direct: bool },
 }
 
-pub(crate) const PLACES: [Place; 4] = [
-    Place::Memory,
-    Place::Borrowed,
-    Place::File { direct: false },
-    Place::File { direct: true },
+pub(crate) const PLACES: [StoragePlace; 4] = [
+    StoragePlace::Memory,
+    StoragePlace::Borrowed,
+    StoragePlace::File { direct: false },
+    StoragePlace::File { direct: true },
 ];
 
 /// The bytes under a layout, which are read back after the layout is dropped.
-pub(crate) enum Store {
+pub(crate) enum RegionStore {
     Memory(Vec<Arc<SystemMemory>>),
-    Borrowed(Vec<Arc<Heap>>),
+    Borrowed(Vec<Arc<HeapBytes>>),
     File {
         path: PathBuf,
         regions: Vec<(usize, usize)>,
@@ -50,23 +50,23 @@ pub(crate) enum Store {
 }
 
 /// Heap memory of exactly the region's size, so that a sanitizer detects an access one byte beyond.
-pub(crate) struct Heap {
+pub(crate) struct HeapBytes {
     bytes: NonNull<u8>,
     layout: alloc::Layout,
 }
 
 // SAFETY: it owns its bytes, and lends them only through `&mut self`.
-unsafe impl Send for Heap {}
+unsafe impl Send for HeapBytes {}
 // SAFETY: as above.
-unsafe impl Sync for Heap {}
+unsafe impl Sync for HeapBytes {}
 
-impl Heap {
-    fn with(content: &[u8], alignment: usize) -> Heap {
+impl HeapBytes {
+    fn with(content: &[u8], alignment: usize) -> HeapBytes {
         let layout = alloc::Layout::from_size_align(content.len(), alignment).unwrap();
         // SAFETY: no region has a size of zero.
         let bytes = unsafe { alloc::alloc(layout) };
         let bytes = NonNull::new(bytes).unwrap();
-        let mut heap = Heap { bytes, layout };
+        let mut heap = HeapBytes { bytes, layout };
         let (to, from) = (heap.bytes, NonNull::from(content).cast());
         // SAFETY: `alloc` returned that many bytes, and nothing else refers to them.
         unsafe { to.copy_from_nonoverlapping(from, content.len()) };
@@ -81,7 +81,7 @@ impl Heap {
     }
 }
 
-impl Drop for Heap {
+impl Drop for HeapBytes {
     fn drop(&mut self) {
         // SAFETY: allocated in `with` with this layout; no regions over it exist once the `Arc` is
         // dropped.
@@ -96,14 +96,14 @@ const GAP: usize = 77;
 pub(crate) fn over_image(
     case: &LayoutCase,
     image: &Image,
-    place: Place,
+    place: StoragePlace,
     folder: &Path,
-) -> Result<(PhysicalLayout, Store), TransferError> {
+) -> Result<(PhysicalLayout, RegionStore), TransferError> {
     let alignment = usize::try_from(case.alignment).unwrap();
     let (regions, store) = match place {
-        Place::Memory => memory_with(image),
-        Place::Borrowed => borrowed_with(image, alignment),
-        Place::File { direct } => file_with(image, alignment, direct, folder),
+        StoragePlace::Memory => memory_with(image),
+        StoragePlace::Borrowed => borrowed_with(image, alignment),
+        StoragePlace::File { direct } => file_with(image, alignment, direct, folder),
     };
     let layout = PhysicalLayout::builder()
         .with_aligned_shape(case.shape.clone(), case.alignment)
@@ -113,7 +113,7 @@ pub(crate) fn over_image(
     Ok((layout, store))
 }
 
-fn memory_with(image: &Image) -> (Vec<OwnedMemoryRegion>, Store) {
+fn memory_with(image: &Image) -> (Vec<OwnedMemoryRegion>, RegionStore) {
     let regions: Vec<Arc<SystemMemory>> = image
         .iter()
         .map(|bytes| {
@@ -125,14 +125,14 @@ fn memory_with(image: &Image) -> (Vec<OwnedMemoryRegion>, Store) {
         .collect();
     let shared = regions.iter();
     let shared = shared.map(|region| Arc::clone(region) as OwnedMemoryRegion);
-    (shared.collect(), Store::Memory(regions))
+    (shared.collect(), RegionStore::Memory(regions))
 }
 
-fn borrowed_with(image: &Image, alignment: usize) -> (Vec<OwnedMemoryRegion>, Store) {
+fn borrowed_with(image: &Image, alignment: usize) -> (Vec<OwnedMemoryRegion>, RegionStore) {
     let heaps = image
         .iter()
-        .map(|bytes| Arc::new(Heap::with(bytes, alignment)));
-    let heaps: Vec<Arc<Heap>> = heaps.collect();
+        .map(|bytes| Arc::new(HeapBytes::with(bytes, alignment)));
+    let heaps: Vec<Arc<HeapBytes>> = heaps.collect();
     let regions = heaps.iter().map(|heap| {
         let (size, keep) = (heap.layout.size(), Arc::clone(heap));
         // SAFETY: the bytes are valid and initialised as long as `keep` is held, and nothing else
@@ -140,7 +140,7 @@ fn borrowed_with(image: &Image, alignment: usize) -> (Vec<OwnedMemoryRegion>, St
         let region = unsafe { BorrowedMemory::new(heap.bytes, size, keep, StorageKind::System) };
         Arc::new(region.unwrap()) as OwnedMemoryRegion
     });
-    (regions.collect(), Store::Borrowed(heaps))
+    (regions.collect(), RegionStore::Borrowed(heaps))
 }
 
 /// One file for all regions. The first starts at an odd offset where the alignment allows it, and
@@ -150,7 +150,7 @@ fn file_with(
     alignment: usize,
     direct: bool,
     folder: &Path,
-) -> (Vec<OwnedMemoryRegion>, Store) {
+) -> (Vec<OwnedMemoryRegion>, RegionStore) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let path = folder.join(format!("regions-{number}"));
@@ -176,33 +176,33 @@ fn file_with(
             Arc::new(view) as OwnedMemoryRegion
         })
         .collect();
-    let store = Store::File {
+    let store = RegionStore::File {
         path,
         regions: places,
     };
     (regions, store)
 }
 
-impl Store {
+impl RegionStore {
     /// The bytes of every region. The layout must have been dropped. Asserts that the bytes between
     /// the regions of a file are unchanged.
     pub(crate) fn image(self) -> Image {
         match self {
-            Store::Memory(regions) => regions
+            RegionStore::Memory(regions) => regions
                 .into_iter()
                 .map(|region| {
                     let mut memory = Arc::try_unwrap(region).unwrap();
                     memory.as_mut_slice().to_vec()
                 })
                 .collect(),
-            Store::Borrowed(heaps) => heaps
+            RegionStore::Borrowed(heaps) => heaps
                 .into_iter()
                 .map(|heap| {
                     let mut heap = Arc::into_inner(heap).unwrap();
                     heap.bytes_mut().to_vec()
                 })
                 .collect(),
-            Store::File { path, regions } => {
+            RegionStore::File { path, regions } => {
                 let content = std::fs::read(&path).unwrap();
                 std::fs::remove_file(&path).unwrap();
                 let mut end = 0;

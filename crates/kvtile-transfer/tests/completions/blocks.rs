@@ -11,7 +11,7 @@ use std::{
 
 use kvtile_layout::{RangePair, Shape, StridedLayout, Unit, Word, identity::Fingerprint};
 use kvtile_memory::{OwnedMemoryRegion, SystemMemory};
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 use kvtile_transfer::{
     FillPattern, LayoutHandle, LeaseError, LeaseMode, PhysicalLayout, RegisterError, TransferError,
     TransferManager, TransferOptions,
@@ -21,7 +21,7 @@ use crate::{
     block_on,
     common::in_memory,
     end,
-    gated::{Gated, gated},
+    gated::{GatedManager, gated},
     shape,
 };
 
@@ -30,7 +30,7 @@ use crate::{
 #[test]
 fn blocks_in_flight_are_refused_until_the_completion() {
     let gated = gated(3);
-    let Gated {
+    let GatedManager {
         manager,
         file,
         memory,
@@ -196,7 +196,7 @@ fn wander(
     handles: [LayoutHandle; 3],
     seed: u64,
 ) {
-    let mut numbers = Numbers::new(seed);
+    let mut numbers = SplitMix64::new(seed);
     let mut below = move |count: usize| numbers.index(count);
     for step in 0..300u64 {
         let (from, to) = (

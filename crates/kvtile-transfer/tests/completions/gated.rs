@@ -55,7 +55,7 @@ unsafe impl MemoryRegion for GatedFile {
 }
 
 /// A manager with a file behind a gate, and memory of the same shape.
-pub(crate) struct Gated {
+pub(crate) struct GatedManager {
     pub(crate) manager: TransferManager,
     pub(crate) region: Arc<GatedFile>,
     pub(crate) file: LayoutHandle,
@@ -64,11 +64,11 @@ pub(crate) struct Gated {
 }
 
 /// A manager that runs one file transfer at a time.
-pub(crate) fn gated(blocks: u64) -> Gated {
+pub(crate) fn gated(blocks: u64) -> GatedManager {
     gated_in(TransferManager::builder().file_transfers(1).build(), blocks)
 }
 
-pub(crate) fn gated_in(manager: TransferManager, blocks: u64) -> Gated {
+pub(crate) fn gated_in(manager: TransferManager, blocks: u64) -> GatedManager {
     let folder = common::folder();
     let bytes = usize::try_from(shape(blocks).total_bytes().unwrap()).unwrap();
     let region = Arc::new(GatedFile {
@@ -90,7 +90,7 @@ pub(crate) fn gated_in(manager: TransferManager, blocks: u64) -> Gated {
     let pattern = FillPattern::Distinct { seed: 3 };
     manager.fill(memory, &ids, pattern).unwrap();
     manager.fill(file, &ids, FillPattern::Constant(1)).unwrap();
-    Gated {
+    GatedManager {
         manager,
         region,
         file,
@@ -99,7 +99,7 @@ pub(crate) fn gated_in(manager: TransferManager, blocks: u64) -> Gated {
     }
 }
 
-impl Gated {
+impl GatedManager {
     /// Stops transfers of the file until the returned value is dropped. Declare it after the
     /// completions that it stops, so that a panic of the test opens the gate first.
     pub(crate) fn shut(&self) -> ShutGate {

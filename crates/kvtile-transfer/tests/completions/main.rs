@@ -42,13 +42,13 @@ pub(crate) fn shape(blocks: u64) -> Shape {
 
 /// A waker that wakes a waiting thread.
 #[derive(Default)]
-pub(crate) struct Signal {
+pub(crate) struct WakeSignal {
     woken: Mutex<bool>,
     changed: Condvar,
     pub(crate) wakes: AtomicUsize,
 }
 
-impl Wake for Signal {
+impl Wake for WakeSignal {
     fn wake(self: Arc<Self>) {
         self.wakes.fetch_add(1, Ordering::SeqCst);
         *self.woken.lock() = true;
@@ -56,7 +56,7 @@ impl Wake for Signal {
     }
 }
 
-impl Signal {
+impl WakeSignal {
     /// Waits for a wake, with a timeout.
     pub(crate) fn wait(&self) {
         let mut woken = self.woken.lock();
@@ -70,7 +70,7 @@ impl Signal {
 /// A minimal executor.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
-    let signal = Arc::new(Signal::default());
+    let signal = Arc::new(WakeSignal::default());
     let waker = Waker::from(Arc::clone(&signal));
     loop {
         match future.as_mut().poll(&mut Context::from_waker(&waker)) {

@@ -20,7 +20,7 @@ use crate::{
     block_on,
     common::in_memory,
     end,
-    gated::{Gated, gated, gated_in},
+    gated::{GatedManager, gated, gated_in},
 };
 
 /// Pitfall 19: every transfer in a long queue ends, with or without a completion.
@@ -95,11 +95,11 @@ fn a_full_queue_waits_and_loses_nothing() {
 /// A waker that runs on the manager's thread may start a transfer there, even with a full queue.
 #[test]
 fn a_waker_that_starts_a_transfer_does_not_wait_for_itself() {
-    struct Starter {
-        gated: Gated,
+    struct StartOnWake {
+        gated: GatedManager,
         started: Mutex<Vec<TransferCompletion>>,
     }
-    impl Wake for Starter {
+    impl Wake for StartOnWake {
         fn wake(self: Arc<Self>) {
             let ids = [2, 3, 4];
             let started = ids.map(|block| self.gated.start(&[block]));
@@ -108,7 +108,7 @@ fn a_waker_that_starts_a_transfer_does_not_wait_for_itself() {
     }
     let manager = TransferManager::builder().queue_capacity(1);
     let manager = manager.file_transfers(1).build();
-    let starter = Arc::new(Starter {
+    let starter = Arc::new(StartOnWake {
         gated: gated_in(manager, 5),
         started: Mutex::default(),
     });
@@ -134,7 +134,7 @@ fn dropping_the_manager_finishes_its_transfers() {
     let gated = gated(3);
     let gate = gated.shut();
     let completions: Vec<_> = (0..3).map(|block| gated.start(&[block])).collect();
-    let Gated {
+    let GatedManager {
         manager, folder, ..
     } = gated;
     let dropped = thread::spawn(move || drop(manager));

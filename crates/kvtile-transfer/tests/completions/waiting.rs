@@ -14,7 +14,7 @@ use kvtile_transfer::{
 };
 
 use crate::{
-    Signal, block_on,
+    WakeSignal, block_on,
     common::{self, in_memory},
     end,
     gated::gated,
@@ -33,7 +33,10 @@ fn every_waiter_is_notified_of_the_end() {
     assert!(completion.wait_timeout(Duration::ZERO).is_none());
 
     // The last of two wakers that polled is woken.
-    let (first, last) = (Arc::new(Signal::default()), Arc::new(Signal::default()));
+    let (first, last) = (
+        Arc::new(WakeSignal::default()),
+        Arc::new(WakeSignal::default()),
+    );
     let mut polled = completion.clone();
     for signal in [&first, &last] {
         let waker = Waker::from(Arc::clone(signal));
@@ -41,7 +44,7 @@ fn every_waiter_is_notified_of_the_end() {
         assert!(pending.is_pending());
     }
     // A waiter that polled and was dropped is not woken.
-    let gone = Arc::new(Signal::default());
+    let gone = Arc::new(WakeSignal::default());
     let waker = Waker::from(Arc::clone(&gone));
     let mut dropped = completion.clone();
     assert!(

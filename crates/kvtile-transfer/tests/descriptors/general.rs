@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     contiguous, general_digits, general_word,
-    hostile::{Hostile, refuses},
+    hostile::{HostileCase, refuses},
     read,
 };
 
@@ -141,7 +141,7 @@ fn is_layout(error: &TransferError) -> bool {
     matches!(error, TransferError::Layout(_))
 }
 
-fn hostile_words() -> Vec<Hostile> {
+fn hostile_words() -> Vec<HostileCase> {
     vec![
         ("no shape", "/shape", Value::Null, is_syntax),
         ("no alignment", "/alignment", Value::Null, is_syntax),
@@ -218,7 +218,7 @@ fn hostile_words() -> Vec<Hostile> {
     ]
 }
 
-fn hostile_digits() -> Vec<Hostile> {
+fn hostile_digits() -> Vec<HostileCase> {
     vec![
         (
             "an unknown plane",
@@ -276,7 +276,7 @@ fn hostile_digits() -> Vec<Hostile> {
     ]
 }
 
-fn hostile_memory() -> Vec<Hostile> {
+fn hostile_memory() -> Vec<HostileCase> {
     vec![
         (
             "regions of the memory that overlap",

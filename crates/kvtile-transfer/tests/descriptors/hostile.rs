@@ -17,7 +17,7 @@ fn hostile_descriptors_are_refused_with_what_is_wrong() {
 }
 
 /// Asserts that `value` with one change is refused with the error of `case`.
-pub(crate) fn refuses(mut value: Value, (what, path, new, check): Hostile) {
+pub(crate) fn refuses(mut value: Value, (what, path, new, check): HostileCase) {
     if new.is_null() {
         value.as_object_mut().unwrap().remove(&path[1..]);
     } else {
@@ -29,15 +29,15 @@ pub(crate) fn refuses(mut value: Value, (what, path, new, check): Hostile) {
 }
 
 /// The name of the case, the JSON pointer, the new value, and the check of the error.
-pub(crate) type Hostile = (
+pub(crate) type HostileCase = (
     &'static str,
     &'static str,
     Value,
     fn(&TransferError) -> bool,
 );
 
-fn hostile_cases() -> impl Iterator<Item = Hostile> {
-    let details: Hostile = (
+fn hostile_cases() -> impl Iterator<Item = HostileCase> {
+    let details: HostileCase = (
         "unknown details",
         "/layout_type_details",
         json!({"Spiral": {}}),
@@ -52,7 +52,7 @@ fn hostile_cases() -> impl Iterator<Item = Hostile> {
     cases.chain([details])
 }
 
-fn hostile_counts() -> Vec<Hostile> {
+fn hostile_counts() -> Vec<HostileCase> {
     vec![
         ("version 0", "/version", json!(0), |e| {
             matches!(
@@ -113,7 +113,7 @@ fn hostile_counts() -> Vec<Hostile> {
     ]
 }
 
-fn hostile_places() -> Vec<Hostile> {
+fn hostile_places() -> Vec<HostileCase> {
     vec![
         (
             "addresses that wrap",

@@ -27,7 +27,7 @@ use kvtile_transfer::{LayoutDescriptor, PhysicalLayout, TransferError};
 use serde_json::{Value, json};
 
 /// The system allocator with a count of allocated bytes.
-struct Counting;
+struct AllocationCounter;
 
 pub(crate) static LIVE: AtomicUsize = AtomicUsize::new(0);
 pub(crate) static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -38,7 +38,7 @@ fn count(bytes: usize) {
 }
 
 // SAFETY: every call is passed on to the system allocator; counting touches none of its memory.
-unsafe impl GlobalAlloc for Counting {
+unsafe impl GlobalAlloc for AllocationCounter {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
         // SAFETY: passed on.
@@ -53,7 +53,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: AllocationCounter = AllocationCounter;
 
 /// Memory limit of all tests of this binary together, in bytes: some run concurrently.
 pub(crate) const MEMORY_MAX: usize = 512 << 20;

@@ -106,7 +106,7 @@ proptest! {
     fn random_layouts_survive_a_round_trip(case in layouts()) {
         let image = case.reference().unwrap().poisoned().unwrap();
         let folder = std::path::Path::new("");
-        let (layout, _) = common::over_image(&case, &image, common::Place::Memory, folder).unwrap();
+        let (layout, _) = common::over_image(&case, &image, common::StoragePlace::Memory, folder).unwrap();
         let version = match layout.config() {
             Ok(_) => 1,
             Err(TransferError::Descriptor(DescriptorError::NoLayoutConfig { .. })) => 2,

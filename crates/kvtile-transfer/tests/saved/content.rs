@@ -96,7 +96,7 @@ fn large_caches_are_loaded_in_batches() {
     manager
         .fill(from, &ids, FillPattern::Distinct { seed: 1 })
         .unwrap();
-    let identity = LogicalIdentity::new("large", "1", &shape).unwrap();
+    let identity = Identity::new("large", "1", &shape).unwrap();
     let options = SaveOptions::new(identity, 640).unwrap();
     save(&manager, from, &ids, &path, &options).unwrap();
     let mut bytes = fs::read(&path).unwrap();

@@ -28,7 +28,7 @@ use std::{
 use common::in_memory;
 use kvtile_layout::{
     LayoutError, Shape, Unit, Word,
-    identity::{Fingerprint, LogicalIdentity, Rope},
+    identity::{Fingerprint, Identity, Rope},
 };
 use kvtile_transfer::{
     CopyError, FillPattern, LayoutHandle, LeaseError, LeaseMode, PhysicalLayout, SavedError,
@@ -42,9 +42,9 @@ fn shape(blocks: u64) -> Shape {
     Shape::key_value(blocks, 3, 8, 4, 16, &Unit::raw(2).unwrap()).unwrap()
 }
 
-fn identity(rope_base: f64) -> LogicalIdentity {
+fn identity(rope_base: f64) -> Identity {
     let rope = Rope::new("default", rope_base).unwrap();
-    LogicalIdentity::new("tiny", "rev-1", &shape(1))
+    Identity::new("tiny", "rev-1", &shape(1))
         .unwrap()
         .with_rope(rope)
 }

@@ -98,7 +98,7 @@ fn a_killed_writer_leaves_no_cache_and_the_next_one_cleans_up() {
         let manager = TransferManager::new();
         let handle = manager.register(in_memory(&shape, "L|BKNHC")).unwrap();
         let ids: Vec<usize> = (0..64).collect();
-        let identity = LogicalIdentity::new("large", "1", &shape).unwrap();
+        let identity = Identity::new("large", "1", &shape).unwrap();
         let mut options = SaveOptions::new(identity, 1).unwrap();
         options.replace = true;
         loop {

@@ -10,7 +10,7 @@ fn another_model_is_refused_by_name() {
     saved(&path);
     let of = |model: &str, revision: &str, shape: &Shape, base: f64| {
         let rope = Rope::new("default", base).unwrap();
-        LogicalIdentity::new(model, revision, shape)
+        Identity::new(model, revision, shape)
             .unwrap()
             .with_rope(rope)
     };
@@ -107,7 +107,7 @@ fn refused_saves_leave_no_file() {
     refused(&[0, 1, 2], &path, &aligned);
     let mut of_another = good();
     let other = Shape::key_value(1, 3, 8, 2, 32, &Unit::raw(2).unwrap()).unwrap();
-    of_another.identity = LogicalIdentity::new("tiny", "rev-1", &other).unwrap();
+    of_another.identity = Identity::new("tiny", "rev-1", &other).unwrap();
     let error = refused(&[0, 1, 2], &path, &of_another);
     assert!(
         matches!(error, TransferError::Saved(SavedError::IdentityDiffers(_))),

@@ -21,7 +21,7 @@ use super::{
     pool::{both, timed},
 };
 use crate::error::BenchError;
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 
 /// Blocks of a chain; each call handles one chain.
 pub const CHAIN: usize = 128;
@@ -89,12 +89,12 @@ const OPERATIONS: [&str; 6] = [
 const MAINTAIN: &str = "maintain";
 
 /// The times of one round of one contender, by operation.
-type Round = [Duration; OPERATIONS.len()];
+type OperationTimes = [Duration; OPERATIONS.len()];
 
 /// A contender and the times of its rounds.
-struct Line {
+struct ManagerLine {
     contender: Box<dyn PoolContender>,
-    rounds: Vec<Round>,
+    rounds: Vec<OperationTimes>,
 }
 
 /// Measures all contenders in turns; each operation covers all blocks.
@@ -114,14 +114,14 @@ pub(super) fn rows(
     for make in rivals {
         lines.push(make(&chains)?);
     }
-    let mut lines: Vec<Line> = lines
+    let mut lines: Vec<ManagerLine> = lines
         .into_iter()
-        .map(|contender| Line {
+        .map(|contender| ManagerLine {
             contender,
             rounds: Vec::new(),
         })
         .collect();
-    let mut random = Numbers::new(2);
+    let mut random = SplitMix64::new(2);
     for number in 0..=settings.rounds {
         let order = random.order(chains.len());
         for line in &mut lines {
@@ -140,15 +140,15 @@ pub(super) fn rows(
 
 /// Chains that fill a pool.
 fn chains(blocks: usize) -> Vec<HashChain> {
-    let mut random = Numbers::new(1);
+    let mut random = SplitMix64::new(1);
     let mut chain = || (0..CHAIN).map(|_| random.any()).collect();
     (0..blocks / CHAIN).map(|_| chain()).collect()
 }
 
 /// One round over a contender that has no cached chains. Allocations evict and release all of them,
 /// so none can be found afterwards.
-fn round(contender: &mut dyn PoolContender, order: &[usize]) -> Round {
-    let mut times = Round::default();
+fn round(contender: &mut dyn PoolContender, order: &[usize]) -> OperationTimes {
+    let mut times = OperationTimes::default();
     let [register, active, inactive, two, maintain, evict] = &mut times;
     let who = format!("{} {}", contender.manager(), contender.order_name());
     let whole = |found: usize, what: &str| assert_eq!(found, CHAIN, "{who}: {what} is whole");

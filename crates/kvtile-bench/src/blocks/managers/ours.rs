@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvtile_blocks::{
     BlockKey, BlocksError,
     policy::PolicyKind,
-    pool::{AllocateRequest, BlockPool, Claim, MutableBlocks, PinnedBlocks},
+    pool::{AllocateRequest, BlockPool, MutableBlocks, PinClaim, PinnedBlocks},
 };
 
 use super::{CHAIN, ContenderOrder, HashChain, PoolContender};
@@ -84,7 +84,7 @@ impl PoolContender for OwnPool {
         let complete = complete.map_err(BlocksError::from);
         let registered = complete.and_then(|blocks| {
             blocks
-                .register(&Claim::default())
+                .register(&PinClaim::default())
                 .map_err(BlocksError::from)
         });
         let Ok(registered) = registered else { return 0 };
@@ -94,14 +94,18 @@ impl PoolContender for OwnPool {
     }
 
     fn find_and_keep(&mut self, chain: usize) -> usize {
-        let found = self.pool.match_prefix(self.keys(chain), &Claim::default());
+        let found = self
+            .pool
+            .match_prefix(self.keys(chain), &PinClaim::default());
         let count = found.len();
         self.kept.push(found);
         count
     }
 
     fn find(&self, chain: usize) -> usize {
-        let found = self.pool.match_prefix(self.keys(chain), &Claim::default());
+        let found = self
+            .pool
+            .match_prefix(self.keys(chain), &PinClaim::default());
         found.len()
     }
 

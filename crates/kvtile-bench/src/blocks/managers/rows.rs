@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{ContenderOrder, Line, MAINTAIN, OPERATIONS};
-use crate::times::{Times, seconds};
+use super::{ContenderOrder, MAINTAIN, ManagerLine, OPERATIONS};
+use crate::times::{RoundTimes, seconds};
 
 /// The goal against a rival: kvtile's pool with the same eviction order is this many times faster.
 const FASTER: f64 = 10.0;
@@ -47,13 +47,13 @@ pub struct ManagerRatio {
 }
 
 /// A row for each operation and contender. Rows with two threads state the time of both together.
-pub(super) fn rows(lines: &[Line], blocks: usize) -> Vec<ManagerRow> {
+pub(super) fn rows(lines: &[ManagerLine], blocks: usize) -> Vec<ManagerRow> {
     let mut rows = Vec::new();
     for (at, operation) in OPERATIONS.into_iter().enumerate() {
         // A contender without this operation has times of zero.
-        let takes_time = |line: &&Line| of(line, at).any(|time| !time.is_zero());
+        let takes_time = |line: &&ManagerLine| of(line, at).any(|time| !time.is_zero());
         for line in lines.iter().filter(takes_time) {
-            let mut times = Times::default();
+            let mut times = RoundTimes::default();
             for time in of(line, at) {
                 times.add(time);
             }
@@ -75,12 +75,12 @@ pub(super) fn rows(lines: &[Line], blocks: usize) -> Vec<ManagerRow> {
     rows
 }
 
-fn of(line: &Line, operation: usize) -> impl Iterator<Item = Duration> + '_ {
+fn of(line: &ManagerLine, operation: usize) -> impl Iterator<Item = Duration> + '_ {
     let rounds = line.rounds.iter();
     rounds.filter_map(move |round| round.get(operation).copied())
 }
 
-fn ratio(line: &Line, other: &Line, operation: usize) -> ManagerRatio {
+fn ratio(line: &ManagerLine, other: &ManagerLine, operation: usize) -> ManagerRatio {
     let pairs = of(line, operation).zip(of(other, operation));
     let mut ratios: Vec<f64> = pairs
         .map(|(time, other)| seconds(time) / seconds(other))
@@ -100,7 +100,12 @@ fn ratio(line: &Line, other: &Line, operation: usize) -> ManagerRatio {
 }
 
 /// The goal of a ratio, if any, and whether it is met.
-fn goal(line: &Line, other: &Line, operation: usize, ratio: f64) -> (Option<f64>, bool) {
+fn goal(
+    line: &ManagerLine,
+    other: &ManagerLine,
+    operation: usize,
+    ratio: f64,
+) -> (Option<f64>, bool) {
     let (of, over) = (&line.contender, &other.contender);
     if of.manager() != over.manager() {
         let alike = of.order() == over.order();

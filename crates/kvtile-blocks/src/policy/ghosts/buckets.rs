@@ -12,7 +12,7 @@
 
 use std::hint::black_box;
 
-use super::super::column::{Column, NONE};
+use super::super::column::{IdColumn, NONE};
 
 /// Returned by [`Buckets::glance`] if only a search can decide.
 pub(super) const PERHAPS: u32 = NONE - 1;
@@ -26,28 +26,28 @@ const PLACES: usize = 13;
 /// One cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-struct Bucket {
+struct GhostBucket {
     passed: u32,
     entries: [u32; ROOM],
 }
 
 /// The table.
 #[derive(Clone, Debug)]
-pub(super) struct Buckets {
-    buckets: Column<Bucket>,
+pub(super) struct GhostTable {
+    buckets: IdColumn<GhostBucket>,
     /// The number of bits of a place. No place has all of them set, so no entry is [`NONE`].
     place_bits: u32,
 }
 
-impl Buckets {
+impl GhostTable {
     /// A table for places below `places`, with at most one print for each.
-    pub(super) fn new(places: usize) -> Buckets {
-        let empty = Bucket {
+    pub(super) fn new(places: usize) -> GhostTable {
+        let empty = GhostBucket {
             passed: 0,
             entries: [NONE; ROOM],
         };
-        Buckets {
-            buckets: Column::new(places.div_ceil(PLACES), empty),
+        GhostTable {
+            buckets: IdColumn::new(places.div_ceil(PLACES), empty),
             place_bits: usize::BITS - places.leading_zeros(),
         }
     }
@@ -63,7 +63,7 @@ impl Buckets {
     /// [`PERHAPS`]. The caller checks whether the place has this print.
     #[inline]
     pub(super) fn glance(&self, print: u32) -> u32 {
-        let Bucket { passed, entries } = &self.buckets[self.home(print)];
+        let GhostBucket { passed, entries } = &self.buckets[self.home(print)];
         let (tag, mask) = (self.entry(print, 0), !self.place_mask());
         // If two entries match, the result is a place not above either of them; the loop is
         // branch-free.
@@ -87,7 +87,7 @@ impl Buckets {
         let (tag, mask) = (self.entry(print, 0), !self.place_mask());
         let mut at = self.home(print);
         for _ in 0..self.buckets.len() {
-            let Bucket { passed, entries } = &self.buckets[at];
+            let GhostBucket { passed, entries } = &self.buckets[at];
             let fits = |&entry: &u32| entry != NONE && (entry ^ tag) & mask == 0;
             let mut places = entries.iter().copied().filter(fits);
             let found = places.find(|entry| is(entry & self.place_mask()));
@@ -171,7 +171,7 @@ impl Buckets {
     }
 }
 
-impl Bucket {
+impl GhostBucket {
     /// Replaces an entry equal to `old` with `new`. Returns false if there is none. It compares all
     /// entries without a branch, since the position is unpredictable.
     #[inline]

@@ -10,9 +10,9 @@
 
 mod buckets;
 
-use super::column::{Column, NONE};
+use super::column::{IdColumn, NONE};
 use crate::BlockKey;
-use buckets::{Buckets, PERHAPS};
+use buckets::{GhostTable, PERHAPS};
 
 /// The print of an empty place: its ghost came back, or it was never used.
 const GAP: u32 = 0;
@@ -28,15 +28,15 @@ const GROWTH: usize = 8_224;
 const PLACES_MIN: usize = 16;
 
 #[derive(Clone, Copy, Debug)]
-struct Ghost<T> {
+struct RingGhost<T> {
     print: u32,
     value: T,
 }
 
 /// The ghosts, oldest first.
 #[derive(Clone, Debug)]
-pub(super) struct Ghosts<T> {
-    ring: Column<Ghost<T>>,
+pub(super) struct GhostRing<T> {
+    ring: IdColumn<RingGhost<T>>,
     /// The place of the ring's start.
     start: u32,
     /// Places in use from there on, gaps included.
@@ -44,28 +44,28 @@ pub(super) struct Ghosts<T> {
     /// How many of them, the newest, are not in the table yet. No search has needed them so far.
     waiting: u32,
     len: usize,
-    table: Buckets,
+    table: GhostTable,
 }
 
 /// The result of the first step of a lookup, which is done for many keys as one batch so that their
 /// reads overlap.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sought {
+pub(super) struct GhostLookup {
     print: u32,
     /// A candidate place, or a special value of [`Buckets::glance`].
     place: u32,
 }
 
-impl<T: Copy + Default> Ghosts<T> {
+impl<T: Copy + Default> GhostRing<T> {
     /// No ghosts.
-    pub(super) fn new() -> Ghosts<T> {
-        let mut ghosts = Ghosts {
-            ring: Column::empty(),
+    pub(super) fn new() -> GhostRing<T> {
+        let mut ghosts = GhostRing {
+            ring: IdColumn::empty(),
             start: 0,
             used: 0,
             waiting: 0,
             len: 0,
-            table: Buckets::new(0),
+            table: GhostTable::new(0),
         };
         ghosts.rebuild();
         ghosts
@@ -82,8 +82,8 @@ impl<T: Copy + Default> Ghosts<T> {
             self.rebuild();
         }
         let place = self.place(self.used);
-        let Print(print) = Print::new(key);
-        self.ring[place] = Ghost { print, value };
+        let KeyPrint(print) = KeyPrint::new(key);
+        self.ring[place] = RingGhost { print, value };
         self.used += 1;
         self.waiting += 1;
         self.len += 1;
@@ -105,10 +105,14 @@ impl<T: Copy + Default> Ghosts<T> {
     }
 
     /// Looks up keys by their prints, in order. The result is valid until the next ghost is added.
-    pub(super) fn seek(&mut self, prints: impl Iterator<Item = Print>, sought: &mut Vec<Sought>) {
+    pub(super) fn seek(
+        &mut self,
+        prints: impl Iterator<Item = KeyPrint>,
+        sought: &mut Vec<GhostLookup>,
+    ) {
         self.enter();
         sought.clear();
-        sought.extend(prints.map(|Print(print)| Sought { print, place: NONE }));
+        sought.extend(prints.map(|KeyPrint(print)| GhostLookup { print, place: NONE }));
         for sought in sought.chunks_mut(WARM as usize) {
             self.table.warm(sought.iter().map(|sought| sought.print));
             for sought in sought {
@@ -120,13 +124,13 @@ impl<T: Copy + Default> Ghosts<T> {
     /// Removes the ghost of a key. Returns its value.
     pub(super) fn take(&mut self, key: &BlockKey) -> Option<T> {
         self.enter();
-        let Print(print) = Print::new(key);
+        let KeyPrint(print) = KeyPrint::new(key);
         let place = self.table.glance(print);
-        self.take_sought(Sought { print, place })
+        self.take_sought(GhostLookup { print, place })
     }
 
     /// Removes the ghost of a looked-up key. Returns its value.
-    pub(super) fn take_sought(&mut self, Sought { print, place }: Sought) -> Option<T> {
+    pub(super) fn take_sought(&mut self, GhostLookup { print, place }: GhostLookup) -> Option<T> {
         if place == NONE {
             return None;
         }
@@ -156,7 +160,7 @@ impl<T: Copy + Default> Ghosts<T> {
         self.ghosts().map(|ghost| ghost.value)
     }
 
-    fn ghosts(&self) -> impl Iterator<Item = Ghost<T>> + '_ {
+    fn ghosts(&self) -> impl Iterator<Item = RingGhost<T>> + '_ {
         let all = (0..self.used).map(|number| self.ring[self.place(number)]);
         all.filter(|ghost| ghost.print != GAP)
     }
@@ -176,7 +180,7 @@ impl<T: Copy + Default> Ghosts<T> {
     }
 
     fn forget(&mut self, place: u32) -> T {
-        let Ghost { print, value } = self.ring[place];
+        let RingGhost { print, value } = self.ring[place];
         self.table.remove(print, place);
         self.ring[place].print = GAP;
         self.len -= 1;
@@ -192,11 +196,11 @@ impl<T: Copy + Default> Ghosts<T> {
     fn rebuild(&mut self) {
         let more = (self.len / 8).max(self.len.min(GROWTH));
         let places = (self.len + more).max(PLACES_MIN);
-        let gap = Ghost {
+        let gap = RingGhost {
             print: GAP,
             value: T::default(),
         };
-        let mut ring = Column::new(places, gap);
+        let mut ring = IdColumn::new(places, gap);
         let mut used = 0;
         for ghost in self.ghosts() {
             ring[used] = ghost;
@@ -205,8 +209,8 @@ impl<T: Copy + Default> Ghosts<T> {
         // The old ring and table are freed before the new table is allocated: all of them together
         // would be the pool's peak memory.
         self.ring = ring;
-        self.table = Buckets::new(0);
-        self.table = Buckets::new(places);
+        self.table = GhostTable::new(0);
+        self.table = GhostTable::new(places);
         (self.start, self.used, self.waiting) = (0, used, used);
         self.enter();
     }
@@ -227,7 +231,7 @@ impl<T: Copy + Default> Ghosts<T> {
             .check(self.len - waiting, |place| self.ring[place].print);
         for number in 0..self.used {
             let place = self.place(number);
-            let Ghost { print, .. } = self.ring[place];
+            let RingGhost { print, .. } = self.ring[place];
             if print == GAP {
                 assert!(number > 0, "a gap at the start");
                 continue;
@@ -241,12 +245,12 @@ impl<T: Copy + Default> Ghosts<T> {
 
 /// A 32-bit hash of a key, mixed because keys from elsewhere may differ in any of their bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Print(u32);
+pub(super) struct KeyPrint(u32);
 
-impl Print {
+impl KeyPrint {
     /// The print of a key.
     #[inline]
-    pub(super) fn new(key: &BlockKey) -> Print {
+    pub(super) fn new(key: &BlockKey) -> KeyPrint {
         const ODD: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93];
         let [first, second] = ODD;
         let bits = u128::from_le_bytes(*key.as_bytes());
@@ -255,7 +259,7 @@ impl Print {
         let folded = low.wrapping_mul(first) ^ high.rotate_left(29).wrapping_mul(second);
         let mixed = (folded ^ (folded >> 32)).wrapping_mul(first);
         let upper = u32::try_from(mixed >> u32::BITS).unwrap_or_default();
-        Print(upper.clamp(GAP + 1, NONE - 1))
+        KeyPrint(upper.clamp(GAP + 1, NONE - 1))
     }
 
     /// The bits, which are never [`NONE`].
@@ -264,8 +268,8 @@ impl Print {
     }
 
     /// The print with these bits.
-    pub(super) fn of_bits(bits: u32) -> Print {
-        Print(bits)
+    pub(super) fn of_bits(bits: u32) -> KeyPrint {
+        KeyPrint(bits)
     }
 }
 
@@ -273,7 +277,7 @@ impl Print {
 mod tests {
     use std::collections::VecDeque;
 
-    use kvtile_random::{Numbers, mix};
+    use kvtile_random::{SplitMix64, mix};
 
     use super::*;
 
@@ -285,9 +289,9 @@ mod tests {
     fn ghosts_are_forgotten_in_order_or_when_they_come_back() {
         for seed in 0..20 {
             println!("seed {seed}");
-            let mut random = Numbers::new(seed);
+            let mut random = SplitMix64::new(seed);
             let most = 5 + seed * 20;
-            let mut ghosts = Ghosts::<u32>::new();
+            let mut ghosts = GhostRing::<u32>::new();
             let mut naive = VecDeque::<(u64, u32)>::new();
             for step in 0..3_000_u32 {
                 match random.below(4) {
@@ -332,7 +336,7 @@ mod tests {
                 };
                 BlockKey::from_bytes(bits.to_le_bytes())
             };
-            let mut ghosts = Ghosts::<u32>::new();
+            let mut ghosts = GhostRing::<u32>::new();
             for number in 0..65_536 {
                 ghosts.push(&key(number), 0);
             }

@@ -6,7 +6,7 @@
 
 use super::{
     super::{Insertion, Visit, column::NONE},
-    runs::Label,
+    runs::RunLabel,
     said::said,
 };
 use crate::BlockId;
@@ -23,7 +23,7 @@ const STORED_MAX: usize = 65_536;
 
 /// The kind of an event.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum What {
+pub(super) enum BacklogEventKind {
     /// A request found the blocks.
     Visited {
         /// Whether the last block is the partial tail of the request.
@@ -39,16 +39,16 @@ pub(super) enum What {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Event {
-    pub(super) what: What,
+pub(super) struct BacklogEvent {
+    pub(super) what: BacklogEventKind,
     /// The caller's hints for the blocks.
-    pub(super) said: Label,
+    pub(super) said: RunLabel,
     pieces: u32,
 }
 
 /// Blocks `first`, `first` + 1, … or `first`, `first` - 1, ….
 #[derive(Clone, Copy, Debug)]
-struct Piece {
+struct IdPiece {
     first: u32,
     len: u32,
     down: bool,
@@ -57,8 +57,8 @@ struct Piece {
 /// Events in order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Backlog {
-    events: Vec<Event>,
-    pieces: Vec<Piece>,
+    events: Vec<BacklogEvent>,
+    pieces: Vec<IdPiece>,
     stored: usize,
 }
 
@@ -78,7 +78,7 @@ impl Backlog {
     }
 
     pub(super) fn visited(&mut self, visit: &Visit<'_>) {
-        let what = What::Visited {
+        let what = BacklogEventKind::Visited {
             partial_tail: visit.hints.partial_tail && !visit.continues,
         };
         self.add(what, said(&visit.hints), visit.blocks);
@@ -87,27 +87,27 @@ impl Backlog {
     pub(super) fn stored(&mut self, insertion: &Insertion<'_>) {
         let parent = insertion.parent.map(|parent| parent.0);
         self.stored += insertion.blocks.len();
-        let what = What::Stored {
+        let what = BacklogEventKind::Stored {
             parent,
             partial_tail: insertion.hints.partial_tail,
         };
         self.add(what, said(&insertion.hints), insertion.blocks);
     }
 
-    fn add(&mut self, what: What, said: Label, blocks: &[BlockId]) {
+    fn add(&mut self, what: BacklogEventKind, said: RunLabel, blocks: &[BlockId]) {
         let before = self.pieces.len();
         let mut blocks = blocks.iter().map(|block| block.0);
         if let Some(first) = blocks.next() {
-            let mut piece = Piece::of(first);
+            let mut piece = IdPiece::of(first);
             for block in blocks {
                 if !piece.takes(block) {
                     self.pieces.push(piece);
-                    piece = Piece::of(block);
+                    piece = IdPiece::of(block);
                 }
             }
             self.pieces.push(piece);
         }
-        self.events.push(Event {
+        self.events.push(BacklogEvent {
             what,
             said,
             pieces: u32::try_from(self.pieces.len() - before).unwrap_or(NONE),
@@ -118,7 +118,7 @@ impl Backlog {
     pub(super) fn drain(
         &mut self,
         blocks: &mut Vec<BlockId>,
-        mut learn: impl FnMut(&Event, &[BlockId]),
+        mut learn: impl FnMut(&BacklogEvent, &[BlockId]),
     ) {
         let mut pieces = self.pieces.drain(..);
         for event in self.events.drain(..) {
@@ -132,10 +132,10 @@ impl Backlog {
     }
 }
 
-impl Piece {
-    fn of(first: u32) -> Piece {
+impl IdPiece {
+    fn of(first: u32) -> IdPiece {
         let (len, down) = (1, false);
-        Piece { first, len, down }
+        IdPiece { first, len, down }
     }
 
     /// Extends the piece by this block, if the block is consecutive.
@@ -156,7 +156,7 @@ impl Piece {
     }
 
     fn append_to(self, blocks: &mut Vec<BlockId>) {
-        let Piece { first, len, down } = self;
+        let IdPiece { first, len, down } = self;
         if down {
             blocks.extend((first - (len - 1)..=first).rev().map(BlockId));
         } else {
@@ -168,7 +168,7 @@ impl Piece {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Tick, policy::Hints};
+    use crate::{Tick, policy::EvictionHints};
 
     #[test]
     fn events_come_back_in_their_order_with_their_blocks() {
@@ -184,10 +184,10 @@ mod tests {
         let mut backlog = Backlog::default();
         for (number, list) in (0_u8..).zip(lists) {
             let blocks: Vec<BlockId> = list.iter().copied().map(BlockId).collect();
-            let hints = Hints {
+            let hints = EvictionHints {
                 priority: i8::try_from(number % 4).unwrap(),
                 partial_tail: number > 3,
-                ..Hints::default()
+                ..EvictionHints::default()
             };
             let now = Tick(0);
             match number % 2 {
@@ -215,10 +215,10 @@ mod tests {
             );
             assert_eq!(event.said.priority.unsigned_abs(), seen % 4);
             match event.what {
-                What::Visited { partial_tail } => {
+                BacklogEventKind::Visited { partial_tail } => {
                     assert_eq!((seen % 2, partial_tail), (0, seen == 4));
                 }
-                What::Stored {
+                BacklogEventKind::Stored {
                     parent,
                     partial_tail,
                 } => {

@@ -22,17 +22,17 @@ pub(super) const PARTIAL: u8 = 0;
 
 /// A class, as a number below [`CLASSES`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Class(u8);
+pub(super) struct BlockClass(u8);
 
-impl Class {
+impl BlockClass {
     /// The class of a block of this kind that was just used.
-    pub(super) fn new(kind: u8, output: u8) -> Class {
-        Class(kind * 18 + output)
+    pub(super) fn new(kind: u8, output: u8) -> BlockClass {
+        BlockClass(kind * 18 + output)
     }
 
     /// The class of a number below [`CLASSES`].
-    pub(super) fn from_index(index: usize) -> Class {
-        Class(u8::try_from(index).unwrap_or(0))
+    pub(super) fn from_index(index: usize) -> BlockClass {
+        BlockClass(u8::try_from(index).unwrap_or(0))
     }
 
     /// The class as an index.
@@ -56,8 +56,8 @@ impl Class {
     }
 
     /// The class after one more request passed the block over; `None` if that does not change it.
-    pub(super) fn passed(self) -> Option<Class> {
-        (self.passes() < 2).then_some(Class(self.0 + 6))
+    pub(super) fn passed(self) -> Option<BlockClass> {
+        (self.passes() < 2).then_some(BlockClass(self.0 + 6))
     }
 }
 
@@ -97,14 +97,14 @@ mod tests {
         let mut seen = [false; CLASSES];
         for kind in 0..12 {
             for output in 0..6 {
-                let mut class = Some(Class::new(kind, output));
+                let mut class = Some(BlockClass::new(kind, output));
                 let mut passes = 0;
                 while let Some(now) = class {
                     assert_eq!(
                         (now.kind(), now.passes(), now.output()),
                         (kind, passes, output)
                     );
-                    assert_eq!(Class::from_index(now.index()), now);
+                    assert_eq!(BlockClass::from_index(now.index()), now);
                     assert!(!std::mem::replace(&mut seen[now.index()], true));
                     passes += 1;
                     class = now.passed();

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    class::{CLASSES, Class},
-    runs::{Label, Run},
+    class::{BlockClass, CLASSES},
+    runs::{BlockRun, RunLabel},
 };
 
 /// The maximum priority in each direction.
@@ -19,7 +19,7 @@ pub(super) const NEVER: u32 = u32::MAX;
 
 /// The evictable runs.
 #[derive(Clone, Debug)]
-pub(super) struct Leaves {
+pub(super) struct EvictableLeaves {
     sets: Vec<BTreeSet<(u64, u32)>>,
     /// One bit for each set, set while the set is not empty.
     occupied: [u64; SETS.div_ceil(64)],
@@ -29,21 +29,21 @@ pub(super) struct Leaves {
 
 /// A run that may have the lowest score.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
+pub(super) struct LeafCandidate {
     /// The run.
     pub(super) run: u32,
     /// The clock at its last use.
     pub(super) touch: u64,
     /// The class of its blocks.
-    pub(super) class: Class,
+    pub(super) class: BlockClass,
     /// The callers' priority.
     pub(super) priority: i8,
 }
 
-impl Leaves {
+impl EvictableLeaves {
     /// No leaves.
-    pub(super) fn new() -> Leaves {
-        Leaves {
+    pub(super) fn new() -> EvictableLeaves {
+        EvictableLeaves {
             sets: vec![BTreeSet::new(); SETS],
             occupied: [0; SETS.div_ceil(64)],
             expiring: BTreeSet::new(),
@@ -51,7 +51,7 @@ impl Leaves {
     }
 
     /// Adds a run that is now evictable.
-    pub(super) fn insert(&mut self, index: u32, run: &Run) {
+    pub(super) fn insert(&mut self, index: u32, run: &BlockRun) {
         let set = set(&run.label);
         if let Some(leaves) = self.sets.get_mut(set) {
             assert!(
@@ -68,7 +68,7 @@ impl Leaves {
     }
 
     /// Removes a run.
-    pub(super) fn remove(&mut self, index: u32, run: &Run) {
+    pub(super) fn remove(&mut self, index: u32, run: &BlockRun) {
         let set = set(&run.label);
         let Some(leaves) = self.sets.get_mut(set) else {
             return;
@@ -94,7 +94,7 @@ impl Leaves {
     }
 
     /// The oldest and the newest run of each set.
-    pub(super) fn candidates(&self) -> impl Iterator<Item = Candidate> + '_ {
+    pub(super) fn candidates(&self) -> impl Iterator<Item = LeafCandidate> + '_ {
         let words = self.occupied.iter().enumerate();
         let sets = words.flat_map(|(at, &word)| {
             let next = |&bits: &u64| Some(bits & (bits.wrapping_sub(1)));
@@ -103,14 +103,14 @@ impl Leaves {
                 .map(move |bits| at * 64 + bits.trailing_zeros() as usize)
         });
         sets.flat_map(|set| {
-            let class = Class::from_index(set % CLASSES);
+            let class = BlockClass::from_index(set % CLASSES);
             let priority = i8::try_from(set / CLASSES).unwrap_or(0) - PRIORITY_MAX;
             let leaves = self.sets.get(set);
             let ends = leaves.map(|leaves| (leaves.first(), leaves.last()));
             let (first, last) = ends.unwrap_or((None, None));
             let last = last.filter(|&last| Some(last) != first);
             let both = first.into_iter().chain(last);
-            both.map(move |&(touch, run)| Candidate {
+            both.map(move |&(touch, run)| LeafCandidate {
                 run,
                 touch,
                 class,
@@ -137,7 +137,7 @@ impl Leaves {
     }
 }
 
-fn set(label: &Label) -> usize {
+fn set(label: &RunLabel) -> usize {
     let priority = label.priority.clamp(-PRIORITY_MAX, PRIORITY_MAX) + PRIORITY_MAX;
     usize::from(priority.unsigned_abs()) * CLASSES + label.class.index()
 }

@@ -11,7 +11,7 @@
 
 use super::{
     age::{self, BUCKETS},
-    class::{CLASSES, Class, KINDS, OUTPUTS, PASSES},
+    class::{BlockClass, CLASSES, KINDS, OUTPUTS, PASSES},
 };
 
 /// The prior hazard of a bucket without data.
@@ -30,10 +30,10 @@ const FACTOR_WEIGHT: f32 = 120.0;
 const DECAY: f32 = 0.98;
 
 /// One number for each bucket of each of `N` rows.
-pub(super) type Table<const N: usize> = Box<[[f32; BUCKETS]; N]>;
+pub(super) type AgeTable<const N: usize> = Box<[[f32; BUCKETS]; N]>;
 
 /// A table of zeros.
-pub(super) fn table<const N: usize>() -> Table<N> {
+pub(super) fn table<const N: usize>() -> AgeTable<N> {
     Box::new([[0.0; BUCKETS]; N])
 }
 
@@ -41,11 +41,11 @@ pub(super) fn table<const N: usize>() -> Table<N> {
 #[derive(Clone, Debug)]
 pub(super) struct Observations {
     /// Blocks that were used.
-    hits: Table<CLASSES>,
+    hits: AgeTable<CLASSES>,
     /// Blocks whose observation ended without a use.
-    ends: Table<CLASSES>,
+    ends: AgeTable<CLASSES>,
     /// Blocks whose observation began at an age above 0.
-    entries: Table<CLASSES>,
+    entries: AgeTable<CLASSES>,
 }
 
 impl Observations {
@@ -59,26 +59,26 @@ impl Observations {
 
     /// Counts `blocks` blocks of a class that were used at an age.
     #[inline]
-    pub(super) fn hit(&mut self, class: Class, age: u64, blocks: f32) {
+    pub(super) fn hit(&mut self, class: BlockClass, age: u64, blocks: f32) {
         add(&mut self.hits, class, age, blocks);
     }
 
     /// Counts `blocks` blocks of a class whose observation ended at an age.
     #[inline]
-    pub(super) fn end(&mut self, class: Class, age: u64, blocks: f32) {
+    pub(super) fn end(&mut self, class: BlockClass, age: u64, blocks: f32) {
         add(&mut self.ends, class, age, blocks);
     }
 
     /// Counts `blocks` blocks that entered a class at an age.
     #[inline]
-    pub(super) fn enter(&mut self, class: Class, age: u64, blocks: f32) {
+    pub(super) fn enter(&mut self, class: BlockClass, age: u64, blocks: f32) {
         add(&mut self.entries, class, age, blocks);
     }
 
     /// Returns the counts so far, with the blocks still under observation, and then decays the
     /// counts.
-    pub(super) fn lesson(&mut self, live: Table<CLASSES>) -> Lesson {
-        let lesson = Lesson {
+    pub(super) fn lesson(&mut self, live: AgeTable<CLASSES>) -> PolicyLesson {
+        let lesson = PolicyLesson {
             observed: self.clone(),
             live,
         };
@@ -93,7 +93,7 @@ impl Observations {
 
 /// Adds to a count of a table.
 #[inline]
-pub(super) fn add(table: &mut Table<CLASSES>, class: Class, age: u64, blocks: f32) {
+pub(super) fn add(table: &mut AgeTable<CLASSES>, class: BlockClass, age: u64, blocks: f32) {
     let count = table.get_mut(class.index());
     if let Some(count) = count.and_then(|row| row.get_mut(age::bucket(age))) {
         *count += blocks;
@@ -102,27 +102,27 @@ pub(super) fn add(table: &mut Table<CLASSES>, class: Class, age: u64, blocks: f3
 
 /// Counts to be studied.
 #[derive(Clone, Debug)]
-pub struct Lesson {
+pub struct PolicyLesson {
     observed: Observations,
-    live: Table<CLASSES>,
+    live: AgeTable<CLASSES>,
 }
 
 /// The worth of blocks of each class at each age.
 #[derive(Clone, Debug)]
-pub struct Learned {
-    scores: Table<CLASSES>,
+pub struct LearnedScores {
+    scores: AgeTable<CLASSES>,
 }
 
-impl Learned {
+impl LearnedScores {
     /// The prior, before any event: all classes are alike, and worth decreases with age.
-    pub(super) fn nothing() -> Learned {
+    pub(super) fn nothing() -> LearnedScores {
         Observations::new().lesson(table()).study()
     }
 
     /// The worth of a block of a class at an age: expected uses per reference, interpolated between
     /// buckets.
     #[inline]
-    pub(super) fn score(&self, class: Class, age: u64) -> f32 {
+    pub(super) fn score(&self, class: BlockClass, age: u64) -> f32 {
         let bucket = age::bucket(age);
         let Some(row) = self.scores.get(class.index()) else {
             return 0.0;
@@ -135,18 +135,18 @@ impl Learned {
 
 /// Hits, and blocks at risk, for each bucket.
 #[derive(Clone, Copy)]
-struct Exposure {
+struct HazardExposure {
     hits: [f32; BUCKETS],
     risk: [f32; BUCKETS],
 }
 
-impl Exposure {
-    const NONE: Exposure = Exposure {
+impl HazardExposure {
+    const NONE: HazardExposure = HazardExposure {
         hits: [0.0; BUCKETS],
         risk: [0.0; BUCKETS],
     };
 
-    fn add(&mut self, other: &Exposure) {
+    fn add(&mut self, other: &HazardExposure) {
         let pairs = self.hits.iter_mut().zip(other.hits);
         pairs.for_each(|(sum, more)| *sum += more);
         let pairs = self.risk.iter_mut().zip(other.risk);
@@ -174,14 +174,15 @@ impl Exposure {
     }
 }
 
-impl Lesson {
+impl PolicyLesson {
     /// Turns the counts into scores. It takes part of a millisecond and is deterministic.
     #[must_use]
-    pub fn study(self) -> Learned {
-        let exposures: Vec<Exposure> = (0..CLASSES).map(|class| self.exposure(class)).collect();
-        let classes: Vec<Class> = (0..CLASSES).map(Class::from_index).collect();
-        let mut all = Exposure::NONE;
-        let mut of_kind = [Exposure::NONE; KINDS];
+    pub fn study(self) -> LearnedScores {
+        let exposures: Vec<HazardExposure> =
+            (0..CLASSES).map(|class| self.exposure(class)).collect();
+        let classes: Vec<BlockClass> = (0..CLASSES).map(BlockClass::from_index).collect();
+        let mut all = HazardExposure::NONE;
+        let mut of_kind = [HazardExposure::NONE; KINDS];
         for (class, exposure) in classes.iter().zip(&exposures) {
             all.add(exposure);
             if let Some(kind) = of_kind.get_mut(usize::from(class.kind())) {
@@ -190,7 +191,7 @@ impl Lesson {
         }
         let pooled = all.hazards(CLASS_WEIGHT, &[HAZARD_PRIOR; BUCKETS]);
         let of_kind = of_kind.map(|kind| kind.hazards(CLASS_WEIGHT, &pooled));
-        let factors = Factors::fit(&classes, &exposures, &of_kind);
+        let factors = HazardFactors::fit(&classes, &exposures, &of_kind);
 
         let mut scores = table();
         let rows = scores.iter_mut().zip(classes.iter().zip(&exposures));
@@ -202,12 +203,12 @@ impl Lesson {
             }
             *row = indices(&exposure.hazards(CLASS_WEIGHT, &expected));
         }
-        Learned { scores }
+        LearnedScores { scores }
     }
 
     /// The actuarial assumption: a block that leaves within a bucket was at risk for half of it.
-    fn exposure(&self, class: usize) -> Exposure {
-        let row = |table: &Table<CLASSES>| table.get(class).copied().unwrap_or([0.0; BUCKETS]);
+    fn exposure(&self, class: usize) -> HazardExposure {
+        let row = |table: &AgeTable<CLASSES>| table.get(class).copied().unwrap_or([0.0; BUCKETS]);
         let hits = row(&self.observed.hits);
         let (ends, entries, live) = (
             row(&self.observed.ends),
@@ -222,33 +223,33 @@ impl Lesson {
             *risk = (later + hits + (withdrawn - entries) * 0.5).max(*hits);
             later = (later + hits + withdrawn - entries).max(0.0);
         }
-        Exposure { hits, risk }
+        HazardExposure { hits, risk }
     }
 }
 
-fn kind_hazards(of_kind: &[[f32; BUCKETS]; KINDS], class: Class) -> [f32; BUCKETS] {
+fn kind_hazards(of_kind: &[[f32; BUCKETS]; KINDS], class: BlockClass) -> [f32; BUCKETS] {
     let kind = of_kind.get(usize::from(class.kind()));
     kind.copied().unwrap_or([HAZARD_PRIOR; BUCKETS])
 }
 
 /// Multipliers of the hazard for blocks that were passed over, and for answer lengths.
-struct Factors {
+struct HazardFactors {
     passes: [f32; PASSES],
     outputs: [f32; OUTPUTS],
 }
 
-impl Factors {
+impl HazardFactors {
     fn fit(
-        classes: &[Class],
-        exposures: &[Exposure],
+        classes: &[BlockClass],
+        exposures: &[HazardExposure],
         of_kind: &[[f32; BUCKETS]; KINDS],
-    ) -> Factors {
-        let mut factors = Factors {
+    ) -> HazardFactors {
+        let mut factors = HazardFactors {
             passes: [1.0; PASSES],
             outputs: [1.0; OUTPUTS],
         };
         let prior = FACTOR_WEIGHT;
-        let totals: Vec<(Class, f32, f32)> = classes
+        let totals: Vec<(BlockClass, f32, f32)> = classes
             .iter()
             .zip(exposures)
             .map(|(class, exposure)| {
@@ -277,17 +278,17 @@ impl Factors {
         factors
     }
 
-    fn pass(&self, class: Class) -> f32 {
+    fn pass(&self, class: BlockClass) -> f32 {
         let factor = self.passes.get(usize::from(class.passes()));
         factor.copied().unwrap_or(1.0)
     }
 
-    fn output(&self, class: Class) -> f32 {
+    fn output(&self, class: BlockClass) -> f32 {
         let factor = self.outputs.get(usize::from(class.output()));
         factor.copied().unwrap_or(1.0)
     }
 
-    fn of(&self, class: Class) -> f32 {
+    fn of(&self, class: BlockClass) -> f32 {
         self.pass(class) * self.output(class)
     }
 }
@@ -319,7 +320,7 @@ fn indices(hazards: &[f32; BUCKETS]) -> [f32; BUCKETS] {
 
 #[cfg(test)]
 mod tests {
-    use kvtile_random::Numbers;
+    use kvtile_random::SplitMix64;
 
     use super::*;
 
@@ -340,7 +341,7 @@ mod tests {
 
     #[test]
     fn indices_are_those_of_the_definition_to_the_bit() {
-        let mut random = Numbers::new(11);
+        let mut random = SplitMix64::new(11);
         for round in 0..2000 {
             let mut hazards = [0.0_f32; BUCKETS];
             for hazard in &mut hazards {

@@ -31,18 +31,18 @@ mod stores;
 mod tests;
 mod uses;
 
-pub use lesson::{Learned, Lesson};
+pub use lesson::{LearnedScores, PolicyLesson};
 
 use super::{
-    EvictionPolicy, Insertion, Refusal, Visit,
-    ghosts::{Ghosts, Print, Sought},
+    EvictionPolicy, EvictionRefusal, Insertion, Visit,
+    ghosts::{GhostLookup, GhostRing, KeyPrint},
 };
 use crate::{BlockId, BlockKey, Tick};
-use backlog::{Backlog, What};
-use class::Class;
-use leaves::{Candidate, Leaves, NEVER};
+use backlog::{Backlog, BacklogEventKind};
+use class::BlockClass;
+use leaves::{EvictableLeaves, LeafCandidate, NEVER};
 use lesson::Observations;
-use runs::{Runs, Shortened};
+use runs::{RunTree, ShortenedRun};
 use said::coarse;
 
 /// The minimum capacity for ghosts.
@@ -65,14 +65,14 @@ const NO_RUN: u32 = u32::MAX;
 
 /// The ghost entry of an evicted block.
 #[derive(Clone, Copy, Debug, Default)]
-struct Ghost {
+struct GittinsGhost {
     /// The clock at its last use, lower half only: there are many ghosts, and their ages are short.
     touch: u32,
-    class: Class,
+    class: BlockClass,
     count: u8,
 }
 
-impl Ghost {
+impl GittinsGhost {
     /// References to blocks since its last use, modulo 2^32.
     fn age(&self, clock: u64) -> u64 {
         u64::from(lower_half(clock).wrapping_sub(self.touch))
@@ -86,11 +86,11 @@ fn lower_half(clock: u64) -> u32 {
 /// The learned policy over leaves.
 #[derive(Clone, Debug)]
 pub struct Gittins {
-    runs: Runs,
-    leaves: Leaves,
-    ghosts: Ghosts<Ghost>,
+    runs: RunTree,
+    leaves: EvictableLeaves,
+    ghosts: GhostRing<GittinsGhost>,
     observed: Observations,
-    learned: Learned,
+    learned: LearnedScores,
     /// References to blocks so far.
     clock: u64,
     requests: u64,
@@ -104,7 +104,7 @@ pub struct Gittins {
     /// Scratch: a stack of runs to visit.
     stack: Vec<u32>,
     /// Scratch: the ghost lookups of blocks that are being stored.
-    sought: Vec<Sought>,
+    sought: Vec<GhostLookup>,
     blocks: usize,
     len: usize,
 }
@@ -114,11 +114,11 @@ impl Gittins {
     #[must_use]
     pub fn new(blocks: u32) -> Gittins {
         Gittins {
-            runs: Runs::new(blocks as usize),
-            leaves: Leaves::new(),
-            ghosts: Ghosts::new(),
+            runs: RunTree::new(blocks as usize),
+            leaves: EvictableLeaves::new(),
+            ghosts: GhostRing::new(),
             observed: Observations::new(),
-            learned: Learned::nothing(),
+            learned: LearnedScores::nothing(),
             clock: 0,
             requests: 0,
             next_lesson: LESSON_FIRST,
@@ -177,7 +177,7 @@ impl Gittins {
     }
 
     /// Expected uses per reference, weighted by the caller's priority.
-    fn score(&self, leaf: &Candidate) -> f32 {
+    fn score(&self, leaf: &LeafCandidate) -> f32 {
         let age = self.clock - leaf.touch;
         let score = self.learned.score(leaf.class, age);
         if leaf.priority == 0 {
@@ -210,12 +210,12 @@ impl Gittins {
             self.unlist(run);
         }
         match self.runs.shorten(run) {
-            Shortened::Still => {
+            ShortenedRun::Still => {
                 if !self.runs.is_free_leaf(run) {
                     self.unlist(run);
                 }
             }
-            Shortened::Gone { before } => {
+            ShortenedRun::Gone { before } => {
                 self.victim = None;
                 let Some(before) = before else { return };
                 self.list(before);
@@ -240,7 +240,7 @@ impl Gittins {
     }
 
     /// Clears a block's refusal, and lists its run again if that makes it evictable.
-    fn bring_back(&mut self, block: BlockId, refusal: Refusal) {
+    fn bring_back(&mut self, block: BlockId, refusal: EvictionRefusal) {
         if let Some(run) = self.runs.of(block.0)
             && self.runs.aside(block.0) == Some(refusal)
         {
@@ -259,8 +259,10 @@ impl Gittins {
         let mut backlog = std::mem::take(&mut self.backlog);
         let mut scratch = std::mem::take(&mut self.scratch);
         backlog.drain(&mut scratch, |event, blocks| match event.what {
-            What::Visited { partial_tail } => self.visit(blocks, partial_tail, &event.said),
-            What::Stored {
+            BacklogEventKind::Visited { partial_tail } => {
+                self.visit(blocks, partial_tail, &event.said)
+            }
+            BacklogEventKind::Stored {
                 parent,
                 partial_tail,
             } => self.store((parent, blocks), partial_tail, &event.said),
@@ -282,7 +284,7 @@ impl Gittins {
     }
 
     /// The blocks under observation, by class and age: a sample if there are many.
-    fn live(&self) -> lesson::Table<{ class::CLASSES }> {
+    fn live(&self) -> lesson::AgeTable<{ class::CLASSES }> {
         let mut live = lesson::table();
         let step = self.runs.entries() / SAMPLE_MAX + 1;
         for run in self.runs.iter().step_by(step) {
@@ -317,7 +319,7 @@ impl EvictionPolicy for Gittins {
             self.catch_up();
         }
         for (block, key) in insertion.blocks.iter().zip(insertion.keys) {
-            self.runs.note(block.0, Print::new(key));
+            self.runs.note(block.0, KeyPrint::new(key));
         }
         self.len += insertion.blocks.len();
         self.backlog.stored(insertion);
@@ -332,7 +334,7 @@ impl EvictionPolicy for Gittins {
     fn evicted(&mut self, block: BlockId, key: &BlockKey) {
         let run = self.offered(block);
         let entry = self.runs.get(run);
-        let ghost = Ghost {
+        let ghost = GittinsGhost {
             touch: lower_half(entry.touch),
             class: entry.label.class,
             count: entry.label.count,
@@ -344,7 +346,7 @@ impl EvictionPolicy for Gittins {
         self.forget_tail(run);
     }
 
-    fn refused(&mut self, block: BlockId, refusal: Refusal) {
+    fn refused(&mut self, block: BlockId, refusal: EvictionRefusal) {
         let run = self.offered(block);
         self.unlist(run);
         self.runs.set_aside(block.0, Some(refusal));
@@ -375,15 +377,15 @@ impl EvictionPolicy for Gittins {
 
     fn released(&mut self, block: BlockId) {
         self.catch_up();
-        self.bring_back(block, Refusal::Pinned);
+        self.bring_back(block, EvictionRefusal::Pinned);
     }
 
     fn became_leaf(&mut self, block: BlockId) {
         self.catch_up();
-        self.bring_back(block, Refusal::Followed);
+        self.bring_back(block, EvictionRefusal::Followed);
     }
 
-    fn lesson(&mut self) -> Option<Lesson> {
+    fn lesson(&mut self) -> Option<PolicyLesson> {
         self.catch_up();
         if self.requests < self.next_lesson {
             return None;
@@ -394,7 +396,7 @@ impl EvictionPolicy for Gittins {
         Some(self.observed.lesson(live))
     }
 
-    fn learn(&mut self, learned: Learned) {
+    fn learn(&mut self, learned: LearnedScores) {
         self.learned = learned;
     }
 

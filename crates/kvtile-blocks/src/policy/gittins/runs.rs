@@ -10,18 +10,18 @@
 //! children and its siblings. A run is split where a chain leaves it. This module neither scores
 //! runs nor chooses which one to evict.
 
-use super::class::Class;
+use super::class::BlockClass;
 use crate::policy::{
-    Refusal,
-    column::{Column, NONE},
-    ghosts::Print,
+    EvictionRefusal,
+    column::{IdColumn, NONE},
+    ghosts::KeyPrint,
 };
 
 /// The properties that all blocks of a run share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Label {
+pub(super) struct RunLabel {
     /// The class of the blocks.
-    pub(super) class: Class,
+    pub(super) class: BlockClass,
     /// Their use count, at most 16.
     pub(super) count: u8,
     /// The callers' priority, clamped to -4..=4.
@@ -32,11 +32,11 @@ pub(super) struct Label {
 
 /// Consecutive blocks of a chain.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
+pub(super) struct BlockRun {
     /// The clock at the last use of its blocks.
     pub(super) touch: u64,
     /// The properties of its blocks.
-    pub(super) label: Label,
+    pub(super) label: RunLabel,
     /// Its first block.
     pub(super) head: u32,
     /// Its last block; [`NONE`] in a free entry.
@@ -54,33 +54,33 @@ pub(super) struct Run {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct RunMembership {
     run: u32,
     parent: u32,
 }
 
 /// The tree.
 #[derive(Clone, Debug)]
-pub(super) struct Runs {
-    places: Column<Place>,
+pub(super) struct RunTree {
+    places: IdColumn<RunMembership>,
     /// Why a block is set aside, while it is refused.
-    aside: Column<Option<Refusal>>,
+    aside: IdColumn<Option<EvictionRefusal>>,
     /// Grows to the largest number of runs so far.
-    runs: Column<Run>,
+    runs: IdColumn<BlockRun>,
     free: u32,
 }
 
-impl Runs {
+impl RunTree {
     /// No runs, for `blocks` blocks.
-    pub(super) fn new(blocks: usize) -> Runs {
-        let place = Place {
+    pub(super) fn new(blocks: usize) -> RunTree {
+        let place = RunMembership {
             run: NONE,
             parent: NONE,
         };
-        Runs {
-            places: Column::new(blocks, place),
-            aside: Column::new(blocks, None),
-            runs: Column::empty(),
+        RunTree {
+            places: IdColumn::new(blocks, place),
+            aside: IdColumn::new(blocks, None),
+            runs: IdColumn::empty(),
             free: NONE,
         }
     }
@@ -93,13 +93,13 @@ impl Runs {
 
     /// The run.
     #[inline]
-    pub(super) fn get(&self, run: u32) -> &Run {
+    pub(super) fn get(&self, run: u32) -> &BlockRun {
         &self.runs[run]
     }
 
     /// The run.
     #[inline]
-    pub(super) fn get_mut(&mut self, run: u32) -> &mut Run {
+    pub(super) fn get_mut(&mut self, run: u32) -> &mut BlockRun {
         &mut self.runs[run]
     }
 
@@ -115,18 +115,18 @@ impl Runs {
     }
 
     /// Sets or clears the reason why a block is set aside.
-    pub(super) fn set_aside(&mut self, block: u32, refusal: Option<Refusal>) {
+    pub(super) fn set_aside(&mut self, block: u32, refusal: Option<EvictionRefusal>) {
         self.aside[block] = refusal;
     }
 
     /// Why a block is set aside, if it is.
-    pub(super) fn aside(&self, block: u32) -> Option<Refusal> {
+    pub(super) fn aside(&self, block: u32) -> Option<EvictionRefusal> {
         self.aside[block]
     }
 
     /// Whether a run may be offered: it has no child run, and its last block is not set aside.
     pub(super) fn is_free_leaf(&self, run: u32) -> bool {
-        let Run { children, tail, .. } = self.runs[run];
+        let BlockRun { children, tail, .. } = self.runs[run];
         children == 0 && self.aside[tail].is_none()
     }
 
@@ -145,15 +145,15 @@ impl Runs {
 
     /// Stores the print of a new block that will get a run later. Until then the print is in the
     /// run's field.
-    pub(super) fn note(&mut self, block: u32, print: Print) {
+    pub(super) fn note(&mut self, block: u32, print: KeyPrint) {
         let place = &mut self.places[block];
         assert!(place.run == NONE, "block {block} is stored twice");
         place.run = print.bits();
     }
 
     /// The print of a block that [`note`](Runs::note) stored.
-    pub(super) fn noted(&self, block: u32) -> Print {
-        Print::of_bits(self.places[block].run)
+    pub(super) fn noted(&self, block: u32) -> KeyPrint {
+        KeyPrint::of_bits(self.places[block].run)
     }
 
     /// Starts a run with one block after `parent`, which is the last block of its run.
@@ -162,9 +162,9 @@ impl Runs {
         block: u32,
         parent: Option<u32>,
         touch: u64,
-        label: Label,
+        label: RunLabel,
     ) -> u32 {
-        let run = Run {
+        let run = BlockRun {
             touch,
             label,
             head: block,
@@ -178,7 +178,7 @@ impl Runs {
         };
         let parent = parent.unwrap_or(NONE);
         let run = self.allocate(run);
-        self.places[block] = Place { run, parent };
+        self.places[block] = RunMembership { run, parent };
         self.aside[block] = None;
         self.attach(run);
         run
@@ -187,7 +187,7 @@ impl Runs {
     /// Appends a block to a run without child runs.
     pub(super) fn extend(&mut self, run: u32, block: u32) {
         let parent = self.runs[run].tail;
-        self.places[block] = Place { run, parent };
+        self.places[block] = RunMembership { run, parent };
         self.aside[block] = None;
         let run = &mut self.runs[run];
         run.tail = block;
@@ -202,7 +202,7 @@ impl Runs {
         if whole.tail == block {
             return None;
         }
-        let lower = self.allocate(Run {
+        let lower = self.allocate(BlockRun {
             previous_sibling: NONE,
             next_sibling: NONE,
             listed: false,
@@ -227,8 +227,8 @@ impl Runs {
 
     /// Removes the last block of a run without child runs, and the run itself if that was its only
     /// block.
-    pub(super) fn shorten(&mut self, run: u32) -> Shortened {
-        let Run { tail, len, .. } = self.runs[run];
+    pub(super) fn shorten(&mut self, run: u32) -> ShortenedRun {
+        let BlockRun { tail, len, .. } = self.runs[run];
         let parent = self.places[tail].parent;
         self.aside[tail] = None;
         if len > 1 {
@@ -236,12 +236,12 @@ impl Runs {
             let run = &mut self.runs[run];
             run.tail = parent;
             run.len = len - 1;
-            return Shortened::Still;
+            return ShortenedRun::Still;
         }
         let before = self.detach(run);
         self.forget(tail);
         self.release(run);
-        Shortened::Gone { before }
+        ShortenedRun::Gone { before }
     }
 
     /// Removes a run of one block from the tree; its children lose their parent. Returns the parent
@@ -254,13 +254,13 @@ impl Runs {
             self.places[head].parent = NONE;
         }
         match self.shorten(run) {
-            Shortened::Gone { before } => before,
-            Shortened::Still => None,
+            ShortenedRun::Gone { before } => before,
+            ShortenedRun::Still => None,
         }
     }
 
     /// All runs.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Run> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &BlockRun> {
         self.runs.iter().filter(|run| run.tail != NONE)
     }
 
@@ -270,13 +270,13 @@ impl Runs {
     }
 
     fn forget(&mut self, block: u32) {
-        self.places[block] = Place {
+        self.places[block] = RunMembership {
             run: NONE,
             parent: NONE,
         };
     }
 
-    fn allocate(&mut self, run: Run) -> u32 {
+    fn allocate(&mut self, run: BlockRun) -> u32 {
         if self.free == NONE {
             return self.runs.push(run);
         }
@@ -317,7 +317,7 @@ impl Runs {
     /// The inverse of [`attach`](Runs::attach). Returns the parent run.
     fn detach(&mut self, run: u32) -> Option<u32> {
         let parent = self.parent_run(run)?;
-        let Run {
+        let BlockRun {
             next_sibling: next,
             previous_sibling: previous,
             ..
@@ -379,7 +379,7 @@ impl Runs {
 }
 
 /// The result of removing a run's last block.
-pub(super) enum Shortened {
+pub(super) enum ShortenedRun {
     /// The run has further blocks.
     Still,
     /// The run was removed.

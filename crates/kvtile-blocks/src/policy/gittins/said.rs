@@ -1,11 +1,11 @@
 //! The caller's hints as run labels.
 
 use super::{
-    class::{self, Class},
+    class::{self, BlockClass},
     leaves::{NEVER, PRIORITY_MAX},
-    runs::Label,
+    runs::RunLabel,
 };
-use crate::{Tick, policy::Hints};
+use crate::{Tick, policy::EvictionHints};
 
 /// The time in units of 1024 ms.
 pub(super) fn coarse(moment: Tick) -> u32 {
@@ -13,7 +13,7 @@ pub(super) fn coarse(moment: Tick) -> u32 {
 }
 
 /// When the blocks expire, in the same units.
-fn expiry(hints: &Hints) -> u32 {
+fn expiry(hints: &EvictionHints) -> u32 {
     match hints.expires {
         Some(moment) => coarse(Tick(moment.0.saturating_add(1023))).min(NEVER - 1),
         None => NEVER,
@@ -21,9 +21,9 @@ fn expiry(hints: &Hints) -> u32 {
 }
 
 /// The hints as a label, regardless of the blocks' kind.
-pub(super) fn said(hints: &Hints) -> Label {
-    Label {
-        class: Class::new(0, class::output(hints.output_tokens)),
+pub(super) fn said(hints: &EvictionHints) -> RunLabel {
+    RunLabel {
+        class: BlockClass::new(0, class::output(hints.output_tokens)),
         count: 1,
         priority: wanted_priority(hints),
         expires: expiry(hints),
@@ -31,6 +31,6 @@ pub(super) fn said(hints: &Hints) -> Label {
 }
 
 /// The priority, clamped to the supported range.
-fn wanted_priority(hints: &Hints) -> i8 {
+fn wanted_priority(hints: &EvictionHints) -> i8 {
     hints.priority.clamp(-PRIORITY_MAX, PRIORITY_MAX)
 }

@@ -2,9 +2,9 @@
 //! its parent; consecutive blocks with one label form one run.
 
 use super::{
-    Ghost, Gittins,
-    class::{self, COUNT_MAX, Class},
-    runs::Label,
+    Gittins, GittinsGhost,
+    class::{self, BlockClass, COUNT_MAX},
+    runs::RunLabel,
 };
 use crate::BlockId;
 
@@ -14,7 +14,7 @@ impl Gittins {
         &mut self,
         (mut parent, blocks): (Option<u32>, &[BlockId]),
         partial_tail: bool,
-        said: &Label,
+        said: &RunLabel,
     ) {
         let count = blocks.len();
         self.requests += u64::from(parent.is_none());
@@ -24,7 +24,7 @@ impl Gittins {
             &mut sought,
         );
         // The run that ends with the parent and has no child runs.
-        let mut open: Option<(u32, Label)> = None;
+        let mut open: Option<(u32, RunLabel)> = None;
         let pairs = blocks.iter().zip(&sought);
         for (at, (block, &sought)) in pairs.enumerate() {
             let partial = partial_tail && at + 1 == count;
@@ -60,11 +60,11 @@ impl Gittins {
     #[inline]
     fn label(
         &mut self,
-        ghost: Option<Ghost>,
-        before: Option<Label>,
+        ghost: Option<GittinsGhost>,
+        before: Option<RunLabel>,
         partial: bool,
-        said: &Label,
-    ) -> Label {
+        said: &RunLabel,
+    ) -> RunLabel {
         let count = ghost.map_or(1, |ghost| (ghost.count + 1).min(COUNT_MAX));
         let kind = match (ghost, before) {
             (Some(ghost), _) => {
@@ -80,15 +80,15 @@ impl Gittins {
             (None, Some(before)) => class::new((before.count - 1).max(1)),
         };
         let kind = if partial { class::PARTIAL } else { kind };
-        Label {
-            class: Class::new(kind, said.class.output()),
+        RunLabel {
+            class: BlockClass::new(kind, said.class.output()),
             count,
             ..*said
         }
     }
 
     /// Inserts a stored block after the last block of a run, or as a root. Returns its run.
-    fn insert(&mut self, block: u32, parent: Option<u32>, label: Label) -> u32 {
+    fn insert(&mut self, block: u32, parent: Option<u32>, label: RunLabel) -> u32 {
         let now = self.clock;
         let before = parent.and_then(|parent| self.runs.of(parent));
         let extends = before.filter(|&run| {

@@ -1,32 +1,32 @@
 //! The time of learning does not change the policy's decisions.
 
 use super::*;
-use crate::policy::Hints;
-use kvtile_random::Numbers;
+use crate::policy::EvictionHints;
+use kvtile_random::SplitMix64;
 
 /// Two policies with the same events; one of them learns from each event at once.
-struct Pair {
+struct PolicyPair {
     late: Gittins,
     prompt: Gittins,
     /// Chains of stored blocks, with their keys.
     chains: Vec<Vec<(BlockId, BlockKey)>>,
     free: Vec<u32>,
-    random: Numbers,
+    random: SplitMix64,
     keys: u128,
 }
 
 const BLOCKS: u32 = 400;
 
-impl Pair {
-    fn new(seed: u64) -> Pair {
+impl PolicyPair {
+    fn new(seed: u64) -> PolicyPair {
         let mut policy = Gittins::new(BLOCKS);
         policy.next_lesson = 5;
-        Pair {
+        PolicyPair {
             late: policy.clone(),
             prompt: policy,
             chains: Vec::new(),
             free: (0..BLOCKS).collect(),
-            random: Numbers::new(seed),
+            random: SplitMix64::new(seed),
             keys: 0,
         }
     }
@@ -38,12 +38,12 @@ impl Pair {
         self.prompt.forget_excess();
     }
 
-    fn hints(&mut self) -> Hints {
-        Hints {
+    fn hints(&mut self) -> EvictionHints {
+        EvictionHints {
             priority: i8::try_from(self.random.index(20) / 19).unwrap(),
             output_tokens: u32::try_from(self.random.index(3) * 100).unwrap(),
             partial_tail: self.random.index(3) == 0,
-            ..Hints::default()
+            ..EvictionHints::default()
         }
     }
 
@@ -133,7 +133,7 @@ impl Pair {
 fn when_it_learns_makes_no_difference() {
     for seed in 0..12 {
         println!("seed {seed}");
-        let mut pair = Pair::new(seed);
+        let mut pair = PolicyPair::new(seed);
         for step in 0..2_000 {
             match pair.random.index(40) {
                 0 => pair.study(),

@@ -3,8 +3,8 @@
 
 use super::{
     Gittins,
-    class::{self, COUNT_MAX, Class},
-    runs::Label,
+    class::{self, BlockClass, COUNT_MAX},
+    runs::RunLabel,
 };
 use crate::BlockId;
 
@@ -17,7 +17,7 @@ const PASSED_BLOCKS_MAX: u32 = 1024;
 
 impl Gittins {
     /// Processes a request that found blocks.
-    pub(super) fn visit(&mut self, blocks: &[BlockId], partial: bool, said: &Label) {
+    pub(super) fn visit(&mut self, blocks: &[BlockId], partial: bool, said: &RunLabel) {
         let Some(last) = blocks.last() else {
             return;
         };
@@ -57,11 +57,11 @@ impl Gittins {
     }
 
     /// Counts a use of a whole run.
-    fn touch(&mut self, run: u32, kind: Option<u8>, said: &Label) {
+    fn touch(&mut self, run: u32, kind: Option<u8>, said: &RunLabel) {
         self.unlist(run);
         let now = self.clock;
         let entry = self.runs.get_mut(run);
-        let Label {
+        let RunLabel {
             class,
             count,
             priority,
@@ -72,8 +72,8 @@ impl Gittins {
         let count = (count + 1).min(COUNT_MAX);
         let kind = kind.unwrap_or(class::used(count));
         entry.touch = now;
-        entry.label = Label {
-            class: Class::new(kind, said.class.output()),
+        entry.label = RunLabel {
+            class: BlockClass::new(kind, said.class.output()),
             count,
             priority: towards(priority, said.priority),
             expires: expires.max(said.expires),

@@ -3,16 +3,16 @@
 //! offers only what it may offer, and that every block is offered in the end. LRU must also keep
 //! its order.
 
-use kvtile_random::Numbers;
+use kvtile_random::SplitMix64;
 use std::collections::BTreeMap;
 
 use super::{
-    BlockId, BlockKey, EvictionPolicy, Hints, Insertion, PolicyKind, PolicySettings, Refusal, Tick,
-    Visit,
+    BlockId, BlockKey, EvictionHints, EvictionPolicy, EvictionRefusal, Insertion, PolicyKind,
+    PolicySettings, Tick, Visit,
 };
 
 #[derive(Clone, Debug)]
-struct Stored {
+struct ModelBlock {
     key: BlockKey,
     parent: Option<u32>,
     pins: u32,
@@ -20,18 +20,18 @@ struct Stored {
     /// before their parent.
     strangers: u32,
     /// The reason of a refusal that still applies.
-    refused: Option<Refusal>,
+    refused: Option<EvictionRefusal>,
     /// The number of the request that used it last; unpinning a parked block counts as a use.
     used: u64,
 }
 
-struct Model {
+struct PolicyModel {
     policy: Box<dyn EvictionPolicy>,
-    blocks: BTreeMap<u32, Stored>,
+    blocks: BTreeMap<u32, ModelBlock>,
     free: Vec<u32>,
     /// Pinned chains: the ids from the first block on.
     pins: Vec<Vec<u32>>,
-    random: Numbers,
+    random: SplitMix64,
     now: u64,
     keys: u64,
     uses: u64,
@@ -39,14 +39,14 @@ struct Model {
     least_recently_used: bool,
 }
 
-impl Model {
-    fn new(kind: PolicyKind, blocks: u32, seed: u64) -> Model {
-        Model {
+impl PolicyModel {
+    fn new(kind: PolicyKind, blocks: u32, seed: u64) -> PolicyModel {
+        PolicyModel {
             policy: PolicySettings::from(kind).build(blocks),
             blocks: BTreeMap::new(),
             free: (0..blocks).rev().collect(),
             pins: Vec::new(),
-            random: Numbers::new(seed),
+            random: SplitMix64::new(seed),
             now: 0,
             keys: 0,
             uses: 0,
@@ -61,7 +61,7 @@ impl Model {
             0 => self.random.any() % self.keys,
             _ => self.keys,
         };
-        let taken = |key: &BlockKey, blocks: &BTreeMap<u32, Stored>| {
+        let taken = |key: &BlockKey, blocks: &BTreeMap<u32, ModelBlock>| {
             blocks.values().any(|block| block.key == *key)
         };
         let key = BlockKey::from_bytes(u128::from(number).to_le_bytes());
@@ -84,7 +84,7 @@ impl Model {
             let block = self.blocks.get_mut(id).unwrap();
             block.used = self.uses;
             // The policy may now offer it again.
-            if block.refused == Some(Refusal::Followed) {
+            if block.refused == Some(EvictionRefusal::Followed) {
                 block.refused = None;
             }
         }
@@ -108,7 +108,7 @@ impl Model {
             return;
         }
         let block = self.blocks.get_mut(&id).unwrap();
-        if block.refused == Some(Refusal::Followed) {
+        if block.refused == Some(EvictionRefusal::Followed) {
             block.refused = None;
         }
         self.policy.became_leaf(BlockId(id));
@@ -141,8 +141,8 @@ impl Model {
         chain
     }
 
-    fn hints(&mut self) -> Hints {
-        Hints {
+    fn hints(&mut self) -> EvictionHints {
+        EvictionHints {
             priority: i8::try_from(self.random.index(11)).unwrap() - 5,
             expires: (self.random.index(3) == 0).then(|| Tick(self.now + 5000)),
             output_tokens: u32::try_from(self.random.index(2000)).unwrap(),
@@ -199,7 +199,7 @@ impl Model {
                 now: Tick(self.now),
             });
             for (id, key) in ids.iter().zip(keys) {
-                let stored = Stored {
+                let stored = ModelBlock {
                     key,
                     parent,
                     pins: 0,
@@ -242,7 +242,7 @@ impl Model {
         for id in chain {
             let block = self.blocks.get_mut(&id).unwrap();
             block.pins -= 1;
-            if block.pins == 0 && block.refused == Some(Refusal::Pinned) {
+            if block.pins == 0 && block.refused == Some(EvictionRefusal::Pinned) {
                 block.refused = None;
                 self.uses += 1;
                 block.used = self.uses;
@@ -261,8 +261,8 @@ impl Model {
             assert_eq!(block.refused, None, "{id} is offered again");
             if followed || block.pins > 0 {
                 let refusal = match followed {
-                    true => Refusal::Followed,
-                    false => Refusal::Pinned,
+                    true => EvictionRefusal::Followed,
+                    false => EvictionRefusal::Pinned,
                 };
                 block.refused = Some(refusal);
                 self.policy.refused(BlockId(id), refusal);
@@ -285,7 +285,7 @@ impl Model {
     }
 
     /// The evictable blocks.
-    fn leaves(&self) -> impl Iterator<Item = &Stored> {
+    fn leaves(&self) -> impl Iterator<Item = &ModelBlock> {
         let unused = self.blocks.iter().filter(|(_, block)| block.pins == 0);
         let leaves = unused.filter(|(id, _)| !self.is_followed(**id));
         leaves.map(|(_, block)| block)
@@ -332,7 +332,7 @@ fn every_policy_offers_only_evictable_blocks_and_forgets_none() {
         for seed in 0..24 {
             println!("{kind}, seed {seed}");
             let blocks = [1, 2, 7, 40, 150][usize::try_from(seed).unwrap() % 5];
-            let mut model = Model::new(kind, blocks, seed);
+            let mut model = PolicyModel::new(kind, blocks, seed);
             assert_eq!(model.policy.name(), kind.name());
             for _ in 0..400 {
                 model.step();

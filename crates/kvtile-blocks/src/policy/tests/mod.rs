@@ -2,5 +2,7 @@
 
 mod conformance;
 
-use super::{EvictionPolicy, Hints, Insertion, PolicyKind, PolicySettings, Refusal, Visit};
+use super::{
+    EvictionHints, EvictionPolicy, EvictionRefusal, Insertion, PolicyKind, PolicySettings, Visit,
+};
 use crate::{BlockId, BlockKey, Tick};

@@ -2,24 +2,24 @@
 
 use kvtile_layout::{Axis, Shape};
 
-use super::{Node, Rule};
+use super::{NodeRule, WordNode};
 use crate::generate::choices::Choices;
 
 /// The items of a word that is a layout of `shape`, without stride rules.
-pub(super) fn draft(choices: &mut Choices, shape: &Shape) -> Vec<Node> {
-    let mut draft = Draft { choices, shape };
+pub(super) fn draft(choices: &mut Choices, shape: &Shape) -> Vec<WordNode> {
+    let mut draft = WordDraft { choices, shape };
     let all: Vec<usize> = (0..shape.planes().len()).collect();
     let todos = draft.todos(&all);
     let bar = match draft.choices.once_in(2) {
-        true => Bar::Must,
-        false => Bar::Done,
+        true => BarState::Must,
+        false => BarState::Done,
     };
-    draft.grow(&all, todos, bar, Naming::Free)
+    draft.grow(&all, todos, bar, PlaneNaming::Free)
 }
 
 /// The state of the bar at a point of the word.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Bar {
+enum BarState {
     /// The bar was set, or the word has none.
     Done,
     /// The caller sets the bar further right.
@@ -30,7 +30,7 @@ enum Bar {
 
 /// Whether a part must or must not name its planes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Naming {
+enum PlaneNaming {
     Free,
     Named,
     Unnamed,
@@ -38,7 +38,7 @@ enum Naming {
 
 /// An axis with the digits that remain to be set.
 #[derive(Clone)]
-struct Todo {
+struct AxisTodo {
     axis: Axis,
     moduli: Vec<Option<u64>>,
     touched: bool,
@@ -47,12 +47,12 @@ struct Todo {
     shared_values: Option<u64>,
 }
 
-struct Draft<'a> {
+struct WordDraft<'a> {
     choices: &'a mut Choices,
     shape: &'a Shape,
 }
 
-impl Draft<'_> {
+impl WordDraft<'_> {
     fn extents(&self, set: &[usize], axis: Axis) -> Vec<u64> {
         set.iter()
             .filter_map(|&i| self.shape.planes().get(i))
@@ -61,14 +61,14 @@ impl Draft<'_> {
     }
 
     /// The axes of a set of planes, each split into digits, and sometimes axes of extent 1.
-    fn todos(&mut self, set: &[usize]) -> Vec<Todo> {
+    fn todos(&mut self, set: &[usize]) -> Vec<AxisTodo> {
         let standard = [Axis::B, Axis::L, Axis::N, Axis::H, Axis::C];
         let declared = ['D', 'W'].into_iter().filter_map(Axis::new);
         let mut todos = Vec::new();
         for axis in standard.into_iter().chain(declared) {
             let needed = self.extents(set, axis).iter().any(|&extent| extent > 1);
             if self.shape.knows(axis) && (needed || !self.choices.once_in(3)) {
-                todos.push(Todo {
+                todos.push(AxisTodo {
                     axis,
                     moduli: self.moduli(set, axis),
                     touched: false,
@@ -109,27 +109,28 @@ impl Draft<'_> {
     fn grow(
         &mut self,
         set: &[usize],
-        mut todos: Vec<Todo>,
-        mut bar: Bar,
-        naming: Naming,
-    ) -> Vec<Node> {
+        mut todos: Vec<AxisTodo>,
+        mut bar: BarState,
+        naming: PlaneNaming,
+    ) -> Vec<WordNode> {
         let mut nodes = Vec::new();
         let mut separated = set.len() == 1;
         loop {
             let ready: Vec<usize> = (0..todos.len())
                 .filter(|&i| self.can_set(set, separated, todos.get(i)))
                 .collect();
-            if bar == Bar::Must && (self.choices.once_in(4) || (ready.is_empty() && separated)) {
-                nodes.push(Node::Bar);
-                bar = Bar::Done;
+            if bar == BarState::Must && (self.choices.once_in(4) || (ready.is_empty() && separated))
+            {
+                nodes.push(WordNode::Bar);
+                bar = BarState::Done;
             } else if let Some(node) = self.shared_digit(set, &mut todos, bar, naming) {
                 nodes.push(node);
             } else if !separated && (ready.is_empty() || self.choices.once_in(4)) {
                 let by_plane = match naming {
                     _ if todos.iter().any(|t| t.shared_values.is_some()) => false,
-                    Naming::Free => !self.choices.once_in(2),
-                    Naming::Named => false,
-                    Naming::Unnamed => true,
+                    PlaneNaming::Free => !self.choices.once_in(2),
+                    PlaneNaming::Named => false,
+                    PlaneNaming::Unnamed => true,
                 };
                 if !by_plane {
                     nodes.extend(self.sum(set, todos, bar, naming));
@@ -152,11 +153,11 @@ impl Draft<'_> {
     fn shared_digit(
         &mut self,
         set: &[usize],
-        todos: &mut [Todo],
-        bar: Bar,
-        naming: Naming,
-    ) -> Option<Node> {
-        if set.len() < 2 || naming == Naming::Unnamed {
+        todos: &mut [AxisTodo],
+        bar: BarState,
+        naming: PlaneNaming,
+    ) -> Option<WordNode> {
+        if set.len() < 2 || naming == PlaneNaming::Unnamed {
             return None;
         }
         let at = self.choices.index(todos.len());
@@ -175,7 +176,7 @@ impl Draft<'_> {
     }
 
     /// Whether every plane of `set` has the same digits of this axis, so that one item serves all.
-    fn can_set(&self, set: &[usize], separated: bool, todo: Option<&Todo>) -> bool {
+    fn can_set(&self, set: &[usize], separated: bool, todo: Option<&AxisTodo>) -> bool {
         todo.is_some_and(|todo| {
             let extents = self.extents(set, todo.axis);
             let alike = extents.windows(2).all(|pair| match pair {
@@ -186,7 +187,7 @@ impl Draft<'_> {
         })
     }
 
-    fn digit(&mut self, todos: &mut [Todo], at: usize, bar: Bar) -> Option<Node> {
+    fn digit(&mut self, todos: &mut [AxisTodo], at: usize, bar: BarState) -> Option<WordNode> {
         let todo = todos.get_mut(at)?;
         let digit = self.choices.index(todo.moduli.len());
         todo.touched = true;
@@ -195,46 +196,52 @@ impl Draft<'_> {
     }
 
     /// Inserts the name of a single plane at a random position of its part.
-    fn name(&mut self, set: &[usize], naming: Naming, nodes: &mut Vec<Node>) {
+    fn name(&mut self, set: &[usize], naming: PlaneNaming, nodes: &mut Vec<WordNode>) {
         let named = match naming {
-            Naming::Named => true,
-            Naming::Free => set.len() == 1 && self.choices.once_in(4),
-            Naming::Unnamed => false,
+            PlaneNaming::Named => true,
+            PlaneNaming::Free => set.len() == 1 && self.choices.once_in(4),
+            PlaneNaming::Unnamed => false,
         };
         if let ([plane], true) = (set, named) {
             if let Some(plane) = self.shape.planes().get(*plane) {
                 let at = self.choices.index(nodes.len() + 1);
-                nodes.insert(at, Node::Plane(plane.name().to_string()));
+                nodes.insert(at, WordNode::Plane(plane.name().to_string()));
             }
         } else if nodes.is_empty() {
-            nodes.push(axis_node(Axis::K, None, Bar::Later));
+            nodes.push(axis_node(Axis::K, None, BarState::Later));
         }
     }
 
     /// A sum over parts of `set`, and the items after it.
-    fn sum(&mut self, set: &[usize], todos: Vec<Todo>, bar: Bar, naming: Naming) -> Vec<Node> {
-        let (tail_todos, part_todos): (Vec<Todo>, Vec<Todo>) = todos
+    fn sum(
+        &mut self,
+        set: &[usize],
+        todos: Vec<AxisTodo>,
+        bar: BarState,
+        naming: PlaneNaming,
+    ) -> Vec<WordNode> {
+        let (tail_todos, part_todos): (Vec<AxisTodo>, Vec<AxisTodo>) = todos
             .into_iter()
             .partition(|todo| todo.shared_values.is_none() && self.choices.once_in(3));
-        let bar_in_tail = bar == Bar::Must && self.choices.once_in(2);
+        let bar_in_tail = bar == BarState::Must && self.choices.once_in(2);
         let (part_bar, tail_bar) = match bar {
-            Bar::Must if bar_in_tail => (Bar::Later, Bar::Later),
-            Bar::Must => (Bar::Must, Bar::Done),
+            BarState::Must if bar_in_tail => (BarState::Later, BarState::Later),
+            BarState::Must => (BarState::Must, BarState::Done),
             other => (other, other),
         };
         let mut parts = Vec::new();
         let shared = part_todos.iter().any(|todo| todo.shared_values.is_some());
-        let mut may_be_unnamed = naming == Naming::Free && !shared;
+        let mut may_be_unnamed = naming == PlaneNaming::Free && !shared;
         for planes in self.partition(set) {
             let naming = match may_be_unnamed && self.choices.once_in(3) {
-                true => Naming::Unnamed,
-                false => Naming::Named,
+                true => PlaneNaming::Unnamed,
+                false => PlaneNaming::Named,
             };
-            may_be_unnamed &= naming == Naming::Named;
+            may_be_unnamed &= naming == PlaneNaming::Named;
             let todos = self.part_todos(&planes, &part_todos);
             parts.push(self.grow(&planes, todos, part_bar, naming));
         }
-        let mut nodes = vec![Node::Sum(parts)];
+        let mut nodes = vec![WordNode::Sum(parts)];
         nodes.extend(self.tail(tail_todos, tail_bar, bar_in_tail));
         nodes
     }
@@ -255,7 +262,7 @@ impl Draft<'_> {
 
     /// Axes without a set digit may be split differently in each part, or omitted if they have one
     /// entry.
-    fn part_todos(&mut self, planes: &[usize], todos: &[Todo]) -> Vec<Todo> {
+    fn part_todos(&mut self, planes: &[usize], todos: &[AxisTodo]) -> Vec<AxisTodo> {
         let mut mine = Vec::new();
         for todo in todos {
             let mut todo = todo.clone();
@@ -281,7 +288,7 @@ impl Draft<'_> {
         mine
     }
 
-    fn tail(&mut self, todos: Vec<Todo>, bar: Bar, sets_bar: bool) -> Vec<Node> {
+    fn tail(&mut self, todos: Vec<AxisTodo>, bar: BarState, sets_bar: bool) -> Vec<WordNode> {
         let digits = todos
             .into_iter()
             .flat_map(|todo| todo.moduli.into_iter().map(move |m| (todo.axis, m)))
@@ -294,24 +301,24 @@ impl Draft<'_> {
         let mut nodes = Vec::new();
         for (i, (axis, modulus)) in digits.iter().enumerate() {
             let bar = match i >= bar_at {
-                true => Bar::Done,
+                true => BarState::Done,
                 false => bar,
             };
             nodes.push(axis_node(*axis, *modulus, bar));
         }
         if sets_bar {
-            nodes.insert(bar_at.min(nodes.len()), Node::Bar);
+            nodes.insert(bar_at.min(nodes.len()), WordNode::Bar);
         }
         nodes
     }
 }
 
-fn axis_node(axis: Axis, modulus: Option<u64>, bar: Bar) -> Node {
-    Node::Axis {
+fn axis_node(axis: Axis, modulus: Option<u64>, bar: BarState) -> WordNode {
+    WordNode::Axis {
         axis,
         modulus,
-        rule: Rule::None,
-        in_bytes: bar == Bar::Done,
+        rule: NodeRule::None,
+        in_bytes: bar == BarState::Done,
     }
 }
 

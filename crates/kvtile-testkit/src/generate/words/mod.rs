@@ -27,36 +27,36 @@ pub(super) fn word(choices: &mut Choices, shape: &Shape, alignment: u64) -> Opti
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rule {
+enum NodeRule {
     None,
     RoundUp(u64),
     Fixed(u64),
 }
 
 #[derive(Clone, Debug)]
-enum Node {
+enum WordNode {
     Axis {
         axis: Axis,
         modulus: Option<u64>,
-        rule: Rule,
+        rule: NodeRule,
         in_bytes: bool,
     },
     Plane(String),
     Bar,
-    Sum(Vec<Vec<Node>>),
+    Sum(Vec<Vec<WordNode>>),
 }
 
-fn print(nodes: &[Node]) -> String {
+fn print(nodes: &[WordNode]) -> String {
     let mut text = String::new();
     for node in nodes {
         match node {
-            Node::Bar => text.push('|'),
-            Node::Plane(name) => text.push_str(name),
-            Node::Sum(parts) => {
+            WordNode::Bar => text.push('|'),
+            WordNode::Plane(name) => text.push_str(name),
+            WordNode::Sum(parts) => {
                 let parts: Vec<String> = parts.iter().map(|part| print(part)).collect();
                 text.push_str(&format!("({})", parts.join(",")));
             }
-            Node::Axis {
+            WordNode::Axis {
                 axis,
                 modulus,
                 rule,
@@ -66,9 +66,9 @@ fn print(nodes: &[Node]) -> String {
                 let modulus = modulus.map_or(String::new(), |m| m.to_string());
                 text.push_str(&modulus);
                 let _ = match rule {
-                    Rule::None => Ok(()),
-                    Rule::RoundUp(bytes) => write!(text, "@{bytes}"),
-                    Rule::Fixed(bytes) => write!(text, "={bytes}"),
+                    NodeRule::None => Ok(()),
+                    NodeRule::RoundUp(bytes) => write!(text, "@{bytes}"),
+                    NodeRule::Fixed(bytes) => write!(text, "={bytes}"),
                 };
             }
         }
@@ -76,20 +76,20 @@ fn print(nodes: &[Node]) -> String {
     text
 }
 
-fn rules(nodes: &mut [Node]) -> Vec<&mut Rule> {
+fn rules(nodes: &mut [WordNode]) -> Vec<&mut NodeRule> {
     let mut found = Vec::new();
     for node in nodes {
         match node {
-            Node::Axis { rule, in_bytes, .. } if *in_bytes => found.push(rule),
-            Node::Sum(parts) => found.extend(parts.iter_mut().flat_map(|part| rules(part))),
-            Node::Axis { .. } | Node::Plane(_) | Node::Bar => {}
+            WordNode::Axis { rule, in_bytes, .. } if *in_bytes => found.push(rule),
+            WordNode::Sum(parts) => found.extend(parts.iter_mut().flat_map(|part| rules(part))),
+            WordNode::Axis { .. } | WordNode::Plane(_) | WordNode::Bar => {}
         }
     }
     found
 }
 
 /// Sets up to two stride rules, at most one of them fixed; returns whether it set one.
-fn add_rules(choices: &mut Choices, nodes: &mut [Node]) -> bool {
+fn add_rules(choices: &mut Choices, nodes: &mut [WordNode]) -> bool {
     let mut any = false;
     let mut fixed = false;
     let mut places = rules(nodes);
@@ -101,16 +101,16 @@ fn add_rules(choices: &mut Choices, nodes: &mut [Node]) -> bool {
         };
         any = true;
         **rule = match !fixed && choices.once_in(2) {
-            true => Rule::Fixed(bytes),
-            false => Rule::RoundUp(bytes),
+            true => NodeRule::Fixed(bytes),
+            false => NodeRule::RoundUp(bytes),
         };
-        fixed |= matches!(**rule, Rule::Fixed(_));
+        fixed |= matches!(**rule, NodeRule::Fixed(_));
     }
     any
 }
 
 /// Raises the fixed stride to the size of its content; `None` if padding would dominate.
-fn settle_rules(nodes: &mut [Node], shape: &Shape, alignment: u64) -> Option<Word> {
+fn settle_rules(nodes: &mut [WordNode], shape: &Shape, alignment: u64) -> Option<Word> {
     for _ in 0..16 {
         let word = Word::parse(&print(nodes)).ok()?;
         match ReferenceLayout::new(&word, shape, alignment) {
@@ -120,7 +120,7 @@ fn settle_rules(nodes: &mut [Node], shape: &Shape, alignment: u64) -> Option<Wor
             }
             Err(TestkitError::StrideTooSmall { holds, stride, .. }) => {
                 for rule in rules(nodes) {
-                    if let Rule::Fixed(bytes) = rule {
+                    if let NodeRule::Fixed(bytes) = rule {
                         *bytes = holds + stride % 3;
                     }
                 }

@@ -7,13 +7,13 @@ use std::{
 };
 
 use kvtile_blocks::Tick;
-use kvtile_tiers::tier::{NotWritten, TierMiss, Wrote};
+use kvtile_tiers::tier::{NotWritten, TierMiss, WriteSuccess};
 use parking_lot::Mutex;
 
-use super::{Check, GROUP, Hands, Link, PATIENCE, Rig, chain, keys};
-use crate::disk::Numbers;
+use super::{ChainLink, GROUP, PATIENCE, RigHandle, TierCheck, TierRig, chain, keys};
+use crate::disk::SplitMix64;
 
-pub(super) const CHECKS: &[Check] = &[
+pub(super) const CHECKS: &[TierCheck] = &[
     (
         "batches whose completions are dropped complete and release their memory",
         left_alone,
@@ -27,7 +27,7 @@ pub(super) const CHECKS: &[Check] = &[
     ("concurrent batches do not mix up blocks", at_once),
 ];
 
-fn left_alone(rig: &mut Rig) {
+fn left_alone(rig: &mut TierRig) {
     let links = chain(1, 6);
     drop(rig.tier().write(rig.hands().writes(&links).1));
     drop(rig.tier().sync());
@@ -41,7 +41,7 @@ fn left_alone(rig: &mut Rig) {
     rig.read_all(&links);
 }
 
-fn given_up(rig: &mut Rig) {
+fn given_up(rig: &mut TierRig) {
     let links = chain(1, 6);
     let written = rig.tier().write(rig.hands().writes(&links).1);
     let _ = written.wait_timeout(Duration::ZERO);
@@ -67,7 +67,7 @@ fn given_up(rig: &mut Rig) {
     }
 }
 
-fn dropped_tier(rig: &mut Rig) {
+fn dropped_tier(rig: &mut TierRig) {
     let links = chain(1, 8);
     rig.write_new(&links[..4]);
     let mut written = Vec::new();
@@ -92,7 +92,7 @@ fn dropped_tier(rig: &mut Rig) {
     assert_eq!(rig.host.free_blocks(), rig.host.blocks());
 }
 
-fn dropped_before_its_holds(rig: &mut Rig) {
+fn dropped_before_its_holds(rig: &mut TierRig) {
     let links = chain(1, 4);
     rig.write_new(&links);
     let mut hold = rig.find(&links);
@@ -106,7 +106,7 @@ fn dropped_before_its_holds(rig: &mut Rig) {
 
 /// Several threads write, read, look up and evict at random in a few shared chains, which exceed
 /// the tier's capacity.
-fn at_once(rig: &mut Rig) {
+fn at_once(rig: &mut TierRig) {
     let began = Mutex::default();
     std::thread::scope(|scope| {
         for thread in 0..4 {
@@ -130,10 +130,10 @@ fn at_once(rig: &mut Rig) {
 const CHAINS: u8 = 16;
 
 /// The work of one thread. `began` holds all blocks that any thread has begun to write.
-fn work(hands: Hands<'_>, began: &Mutex<HashSet<Link>>, thread: u64) {
+fn work(hands: RigHandle<'_>, began: &Mutex<HashSet<ChainLink>>, thread: u64) {
     let began = || began.lock();
     let is_shared = hands.tier.abilities().is_shared;
-    let mut numbers = Numbers::new(thread);
+    let mut numbers = SplitMix64::new(thread);
     for _ in 0..120 {
         let number = numbers.below(u64::from(CHAINS));
         let links = chain(u8::try_from(number).unwrap_or(0), 1 + numbers.index(8));
@@ -143,7 +143,7 @@ fn work(hands: Hands<'_>, began: &Mutex<HashSet<Link>>, thread: u64) {
                 let mut is_there = true;
                 for (outcome, link) in hands.write(&links).iter().zip(&links) {
                     match outcome {
-                        Ok(Wrote::New | Wrote::Present) => {
+                        Ok(WriteSuccess::New | WriteSuccess::Present) => {
                             assert!(is_there, "{link:?} without the block before it");
                         }
                         Err(NotWritten::NoRoom | NotWritten::NoParent) => is_there = false,

@@ -1,10 +1,10 @@
 //! Reads return the written blocks.
 
-use kvtile_tiers::tier::{BlockRead, GroupId, NotWritten, TierMiss, Wrote};
+use kvtile_tiers::tier::{BlockRead, GroupId, NotWritten, TierMiss, WriteSuccess};
 
-use super::{Check, GROUP, Rig, TENANT, bytes_of, chain, chain_of, ended, keys};
+use super::{GROUP, TENANT, TierCheck, TierRig, bytes_of, chain, chain_of, ended, keys};
 
-pub(super) const CHECKS: &[Check] = &[
+pub(super) const CHECKS: &[TierCheck] = &[
     (
         "reads return what was written, in the order of the batch",
         comes_back,
@@ -30,13 +30,13 @@ pub(super) const CHECKS: &[Check] = &[
     ),
 ];
 
-fn comes_back(rig: &mut Rig) {
+fn comes_back(rig: &mut TierRig) {
     let links = chain(1, 8);
     let absent = chain(2, 8);
     rig.read_none(&links);
     rig.write_new(&links);
     for outcome in rig.write(&links) {
-        assert!(matches!(outcome, Ok(Wrote::Present)), "{outcome:?}");
+        assert!(matches!(outcome, Ok(WriteSuccess::Present)), "{outcome:?}");
     }
     assert_eq!(rig.tier().stats().present, 8);
     // Not in the order of the chain, with absent blocks in between.
@@ -62,7 +62,7 @@ fn comes_back(rig: &mut Rig) {
 
 /// Each piece, each run of pieces, and pieces of several blocks in one batch; other bytes stay
 /// unchanged.
-fn pieces(rig: &mut Rig) {
+fn pieces(rig: &mut TierRig) {
     let abilities = rig.tier().abilities();
     if !abilities.reads_pieces {
         return;
@@ -80,7 +80,7 @@ fn pieces(rig: &mut Rig) {
         for end in start + 1..=pieces.count() {
             let (links, missing) = (&links, &absent[0]);
             let wanted: Vec<_> = links.iter().chain([missing]).collect();
-            let part = |link: &&super::Link| {
+            let part = |link: &&super::ChainLink| {
                 let (reserved, into) = rig.host.empty_part(start..end);
                 let name = link.name;
                 (reserved, BlockRead { name, into })
@@ -106,7 +106,7 @@ fn pieces(rig: &mut Rig) {
     }
 }
 
-fn empty_batches(rig: &mut Rig) {
+fn empty_batches(rig: &mut TierRig) {
     assert!(rig.write(&[]).is_empty());
     assert!(rig.read(&[]).is_empty());
     assert_eq!(rig.leading(&[]), 0);
@@ -117,11 +117,12 @@ fn empty_batches(rig: &mut Rig) {
     assert_eq!(rig.tier().stats().present, 2);
 }
 
-fn twice_in_a_batch(rig: &mut Rig) {
+fn twice_in_a_batch(rig: &mut TierRig) {
     let links = chain(1, 3);
     let batch = [links[0], links[0], links[1], links[0], links[1], links[2]];
     let outcomes = rig.write(&batch);
-    let is_new = |outcome: &Result<Wrote, NotWritten>| matches!(outcome, Ok(Wrote::New));
+    let is_new =
+        |outcome: &Result<WriteSuccess, NotWritten>| matches!(outcome, Ok(WriteSuccess::New));
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     let new: Vec<bool> = outcomes.iter().map(is_new).collect();
     assert_eq!(new, [true, false, true, false, false, true]);
@@ -129,10 +130,10 @@ fn twice_in_a_batch(rig: &mut Rig) {
     rig.read_all(&batch);
 }
 
-fn parents(rig: &mut Rig) {
+fn parents(rig: &mut TierRig) {
     let links = chain(1, 6);
     let is_orphan =
-        |outcome: &Result<Wrote, NotWritten>| matches!(outcome, Err(NotWritten::NoParent));
+        |outcome: &Result<WriteSuccess, NotWritten>| matches!(outcome, Err(NotWritten::NoParent));
     let outcomes = rig.write(&links[1..]);
     assert!(outcomes.iter().all(is_orphan), "{outcomes:?}");
     assert_eq!(rig.tier().stats().present, 0);
@@ -148,7 +149,7 @@ fn parents(rig: &mut Rig) {
     rig.read_all(&links);
 }
 
-fn other_groups(rig: &mut Rig) {
+fn other_groups(rig: &mut TierRig) {
     let mine = chain(1, 3);
     let other = GroupId(9);
     let theirs = chain_of(other, 1, 3);
@@ -174,7 +175,7 @@ fn other_groups(rig: &mut Rig) {
     rig.check();
 }
 
-fn holds_know_their_blocks(rig: &mut Rig) {
+fn holds_know_their_blocks(rig: &mut TierRig) {
     let links = chain(1, 6);
     rig.write_new(&links);
     for mut hold in [rig.find(&links), rig.hold(&links)].into_iter().flatten() {
@@ -195,7 +196,7 @@ fn holds_know_their_blocks(rig: &mut Rig) {
     assert_eq!(hold.map(|hold| hold.blocks()), Some(2));
 }
 
-fn it_stays_the_same(rig: &mut Rig) {
+fn it_stays_the_same(rig: &mut TierRig) {
     let (id, abilities) = (rig.tier().id(), rig.tier().abilities());
     rig.write_new(&chain(1, 4));
     rig.tier().maintain();

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use kvtile_blocks::{
     Tick,
-    pool::{Claim, OwnerId},
+    pool::{OwnerId, PinClaim},
 };
 
-use super::{Check, GROUP, Link, Rig, chain, keys};
+use super::{ChainLink, GROUP, TierCheck, TierRig, chain, keys};
 
-pub(super) const CHECKS: &[Check] = &[
+pub(super) const CHECKS: &[TierCheck] = &[
     (
         "durable blocks are found when the tier is reopened",
         durable_blocks,
@@ -23,18 +23,18 @@ pub(super) const CHECKS: &[Check] = &[
     ("only finds count as uses of a pool", finds_are_uses),
 ];
 
-fn sync(rig: &Rig) {
+fn sync(rig: &TierRig) {
     let report = super::ended(&rig.tier().sync());
     assert!(report.failure.is_none() && report.lost == 0, "{report:?}");
 }
 
-fn durable(rig: &Rig, links: &[Link]) -> Vec<bool> {
+fn durable(rig: &TierRig, links: &[ChainLink]) -> Vec<bool> {
     let durable = rig.tier().durable(GROUP, &keys(links));
     assert_eq!(durable.len(), links.len());
     durable
 }
 
-fn durable_blocks(rig: &mut Rig) {
+fn durable_blocks(rig: &mut TierRig) {
     let is_durable = rig.tier().abilities().is_durable;
     let links = chain(1, 6);
     rig.write_new(&links[..4]);
@@ -70,7 +70,7 @@ fn durable_blocks(rig: &mut Rig) {
     rig.read_all(behind);
 }
 
-fn given_up_blocks(rig: &mut Rig) {
+fn given_up_blocks(rig: &mut TierRig) {
     let links = chain(1, 6);
     rig.write_new(&links);
     sync(rig);
@@ -93,17 +93,17 @@ fn given_up_blocks(rig: &mut Rig) {
     assert_eq!(rig.tier().stats().present, 0);
 }
 
-fn overdue_pins(rig: &mut Rig) {
+fn overdue_pins(rig: &mut TierRig) {
     if rig.tier().abilities().is_shared {
         return;
     }
     let links = chain(1, 5);
     rig.write_new(&links);
-    let claim = Claim {
+    let claim = PinClaim {
         owner: OwnerId(3),
         deadline: Some(Tick(100)),
         now: Tick(10),
-        ..Claim::default()
+        ..PinClaim::default()
     };
     let Some(mut hold) = rig.tier().find(GROUP, &keys(&links), &claim) else {
         assert_eq!(rig.leading(&links), 5);
@@ -133,7 +133,7 @@ fn overdue_pins(rig: &mut Rig) {
     drop(without_end);
 }
 
-fn estimates(rig: &mut Rig) {
+fn estimates(rig: &mut TierRig) {
     assert_eq!(rig.tier().estimate(1), None, "before the first measurement");
     let links = chain(1, 8);
     rig.write_new(&links);
@@ -146,7 +146,7 @@ fn estimates(rig: &mut Rig) {
     }
 }
 
-fn finds_are_uses(rig: &mut Rig) {
+fn finds_are_uses(rig: &mut TierRig) {
     let links = chain(1, 4);
     rig.write_new(&links);
     let Some(before) = rig.tier().stats().pool else {

@@ -16,15 +16,15 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use kvtile_blocks::{
     BlockKey, Tick,
-    events::{EventLog, Mirror, StoredBlock, Subscriber},
-    pool::Claim,
+    events::{EventLog, EventMirror, EventSubscriber, StoredBlock},
+    pool::PinClaim,
 };
 use kvtile_layout::broken;
 use kvtile_tiers::{
     cache::SystemClock,
     tier::{
-        BlockName, BlockRead, BlockWrite, Came, GroupId, Hold, NotWritten, Tier, TierContext,
-        TierMiss, Wrote, content_checksum,
+        BlockName, BlockRead, BlockWrite, GroupId, NotWritten, ReadSuccess, Tier, TierContext,
+        TierHold, TierMiss, WriteSuccess, content_checksum,
     },
 };
 
@@ -62,7 +62,7 @@ pub fn check_tier(threads: usize, new_place: &dyn Fn() -> OpenTierAt) {
         .chain(model::CHECKS);
     for (name, check) in checks {
         println!("{name}");
-        let mut rig = Rig::new(threads, new_place());
+        let mut rig = TierRig::new(threads, new_place());
         check(&mut rig);
         rig.check();
         assert!(
@@ -73,39 +73,39 @@ pub fn check_tier(threads: usize, new_place: &dyn Fn() -> OpenTierAt) {
 }
 
 /// The name of a check, and the check.
-type Check = (&'static str, fn(&mut Rig));
+type TierCheck = (&'static str, fn(&mut TierRig));
 
 /// A tier with its context and host memory, and a mirror of its events.
-struct Rig {
+struct TierRig {
     open: OpenTierAt,
     context: TierContext,
     host: HostMemory,
     /// `None` only while the tier is being reopened.
     opened: Option<Arc<dyn Tier>>,
-    subscriber: Subscriber,
-    mirror: Mirror,
+    subscriber: EventSubscriber,
+    mirror: EventMirror,
 }
 
 /// A block to write: its name, the key of its parent, and its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Link {
+struct ChainLink {
     name: BlockName,
     parent: Option<BlockKey>,
     position: u32,
 }
 
 /// The first `blocks` blocks of chain `number`.
-fn chain(number: u8, blocks: usize) -> Vec<Link> {
+fn chain(number: u8, blocks: usize) -> Vec<ChainLink> {
     chain_of(GROUP, number, blocks)
 }
 
-fn chain_of(group: GroupId, number: u8, blocks: usize) -> Vec<Link> {
+fn chain_of(group: GroupId, number: u8, blocks: usize) -> Vec<ChainLink> {
     let key = |position: u32| {
         let mut bytes = [number; 16];
         bytes[..4].copy_from_slice(&position.to_le_bytes());
         BlockKey::from_bytes(bytes)
     };
-    let link = |(position, _): (u32, usize)| Link {
+    let link = |(position, _): (u32, usize)| ChainLink {
         name: BlockName {
             group,
             key: key(position),
@@ -116,15 +116,15 @@ fn chain_of(group: GroupId, number: u8, blocks: usize) -> Vec<Link> {
     (0..).zip(0..blocks).map(link).collect()
 }
 
-fn keys(links: &[Link]) -> Vec<BlockKey> {
+fn keys(links: &[ChainLink]) -> Vec<BlockKey> {
     links.iter().map(|link| link.name.key).collect()
 }
 
 /// The tenant of all blocks of the suite.
 const TENANT: u32 = 7;
 
-impl Rig {
-    fn new(threads: usize, open: OpenTierAt) -> Rig {
+impl TierRig {
+    fn new(threads: usize, open: OpenTierAt) -> TierRig {
         let host = match HostMemory::new(HOST_BLOCKS) {
             Ok(host) => host,
             Err(error) => broken(format_args!("no host memory: {error}")),
@@ -132,13 +132,13 @@ impl Rig {
         let context = context_of(&host, threads);
         let tier = open(&context);
         let subscriber = context.events.subscribe();
-        let rig = Rig {
+        let rig = TierRig {
             open,
             context,
             host,
             opened: Some(tier),
             subscriber,
-            mirror: Mirror::new(),
+            mirror: EventMirror::new(),
         };
         let stats = rig.tier().stats();
         assert_eq!(stats.present, 0, "the new place is not empty");
@@ -156,7 +156,7 @@ impl Rig {
         // Blocks that the tier finds when it is opened have no events.
         self.subscriber = self.context.events.subscribe();
         let snapshot = self.context.events.snapshot(|list| self.tier().list(list));
-        self.mirror = Mirror::from_snapshot(&snapshot);
+        self.mirror = EventMirror::from_snapshot(&snapshot);
         self.subscriber.resynchronise(&snapshot);
     }
 
@@ -171,62 +171,65 @@ impl Rig {
         usize::try_from(self.tier().stats().capacity).unwrap_or(usize::MAX)
     }
 
-    fn hands(&self) -> Hands<'_> {
-        Hands {
+    fn hands(&self) -> RigHandle<'_> {
+        RigHandle {
             tier: self.tier(),
             host: &self.host,
         }
     }
 
     /// Writes a batch, waits for it and returns the outcomes.
-    fn write(&self, links: &[Link]) -> Vec<Result<Wrote, NotWritten>> {
+    fn write(&self, links: &[ChainLink]) -> Vec<Result<WriteSuccess, NotWritten>> {
         self.hands().write(links)
     }
 
     /// Writes blocks that must all be new.
-    fn write_new(&self, links: &[Link]) {
+    fn write_new(&self, links: &[ChainLink]) {
         for (outcome, link) in self.write(links).iter().zip(links) {
-            assert!(matches!(outcome, Ok(Wrote::New)), "{link:?}: {outcome:?}");
+            assert!(
+                matches!(outcome, Ok(WriteSuccess::New)),
+                "{link:?}: {outcome:?}"
+            );
         }
     }
 
     /// Reads a batch, waits for it and returns the outcomes.
-    fn read(&self, links: &[Link]) -> Vec<Result<(), TierMiss>> {
+    fn read(&self, links: &[ChainLink]) -> Vec<Result<(), TierMiss>> {
         self.hands().read(links)
     }
 
     /// Reads blocks that must all be hits.
-    fn read_all(&self, links: &[Link]) {
+    fn read_all(&self, links: &[ChainLink]) {
         for (outcome, link) in self.read(links).iter().zip(links) {
             assert!(outcome.is_ok(), "{link:?}: {outcome:?}");
         }
     }
 
     /// Reads blocks that must all be absent.
-    fn read_none(&self, links: &[Link]) {
+    fn read_none(&self, links: &[ChainLink]) {
         for (outcome, link) in self.read(links).iter().zip(links) {
             let is_absent = matches!(outcome, Err(TierMiss::Absent));
             assert!(is_absent, "{link:?}: {outcome:?}");
         }
     }
 
-    fn hold(&self, links: &[Link]) -> Option<Box<dyn Hold>> {
+    fn hold(&self, links: &[ChainLink]) -> Option<Box<dyn TierHold>> {
         self.tier().hold(GROUP, &keys(links))
     }
 
-    fn find(&self, links: &[Link]) -> Option<Box<dyn Hold>> {
-        self.tier().find(GROUP, &keys(links), &Claim::default())
+    fn find(&self, links: &[ChainLink]) -> Option<Box<dyn TierHold>> {
+        self.tier().find(GROUP, &keys(links), &PinClaim::default())
     }
 
     /// The number of leading blocks that the tier has; all lookups must agree on it.
-    fn leading(&self, links: &[Link]) -> usize {
-        let of = |hold: Option<Box<dyn Hold>>| hold.map_or(0, |hold| hold.blocks());
+    fn leading(&self, links: &[ChainLink]) -> usize {
+        let of = |hold: Option<Box<dyn TierHold>>| hold.map_or(0, |hold| hold.blocks());
         let asked = ended(&self.tier().ask(GROUP, &keys(links)));
         assert!(asked.failure.is_none(), "{asked:?}");
         let held = of(self.hold(links));
         assert_eq!(asked.leading, held, "asked and held");
         assert_eq!(of(self.find(links)), held, "found and held");
-        let has = |link: &&Link| self.tier().has(GROUP, &link.name.key);
+        let has = |link: &&ChainLink| self.tier().has(GROUP, &link.name.key);
         assert_eq!(links.iter().take_while(has).count(), held, "has and held");
         held
     }
@@ -273,14 +276,14 @@ impl Rig {
 
 /// The parts of a [`Rig`] that threads share.
 #[derive(Clone, Copy)]
-struct Hands<'a> {
+struct RigHandle<'a> {
     tier: &'a dyn Tier,
     host: &'a HostMemory,
 }
 
-impl Hands<'_> {
-    fn writes(&self, links: &[Link]) -> (Vec<ReservedBlock>, Vec<BlockWrite>) {
-        let write = |link: &Link| {
+impl RigHandle<'_> {
+    fn writes(&self, links: &[ChainLink]) -> (Vec<ReservedBlock>, Vec<BlockWrite>) {
+        let write = |link: &ChainLink| {
             let (reserved, from) = self.host.filled(&link.name);
             let write = BlockWrite {
                 name: link.name,
@@ -294,8 +297,8 @@ impl Hands<'_> {
         links.iter().map(write).unzip()
     }
 
-    fn reads(&self, links: &[Link]) -> (Vec<ReservedBlock>, Vec<BlockRead>) {
-        let read = |link: &Link| {
+    fn reads(&self, links: &[ChainLink]) -> (Vec<ReservedBlock>, Vec<BlockRead>) {
+        let read = |link: &ChainLink| {
             let (reserved, into) = self.host.empty();
             let name = link.name;
             (reserved, BlockRead { name, into })
@@ -305,7 +308,7 @@ impl Hands<'_> {
 
     /// Writes a batch and waits for it. Checks that there is one outcome per block, and that the
     /// tier has released the host memory.
-    fn write(&self, links: &[Link]) -> Vec<Result<Wrote, NotWritten>> {
+    fn write(&self, links: &[ChainLink]) -> Vec<Result<WriteSuccess, NotWritten>> {
         let (reserved, blocks) = self.writes(links);
         let report = ended(&self.tier.write(blocks));
         let let_go = reserved.iter().all(ReservedBlock::is_let_go);
@@ -319,7 +322,7 @@ impl Hands<'_> {
 
     /// Reads a batch likewise. Checks the bytes of each hit, and its checksum unless the tier
     /// verifies.
-    fn read(&self, links: &[Link]) -> Vec<Result<(), TierMiss>> {
+    fn read(&self, links: &[ChainLink]) -> Vec<Result<(), TierMiss>> {
         let (reserved, blocks) = self.reads(links);
         let report = ended(&self.tier.read(blocks));
         let let_go = reserved.iter().all(ReservedBlock::is_let_go);
@@ -330,18 +333,19 @@ impl Hands<'_> {
         assert_eq!(report.blocks.len(), links.len(), "outcomes of reads");
         let verifies = self.tier.abilities().verifies;
         let ended = report.blocks.iter().zip(links).zip(&reserved);
-        let right = |((outcome, link), reserved): ((&Result<Came, TierMiss>, &Link), _)| {
-            let came = outcome.clone()?;
-            let found = self.host.bytes(reserved);
-            let written = bytes_of(&link.name, self.host.block_bytes());
-            assert_eq!(found, written, "{link:?}");
-            let checksum = content_checksum(&link.name.key, link.position, &found);
-            match came.checksum {
-                Some(came) => assert_eq!(came, checksum, "the checksum of {link:?}"),
-                None => assert!(verifies, "{link:?} was read without its checksum"),
-            }
-            Ok(())
-        };
+        let right =
+            |((outcome, link), reserved): ((&Result<ReadSuccess, TierMiss>, &ChainLink), _)| {
+                let came = outcome.clone()?;
+                let found = self.host.bytes(reserved);
+                let written = bytes_of(&link.name, self.host.block_bytes());
+                assert_eq!(found, written, "{link:?}");
+                let checksum = content_checksum(&link.name.key, link.position, &found);
+                match came.checksum {
+                    Some(came) => assert_eq!(came, checksum, "the checksum of {link:?}"),
+                    None => assert!(verifies, "{link:?} was read without its checksum"),
+                }
+                Ok(())
+            };
         ended.map(right).collect()
     }
 }

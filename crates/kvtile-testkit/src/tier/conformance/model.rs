@@ -3,24 +3,24 @@
 use std::collections::HashSet;
 
 use kvtile_blocks::Tick;
-use kvtile_tiers::tier::{NotWritten, Wrote};
+use kvtile_tiers::tier::{NotWritten, WriteSuccess};
 
-use super::{Check, GROUP, Link, Rig, chain, keys};
-use crate::disk::Numbers;
+use super::{ChainLink, GROUP, TierCheck, TierRig, chain, keys};
+use crate::disk::SplitMix64;
 
-pub(super) const CHECKS: &[Check] = &[(
+pub(super) const CHECKS: &[TierCheck] = &[(
     "random operations have the results of a set of blocks",
     random_operations,
 )];
 
 const CHAINS: u64 = 4;
 
-fn random_operations(rig: &mut Rig) {
+fn random_operations(rig: &mut TierRig) {
     for seed in 0..12 {
         println!("  seed {seed}");
-        let mut numbers = Numbers::new(seed);
+        let mut numbers = SplitMix64::new(seed);
         rig.clear();
-        let mut there: HashSet<Link> = HashSet::new();
+        let mut there: HashSet<ChainLink> = HashSet::new();
         let removed_before = rig.tier().stats().removed;
         let mut written = 0;
         for _ in 0..60 {
@@ -44,7 +44,7 @@ fn random_operations(rig: &mut Rig) {
                     there.retain(|link| rig.tier().has(GROUP, &link.name.key));
                 }
                 _ => {
-                    let has = |link: &&Link| there.contains(link);
+                    let has = |link: &&ChainLink| there.contains(link);
                     let leading = links.iter().take_while(has).count();
                     assert_eq!(rig.leading(&links), leading);
                 }
@@ -62,16 +62,16 @@ fn random_operations(rig: &mut Rig) {
     }
 }
 
-fn write(rig: &Rig, there: &mut HashSet<Link>, links: &[Link]) -> u64 {
+fn write(rig: &TierRig, there: &mut HashSet<ChainLink>, links: &[ChainLink]) -> u64 {
     let mut written = 0;
     for (outcome, link) in rig.write(links).iter().zip(links) {
-        let parent = |one: &Link| Some(one.name.key) == link.parent;
+        let parent = |one: &ChainLink| Some(one.name.key) == link.parent;
         let is_right = if there.contains(link) {
-            matches!(outcome, Ok(Wrote::Present))
+            matches!(outcome, Ok(WriteSuccess::Present))
         } else if link.parent.is_none() || there.iter().any(parent) {
             there.insert(*link);
             written += 1;
-            matches!(outcome, Ok(Wrote::New))
+            matches!(outcome, Ok(WriteSuccess::New))
         } else {
             matches!(outcome, Err(NotWritten::NoParent))
         };
@@ -80,7 +80,7 @@ fn write(rig: &Rig, there: &mut HashSet<Link>, links: &[Link]) -> u64 {
     written
 }
 
-fn read(rig: &Rig, there: &HashSet<Link>, links: &[Link]) {
+fn read(rig: &TierRig, there: &HashSet<ChainLink>, links: &[ChainLink]) {
     for (outcome, link) in rig.read(links).iter().zip(links) {
         let has = there.contains(link);
         assert_eq!(outcome.is_ok(), has, "{link:?}: {outcome:?}");

@@ -1,11 +1,11 @@
 //! Capacity: which blocks are evicted, which stay, and how many.
 
 use kvtile_blocks::Tick;
-use kvtile_tiers::tier::{NotWritten, Wrote};
+use kvtile_tiers::tier::{NotWritten, WriteSuccess};
 
-use super::{Check, GROUP, Link, Rig, chain, keys};
+use super::{ChainLink, GROUP, TierCheck, TierRig, chain, keys};
 
-pub(super) const CHECKS: &[Check] = &[
+pub(super) const CHECKS: &[TierCheck] = &[
     (
         "the head of a chain that is longer than the tier stays",
         longer_than_the_tier,
@@ -31,7 +31,7 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 /// The number of leading blocks; checks that no block after them is present.
-fn is_whole(rig: &Rig, links: &[Link]) -> usize {
+fn is_whole(rig: &TierRig, links: &[ChainLink]) -> usize {
     let leading = rig.leading(links);
     for link in &links[leading..] {
         assert!(
@@ -42,7 +42,7 @@ fn is_whole(rig: &Rig, links: &[Link]) -> usize {
     leading
 }
 
-fn longer_than_the_tier(rig: &mut Rig) {
+fn longer_than_the_tier(rig: &mut TierRig) {
     if !rig.tier().abilities().is_bounded {
         return;
     }
@@ -51,7 +51,10 @@ fn longer_than_the_tier(rig: &mut Rig) {
     let outcomes = rig.write(&links);
     for (at, outcome) in outcomes.iter().enumerate() {
         match at < capacity {
-            true => assert!(matches!(outcome, Ok(Wrote::New)), "{at}: {outcome:?}"),
+            true => assert!(
+                matches!(outcome, Ok(WriteSuccess::New)),
+                "{at}: {outcome:?}"
+            ),
             false => assert!(
                 matches!(outcome, Err(NotWritten::NoRoom)),
                 "{at}: {outcome:?}"
@@ -68,7 +71,7 @@ fn longer_than_the_tier(rig: &mut Rig) {
     rig.check();
 }
 
-fn leaves_from_the_end(rig: &mut Rig) {
+fn leaves_from_the_end(rig: &mut TierRig) {
     if !rig.tier().abilities().is_bounded {
         return;
     }
@@ -88,7 +91,7 @@ fn leaves_from_the_end(rig: &mut Rig) {
     rig.check();
 }
 
-fn pinned_blocks_stay(rig: &mut Rig) {
+fn pinned_blocks_stay(rig: &mut TierRig) {
     let links = chain(1, 8);
     rig.write_new(&links);
     let Some(mut hold) = rig.hold(&links[3..5]) else {
@@ -108,7 +111,7 @@ fn pinned_blocks_stay(rig: &mut Rig) {
     rig.check();
 }
 
-fn all_room_is_pinned(rig: &mut Rig) {
+fn all_room_is_pinned(rig: &mut TierRig) {
     let abilities = rig.tier().abilities();
     if !abilities.is_bounded || abilities.is_shared {
         return;
@@ -126,7 +129,7 @@ fn all_room_is_pinned(rig: &mut Rig) {
     assert_eq!(is_whole(rig, &links), links.len() - 3);
 }
 
-fn evictions_are_counted(rig: &mut Rig) {
+fn evictions_are_counted(rig: &mut TierRig) {
     let (first, second) = (chain(1, 5), chain(2, 6));
     rig.write_new(&first);
     rig.write_new(&second);
@@ -146,7 +149,7 @@ fn evictions_are_counted(rig: &mut Rig) {
     rig.check();
 }
 
-fn forgotten_blocks(rig: &mut Rig) {
+fn forgotten_blocks(rig: &mut TierRig) {
     let links = chain(1, 6);
     rig.write_new(&links);
     let absent = chain(2, 1);
@@ -166,7 +169,7 @@ fn forgotten_blocks(rig: &mut Rig) {
     assert_eq!(rig.tier().stats().present, 0);
 }
 
-fn forgotten_while_pinned(rig: &mut Rig) {
+fn forgotten_while_pinned(rig: &mut TierRig) {
     let links = chain(1, 4);
     rig.write_new(&links);
     let hold = rig.find(&links);

@@ -4,10 +4,10 @@ use kvtile_layout::broken;
 use kvtile_transfer::{LayoutHandle, LeaseMode, TransferManager, TransferOptions};
 
 use super::{
-    super::{SlotStore, SlotWrite, StoredBlock, capacity::slot_bytes},
-    ConvertProgress, Converted, LeftOut,
-    order::Orders,
-    source::Source,
+    super::{SlotStore, SlotWrite, StoredSlot, capacity::slot_bytes},
+    ConversionReport, ConvertProgress, LeftOutBlock,
+    order::ConvertOrders,
+    source::ConvertSource,
 };
 use crate::error::TierError;
 
@@ -16,7 +16,7 @@ const BATCH_BYTES: u64 = 64 << 20;
 
 /// The memory of a batch.
 #[derive(Debug)]
-pub(super) struct Batches {
+pub(super) struct ConvertBatches {
     manager: TransferManager,
     stored: LayoutHandle,
     /// Equal to `stored` if nothing is permuted.
@@ -26,13 +26,13 @@ pub(super) struct Batches {
     block_bytes: u64,
 }
 
-impl Batches {
+impl ConvertBatches {
     /// Memory for a conversion of `blocks` blocks in all.
     pub(super) fn new(
-        source: &Source,
-        orders: &Orders,
+        source: &ConvertSource,
+        orders: &ConvertOrders,
         blocks: usize,
-    ) -> Result<Batches, TierError> {
+    ) -> Result<ConvertBatches, TierError> {
         let slot_bytes = slot_bytes(source.block_bytes())?;
         let most = (BATCH_BYTES / 2 / slot_bytes).clamp(1, blocks.max(1) as u64);
         let manager = TransferManager::new();
@@ -41,7 +41,7 @@ impl Batches {
             true => stored,
             false => manager.register(orders.target.memory(most)?)?,
         };
-        Ok(Batches {
+        Ok(ConvertBatches {
             manager,
             stored,
             target,
@@ -53,9 +53,9 @@ impl Batches {
     /// Copies `blocks` to the slots of `store`, from slot 0 on.
     pub(super) fn copy(
         &self,
-        (source, blocks): (&Source, &[(usize, StoredBlock)]),
+        (source, blocks): (&ConvertSource, &[(usize, StoredSlot)]),
         store: &SlotStore,
-        (converted, progress): (&mut Converted, &mut dyn FnMut(ConvertProgress)),
+        (converted, progress): (&mut ConversionReport, &mut dyn FnMut(ConvertProgress)),
     ) -> Result<(), TierError> {
         let mut done = 0;
         for batch in blocks.chunks(self.blocks) {
@@ -72,10 +72,10 @@ impl Batches {
     /// Reads a batch and returns its intact blocks, which lie side by side from block 0 on.
     fn read(
         &self,
-        source: &Source,
-        batch: &[(usize, StoredBlock)],
-        converted: &mut Converted,
-    ) -> Result<Vec<StoredBlock>, TierError> {
+        source: &ConvertSource,
+        batch: &[(usize, StoredSlot)],
+        converted: &mut ConversionReport,
+    ) -> Result<Vec<StoredSlot>, TierError> {
         let mut lease = self
             .manager
             .lease(self.stored, &ids(batch.len()), LeaseMode::Write)?;
@@ -84,7 +84,7 @@ impl Batches {
             let buffer = lease.block_mut(whole.len() as u64)?;
             match source.read(*index, buffer) {
                 Ok(()) => whole.push(*block),
-                Err(reason) => converted.left_out.push(LeftOut {
+                Err(reason) => converted.left_out.push(LeftOutBlock {
                     block: *block,
                     reason,
                 }),
@@ -111,8 +111,8 @@ impl Batches {
     fn write(
         &self,
         store: &SlotStore,
-        whole: &[StoredBlock],
-        converted: &mut Converted,
+        whole: &[StoredSlot],
+        converted: &mut ConversionReport,
     ) -> Result<(), TierError> {
         if whole.is_empty() {
             return Ok(());

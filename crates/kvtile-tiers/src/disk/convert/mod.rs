@@ -16,7 +16,7 @@ mod report;
 mod source;
 mod unfinished;
 
-pub use report::{ConvertProgress, Converted, LeftOut};
+pub use report::{ConversionReport, ConvertProgress, LeftOutBlock};
 
 use std::{
     ffi::OsStr,
@@ -27,9 +27,12 @@ use std::{
 
 use kvtile_layout::Word;
 
-use self::{batch::Batches, order::Orders, source::Source, unfinished::Unfinished};
+use self::{
+    batch::ConvertBatches, order::ConvertOrders, source::ConvertSource,
+    unfinished::UnfinishedFolder,
+};
 use super::{
-    SlotStore, SlotStoreSettings, StoreIdentity, StoredBlock, capacity,
+    SlotStore, SlotStoreSettings, StoreIdentity, StoredSlot, capacity,
     capacity::SlotForm,
     folder,
     manifest::Manifest,
@@ -69,7 +72,7 @@ pub fn convert(
     to: &Path,
     settings: &ConvertSettings,
     progress: &mut dyn FnMut(ConvertProgress),
-) -> Result<Converted, TierError> {
+) -> Result<ConversionReport, TierError> {
     check_apart(from, to)?;
     let was_there = to.symlink_metadata().is_ok();
     let (source, target) = (FolderMedium::new(from), FolderMedium::new(to));
@@ -90,24 +93,24 @@ pub fn convert_on(
     to: Arc<dyn Medium>,
     settings: &ConvertSettings,
     progress: &mut dyn FnMut(ConvertProgress),
-) -> Result<Converted, TierError> {
+) -> Result<ConversionReport, TierError> {
     folder::check_new(&*to)?;
     // Held to the end.
     let (_lock, not_locked) = match folder::lock_to_read(&*from)? {
         Ok(lock) => (Some(lock), None),
         Err(error) => (None, Some(error)),
     };
-    let source = Source::open(Arc::clone(&from))?;
-    let orders = Orders::of(&source, settings)?;
+    let source = ConvertSource::open(Arc::clone(&from))?;
+    let orders = ConvertOrders::of(&source, settings)?;
     let blocks = source.newest();
     let store_settings = SlotStoreSettings::new(capacity_bytes(
         &source,
         (&blocks, &orders.identity),
         settings.capacity_bytes,
     )?);
-    let mut converted = Converted::begun((&source, blocks.len()), &orders, not_locked);
+    let mut converted = ConversionReport::begun((&source, blocks.len()), &orders, not_locked);
     let made = make(&to, &store_settings, &orders.identity, |store| {
-        let batches = Batches::new(&source, &orders, blocks.len())?;
+        let batches = ConvertBatches::new(&source, &orders, blocks.len())?;
         batches.copy((&source, &blocks), store, (&mut converted, progress))
     });
     let manifest = made.inspect_err(|_| {
@@ -126,7 +129,7 @@ fn make(
     identity: &StoreIdentity,
     fill: impl FnOnce(&SlotStore) -> Result<(), TierError>,
 ) -> Result<Manifest, TierError> {
-    let unfinished = Arc::new(Unfinished::new(Arc::clone(to)));
+    let unfinished = Arc::new(UnfinishedFolder::new(Arc::clone(to)));
     let medium: Arc<dyn Medium> = Arc::clone(&unfinished) as Arc<dyn Medium>;
     let (store, recovered) = SlotStore::create_or_open_on(medium, settings, identity)?;
     if !recovered.created {
@@ -142,8 +145,8 @@ fn make(
 
 /// The capacity of the new folder in bytes. A requested capacity must have room for all blocks.
 fn capacity_bytes(
-    source: &Source,
-    (blocks, identity): (&[(usize, StoredBlock)], &StoreIdentity),
+    source: &ConvertSource,
+    (blocks, identity): (&[(usize, StoredSlot)], &StoreIdentity),
     asked: Option<u64>,
 ) -> Result<u64, TierError> {
     let manifest_bytes = Manifest::new(identity, 0, 0)?.bytes_max()?;

@@ -8,10 +8,10 @@ use kvtile_layout::{
 };
 use kvtile_transfer::PhysicalLayout;
 
-use super::{super::capacity::PAGE_BYTES, ConvertSettings, source::Source};
+use super::{super::capacity::PAGE_BYTES, ConvertSettings, source::ConvertSource};
 use crate::{
     error::{ConvertError, SettingsError, TierError},
-    tier::{Pieces, STORAGE_WORD, StoreIdentity},
+    tier::{BlockPieces, STORAGE_WORD, StoreIdentity},
 };
 
 /// Axes of a block; every permutation of them is tried.
@@ -27,35 +27,35 @@ const SPLIT_WORDS: [&str; 4] = [
 
 /// A block layout of a folder.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) struct StoredOrder {
     pub(super) word: Word,
     shape: Shape,
     block: LayoutIdentity,
-    pieces: Pieces,
+    pieces: BlockPieces,
 }
 
 /// The block layouts of the source folder and of the new folder.
 #[derive(Debug)]
-pub(super) struct Orders {
-    pub(super) stored: Order,
-    pub(super) target: Order,
+pub(super) struct ConvertOrders {
+    pub(super) stored: StoredOrder,
+    pub(super) target: StoredOrder,
     /// The identity of the new folder.
     pub(super) identity: StoreIdentity,
 }
 
-impl Order {
-    fn new(word: Word, shape: &Shape) -> Result<Order, TierError> {
+impl StoredOrder {
+    fn new(word: Word, shape: &Shape) -> Result<StoredOrder, TierError> {
         let layout = StridedLayout::resolve(&word, shape, PAGE_BYTES)?;
         if !layout.blocks_are_contiguous() {
             return Err(TierError::Settings(SettingsError::StorageNotContiguous {
                 layout: layout.describe(),
             }));
         }
-        Ok(Order {
+        Ok(StoredOrder {
             word,
             shape: shape.clone(),
             block: LayoutIdentity::of_block(&layout),
-            pieces: Pieces::of_layout(&layout)?,
+            pieces: BlockPieces::of_layout(&layout)?,
         })
     }
 
@@ -75,8 +75,11 @@ impl Order {
     }
 }
 
-impl Orders {
-    pub(super) fn of(source: &Source, settings: &ConvertSettings) -> Result<Orders, TierError> {
+impl ConvertOrders {
+    pub(super) fn of(
+        source: &ConvertSource,
+        settings: &ConvertSettings,
+    ) -> Result<ConvertOrders, TierError> {
         let identity = source.identity();
         let (shard, planes) = (identity.shard(), identity.planes().to_vec());
         let shape = Shape::new(1, shard.layers.count, identity.page_size(), planes)?;
@@ -85,9 +88,9 @@ impl Orders {
             Some(word) => word.clone(),
             None => parse(STORAGE_WORD)?,
         };
-        let target = Order::new(target, &shape)?;
+        let target = StoredOrder::new(target, &shape)?;
         let stored = match &settings.stored_layout {
-            Some(word) => named(source, Order::new(word.clone(), &shape)?)?,
+            Some(word) => named(source, StoredOrder::new(word.clone(), &shape)?)?,
             None => usual(source, &shape)?,
         };
         let identity = StoreIdentity {
@@ -95,7 +98,7 @@ impl Orders {
             block_layout: target.block.clone(),
             pieces: target.pieces.clone(),
         };
-        Ok(Orders {
+        Ok(ConvertOrders {
             stored,
             target,
             identity,
@@ -113,7 +116,7 @@ impl Orders {
 }
 
 /// The requested layout, if it is that of the stored blocks.
-fn named(source: &Source, order: Order) -> Result<Order, TierError> {
+fn named(source: &ConvertSource, order: StoredOrder) -> Result<StoredOrder, TierError> {
     match difference(source, &order) {
         None => Ok(order),
         Some(difference) => Err(TierError::Convert(ConvertError::StoredOrderDiffers {
@@ -125,11 +128,11 @@ fn named(source: &Source, order: Order) -> Result<Order, TierError> {
 }
 
 /// The first of the usual layouts that is that of the stored blocks.
-fn usual(source: &Source, shape: &Shape) -> Result<Order, TierError> {
+fn usual(source: &ConvertSource, shape: &Shape) -> Result<StoredOrder, TierError> {
     let words = usual_words();
     for word in &words {
         // Some words do not fit some shapes.
-        if let Ok(order) = Order::new(parse(word)?, shape)
+        if let Ok(order) = StoredOrder::new(parse(word)?, shape)
             && difference(source, &order).is_none()
         {
             return Ok(order);
@@ -141,7 +144,7 @@ fn usual(source: &Source, shape: &Shape) -> Result<Order, TierError> {
     }))
 }
 
-fn difference(source: &Source, order: &Order) -> Option<Difference> {
+fn difference(source: &ConvertSource, order: &StoredOrder) -> Option<Difference> {
     let layout = order.block.first_difference(source.block_layout());
     let (ours, theirs) = (order.block_bytes(), source.block_bytes());
     layout.or_else(|| {

@@ -3,9 +3,9 @@
 use kvtile_layout::Word;
 
 use super::{
-    super::{Miss, StoredBlock},
-    order::Orders,
-    source::Source,
+    super::{SlotMiss, StoredSlot},
+    order::ConvertOrders,
+    source::ConvertSource,
 };
 use crate::error::TierError;
 
@@ -22,17 +22,17 @@ pub struct ConvertProgress {
 /// A block that was not copied.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct LeftOut {
+pub struct LeftOutBlock {
     /// The block; its slot is that of the source folder.
-    pub block: StoredBlock,
+    pub block: StoredSlot,
     /// Why it was not copied.
-    pub reason: Miss,
+    pub reason: SlotMiss,
 }
 
 /// The result of a conversion.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Converted {
+pub struct ConversionReport {
     /// The format version of the source folder.
     pub from_version: u32,
     /// The layout of its blocks.
@@ -44,7 +44,7 @@ pub struct Converted {
     /// Bytes of those blocks.
     pub bytes: u64,
     /// Blocks that are not intact, in the order of their positions.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<LeftOutBlock>,
     /// Older copies of blocks that a crash left twice; only the newest copy is converted.
     pub duplicates: usize,
     /// Slots whose record is neither whole nor erased.
@@ -60,13 +60,13 @@ pub struct Converted {
     pub blocks_max: u32,
 }
 
-impl Converted {
+impl ConversionReport {
     pub(super) fn begun(
-        (source, newest): (&Source, usize),
-        orders: &Orders,
+        (source, newest): (&ConvertSource, usize),
+        orders: &ConvertOrders,
         not_locked: Option<TierError>,
-    ) -> Converted {
-        Converted {
+    ) -> ConversionReport {
+        ConversionReport {
             from_version: source.version(),
             stored_layout: orders.stored.word.clone(),
             layout: orders.target.word.clone(),

@@ -3,10 +3,10 @@
 use std::{collections::HashMap, sync::Arc};
 
 use kvtile_blocks::BlockKey;
-use kvtile_layout::identity::{LayoutIdentity, LogicalIdentity};
+use kvtile_layout::identity::{Identity, LayoutIdentity};
 
 use super::super::{
-    Inspection, Miss, StoredBlock,
+    Inspection, SlotMiss, StoredSlot,
     manifest::VERSION,
     medium::Medium,
     old::{OLD_VERSION, OldFolder},
@@ -15,11 +15,11 @@ use crate::error::{FolderError, TierError};
 
 /// The source folder of a conversion.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct ConvertSource {
     name: String,
     folder: SourceFolder,
     /// In the folder's own order, whose indices [`Source::read`] takes.
-    blocks: Vec<StoredBlock>,
+    blocks: Vec<StoredSlot>,
 }
 
 #[derive(Debug)]
@@ -28,9 +28,9 @@ enum SourceFolder {
     Current(Inspection),
 }
 
-impl Source {
+impl ConvertSource {
     /// Reads the manifest and the records.
-    pub(super) fn open(medium: Arc<dyn Medium>) -> Result<Source, TierError> {
+    pub(super) fn open(medium: Arc<dyn Medium>) -> Result<ConvertSource, TierError> {
         let name = medium.name();
         let folder = match Inspection::open_on(Arc::clone(&medium)) {
             Err(TierError::Folder(FolderError::FolderVersion { found, .. }))
@@ -44,7 +44,7 @@ impl Source {
             SourceFolder::Old(old) => old.blocks().collect(),
             SourceFolder::Current(current) => current.blocks().collect(),
         };
-        Ok(Source {
+        Ok(ConvertSource {
             name,
             folder,
             blocks,
@@ -63,7 +63,7 @@ impl Source {
         }
     }
 
-    pub(super) fn identity(&self) -> &LogicalIdentity {
+    pub(super) fn identity(&self) -> &Identity {
         match &self.folder {
             SourceFolder::Old(old) => old.manifest().identity(),
             SourceFolder::Current(current) => current.manifest().identity(),
@@ -113,27 +113,27 @@ impl Source {
     }
 
     /// All blocks that have a valid record.
-    pub(super) fn blocks(&self) -> &[StoredBlock] {
+    pub(super) fn blocks(&self) -> &[StoredSlot] {
         &self.blocks
     }
 
     /// The newest copy of each key, with its index: smaller positions first, older ones first among
     /// equals.
-    pub(super) fn newest(&self) -> Vec<(usize, StoredBlock)> {
-        let mut newest: HashMap<BlockKey, (usize, StoredBlock)> = HashMap::new();
+    pub(super) fn newest(&self) -> Vec<(usize, StoredSlot)> {
+        let mut newest: HashMap<BlockKey, (usize, StoredSlot)> = HashMap::new();
         for (index, block) in self.blocks.iter().enumerate() {
             let known = newest.entry(block.key).or_insert((index, *block));
             if known.1.sequence < block.sequence {
                 *known = (index, *block);
             }
         }
-        let mut newest: Vec<(usize, StoredBlock)> = newest.into_values().collect();
+        let mut newest: Vec<(usize, StoredSlot)> = newest.into_values().collect();
         newest.sort_unstable_by_key(|(_, block)| (block.position, block.sequence, block.slot));
         newest
     }
 
     /// Reads a block by its index, and verifies it.
-    pub(super) fn read(&self, index: usize, buffer: &mut [u8]) -> Result<(), Miss> {
+    pub(super) fn read(&self, index: usize, buffer: &mut [u8]) -> Result<(), SlotMiss> {
         match &self.folder {
             SourceFolder::Old(old) => old.read(index, buffer),
             SourceFolder::Current(current) => current.read(index, buffer),

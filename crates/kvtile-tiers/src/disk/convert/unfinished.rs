@@ -14,21 +14,21 @@ use std::{
 
 use super::super::{
     manifest::{MANIFEST_FILE, MANIFEST_PARTIAL_FILE, file_name},
-    medium::{LockError, LockHolder, Medium, MediumFile, MediumLock, OpenFile, Standing},
+    medium::{LockError, LockHolder, Medium, MediumFile, MediumLock, NameStanding, OpenFile},
 };
 use crate::error::TierError;
 
 /// A folder under construction.
 #[derive(Debug)]
-pub(super) struct Unfinished {
+pub(super) struct UnfinishedFolder {
     folder: Arc<dyn Medium>,
     /// Whether the store has written the manifest.
     has_manifest: AtomicBool,
 }
 
-impl Unfinished {
-    pub(super) fn new(folder: Arc<dyn Medium>) -> Unfinished {
-        Unfinished {
+impl UnfinishedFolder {
+    pub(super) fn new(folder: Arc<dyn Medium>) -> UnfinishedFolder {
+        UnfinishedFolder {
             folder,
             has_manifest: AtomicBool::new(false),
         }
@@ -64,7 +64,7 @@ impl Unfinished {
     }
 }
 
-impl Medium for Unfinished {
+impl Medium for UnfinishedFolder {
     fn name(&self) -> String {
         self.folder.name()
     }
@@ -107,7 +107,7 @@ impl Medium for Unfinished {
         self.folder.sync_folder()
     }
 
-    fn standing(&self) -> io::Result<Standing> {
+    fn standing(&self) -> io::Result<NameStanding> {
         self.folder.standing()
     }
 

@@ -2,14 +2,14 @@
 
 use crc_fast::CrcAlgorithm;
 use kvtile_layout::{
-    Shown,
-    identity::{Fingerprint, LayoutIdentity, LogicalIdentity},
+    ShownText,
+    identity::{Fingerprint, Identity, LayoutIdentity},
 };
 use serde::{Deserialize, Serialize};
 
 use super::super::{
     capacity,
-    manifest::{Created, FORMAT, MANIFEST_BYTES_MAX, MANIFEST_FILE, file_name},
+    manifest::{FORMAT, FolderCreation, MANIFEST_BYTES_MAX, MANIFEST_FILE, file_name},
     medium::Medium,
     record::StoreId,
 };
@@ -24,7 +24,7 @@ pub(in super::super) const OLD_VERSION: u32 = 1;
 pub(in super::super) struct OldManifest {
     format: String,
     version: u32,
-    identity: LogicalIdentity,
+    identity: Identity,
     identity_fingerprint: Fingerprint,
     block_layout: LayoutIdentity,
     block_layout_fingerprint: Fingerprint,
@@ -33,7 +33,7 @@ pub(in super::super) struct OldManifest {
     slots: u32,
     capacity_bytes: u64,
     store: Fingerprint,
-    created: Created,
+    created: FolderCreation,
 }
 
 #[derive(Deserialize)]
@@ -55,7 +55,7 @@ impl OldManifest {
         let damaged = |problem: &str| {
             TierError::Folder(FolderError::ManifestDamaged {
                 folder: medium.name(),
-                problem: Shown(problem).to_string(),
+                problem: ShownText(problem).to_string(),
             })
         };
         let file: OldManifestFile =
@@ -84,7 +84,7 @@ impl OldManifest {
             && slot_bytes.checked_mul(u64::from(self.slots)).is_some()
     }
 
-    pub(in super::super) fn identity(&self) -> &LogicalIdentity {
+    pub(in super::super) fn identity(&self) -> &Identity {
         &self.identity
     }
 

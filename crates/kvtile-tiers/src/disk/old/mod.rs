@@ -19,7 +19,7 @@ use super::{
     folder,
     folder::{RECORDS_FILE, SLOTS_FILE},
     medium::{Medium, MediumFile},
-    store::{Miss, StoredBlock},
+    store::{SlotMiss, StoredSlot},
 };
 use crate::{error::TierError, tier::content_checksum};
 
@@ -96,8 +96,8 @@ impl OldFolder {
     }
 
     /// The blocks that the records name, in the order of their slots.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = StoredBlock> + '_ {
-        self.stored.iter().map(|(slot, record)| StoredBlock {
+    pub(super) fn blocks(&self) -> impl Iterator<Item = StoredSlot> + '_ {
+        self.stored.iter().map(|(slot, record)| StoredSlot {
             slot: *slot,
             key: record.key,
             parent: record.parent,
@@ -118,13 +118,13 @@ impl OldFolder {
     }
 
     /// Reads the `index`-th of [`blocks`](OldFolder::blocks), and verifies it.
-    pub(super) fn read(&self, index: usize, buffer: &mut [u8]) -> Result<(), Miss> {
-        let (slot, record) = self.stored.get(index).ok_or(Miss::Empty)?;
+    pub(super) fn read(&self, index: usize, buffer: &mut [u8]) -> Result<(), SlotMiss> {
+        let (slot, record) = self.stored.get(index).ok_or(SlotMiss::Empty)?;
         let offset = u64::from(*slot) * self.manifest.slot_bytes();
         folder::read_slot(&*self.medium, self.slots.as_deref(), offset, buffer)?;
         match content_checksum(&record.key, record.position, buffer) == record.content {
             true => Ok(()),
-            false => Err(Miss::Checksum),
+            false => Err(SlotMiss::Checksum),
         }
     }
 }

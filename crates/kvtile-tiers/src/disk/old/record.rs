@@ -13,7 +13,7 @@
 use crc_fast::{CrcAlgorithm, Digest};
 use kvtile_blocks::BlockKey;
 
-use super::super::record::{FLAG_PARENT, FLAG_STORED, Reader, StoreId};
+use super::super::record::{FLAG_PARENT, FLAG_STORED, RecordReader, StoreId};
 
 /// Bytes of a record.
 pub(super) const OLD_RECORD_BYTES: usize = 64;
@@ -57,7 +57,7 @@ impl OldRecord {
         store: &StoreId,
         slot: u32,
     ) -> Option<OldRecord> {
-        let mut reader = Reader { bytes };
+        let mut reader = RecordReader { bytes };
         let key = BlockKey::from_bytes(reader.take()?);
         let parent = reader.take::<16>()?;
         let position = u32::from_le_bytes(reader.take()?);

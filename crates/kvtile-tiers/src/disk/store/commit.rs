@@ -16,8 +16,8 @@ use super::{
         medium::MediumFile,
         record::RecordForm,
     },
-    LostBlock, SlotStore, Synced, Ticket,
-    table::{Commit, Outcome, Pending},
+    LostBlock, SlotStore, SlotSyncReport, WriteTicket,
+    table::{CommitOutcome, PendingWrite, SlotCommit},
 };
 use crate::error::{RequestError, TierError};
 
@@ -32,10 +32,10 @@ impl SlotStore {
     /// in [`Synced::lost`]; the next sync retries everything else. If the folder or one of its
     /// files was removed, replaced or truncated since the store was opened, nothing is durable,
     /// blocks of earlier syncs included ([`FolderError::FileGone`]).
-    pub fn sync(&self) -> Synced {
+    pub fn sync(&self) -> SlotSyncReport {
         if let Err(error) = self.check_process() {
-            return Synced {
-                durable: Ticket(0),
+            return SlotSyncReport {
+                durable: WriteTicket(0),
                 blocks: 0,
                 erased: 0,
                 lost: Vec::new(),
@@ -85,12 +85,12 @@ impl SlotStore {
         self.commit.lock()
     }
 
-    fn commit(&self, commit: Commit, _turn: MutexGuard<'_, ()>) -> Synced {
+    fn commit(&self, commit: SlotCommit, _turn: MutexGuard<'_, ()>) -> SlotSyncReport {
         // The commit returns to the table even if the medium panics. The state of the disk is
         // unknown then.
         let brought = catch_unwind(AssertUnwindSafe(|| self.bring_to_files(&commit)));
         let (outcome, failure) = brought.unwrap_or_else(|_| {
-            let unknown = Outcome {
+            let unknown = CommitOutcome {
                 blocks: false,
                 records: false,
                 refused: Vec::new(),
@@ -107,14 +107,14 @@ impl SlotStore {
             .add(u64::from(failure.is_some()));
         let mut table = self.table();
         let finished = table.finish_commit(commit, &outcome);
-        let durable = Ticket(table.durable_epoch());
+        let durable = WriteTicket(table.durable_epoch());
         drop(table);
         self.counters.lost.add(finished.lost.len() as u64);
-        let lost = |lost: &Pending| LostBlock {
+        let lost = |lost: &PendingWrite| LostBlock {
             slot: lost.slot,
             key: lost.record.key,
         };
-        Synced {
+        SlotSyncReport {
             durable,
             blocks: finished.durable,
             erased: finished.erased,
@@ -125,8 +125,8 @@ impl SlotStore {
 
     /// As [`bring`](SlotStore::bring), with a check of the files before and after it. The second
     /// check alone could miss a truncated file, because a write to it restores its length.
-    fn bring_to_files(&self, commit: &Commit) -> (Outcome, Option<TierError>) {
-        let untouched = Outcome {
+    fn bring_to_files(&self, commit: &SlotCommit) -> (CommitOutcome, Option<TierError>) {
+        let untouched = CommitOutcome {
             blocks: true,
             records: false,
             refused: Vec::new(),
@@ -145,7 +145,7 @@ impl SlotStore {
     }
 
     /// Blocks come first: a durable record must never refer to bytes that are not durable.
-    fn bring(&self, commit: &Commit) -> (Outcome, Option<TierError>) {
+    fn bring(&self, commit: &SlotCommit) -> (CommitOutcome, Option<TierError>) {
         let failed = |operation, file, error| {
             TierError::file(operation, file_name(&*self.medium, file), error)
         };
@@ -153,14 +153,14 @@ impl SlotStore {
             true => Ok(()),
             false => self.slots.sync_data(),
         };
-        let mut changes = Changes::new(self.record_form);
+        let mut changes = RecordChanges::new(self.record_form);
         commit.stale.iter().for_each(|place| changes.erase(*place));
         if blocks.is_ok() {
             let pending = commit.pending.iter();
             pending.for_each(|pending| changes.record(pending, &self.manifest));
         }
         let records = changes.bring(&*self.records);
-        let outcome = Outcome {
+        let outcome = CommitOutcome {
             blocks: blocks.is_ok(),
             records: records.synced.is_ok(),
             refused: records.refused,
@@ -176,7 +176,7 @@ impl SlotStore {
 
 /// Records to write or erase in one sync.
 #[derive(Debug)]
-pub(super) struct Changes {
+pub(super) struct RecordChanges {
     form: RecordForm,
     /// Places, and the offset of their record in `bytes`; `None` erases the record.
     changes: Vec<(u32, Option<usize>)>,
@@ -186,7 +186,7 @@ pub(super) struct Changes {
 
 /// The outcome of writing [`Changes`].
 #[derive(Debug)]
-pub(super) struct Brought {
+pub(super) struct RecordsWritten {
     /// Places whose record the file refused, in ascending order.
     pub(super) refused: Vec<u32>,
     /// The first error of a refused write.
@@ -195,9 +195,9 @@ pub(super) struct Brought {
     pub(super) synced: io::Result<()>,
 }
 
-impl Changes {
-    pub(super) fn new(form: RecordForm) -> Changes {
-        Changes {
+impl RecordChanges {
+    pub(super) fn new(form: RecordForm) -> RecordChanges {
+        RecordChanges {
             form,
             changes: Vec::new(),
             bytes: Vec::new(),
@@ -208,7 +208,7 @@ impl Changes {
         self.changes.push((place, None));
     }
 
-    fn record(&mut self, pending: &Pending, manifest: &Manifest) {
+    fn record(&mut self, pending: &PendingWrite, manifest: &Manifest) {
         let (place, store) = (pending.place, manifest.store());
         self.changes.push((place, Some(self.bytes.len())));
         let record = &pending.record;
@@ -216,8 +216,8 @@ impl Changes {
     }
 
     /// Writes the records, neighbours in one call, and waits until they are durable.
-    pub(super) fn bring(mut self, records: &dyn MediumFile) -> Brought {
-        let mut brought = Brought {
+    pub(super) fn bring(mut self, records: &dyn MediumFile) -> RecordsWritten {
+        let mut brought = RecordsWritten {
             refused: Vec::new(),
             refusal: None,
             synced: Ok(()),

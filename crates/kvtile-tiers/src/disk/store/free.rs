@@ -165,7 +165,7 @@ impl FreePlaces {
 
 #[cfg(test)]
 mod tests {
-    use kvtile_testkit::disk::Numbers;
+    use kvtile_testkit::disk::SplitMix64;
 
     use super::*;
 
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn no_place_is_lost_or_allocated_twice() {
         for seed in 0..300 {
-            let mut numbers = Numbers::new(seed);
+            let mut numbers = SplitMix64::new(seed);
             let taken: Vec<bool> = (0..PLACES).map(|_| numbers.once_in(2)).collect();
             let mut places = FreePlaces::of(&taken);
             let mut model: Vec<bool> = taken;

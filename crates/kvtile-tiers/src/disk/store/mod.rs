@@ -28,13 +28,13 @@ mod table;
 mod write;
 
 pub use report::{
-    Dropped, FailedWrite, LostBlock, Miss, Recovered, SlotRead, SlotWrite, StoredBlock, Synced,
-    Ticket, Written,
+    DroppedSlots, FailedWrite, LostBlock, RecoveredBlocks, SlotMiss, SlotRead, SlotSyncReport,
+    SlotWrite, SlotWriteReport, StoredSlot, WriteTicket,
 };
 pub use stats::SlotStoreStats;
 pub use table::SlotState;
 
-pub(super) use scan::{Scan, Scanned, is_end};
+pub(super) use scan::{RecordScan, ScanScope, is_end};
 
 use std::{io, sync::Arc};
 
@@ -42,7 +42,7 @@ use kvtile_blocks::BlockKey;
 use kvtile_memory::{AlignedBuffer, ProcessMark};
 use parking_lot::{Mutex, MutexGuard};
 
-use self::{standing::HeldManifest, stats::Counters, table::Table};
+use self::{standing::HeldManifest, stats::StoreCounters, table::SlotTable};
 use super::{
     capacity::PAGE,
     folder::SLOTS_FILE,
@@ -52,7 +52,7 @@ use super::{
 };
 use crate::{
     error::{FolderError, SlotError, TierError},
-    tier::Pieces,
+    tier::BlockPieces,
 };
 
 /// Blocks in the slots of one folder. All methods are thread-safe.
@@ -60,17 +60,17 @@ use crate::{
 pub struct SlotStore {
     medium: Arc<dyn Medium>,
     manifest: Manifest,
-    pieces: Pieces,
+    pieces: BlockPieces,
     record_form: RecordForm,
     held_manifest: HeldManifest,
     slots: Box<dyn MediumFile>,
     records: Box<dyn MediumFile>,
-    table: Mutex<Table>,
+    table: Mutex<SlotTable>,
     /// Held during a sync; syncs run one at a time.
     commit: Mutex<()>,
     /// Lost blocks that [`SlotStore::take_lost`] has not yet reported.
     unreported: Mutex<Vec<LostBlock>>,
-    counters: Counters,
+    counters: StoreCounters,
     /// The process that opened the store: a forked child has neither its lock nor its threads.
     process: ProcessMark,
     /// Held as long as the store lives.
@@ -117,7 +117,7 @@ impl SlotStore {
 
     /// How a block is cut into pieces; each piece can be read and verified alone.
     #[must_use]
-    pub fn pieces(&self) -> &Pieces {
+    pub fn pieces(&self) -> &BlockPieces {
         &self.pieces
     }
 
@@ -167,14 +167,14 @@ impl SlotStore {
     /// The buffer for one block cannot be allocated.
     pub fn verify(
         &self,
-    ) -> Result<impl Iterator<Item = (u32, Result<(), Miss>)> + '_, kvtile_memory::MemoryError>
+    ) -> Result<impl Iterator<Item = (u32, Result<(), SlotMiss>)> + '_, kvtile_memory::MemoryError>
     {
         let bytes = usize::try_from(self.block_bytes()).unwrap_or(usize::MAX);
         let mut buffer = AlignedBuffer::new(bytes, PAGE)?;
         Ok((0..self.slots()).filter_map(move |slot| {
             let key = self.key(slot)?;
             match self.read(slot, &key, &mut buffer) {
-                Err(Miss::Empty | Miss::WrongKey | Miss::Replaced) => None,
+                Err(SlotMiss::Empty | SlotMiss::WrongKey | SlotMiss::Replaced) => None,
                 read => Some((slot, read)),
             }
         }))
@@ -198,7 +198,7 @@ impl SlotStore {
 
     /// Whether everything written up to `ticket` is durable or was reported as lost.
     #[must_use]
-    pub fn is_durable(&self, ticket: Ticket) -> bool {
+    pub fn is_durable(&self, ticket: WriteTicket) -> bool {
         self.table().durable_epoch() >= ticket.0
     }
 
@@ -262,7 +262,7 @@ impl SlotStore {
         u64::from(place) * self.manifest.slot_bytes()
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, SlotTable> {
         // No code panics while holding the lock; `check_integrity` would show a broken invariant.
         self.table.lock()
     }

@@ -13,17 +13,17 @@ use super::{
         folder::{RECORDS_FILE, SLOTS_FILE},
         manifest::{MANIFEST_PARTIAL_FILE, Manifest, file_name},
         medium::{FolderMedium, Medium, MediumFile, MediumLock, OpenFile},
-        record::{Record, RecordForm, SEQUENCE_MAX},
+        record::{RecordForm, SEQUENCE_MAX, SlotRecord},
     },
-    Dropped, Recovered, Scan, Scanned, SlotStore, SlotStoreSettings, StoredBlock,
-    commit::Changes,
+    DroppedSlots, RecordScan, RecoveredBlocks, ScanScope, SlotStore, SlotStoreSettings, StoredSlot,
+    commit::RecordChanges,
     standing::HeldManifest,
-    stats::Counters,
-    table::Table,
+    stats::StoreCounters,
+    table::SlotTable,
 };
 use crate::{
     error::{MismatchError, TierError},
-    tier::{Pieces, StoreIdentity},
+    tier::{BlockPieces, StoreIdentity},
 };
 
 impl SlotStore {
@@ -37,7 +37,7 @@ impl SlotStore {
         path: &Path,
         settings: &SlotStoreSettings,
         identity: &StoreIdentity,
-    ) -> Result<(SlotStore, Recovered), TierError> {
+    ) -> Result<(SlotStore, RecoveredBlocks), TierError> {
         let medium = Arc::new(FolderMedium::new(path));
         SlotStore::create_or_open_on(medium, settings, identity)
     }
@@ -50,13 +50,13 @@ impl SlotStore {
         medium: Arc<dyn Medium>,
         settings: &SlotStoreSettings,
         identity: &StoreIdentity,
-    ) -> Result<(SlotStore, Recovered), TierError> {
+    ) -> Result<(SlotStore, RecoveredBlocks), TierError> {
         capacity::slot_bytes(identity.block_bytes())?;
         let failed = |error| TierError::file("make", medium.name(), error);
         medium.create().map_err(failed)?;
         folder::check_ours(&*medium)?;
         let lock = folder::lock(&*medium)?;
-        let opening = Opening {
+        let opening = FolderOpening {
             medium: &medium,
             settings,
             form: SlotForm {
@@ -74,7 +74,7 @@ impl SlotStore {
     }
 }
 
-struct Opening<'a> {
+struct FolderOpening<'a> {
     medium: &'a Arc<dyn Medium>,
     settings: &'a SlotStoreSettings,
     /// The form of the requested identity; a folder of another identity is refused.
@@ -82,30 +82,30 @@ struct Opening<'a> {
 }
 
 /// The two data files.
-struct Files {
+struct DataFiles {
     slots: Box<dyn MediumFile>,
     records: Box<dyn MediumFile>,
 }
 
-struct Opened {
+struct OpenedFolder {
     manifest: Manifest,
-    files: Files,
-    found: Found,
+    files: DataFiles,
+    found: FoundRecords,
     created: bool,
 }
 
 /// The scanned records, sorted into blocks to offer and places to erase.
 #[derive(Default)]
-struct Found {
-    stored: Vec<(u32, Record)>,
+struct FoundRecords {
+    stored: Vec<(u32, SlotRecord)>,
     /// Places whose records must be erased.
     stale: Vec<u32>,
-    dropped: Dropped,
+    dropped: DroppedSlots,
     last_sequence: u64,
 }
 
-impl Opening<'_> {
-    fn create(&self, identity: &StoreIdentity) -> Result<Opened, TierError> {
+impl FolderOpening<'_> {
+    fn create(&self, identity: &StoreIdentity) -> Result<OpenedFolder, TierError> {
         let capacity_bytes = self.settings.capacity_bytes;
         let manifest = Manifest::new(identity, capacity_bytes, 0)?;
         let places = self.places(&manifest)?;
@@ -116,22 +116,26 @@ impl Opening<'_> {
             // The caller needs the first error; the next attempt removes the remaining files.
             drop(folder::remove_data(&**self.medium));
         }
-        Ok(Opened {
+        Ok(OpenedFolder {
             files: made?,
             manifest,
-            found: Found::default(),
+            found: FoundRecords::default(),
             created: true,
         })
     }
 
-    fn make_files(&self, manifest: &Manifest) -> Result<Files, TierError> {
+    fn make_files(&self, manifest: &Manifest) -> Result<DataFiles, TierError> {
         let files = self.files(manifest)?;
         self.sync(&files)?;
         manifest.write(&**self.medium)?;
         Ok(files)
     }
 
-    fn open(&self, manifest: Manifest, identity: &StoreIdentity) -> Result<Opened, TierError> {
+    fn open(
+        &self,
+        manifest: Manifest,
+        identity: &StoreIdentity,
+    ) -> Result<OpenedFolder, TierError> {
         if let Some(difference) = manifest.first_difference(identity) {
             let folder = self.medium.name();
             return Err(TierError::Mismatch(MismatchError::FolderDiffers {
@@ -143,9 +147,9 @@ impl Opening<'_> {
         self.medium.remove(MANIFEST_PARTIAL_FILE).map_err(failed)?;
         let lengths = (self.length(SLOTS_FILE)?, self.length(RECORDS_FILE)?);
         let records = self.records_file(&manifest)?;
-        let mut scan = Scan::read(
+        let mut scan = RecordScan::read(
             &*records,
-            Scanned {
+            ScanScope {
                 store: manifest.store(),
                 places: manifest.slots(),
                 form: self.form.record,
@@ -158,7 +162,7 @@ impl Opening<'_> {
         let failed = |error| TierError::file("write", self.file_name(RECORDS_FILE), error);
         scan.failure.take().map_or(Ok(()), Err).map_err(failed)?;
         self.sync_file(&*records, RECORDS_FILE)?;
-        let mut found = Found::of(scan, (&manifest, self.form.record), lengths);
+        let mut found = FoundRecords::of(scan, (&manifest, self.form.record), lengths);
         let places = self.places(&manifest)?;
         let resized = manifest.resized(self.settings.capacity_bytes, places);
         found.fit(&resized);
@@ -166,7 +170,7 @@ impl Opening<'_> {
         // blocks.
         found.erase((&*records, self.form.record), places);
         let files = match resized == manifest {
-            true => Files {
+            true => DataFiles {
                 slots: self.slots_file(&manifest)?,
                 records,
             },
@@ -174,7 +178,7 @@ impl Opening<'_> {
         };
         // Last: a missing file was created just now.
         self.medium.sync_folder().map_err(failed)?;
-        Ok(Opened {
+        Ok(OpenedFolder {
             manifest: resized,
             files,
             found,
@@ -200,7 +204,7 @@ impl Opening<'_> {
         records: Box<dyn MediumFile>,
         before: &Manifest,
         after: &Manifest,
-    ) -> Result<Files, TierError> {
+    ) -> Result<DataFiles, TierError> {
         // First, cut off what an earlier resize may have left behind the end of the files.
         drop((records, self.slots_file(before)?));
         if after.slots() <= before.slots() {
@@ -224,8 +228,8 @@ impl Opening<'_> {
         records.write_all_at(used, &zeroes).map_err(failed)
     }
 
-    fn files(&self, manifest: &Manifest) -> Result<Files, TierError> {
-        Ok(Files {
+    fn files(&self, manifest: &Manifest) -> Result<DataFiles, TierError> {
+        Ok(DataFiles {
             slots: self.slots_file(manifest)?,
             records: self.records_file(manifest)?,
         })
@@ -266,7 +270,7 @@ impl Opening<'_> {
         Ok(self.medium.length(file).map_err(failed)?.unwrap_or(0))
     }
 
-    fn sync(&self, files: &Files) -> Result<(), TierError> {
+    fn sync(&self, files: &DataFiles) -> Result<(), TierError> {
         self.sync_file(&*files.slots, SLOTS_FILE)?;
         self.sync_file(&*files.records, RECORDS_FILE)
     }
@@ -277,17 +281,21 @@ impl Opening<'_> {
     }
 }
 
-impl Found {
+impl FoundRecords {
     /// Leaves out the blocks that cannot be offered. `lengths` are those of the files before this
     /// open.
-    fn of(scan: Scan, (manifest, form): (&Manifest, RecordForm), lengths: (u64, u64)) -> Found {
+    fn of(
+        scan: RecordScan,
+        (manifest, form): (&Manifest, RecordForm),
+        lengths: (u64, u64),
+    ) -> FoundRecords {
         let (slots_bytes, records_bytes) = lengths;
         let whole = u32::try_from(records_bytes / form.stride()).unwrap_or(u32::MAX);
-        let mut dropped = Dropped {
+        let mut dropped = DroppedSlots {
             torn: count(&scan.torn),
             unreadable: count(&scan.unreadable),
             truncated: manifest.slots().saturating_sub(whole),
-            ..Dropped::default()
+            ..DroppedSlots::default()
         };
         let mut stale = scan.torn;
         stale.extend(scan.unreadable);
@@ -310,7 +318,7 @@ impl Found {
             }
             same
         });
-        Found {
+        FoundRecords {
             stored,
             stale,
             dropped,
@@ -347,7 +355,7 @@ impl Found {
     /// Erases the records of the places left out. Later syncs retry the erasures that the disk
     /// refused.
     fn erase(&mut self, (records, form): (&dyn MediumFile, RecordForm), places: u32) {
-        let mut changes = Changes::new(form);
+        let mut changes = RecordChanges::new(form);
         self.stale.iter().for_each(|place| changes.erase(*place));
         let brought = changes.bring(records);
         self.stale.retain(|place| {
@@ -361,20 +369,20 @@ fn count(places: &[u32]) -> u32 {
     u32::try_from(places.len()).unwrap_or(u32::MAX)
 }
 
-impl Opened {
+impl OpenedFolder {
     fn into_store(
         self,
-        (medium, pieces): (Arc<dyn Medium>, Pieces),
+        (medium, pieces): (Arc<dyn Medium>, BlockPieces),
         lock: Box<dyn MediumLock>,
         held_manifest: HeldManifest,
-    ) -> (SlotStore, Recovered) {
-        let Found {
+    ) -> (SlotStore, RecoveredBlocks) {
+        let FoundRecords {
             stored,
             stale,
             dropped,
             last_sequence,
         } = self.found;
-        let entry = |(slot, (_, record)): (u32, &(u32, Record))| StoredBlock {
+        let entry = |(slot, (_, record)): (u32, &(u32, SlotRecord))| StoredSlot {
             slot,
             key: record.key,
             parent: record.parent,
@@ -382,7 +390,7 @@ impl Opened {
             tenant: record.tenant,
             sequence: record.sequence,
         };
-        let recovered = Recovered {
+        let recovered = RecoveredBlocks {
             entries: (0..).zip(&stored).map(entry).collect(),
             dropped,
             created: self.created,
@@ -390,7 +398,12 @@ impl Opened {
         let (slots, places) = (self.manifest.blocks_max(), self.manifest.slots());
         let next = last_sequence.saturating_add(1).min(SEQUENCE_MAX);
         let store = SlotStore {
-            table: Mutex::new(Table::new((slots, places, &pieces), &stored, stale, next)),
+            table: Mutex::new(SlotTable::new(
+                (slots, places, &pieces),
+                &stored,
+                stale,
+                next,
+            )),
             record_form: RecordForm::of(&pieces),
             pieces,
             medium,
@@ -400,7 +413,7 @@ impl Opened {
             records: self.files.records,
             commit: Mutex::new(()),
             unreported: Mutex::default(),
-            counters: Counters::default(),
+            counters: StoreCounters::default(),
             process: ProcessMark::now(),
             _lock: lock,
         };

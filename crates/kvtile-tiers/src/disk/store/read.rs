@@ -8,17 +8,17 @@ use kvtile_layout::broken;
 use super::{
     super::{medium::FileRead, record::are_whole},
     SlotRead, SlotStore, is_end,
-    report::Miss::{self, Buffer, Checksum, Io, Replaced, Truncated},
-    table::Entry,
+    report::SlotMiss::{self, Buffer, Checksum, Io, Replaced, Truncated},
+    table::SlotEntry,
 };
 use crate::error::{SettingsError, SlotError, TierError};
 
 /// A block of a batch that the table has found.
-struct There {
+struct ReadEntry {
     /// Its index in the batch.
     at: usize,
     slot: u32,
-    entry: Entry,
+    entry: SlotEntry,
     /// The pieces to read; `sums` are the checksums of all pieces.
     pieces: Range<usize>,
     sums: Box<[u64]>,
@@ -29,7 +29,7 @@ impl SlotStore {
     ///
     /// # Errors
     /// Why the block cannot be read. The content of `buffer` must not be used then.
-    pub fn read(&self, slot: u32, key: &BlockKey, buffer: &mut [u8]) -> Result<(), Miss> {
+    pub fn read(&self, slot: u32, key: &BlockKey, buffer: &mut [u8]) -> Result<(), SlotMiss> {
         let key = *key;
         let start = 0;
         let read = SlotRead {
@@ -48,7 +48,7 @@ impl SlotStore {
     /// each, in the order of `batch`; the buffer of a failed read must not be used. Buffers aligned
     /// to 4096 bytes are read past the page cache if the file system has direct I/O. Neighbouring
     /// blocks on the disk are read in one operation.
-    pub fn read_many(&self, batch: &mut [SlotRead<'_>]) -> Vec<Result<(), Miss>> {
+    pub fn read_many(&self, batch: &mut [SlotRead<'_>]) -> Vec<Result<(), SlotMiss>> {
         let found = self.find(batch);
         let mut outcomes = Vec::with_capacity(batch.len());
         let mut entries = Vec::with_capacity(batch.len());
@@ -87,12 +87,12 @@ impl SlotStore {
     }
 
     /// Looks up the blocks of a batch in the table.
-    fn find(&self, batch: &[SlotRead<'_>]) -> Vec<Result<There, Miss>> {
+    fn find(&self, batch: &[SlotRead<'_>]) -> Vec<Result<ReadEntry, SlotMiss>> {
         let table = self.table();
         let find = |(at, read): (usize, &SlotRead<'_>)| {
             let pieces = self.pieces_of(read).map_err(Buffer)?;
             let slot = read.slot;
-            Ok(There {
+            Ok(ReadEntry {
                 at,
                 slot,
                 entry: table.find(slot, &read.key)?,
@@ -122,7 +122,7 @@ impl SlotStore {
         })
     }
 
-    fn verified(&self, there: &There, read: std::io::Result<&[u8]>) -> Result<(), Miss> {
+    fn verified(&self, there: &ReadEntry, read: std::io::Result<&[u8]>) -> Result<(), SlotMiss> {
         let bytes = read.map_err(|error| match is_end(&error) {
             true => Truncated,
             false => Io(self.failed("read", error)),
@@ -136,8 +136,8 @@ impl SlotStore {
     }
 
     /// A failed read of a place that was reused for another block during the read is no damage.
-    fn tell_replaced(&self, entries: &[There], outcomes: &mut [Option<Result<(), Miss>>]) {
-        let failed = |outcome: &Option<Result<(), Miss>>| matches!(outcome, Some(Err(_)));
+    fn tell_replaced(&self, entries: &[ReadEntry], outcomes: &mut [Option<Result<(), SlotMiss>>]) {
+        let failed = |outcome: &Option<Result<(), SlotMiss>>| matches!(outcome, Some(Err(_)));
         if !outcomes.iter().any(failed) {
             return;
         }
@@ -152,7 +152,7 @@ impl SlotStore {
         }
     }
 
-    fn count_reads(&self, batch: &[SlotRead<'_>], outcomes: &[Result<(), Miss>]) {
+    fn count_reads(&self, batch: &[SlotRead<'_>], outcomes: &[Result<(), SlotMiss>]) {
         self.counters.reads.add(outcomes.len() as u64);
         for (read, outcome) in batch.iter().zip(outcomes) {
             match outcome {

@@ -7,7 +7,7 @@ use crate::error::TierError;
 /// Why a read of a slot does not return the requested block. No byte of its buffer may be used.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Miss {
+pub enum SlotMiss {
     /// The slot holds no block that can be read.
     #[error("the slot is empty")]
     Empty,
@@ -66,16 +66,16 @@ pub struct SlotRead<'a> {
 
 /// Identifies everything written up to a moment. Tickets are ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(pub(super) u64);
+pub struct WriteTicket(pub(super) u64);
 
 /// The outcome of a batch of writes.
 #[derive(Debug)]
 #[must_use = "writes that failed are not stored"]
-pub struct Written {
+pub struct SlotWriteReport {
     /// The writes of the batch are durable once
     /// [`SlotStore::is_durable`](super::SlotStore::is_durable) accepts this ticket, unless they
     /// were lost.
-    pub ticket: Ticket,
+    pub ticket: WriteTicket,
     /// Blocks that are not stored, with the reason; their slots are unchanged.
     pub failed: Vec<FailedWrite>,
 }
@@ -92,9 +92,9 @@ pub struct FailedWrite {
 /// The outcome of a sync.
 #[derive(Debug)]
 #[must_use = "blocks may have been lost"]
-pub struct Synced {
+pub struct SlotSyncReport {
     /// Everything written up to here is durable or was reported as lost.
-    pub durable: Ticket,
+    pub durable: WriteTicket,
     /// Blocks that became durable.
     pub blocks: usize,
     /// Erased places that are free for new writes.
@@ -119,7 +119,7 @@ pub struct LostBlock {
 
 /// A block that was found when the folder was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoredBlock {
+pub struct StoredSlot {
     /// Its slot.
     pub slot: u32,
     /// Its key.
@@ -136,12 +136,12 @@ pub struct StoredBlock {
 
 /// The blocks that were found when a folder was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Recovered {
+pub struct RecoveredBlocks {
     /// The blocks, smaller positions first, older ones first among equals, so that no block comes
     /// before its parent. Their slots are 0, 1, 2, ….
-    pub entries: Vec<StoredBlock>,
+    pub entries: Vec<StoredSlot>,
     /// Counts of the slots that were left out.
-    pub dropped: Dropped,
+    pub dropped: DroppedSlots,
     /// Whether this call created the folder.
     pub created: bool,
 }
@@ -149,7 +149,7 @@ pub struct Recovered {
 /// Slots that were left out when a folder was opened, by reason. They are empty now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Dropped {
+pub struct DroppedSlots {
     /// Records that are neither whole nor erased: a crash tore them, or bits flipped.
     pub torn: u32,
     /// Records that could not be read.
@@ -163,7 +163,7 @@ pub struct Dropped {
     pub over_capacity: u32,
 }
 
-impl Dropped {
+impl DroppedSlots {
     /// The sum over all reasons.
     #[must_use]
     pub fn total(&self) -> u32 {

@@ -5,7 +5,7 @@ use std::io;
 use super::super::{
     capacity::PAGE,
     medium::MediumFile,
-    record::{Decoded, Record, RecordForm, StoreId},
+    record::{DecodedRecord, RecordForm, SlotRecord, StoreId},
 };
 
 /// Bytes of records in one read.
@@ -16,8 +16,8 @@ const RETRY_BYTES: usize = PAGE;
 
 /// The decoded records of a folder.
 #[derive(Debug, Default)]
-pub(in super::super) struct Scan {
-    pub(in super::super) stored: Vec<(u32, Record)>,
+pub(in super::super) struct RecordScan {
+    pub(in super::super) stored: Vec<(u32, SlotRecord)>,
     pub(in super::super) torn: Vec<u32>,
     pub(in super::super) unreadable: Vec<u32>,
     /// The first error of writing records back.
@@ -26,7 +26,7 @@ pub(in super::super) struct Scan {
 
 /// What to scan: the folder's number, its places and the form of its records.
 #[derive(Clone, Copy, Debug)]
-pub(in super::super) struct Scanned<'a> {
+pub(in super::super) struct ScanScope<'a> {
     pub(in super::super) store: &'a StoreId,
     pub(in super::super) places: u32,
     pub(in super::super) form: RecordForm,
@@ -35,10 +35,10 @@ pub(in super::super) struct Scanned<'a> {
     pub(in super::super) write_back: bool,
 }
 
-impl Scan {
+impl RecordScan {
     /// Reads the records of all places, in ascending order.
-    pub(in super::super) fn read(records: &dyn MediumFile, of: Scanned<'_>) -> Scan {
-        let mut scan = Scan::default();
+    pub(in super::super) fn read(records: &dyn MediumFile, of: ScanScope<'_>) -> RecordScan {
+        let mut scan = RecordScan::default();
         let mut buffer = vec![0; CHUNK_BYTES];
         let mut first = 0;
         while first < of.places {
@@ -52,7 +52,7 @@ impl Scan {
     fn read_chunk(
         &mut self,
         records: &dyn MediumFile,
-        of: &Scanned<'_>,
+        of: &ScanScope<'_>,
         first: u32,
         (count, buffer): (u32, &mut [u8]),
     ) {
@@ -78,7 +78,7 @@ impl Scan {
         }
     }
 
-    fn take(&mut self, records: &dyn MediumFile, of: &Scanned<'_>, first: u32, bytes: &[u8]) {
+    fn take(&mut self, records: &dyn MediumFile, of: &ScanScope<'_>, first: u32, bytes: &[u8]) {
         let offset = u64::from(first) * of.form.stride();
         if of.write_back
             && let Err(error) = records.write_all_at(offset, bytes)
@@ -88,18 +88,18 @@ impl Scan {
         self.decode(of, first, bytes);
     }
 
-    fn decode(&mut self, of: &Scanned<'_>, first: u32, bytes: &[u8]) {
+    fn decode(&mut self, of: &ScanScope<'_>, first: u32, bytes: &[u8]) {
         for (place, record) in (first..).zip(bytes.chunks_exact(of.form.bytes())) {
-            match Record::decode(of.form, record, (of.store, place)) {
-                Decoded::Empty => {}
-                Decoded::Stored(record) => self.stored.push((place, record)),
-                Decoded::Torn => self.torn.push(place),
+            match SlotRecord::decode(of.form, record, (of.store, place)) {
+                DecodedRecord::Empty => {}
+                DecodedRecord::Stored(record) => self.stored.push((place, record)),
+                DecodedRecord::Torn => self.torn.push(place),
             }
         }
     }
 }
 
-impl Scanned<'_> {
+impl ScanScope<'_> {
     /// Whole records in `bytes` bytes.
     fn records_in(&self, bytes: usize) -> u32 {
         u32::try_from(bytes / self.form.bytes()).unwrap_or(u32::MAX)

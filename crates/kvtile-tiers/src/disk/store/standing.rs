@@ -10,7 +10,7 @@ use super::{
     super::{
         folder::{RECORDS_FILE, SLOTS_FILE},
         manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, file_name},
-        medium::{Medium, MediumFile, OpenFile, Standing},
+        medium::{Medium, MediumFile, NameStanding, OpenFile},
     },
     SlotStore,
 };
@@ -75,12 +75,12 @@ impl SlotStore {
     }
 }
 
-fn check(standing: Standing, file: impl FnOnce() -> String) -> Result<(), TierError> {
+fn check(standing: NameStanding, file: impl FnOnce() -> String) -> Result<(), TierError> {
     let change = match standing {
-        Standing::Same => return Ok(()),
-        Standing::Removed => FileChange::Removed,
-        Standing::Replaced => FileChange::Replaced,
-        Standing::Cut { length_bytes } => FileChange::Cut { length_bytes },
+        NameStanding::Same => return Ok(()),
+        NameStanding::Removed => FileChange::Removed,
+        NameStanding::Replaced => FileChange::Replaced,
+        NameStanding::Cut { length_bytes } => FileChange::Cut { length_bytes },
     };
     Err(TierError::Folder(FolderError::FileGone {
         file: file(),

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::report::Miss;
+use super::report::SlotMiss;
 
 /// Counters since the store was opened, and its current fill.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,28 +45,28 @@ pub struct SlotStoreStats {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) reads: Counter,
-    pub(super) read_bytes: Counter,
-    misses_absent: Counter,
-    misses_checksum: Counter,
-    misses_truncated: Counter,
-    misses_io: Counter,
-    pub(super) writes: Counter,
-    pub(super) written_bytes: Counter,
-    pub(super) write_failures: Counter,
-    pub(super) erasure_waits: Counter,
-    pub(super) erased: Counter,
-    pub(super) syncs: Counter,
-    pub(super) sync_failures: Counter,
-    pub(super) lost: Counter,
+pub(super) struct StoreCounters {
+    pub(super) reads: StoreCounter,
+    pub(super) read_bytes: StoreCounter,
+    misses_absent: StoreCounter,
+    misses_checksum: StoreCounter,
+    misses_truncated: StoreCounter,
+    misses_io: StoreCounter,
+    pub(super) writes: StoreCounter,
+    pub(super) written_bytes: StoreCounter,
+    pub(super) write_failures: StoreCounter,
+    pub(super) erasure_waits: StoreCounter,
+    pub(super) erased: StoreCounter,
+    pub(super) syncs: StoreCounter,
+    pub(super) sync_failures: StoreCounter,
+    pub(super) lost: StoreCounter,
 }
 
 /// A counter with relaxed memory ordering: it synchronises nothing.
 #[derive(Debug, Default)]
-pub(super) struct Counter(AtomicU64);
+pub(super) struct StoreCounter(AtomicU64);
 
-impl Counter {
+impl StoreCounter {
     pub(super) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
@@ -76,13 +76,13 @@ impl Counter {
     }
 }
 
-impl Counters {
-    pub(super) fn count_miss(&self, miss: &Miss) {
+impl StoreCounters {
+    pub(super) fn count_miss(&self, miss: &SlotMiss) {
         let counter = match miss {
-            Miss::Empty | Miss::WrongKey | Miss::Replaced => &self.misses_absent,
-            Miss::Checksum | Miss::Torn => &self.misses_checksum,
-            Miss::Truncated => &self.misses_truncated,
-            Miss::Io(_) | Miss::Buffer(_) => &self.misses_io,
+            SlotMiss::Empty | SlotMiss::WrongKey | SlotMiss::Replaced => &self.misses_absent,
+            SlotMiss::Checksum | SlotMiss::Torn => &self.misses_checksum,
+            SlotMiss::Truncated => &self.misses_truncated,
+            SlotMiss::Io(_) | SlotMiss::Buffer(_) => &self.misses_io,
         };
         counter.add(1);
     }

@@ -19,10 +19,10 @@ use std::mem;
 use kvtile_blocks::BlockKey;
 use kvtile_layout::broken;
 
-use super::{super::record::Record, free::FreePlaces, report::Miss};
+use super::{super::record::SlotRecord, free::FreePlaces, report::SlotMiss};
 use crate::{
     error::{SlotError, TierError},
-    tier::Pieces,
+    tier::BlockPieces,
 };
 
 /// The place of an empty slot: none.
@@ -43,7 +43,7 @@ pub enum SlotState {
 
 /// The table's entry for a slot.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
+pub(super) struct SlotEntry {
     pub(super) key: BlockKey,
     /// The number of the write that filled the slot, unique in the table.
     pub(super) write: u64,
@@ -52,7 +52,7 @@ pub(super) struct Entry {
     pub(super) state: SlotState,
 }
 
-const EMPTY: Entry = Entry {
+const EMPTY: SlotEntry = SlotEntry {
     key: BlockKey::from_bytes([0; 16]),
     write: 0,
     position: 0,
@@ -62,25 +62,25 @@ const EMPTY: Entry = Entry {
 
 /// A written block whose record is not on the disk yet.
 #[derive(Clone, Debug)]
-pub(super) struct Pending {
+pub(super) struct PendingWrite {
     pub(super) slot: u32,
     pub(super) place: u32,
     pub(super) write: u64,
-    pub(super) record: Record,
+    pub(super) record: SlotRecord,
 }
 
 /// The work of one sync.
 #[derive(Debug, Default)]
-pub(super) struct Commit {
+pub(super) struct SlotCommit {
     pub(super) epoch: u64,
-    pub(super) pending: Vec<Pending>,
+    pub(super) pending: Vec<PendingWrite>,
     /// Places whose records must be erased.
     pub(super) stale: Vec<u32>,
 }
 
 /// The outcome of a sync on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(super) struct CommitOutcome {
     /// Whether the blocks are durable; if not, none of their records was written.
     pub(super) blocks: bool,
     /// Whether the records and erasures are durable; if not, each of them may or may not be.
@@ -91,27 +91,27 @@ pub(super) struct Outcome {
 
 /// The effect of a sync on the table.
 #[derive(Debug, Default)]
-pub(super) struct Finished {
+pub(super) struct FinishedCommit {
     pub(super) durable: usize,
     pub(super) erased: usize,
-    pub(super) lost: Vec<Pending>,
+    pub(super) lost: Vec<PendingWrite>,
 }
 
-impl Outcome {
+impl CommitOutcome {
     fn refuses(&self, place: u32) -> bool {
         self.refused.binary_search(&place).is_ok()
     }
 }
 
-impl Commit {
+impl SlotCommit {
     pub(super) fn is_empty(&self) -> bool {
         self.pending.is_empty() && self.stale.is_empty()
     }
 }
 
 #[derive(Debug)]
-pub(super) struct Table {
-    entries: Vec<Entry>,
+pub(super) struct SlotTable {
+    entries: Vec<SlotEntry>,
     /// Pieces per block.
     pieces: usize,
     /// The checksums of the pieces of every slot, in the order of the slots.
@@ -119,7 +119,7 @@ pub(super) struct Table {
     places: u32,
     free: FreePlaces,
     stale: Vec<u32>,
-    pending: Vec<Pending>,
+    pending: Vec<PendingWrite>,
     /// The number of places that a sync is erasing.
     erasing: usize,
     /// The number of places whose slot was erased while its write was in flight.
@@ -136,15 +136,15 @@ pub(super) struct Table {
     failed_syncs: u64,
 }
 
-impl Table {
+impl SlotTable {
     /// A table in which the blocks `recovered`, each with its place, are the slots 0, 1, …; `stale`
     /// are places whose records must be erased.
     pub(super) fn new(
-        (slots, places, pieces): (u32, u32, &Pieces),
-        recovered: &[(u32, Record)],
+        (slots, places, pieces): (u32, u32, &BlockPieces),
+        recovered: &[(u32, SlotRecord)],
         stale: Vec<u32>,
         next_sequence: u64,
-    ) -> Table {
+    ) -> SlotTable {
         let mut entries = vec![EMPTY; slots as usize];
         let pieces = pieces.count();
         let mut sums = vec![0; slots as usize * pieces];
@@ -157,7 +157,7 @@ impl Table {
         let kept = entries.iter_mut().zip(sums.chunks_exact_mut(pieces));
         for ((entry, sums), (place, record)) in kept.zip(recovered) {
             sums.copy_from_slice(&record.sums);
-            *entry = Entry {
+            *entry = SlotEntry {
                 key: record.key,
                 write: 0,
                 position: record.position,
@@ -167,7 +167,7 @@ impl Table {
             mark(*place);
         }
         stale.iter().copied().for_each(mark);
-        Table {
+        SlotTable {
             used: u32::try_from(recovered.len()).map_or(slots, |count| count.min(slots)),
             free: FreePlaces::of(&taken),
             entries,
@@ -216,7 +216,7 @@ impl Table {
         self.epoch
     }
 
-    pub(super) fn entry(&self, slot: u32) -> Option<&Entry> {
+    pub(super) fn entry(&self, slot: u32) -> Option<&SlotEntry> {
         self.entries.get(slot as usize)
     }
 
@@ -236,16 +236,16 @@ impl Table {
     }
 
     /// The entry of `slot`, if its block can be read and has the key `key`.
-    pub(super) fn find(&self, slot: u32, key: &BlockKey) -> Result<Entry, Miss> {
+    pub(super) fn find(&self, slot: u32, key: &BlockKey) -> Result<SlotEntry, SlotMiss> {
         match self.entry(slot) {
             Some(entry) if matches!(entry.state, SlotState::Written | SlotState::Durable) => {
                 if entry.key == *key {
                     Ok(*entry)
                 } else {
-                    Err(Miss::WrongKey)
+                    Err(SlotMiss::WrongKey)
                 }
             }
-            _ => Err(Miss::Empty),
+            _ => Err(SlotMiss::Empty),
         }
     }
 
@@ -255,20 +255,20 @@ impl Table {
     }
 
     /// Allocates a place for a write; [`Begin::NoPlace`] if no erased place is free.
-    pub(super) fn begin(&mut self, slot: u32, key: BlockKey, position: u32) -> Begin {
+    pub(super) fn begin(&mut self, slot: u32, key: BlockKey, position: u32) -> BegunWrite {
         let slots = self.slots();
         let Some(entry) = self.entries.get_mut(slot as usize) else {
-            return Begin::Refused(TierError::Slot(SlotError::SlotOutOfRange { slot, slots }));
+            return BegunWrite::Refused(TierError::Slot(SlotError::SlotOutOfRange { slot, slots }));
         };
         if entry.state != SlotState::Empty {
-            return Begin::Refused(TierError::Slot(SlotError::SlotOccupied { slot }));
+            return BegunWrite::Refused(TierError::Slot(SlotError::SlotOccupied { slot }));
         }
         let Some(place) = self.free.take() else {
-            return Begin::NoPlace;
+            return BegunWrite::NoPlace;
         };
         let write = self.next_write;
         self.next_write += 1;
-        *entry = Entry {
+        *entry = SlotEntry {
             key,
             write,
             position,
@@ -276,7 +276,7 @@ impl Table {
             state: SlotState::Writing,
         };
         self.used += 1;
-        Begin::Place(Placed {
+        BegunWrite::Place(PlacedWrite {
             place,
             write,
             failed_syncs: self.failed_syncs,
@@ -285,7 +285,7 @@ impl Table {
 
     /// Records a write whose bytes are in the file. Returns false, and discards the write, if a
     /// sync has failed since the write began: that failure may have concerned these bytes.
-    pub(super) fn written(&mut self, mut pending: Pending, failed_syncs: u64) -> bool {
+    pub(super) fn written(&mut self, mut pending: PendingWrite, failed_syncs: u64) -> bool {
         if failed_syncs != self.failed_syncs {
             self.failed(pending.slot, pending.place, pending.write);
             return false;
@@ -348,7 +348,7 @@ impl Table {
 
     /// Takes the work of the next sync. It leaves out blocks that were erased before the sync;
     /// their places are among the stale ones.
-    pub(super) fn take_commit(&mut self) -> Commit {
+    pub(super) fn take_commit(&mut self) -> SlotCommit {
         let pending = mem::take(&mut self.pending);
         let stale = mem::take(&mut self.stale);
         let epoch = self.epoch;
@@ -358,7 +358,7 @@ impl Table {
             .into_iter()
             .filter(|pending| self.holds(pending.slot, pending.write))
             .collect();
-        Commit {
+        SlotCommit {
             epoch,
             pending,
             stale,
@@ -366,9 +366,13 @@ impl Table {
     }
 
     /// Applies the outcome of a sync.
-    pub(super) fn finish_commit(&mut self, commit: Commit, outcome: &Outcome) -> Finished {
+    pub(super) fn finish_commit(
+        &mut self,
+        commit: SlotCommit,
+        outcome: &CommitOutcome,
+    ) -> FinishedCommit {
         self.erasing = 0;
-        let is_lost = |pending: &Pending| !outcome.blocks || outcome.refuses(pending.place);
+        let is_lost = |pending: &PendingWrite| !outcome.blocks || outcome.refuses(pending.place);
         let (mut lost, mut kept): (Vec<_>, Vec<_>) = commit.pending.into_iter().partition(is_lost);
         if !outcome.blocks {
             self.failed_syncs += 1;
@@ -380,9 +384,9 @@ impl Table {
             self.clear(pending.slot);
             self.stale.push(pending.place);
         }
-        let mut finished = Finished {
+        let mut finished = FinishedCommit {
             lost,
-            ..Finished::default()
+            ..FinishedCommit::default()
         };
         if outcome.records {
             let refused = |place: &u32| outcome.refuses(*place);
@@ -400,7 +404,7 @@ impl Table {
     }
 
     /// Marks a block durable, if its slot still holds it; returns whether it does.
-    fn promote(&mut self, pending: &Pending) -> bool {
+    fn promote(&mut self, pending: &PendingWrite) -> bool {
         match self.entries.get_mut(pending.slot as usize) {
             Some(entry) if entry.write == pending.write && entry.state == SlotState::Written => {
                 entry.state = SlotState::Durable;
@@ -452,15 +456,15 @@ impl Table {
 
 /// The outcome of [`Table::begin`].
 #[derive(Debug)]
-pub(super) enum Begin {
-    Place(Placed),
+pub(super) enum BegunWrite {
+    Place(PlacedWrite),
     NoPlace,
     Refused(TierError),
 }
 
 /// The place and the number of a write.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Placed {
+pub(super) struct PlacedWrite {
     pub(super) place: u32,
     pub(super) write: u64,
     /// The table's `failed_syncs` when the write began.

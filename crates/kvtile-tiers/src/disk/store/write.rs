@@ -13,15 +13,15 @@ use kvtile_layout::broken;
 use super::{
     super::{
         medium::FileWrite,
-        record::{Record, piece_sums},
+        record::{SlotRecord, piece_sums},
     },
-    FailedWrite, SlotStore, SlotWrite, Ticket, Written,
-    table::{Begin, Entry, Pending, Placed},
+    FailedWrite, SlotStore, SlotWrite, SlotWriteReport, WriteTicket,
+    table::{BegunWrite, PendingWrite, PlacedWrite, SlotEntry},
 };
 use crate::error::{RequestError, SlotError, TierError};
 
 /// The outcome of a block's write: the checksums of its pieces, or the reason of the failure.
-type Landed = Result<Box<[u64]>, TierError>;
+type WrittenSums = Result<Box<[u64]>, TierError>;
 
 impl SlotStore {
     /// Writes blocks to empty slots, many at a time. They can be read when this returns, and are
@@ -33,7 +33,7 @@ impl SlotStore {
     /// erased places. It writes nothing if the folder or one of its files was removed, replaced or
     /// truncated since the store was opened ([`FolderError::FileGone`]); earlier blocks can still be
     /// read.
-    pub fn write(&self, batch: &[SlotWrite<'_>]) -> Written {
+    pub fn write(&self, batch: &[SlotWrite<'_>]) -> SlotWriteReport {
         if let Err(error) = self.check_process() {
             // Does not touch the table: a thread that does not exist in the child may hold its
             // lock.
@@ -41,8 +41,8 @@ impl SlotStore {
                 slot: write.slot,
                 error: error.clone(),
             };
-            return Written {
-                ticket: Ticket(u64::MAX),
+            return SlotWriteReport {
+                ticket: WriteTicket(u64::MAX),
                 failed: batch.iter().map(fail).collect(),
             };
         }
@@ -67,8 +67,8 @@ impl SlotStore {
         self.counters.write_failures.add(failed_count);
         let bytes = (all - failed_count) * self.block_bytes();
         self.counters.written_bytes.add(bytes);
-        Written {
-            ticket: Ticket(self.table().epoch()),
+        SlotWriteReport {
+            ticket: WriteTicket(self.table().epoch()),
             failed,
         }
     }
@@ -112,29 +112,29 @@ impl SlotStore {
         batch: &[SlotWrite<'_>],
         first: usize,
         failures: &mut [Option<TierError>],
-    ) -> (Vec<(usize, Placed)>, usize) {
+    ) -> (Vec<(usize, PlacedWrite)>, usize) {
         let block_bytes = self.block_bytes();
-        let mut round: Vec<(usize, Placed)> = Vec::new();
+        let mut round: Vec<(usize, PlacedWrite)> = Vec::new();
         let mut table = self.table();
         table.expect_writes(batch.len() - first);
         for (index, write) in batch.iter().enumerate().skip(first) {
             let found_bytes = write.bytes.len() as u64;
             let begun = match found_bytes == block_bytes {
                 true => table.begin(write.slot, write.key, write.position),
-                false => Begin::Refused(TierError::Slot(SlotError::WrongBlockBytes {
+                false => BegunWrite::Refused(TierError::Slot(SlotError::WrongBlockBytes {
                     block_bytes,
                     found_bytes,
                 })),
             };
             match begun {
-                Begin::Place(placed) => round.push((index, placed)),
-                Begin::NoPlace => return (round, index),
-                Begin::Refused(TierError::Slot(SlotError::SlotOccupied { slot }))
+                BegunWrite::Place(placed) => round.push((index, placed)),
+                BegunWrite::NoPlace => return (round, index),
+                BegunWrite::Refused(TierError::Slot(SlotError::SlotOccupied { slot }))
                     if is_in_round(&round, table.entry(slot)) =>
                 {
                     return (round, index);
                 }
-                Begin::Refused(error) => {
+                BegunWrite::Refused(error) => {
                     if let Some(failure) = failures.get_mut(index) {
                         *failure = Some(error);
                     }
@@ -148,7 +148,7 @@ impl SlotStore {
     fn write_round(
         &self,
         batch: &[SlotWrite<'_>],
-        round: &[(usize, Placed)],
+        round: &[(usize, PlacedWrite)],
         failures: &mut [Option<TierError>],
     ) {
         let landed = self.write_to_places(batch, round);
@@ -164,7 +164,7 @@ impl SlotStore {
                     Some(error)
                 }
                 Ok(sums) => {
-                    let pending = Pending {
+                    let pending = PendingWrite {
                         slot,
                         place,
                         write: placed.write,
@@ -181,7 +181,11 @@ impl SlotStore {
     }
 
     /// Writes the bytes of a round.
-    fn write_to_places(&self, batch: &[SlotWrite<'_>], round: &[(usize, Placed)]) -> Vec<Landed> {
+    fn write_to_places(
+        &self,
+        batch: &[SlotWrite<'_>],
+        round: &[(usize, PlacedWrite)],
+    ) -> Vec<WrittenSums> {
         let blocks: Vec<&SlotWrite<'_>> = round
             .iter()
             .filter_map(|(index, _)| batch.get(*index))
@@ -199,7 +203,7 @@ impl SlotStore {
         let panicked = TierError::Request(RequestError::Panicked {
             what: "a write to the disk tier",
         });
-        let mut landed: Vec<Landed> = vec![Err(panicked); writes.len()];
+        let mut landed: Vec<WrittenSums> = vec![Err(panicked); writes.len()];
         // The panic hook has logged the panic's message.
         let _ = catch_unwind(AssertUnwindSafe(|| {
             self.slots.write_many(&writes, &mut |index, outcome| {
@@ -216,15 +220,15 @@ impl SlotStore {
 }
 
 /// Whether this round writes the block that the slot holds; the write numbers of a round ascend.
-fn is_in_round(round: &[(usize, Placed)], held: Option<&Entry>) -> bool {
+fn is_in_round(round: &[(usize, PlacedWrite)], held: Option<&SlotEntry>) -> bool {
     held.is_some_and(|held| {
         let found = round.binary_search_by_key(&held.write, |(_, placed)| placed.write);
         found.is_ok()
     })
 }
 
-fn record(write: &SlotWrite<'_>, sums: Box<[u64]>) -> Record {
-    Record {
+fn record(write: &SlotWrite<'_>, sums: Box<[u64]>) -> SlotRecord {
+    SlotRecord {
         key: write.key,
         parent: write.parent,
         position: write.position,

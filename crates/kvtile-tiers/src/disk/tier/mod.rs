@@ -18,15 +18,15 @@ use kvtile_blocks::{
     events::{StoredBlock as Stored, TierId, TierKind},
     policy::PolicySettings,
     pool::{
-        BlockPool, Claim, EventSink, PinReport, PinnedBlocks, PoolSettings, PoolStats, StoredEntry,
-        TenantId,
+        BlockPool, EventSink, PinClaim, PinReport, PinnedBlocks, PoolSettings, PoolStats,
+        StoredEntry, TenantId,
     },
 };
 use kvtile_layout::broken;
 use kvtile_transfer::completion::{Completer, Completion};
 use parking_lot::Mutex;
 
-use self::threads::Threads;
+use self::threads::DiskThreads;
 use super::{
     DiskSettings, LostBlock, SlotStore, SlotStoreSettings, SlotStoreStats,
     medium::{FolderMedium, Medium},
@@ -34,39 +34,39 @@ use super::{
 use crate::{
     clock::Clock,
     error::{RequestError, TierError},
-    rate::Rate,
+    rate::TierRate,
     tier::{
-        Abilities, Answers, BlockRead, BlockWrite, GroupId, Hold, ReadReport, SyncReport, Tier,
-        TierContext, TierStats, WriteReport,
+        AnswerTime, BlockRead, BlockWrite, GroupId, ReadReport, SyncReport, Tier, TierAbilities,
+        TierContext, TierHold, TierStats, WriteReport,
     },
 };
 
 /// Blocks in a folder, as a [`Tier`]. It has one group, `GroupId(0)`.
 #[derive(Debug)]
 pub struct DiskTier {
-    disk: Arc<Disk>,
-    readers: Threads,
-    writer: Threads,
+    disk: Arc<DiskTierShared>,
+    readers: DiskThreads,
+    writer: DiskThreads,
     /// Has its own thread, so that a sync neither delays writes nor waits for them.
-    syncer: Threads,
+    syncer: DiskThreads,
 }
 
 /// The state that the threads of a disk tier share.
-struct Disk {
+struct DiskTierShared {
     id: TierId,
     /// A block's id in the pool is its slot number.
     pool: Arc<BlockPool>,
     store: SlotStore,
-    tenants: Tenants,
+    tenants: SlotTenants,
     /// Blocks that were removed because they were lost or could not be read.
     damaged: AtomicU64,
-    rate: Rate,
+    rate: TierRate,
     clock: Arc<dyn Clock>,
     /// Held while a batch is written, so that concurrent batches do not write the same block twice.
     writing: Mutex<()>,
 }
 
-impl std::fmt::Debug for Disk {
+impl std::fmt::Debug for DiskTierShared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Disk")
             .field("id", &self.id)
@@ -77,9 +77,9 @@ impl std::fmt::Debug for Disk {
 
 /// The tenant of the block in each slot.
 #[derive(Clone)]
-struct Tenants(Arc<[AtomicU32]>);
+struct SlotTenants(Arc<[AtomicU32]>);
 
-impl Tenants {
+impl SlotTenants {
     fn of(&self, slot: BlockId) -> &AtomicU32 {
         let Some(tenant) = self.0.get(slot.index()) else {
             broken(format_args!("slot {} of {}", slot.0, self.0.len()))
@@ -90,7 +90,7 @@ impl Tenants {
 
 /// Pinned blocks of the disk's pool. They do not keep the folder open.
 struct DiskHold {
-    tenants: Tenants,
+    tenants: SlotTenants,
     blocks: PinnedBlocks,
 }
 
@@ -100,7 +100,7 @@ impl std::fmt::Debug for DiskHold {
     }
 }
 
-impl Hold for DiskHold {
+impl TierHold for DiskHold {
     fn blocks(&self) -> usize {
         self.blocks.len()
     }
@@ -116,7 +116,7 @@ impl Hold for DiskHold {
         self.tenants.of(slot).load(Ordering::Relaxed)
     }
 
-    fn split_off(&mut self, at: usize) -> Box<dyn Hold> {
+    fn split_off(&mut self, at: usize) -> Box<dyn TierHold> {
         Box::new(DiskHold {
             tenants: self.tenants.clone(),
             blocks: self.blocks.split_off(at),
@@ -124,7 +124,7 @@ impl Hold for DiskHold {
     }
 }
 
-impl Disk {
+impl DiskTierShared {
     /// Records the tenant of a slot's block.
     fn describe(&self, slot: BlockId, tenant: u32) {
         self.tenants.of(slot).store(tenant, Ordering::Relaxed);
@@ -139,9 +139,9 @@ impl Disk {
     /// policy.
     fn pin(&self, keys: &[BlockKey]) -> PinnedBlocks {
         let (there, _) = keys.split_at(self.pool.peek(keys));
-        let claim = Claim {
+        let claim = PinClaim {
             now: self.tick(),
-            ..Claim::default()
+            ..PinClaim::default()
         };
         let mut pinned = self.pool.pin(there, &claim);
         let leading = pinned.positions.iter().zip(0..);
@@ -243,13 +243,13 @@ impl DiskTier {
             tenant: TenantId(entry.tenant),
         });
         let superfluous = pool.restore(restored, Tick(0))?.superfluous;
-        let disk = Arc::new(Disk {
+        let disk = Arc::new(DiskTierShared {
             id,
-            tenants: Tenants((0..store.slots()).map(|_| AtomicU32::new(0)).collect()),
+            tenants: SlotTenants((0..store.slots()).map(|_| AtomicU32::new(0)).collect()),
             pool,
             store,
             damaged: AtomicU64::new(0),
-            rate: Rate::default(),
+            rate: TierRate::default(),
             clock: Arc::clone(&context.clock),
             writing: Mutex::new(()),
         });
@@ -264,9 +264,9 @@ impl DiskTier {
         let readers = context.threads.saturating_mul(2).min(READERS_MAX);
         Ok(DiskTier {
             disk,
-            readers: Threads::new("kvtile-read", readers)?,
-            writer: Threads::new("kvtile-write", few)?,
-            syncer: Threads::new("kvtile-sync", few)?,
+            readers: DiskThreads::new("kvtile-read", readers)?,
+            writer: DiskThreads::new("kvtile-write", few)?,
+            syncer: DiskThreads::new("kvtile-sync", few)?,
         })
     }
 
@@ -288,7 +288,7 @@ impl DiskTier {
         self.disk.rate.bytes_per_second()
     }
 
-    fn hold_of(&self, blocks: PinnedBlocks) -> Option<Box<dyn Hold>> {
+    fn hold_of(&self, blocks: PinnedBlocks) -> Option<Box<dyn TierHold>> {
         if blocks.is_empty() {
             return None;
         }
@@ -308,23 +308,28 @@ impl Tier for DiskTier {
         self.disk.id
     }
 
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn abilities(&self) -> TierAbilities {
+        TierAbilities {
             is_bounded: true,
             is_durable: true,
             is_shared: false,
             verifies: true,
             reads_pieces: true,
-            answers: Answers::AtOnce,
+            answers: AnswerTime::AtOnce,
         }
     }
 
-    fn find(&self, group: GroupId, keys: &[BlockKey], claim: &Claim) -> Option<Box<dyn Hold>> {
+    fn find(
+        &self,
+        group: GroupId,
+        keys: &[BlockKey],
+        claim: &PinClaim,
+    ) -> Option<Box<dyn TierHold>> {
         (group == GROUP).then_some(())?;
         self.hold_of(self.disk.pool.match_prefix(keys, claim))
     }
 
-    fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn Hold>> {
+    fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn TierHold>> {
         (group == GROUP).then_some(())?;
         self.hold_of(self.disk.pin(keys))
     }
@@ -345,7 +350,7 @@ impl Tier for DiskTier {
         if group != GROUP {
             return 0;
         }
-        let pinned = self.disk.pool.pin(keys, &Claim::default()).blocks;
+        let pinned = self.disk.pool.pin(keys, &PinClaim::default()).blocks;
         let slots = pinned.ids().to_vec();
         let removed = self.disk.pool.remove(keys).blocks;
         self.disk.erase(&slots);
@@ -379,7 +384,7 @@ impl Tier for DiskTier {
         if group != GROUP {
             return vec![false; keys.len()];
         }
-        let claim = Claim::default();
+        let claim = PinClaim::default();
         let pinned = self.disk.pool.pin(keys, &claim);
         let slots = pinned.blocks.ids().iter().map(|slot| slot.0);
         let blocks: Vec<(u32, BlockKey)> = slots.zip(pinned.blocks.keys()).collect();

@@ -6,10 +6,10 @@ use kvtile_blocks::{BlockId, BlockKey, pool::PinnedBlocks};
 use kvtile_layout::broken;
 use kvtile_transfer::completion::Completion;
 
-use super::{Disk, GROUP, given_up, threads::Threads};
+use super::{DiskTierShared, GROUP, given_up, threads::DiskThreads};
 use crate::{
-    disk::{Miss, SlotRead},
-    tier::{BlockRead, Came, Gather, ReadReport, TierMiss},
+    disk::{SlotMiss, SlotRead},
+    tier::{BlockRead, OutcomeGather, ReadReport, ReadSuccess, TierMiss},
 };
 
 /// The blocks that one thread keeps in flight; a longer batch is split over several threads.
@@ -17,16 +17,16 @@ const BLOCKS_PER_THREAD: usize = 32;
 
 /// Starts a batch of reads, split over several threads if it is long.
 pub(super) fn start(
-    disk: &Arc<Disk>,
-    threads: &Threads,
+    disk: &Arc<DiskTierShared>,
+    threads: &DiskThreads,
     mut blocks: Vec<BlockRead>,
 ) -> Completion<ReadReport> {
     let lost = || Err(TierMiss::Failed(given_up("a read of the disk tier")));
-    let report = |blocks: Vec<Result<Came, TierMiss>>, elapsed| ReadReport {
+    let report = |blocks: Vec<Result<ReadSuccess, TierMiss>>, elapsed| ReadReport {
         blocks: blocks.into(),
         elapsed,
     };
-    let (completion, mut part) = Gather::begin(blocks.len(), lost, report);
+    let (completion, mut part) = OutcomeGather::begin(blocks.len(), lost, report);
     let parts = blocks.len().div_ceil(BLOCKS_PER_THREAD);
     let parts = parts.clamp(1, threads.parts());
     let length = blocks.len().div_ceil(parts).max(1);
@@ -49,7 +49,7 @@ pub(super) fn start(
 }
 
 /// A block of a batch that is on the disk, with its pin.
-struct There {
+struct PinnedRead {
     /// Its index in the batch.
     at: usize,
     key: BlockKey,
@@ -59,11 +59,11 @@ struct There {
     _pin: PinnedBlocks,
 }
 
-impl Disk {
+impl DiskTierShared {
     /// Reads and verifies blocks, or pieces of them. Returns their outcomes and the number of bytes
     /// read. Blocks that are damaged or cannot be read are removed.
-    fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<Result<Came, TierMiss>>, u64) {
-        let mut outcomes: Vec<Result<Came, TierMiss>> =
+    fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<Result<ReadSuccess, TierMiss>>, u64) {
+        let mut outcomes: Vec<Result<ReadSuccess, TierMiss>> =
             blocks.iter().map(|_| Err(TierMiss::Absent)).collect();
         let mut there = Vec::with_capacity(blocks.len());
         let mut reads = Vec::with_capacity(blocks.len());
@@ -86,7 +86,7 @@ impl Disk {
                         start,
                         buffer,
                     });
-                    there.push(There {
+                    there.push(PinnedRead {
                         at,
                         key,
                         slot,
@@ -103,7 +103,7 @@ impl Disk {
             let outcome = match read {
                 Ok(()) => {
                     came += there.bytes;
-                    Ok(Came::default())
+                    Ok(ReadSuccess::default())
                 }
                 Err(miss) => Err(self.missed(there, miss)),
             };
@@ -113,12 +113,12 @@ impl Disk {
     }
 
     /// Maps a miss of the slot store to a miss of the tier; a lost block is removed.
-    fn missed(&self, there: &There, miss: Miss) -> TierMiss {
+    fn missed(&self, there: &PinnedRead, miss: SlotMiss) -> TierMiss {
         let what = miss.to_string();
         let outcome = match miss {
-            Miss::Empty | Miss::WrongKey | Miss::Replaced => return TierMiss::Absent,
-            Miss::Io(error) | Miss::Buffer(error) => TierMiss::Failed(error),
-            Miss::Checksum | Miss::Torn | Miss::Truncated => {
+            SlotMiss::Empty | SlotMiss::WrongKey | SlotMiss::Replaced => return TierMiss::Absent,
+            SlotMiss::Io(error) | SlotMiss::Buffer(error) => TierMiss::Failed(error),
+            SlotMiss::Checksum | SlotMiss::Torn | SlotMiss::Truncated => {
                 TierMiss::Damaged { what: what.clone() }
             }
         };
@@ -134,7 +134,11 @@ impl Disk {
     }
 }
 
-fn set(outcomes: &mut [Result<Came, TierMiss>], at: usize, outcome: Result<Came, TierMiss>) {
+fn set(
+    outcomes: &mut [Result<ReadSuccess, TierMiss>],
+    at: usize,
+    outcome: Result<ReadSuccess, TierMiss>,
+) {
     let blocks = outcomes.len();
     let Some(one) = outcomes.get_mut(at) else {
         broken(format_args!("the outcome of block {at} of {blocks}"))

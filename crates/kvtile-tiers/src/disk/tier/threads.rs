@@ -11,28 +11,28 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::error::TierError;
 
-type Work = Box<dyn FnOnce() + Send>;
+type DiskJob = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
-struct State {
-    waiting: VecDeque<Work>,
+struct DiskJobState {
+    waiting: VecDeque<DiskJob>,
     is_closed: bool,
 }
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct DiskJobQueue {
+    state: Mutex<DiskJobState>,
     changed: Condvar,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl DiskJobQueue {
+    fn lock(&self) -> MutexGuard<'_, DiskJobState> {
         // No code that holds the lock can leave the state half changed.
         self.state.lock()
     }
 
     /// Waits for the next job; `None` once the queue is closed.
-    fn next(&self) -> Option<Work> {
+    fn next(&self) -> Option<DiskJob> {
         let mut state = self.lock();
         loop {
             if state.is_closed {
@@ -48,20 +48,20 @@ impl Shared {
 
 /// A pool of worker threads. Without threads, [`Threads::run`] executes each job in place. Dropping
 /// the pool drops the jobs that have not begun and waits for those that have.
-pub(super) struct Threads {
-    shared: Arc<Shared>,
+pub(super) struct DiskThreads {
+    shared: Arc<DiskJobQueue>,
     handles: Vec<JoinHandle<()>>,
 }
 
-impl std::fmt::Debug for Threads {
+impl std::fmt::Debug for DiskThreads {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Threads").field(&self.handles.len()).finish()
     }
 }
 
-impl Threads {
-    pub(super) fn new(name: &str, threads: usize) -> Result<Threads, TierError> {
-        let mut started = Threads {
+impl DiskThreads {
+    pub(super) fn new(name: &str, threads: usize) -> Result<DiskThreads, TierError> {
+        let mut started = DiskThreads {
             shared: Arc::default(),
             handles: Vec::new(),
         };
@@ -96,13 +96,13 @@ impl Threads {
 }
 
 /// A job that panics is dropped by the unwinding, which completes its batch.
-fn run(work: Work) {
+fn run(work: DiskJob) {
     if catch_unwind(AssertUnwindSafe(work)).is_err() {
         log::error!("a job of the disk tier panicked; this is a defect; the tier stays in use");
     }
 }
 
-impl Drop for Threads {
+impl Drop for DiskThreads {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.is_closed = true;

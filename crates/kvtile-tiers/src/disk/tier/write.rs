@@ -8,33 +8,33 @@ use std::{
 
 use kvtile_blocks::{
     BlockId, BlockKey,
-    pool::{AllocateRequest, Claim, MutableBlocks, PinnedBlocks, TenantId},
+    pool::{AllocateRequest, MutableBlocks, PinClaim, PinnedBlocks, TenantId},
 };
 use kvtile_layout::broken;
 use kvtile_transfer::completion::Completion;
 
-use super::{Disk, GROUP, given_up, threads::Threads};
+use super::{DiskTierShared, GROUP, given_up, threads::DiskThreads};
 use crate::{
     disk::SlotWrite,
     error::{BatchError, SlotError, TierError},
     room::chain_room,
-    tier::{BlockWrite, Gather, NotWritten, WriteReport, Wrote},
+    tier::{BlockWrite, NotWritten, OutcomeGather, WriteReport, WriteSuccess},
 };
 
-type Outcome = Result<Wrote, NotWritten>;
+type DiskWriteOutcome = Result<WriteSuccess, NotWritten>;
 
 /// Starts a batch of writes.
 pub(super) fn start(
-    disk: &Arc<Disk>,
-    threads: &Threads,
+    disk: &Arc<DiskTierShared>,
+    threads: &DiskThreads,
     blocks: Vec<BlockWrite>,
 ) -> Completion<WriteReport> {
     let lost = || Err(NotWritten::Failed(given_up("a write to the disk tier")));
-    let report = |blocks: Vec<Outcome>, elapsed| WriteReport {
+    let report = |blocks: Vec<DiskWriteOutcome>, elapsed| WriteReport {
         blocks: blocks.into(),
         elapsed,
     };
-    let (completion, part) = Gather::begin(blocks.len(), lost, report);
+    let (completion, part) = OutcomeGather::begin(blocks.len(), lost, report);
     if blocks.is_empty() {
         return completion;
     }
@@ -50,9 +50,9 @@ pub(super) fn start(
 }
 
 /// The progress of a batch of writes.
-struct Batch<'a> {
+struct DiskWriteBatch<'a> {
     blocks: &'a [BlockWrite],
-    outcomes: Vec<Option<Outcome>>,
+    outcomes: Vec<Option<DiskWriteOutcome>>,
     /// Pinned blocks that must not be evicted for others of the batch: parents, and blocks it has
     /// written.
     held: Vec<PinnedBlocks>,
@@ -60,10 +60,10 @@ struct Batch<'a> {
     expected: HashSet<BlockKey>,
 }
 
-impl Batch<'_> {
+impl DiskWriteBatch<'_> {
     /// The outcomes, once every block has one, apart from repeated keys.
-    fn end(self) -> Vec<Outcome> {
-        let mut of_keys: HashMap<BlockKey, Outcome> = HashMap::new();
+    fn end(self) -> Vec<DiskWriteOutcome> {
+        let mut of_keys: HashMap<BlockKey, DiskWriteOutcome> = HashMap::new();
         let ended = self.blocks.iter().zip(self.outcomes);
         ended
             .map(|(block, outcome)| {
@@ -73,7 +73,7 @@ impl Batch<'_> {
                     return outcome;
                 }
                 match of_keys.get(&key) {
-                    Some(Ok(_)) => Ok(Wrote::Present),
+                    Some(Ok(_)) => Ok(WriteSuccess::Present),
                     Some(Err(error)) => Err(error.clone()),
                     None => broken(format_args!("block {key} has no outcome")),
                 }
@@ -82,11 +82,11 @@ impl Batch<'_> {
     }
 }
 
-impl Disk {
+impl DiskTierShared {
     /// Writes as many blocks of a batch as there is room for.
-    fn write_all(&self, blocks: &[BlockWrite]) -> Vec<Outcome> {
+    fn write_all(&self, blocks: &[BlockWrite]) -> Vec<DiskWriteOutcome> {
         let _writing = self.writing.lock();
-        let mut batch = Batch {
+        let mut batch = DiskWriteBatch {
             blocks,
             outcomes: vec![None; blocks.len()],
             held: Vec::new(),
@@ -111,7 +111,7 @@ impl Disk {
     }
 
     /// The indices of the blocks to write: those that are not on the tier and whose parent is.
-    fn wanted(&self, batch: &mut Batch<'_>) -> Vec<usize> {
+    fn wanted(&self, batch: &mut DiskWriteBatch<'_>) -> Vec<usize> {
         let mut wanted = Vec::new();
         for (at, block) in batch.blocks.iter().enumerate() {
             let key = block.name.key;
@@ -131,7 +131,7 @@ impl Disk {
             if !there.is_empty() {
                 batch.held.push(there);
                 batch.expected.insert(key);
-                set(&mut batch.outcomes, at, Ok(Wrote::Present));
+                set(&mut batch.outcomes, at, Ok(WriteSuccess::Present));
                 continue;
             }
             if let Some(parent) = block.parent.filter(|key| !batch.expected.contains(key)) {
@@ -166,7 +166,7 @@ impl Disk {
     /// present.
     fn write_run(
         &self,
-        batch: &mut Batch<'_>,
+        batch: &mut DiskWriteBatch<'_>,
         run: &[usize],
         (mut room, tenant): (MutableBlocks, u32),
     ) {
@@ -218,10 +218,10 @@ impl Disk {
     /// Registers a written block in the pool if its parent is there.
     fn register(
         &self,
-        batch: &mut Batch<'_>,
+        batch: &mut DiskWriteBatch<'_>,
         (at, slot): (usize, BlockId),
         room: MutableBlocks,
-    ) -> Outcome {
+    ) -> DiskWriteOutcome {
         let Some(block) = batch.blocks.get(at) else {
             broken(format_args!("block {at} of {}", batch.blocks.len()))
         };
@@ -233,9 +233,9 @@ impl Disk {
         let failed = |error| NotWritten::Failed(TierError::Blocks(error));
         let complete = room.complete(std::slice::from_ref(&key), block.parent);
         let complete = complete.map_err(|rejected| failed(rejected.error))?;
-        let registered = complete.register(&Claim {
+        let registered = complete.register(&PinClaim {
             now: self.tick(),
-            ..Claim::default()
+            ..PinClaim::default()
         });
         let registered = registered.map_err(|rejected| failed(rejected.error))?;
         assert!(
@@ -252,11 +252,11 @@ impl Disk {
             )));
         }
         batch.held.push(registered.blocks);
-        Ok(Wrote::New)
+        Ok(WriteSuccess::New)
     }
 }
 
-fn tenant_of(batch: &Batch<'_>, wanted: &[usize]) -> u32 {
+fn tenant_of(batch: &DiskWriteBatch<'_>, wanted: &[usize]) -> u32 {
     let first = wanted.first().and_then(|at| batch.blocks.get(*at));
     let Some(first) = first else {
         broken(format_args!(
@@ -267,7 +267,7 @@ fn tenant_of(batch: &Batch<'_>, wanted: &[usize]) -> u32 {
     first.tenant
 }
 
-fn set(outcomes: &mut [Option<Outcome>], at: usize, outcome: Outcome) {
+fn set(outcomes: &mut [Option<DiskWriteOutcome>], at: usize, outcome: DiskWriteOutcome) {
     let blocks = outcomes.len();
     let Some(one) = outcomes.get_mut(at) else {
         broken(format_args!("the outcome of block {at} of {blocks}"))

@@ -11,9 +11,9 @@ use rustix::{
 };
 
 use super::{
-    super::{BatchIo, MediumFile, OpenFile, ReadLanded, Standing, WriteLanded},
+    super::{BatchIo, MediumFile, MediumReadLanded, MediumWriteLanded, NameStanding, OpenFile},
     local::check_local,
-    plain::{Access, FileNumber, open_plain, stat_name},
+    plain::{FileAccess, FileNumber, open_plain, stat_name},
 };
 
 #[derive(Debug)]
@@ -35,8 +35,8 @@ impl FolderFile {
     ) -> io::Result<FolderFile> {
         let size = usize::try_from(how.length_bytes).map_err(io::Error::other)?;
         let access = match how.writable {
-            true => Access::Write,
-            false => Access::Read,
+            true => FileAccess::Write,
+            false => FileAccess::Read,
         };
         let fd = open_plain(&folder, name, access)?;
         if how.writable {
@@ -88,13 +88,13 @@ impl MediumFile for FolderFile {
         self.memory.write_all_at(offset, bytes).map_err(into_io)
     }
 
-    fn read_many(&self, reads: &mut [FileRead<'_>], landed: &mut ReadLanded<'_>) {
+    fn read_many(&self, reads: &mut [FileRead<'_>], landed: &mut MediumReadLanded<'_>) {
         self.batch.read(&self.memory, reads, &mut |index, outcome| {
             landed(index, outcome.map_err(into_io));
         });
     }
 
-    fn write_many(&self, writes: &[FileWrite<'_>], landed: &mut WriteLanded<'_>) {
+    fn write_many(&self, writes: &[FileWrite<'_>], landed: &mut MediumWriteLanded<'_>) {
         self.batch
             .write(&self.memory, writes, &mut |index, outcome| {
                 landed(index, outcome.map_err(into_io));
@@ -109,14 +109,14 @@ impl MediumFile for FolderFile {
         self.memory.sync_data().map_err(into_io)
     }
 
-    fn standing(&self) -> io::Result<Standing> {
+    fn standing(&self) -> io::Result<NameStanding> {
         Ok(match stat_name(&self.folder, &self.name)? {
-            None => Standing::Removed,
-            Some(stat) if FileNumber::of(&stat) != self.number => Standing::Replaced,
-            Some(stat) if length(&stat) < self.memory.len() => Standing::Cut {
+            None => NameStanding::Removed,
+            Some(stat) if FileNumber::of(&stat) != self.number => NameStanding::Replaced,
+            Some(stat) if length(&stat) < self.memory.len() => NameStanding::Cut {
                 length_bytes: length(&stat),
             },
-            Some(_) => Standing::Same,
+            Some(_) => NameStanding::Same,
         })
     }
 

@@ -21,7 +21,7 @@ use rustix::{
 use super::{
     super::{LockError, LockHolder, MediumLock},
     local::check_local,
-    plain::{Access, open_plain},
+    plain::{FileAccess, open_plain},
 };
 
 /// The most bytes of the lock file that are read.
@@ -47,7 +47,7 @@ impl MediumLock for FolderLock {}
 pub(super) fn take(folder: &File, name: &str) -> Result<Box<dyn MediumLock>, LockError> {
     let taken = take_to_read(folder, name)?;
     let text = format!("{LOCK_TEXT}{}\n", std::process::id());
-    let mut says = File::from(open_plain(folder, name, Access::Write)?);
+    let mut says = File::from(open_plain(folder, name, FileAccess::Write)?);
     ftruncate(&says, 0).map_err(io::Error::from)?;
     says.write_all(text.as_bytes())?;
     Ok(taken)
@@ -109,7 +109,7 @@ fn holder(folder: &File, name: &str) -> LockHolder {
 /// The last process that took the lock, according to the lock file.
 fn said_in(folder: &File, name: &str) -> Option<u32> {
     let mut text = String::new();
-    let file = File::from(open_plain(folder, name, Access::Read).ok()?);
+    let file = File::from(open_plain(folder, name, FileAccess::Read).ok()?);
     file.take(LOCK_BYTES_MAX).read_to_string(&mut text).ok()?;
     text.strip_prefix(LOCK_TEXT)?.trim_end().parse().ok()
 }

@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use kvtile_layout::Shown;
+use kvtile_layout::ShownText;
 use parking_lot::Mutex;
 use rustix::{
     fd::OwnedFd,
@@ -27,9 +27,11 @@ use rustix::{
 use self::{
     file::{FolderFile, length},
     local::check_local,
-    plain::{Access, FILE_MODE, FileNumber, check_plain, open_plain, stat_name},
+    plain::{FILE_MODE, FileAccess, FileNumber, check_plain, open_plain, stat_name},
 };
-use super::{FileWay, LockError, LockHolder, Medium, MediumFile, MediumLock, OpenFile, Standing};
+use super::{
+    FileWay, LockError, LockHolder, Medium, MediumFile, MediumLock, NameStanding, OpenFile,
+};
 
 /// The mode of a new folder: only its user may enter it.
 const FOLDER_MODE: u32 = 0o700;
@@ -105,7 +107,7 @@ fn nearest(path: &Path) -> io::Result<OwnedFd> {
 
 impl Medium for FolderMedium {
     fn name(&self) -> String {
-        Shown(&self.path.display().to_string()).to_string()
+        ShownText(&self.path.display().to_string()).to_string()
     }
 
     fn create(&self) -> io::Result<()> {
@@ -148,13 +150,13 @@ impl Medium for FolderMedium {
         let Some(stat) = stat_name(&folder, file)? else {
             return Ok(None);
         };
-        check_plain(&stat, Access::Read)?;
+        check_plain(&stat, FileAccess::Read)?;
         Ok(Some(length(&stat)))
     }
 
     fn read(&self, file: &str, bytes_max: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        let opened = open_plain(&*self.folder()?, file, Access::Read)?;
+        let opened = open_plain(&*self.folder()?, file, FileAccess::Read)?;
         File::from(opened)
             .take(bytes_max.saturating_add(1))
             .read_to_end(&mut bytes)?;
@@ -193,12 +195,12 @@ impl Medium for FolderMedium {
         self.folder()?.sync_all()
     }
 
-    fn standing(&self) -> io::Result<Standing> {
+    fn standing(&self) -> io::Result<NameStanding> {
         let ours = FileNumber::of(&fstat(&*self.folder()?)?);
         Ok(match stat(&self.absolute) {
-            Ok(now) if FileNumber::of(&now) == ours => Standing::Same,
-            Ok(_) => Standing::Replaced,
-            Err(Errno::NOENT | Errno::NOTDIR) => Standing::Removed,
+            Ok(now) if FileNumber::of(&now) == ours => NameStanding::Same,
+            Ok(_) => NameStanding::Replaced,
+            Err(Errno::NOENT | Errno::NOTDIR) => NameStanding::Removed,
             Err(errno) => return Err(errno.into()),
         })
     }

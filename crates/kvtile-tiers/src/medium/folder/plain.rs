@@ -66,7 +66,7 @@ impl From<NotPlain> for io::Error {
 
 /// The purpose of opening a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
+pub(super) enum FileAccess {
     /// Reading an existing file.
     Read,
     /// Reading and writing; the file is created if it is missing.
@@ -90,18 +90,18 @@ impl FileNumber {
 }
 
 /// Opens a plain file of the folder. Its length is not changed.
-pub(super) fn open_plain(folder: &File, name: &str, access: Access) -> io::Result<OwnedFd> {
+pub(super) fn open_plain(folder: &File, name: &str, access: FileAccess) -> io::Result<OwnedFd> {
     // Checked first, because opening a device or a pipe may already have an effect.
     match stat_name(folder, name)? {
         Some(stat) => check_plain(&stat, access)?,
-        None if access == Access::Read => return Err(io::ErrorKind::NotFound.into()),
+        None if access == FileAccess::Read => return Err(io::ErrorKind::NotFound.into()),
         None => {}
     }
     // Without NONBLOCK, opening a pipe that was created since the check would block.
     let careful = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let access_flags = match access {
-        Access::Read => OFlags::RDONLY,
-        Access::Write => OFlags::RDWR | OFlags::CREATE,
+        FileAccess::Read => OFlags::RDONLY,
+        FileAccess::Write => OFlags::RDWR | OFlags::CREATE,
     };
     let open = || openat(folder, name, careful | access_flags, FILE_MODE);
     let fd = match retry_on_intr(open) {
@@ -122,7 +122,7 @@ pub(super) fn stat_name(folder: &File, name: &str) -> io::Result<Option<Stat>> {
 }
 
 /// Refuses everything but a plain file, and for writing also a file with other names.
-pub(super) fn check_plain(stat: &Stat, access: Access) -> Result<(), NotPlain> {
+pub(super) fn check_plain(stat: &Stat, access: FileAccess) -> Result<(), NotPlain> {
     let found = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => {
             #[expect(
@@ -130,7 +130,7 @@ pub(super) fn check_plain(stat: &Stat, access: Access) -> Result<(), NotPlain> {
                 reason = "the type differs between architectures"
             )]
             let names = u64::from(stat.st_nlink);
-            if names <= 1 || access == Access::Read {
+            if names <= 1 || access == FileAccess::Read {
                 return Ok(());
             }
             FoundInstead::HardLink { names }

@@ -1,11 +1,11 @@
 //! Conversions to disks that run full or fail, and with a power loss at every operation.
 
-use kvtile_testkit::disk::{Faults, SimulatedDisk};
+use kvtile_testkit::disk::{DiskFaults, SimulatedDisk};
 use kvtile_tiers::disk::{convert_on, medium::FolderMedium};
 
 use super::*;
 
-fn to_disk(from: &Path, disk: &SimulatedDisk) -> Result<Converted, TierError> {
+fn to_disk(from: &Path, disk: &SimulatedDisk) -> Result<ConversionReport, TierError> {
     let (from, to) = (Arc::new(FolderMedium::new(from)), Arc::new(disk.clone()));
     convert_on(from, to, &settings(Some("BLHKNC")), &mut |_| {})
 }
@@ -19,17 +19,17 @@ fn a_disk_that_is_full_or_fails_gets_no_tier_and_keeps_nothing() {
     for seed in 0..60 {
         let disk = SimulatedDisk::new(seed);
         disk.set_faults(match seed % 3 {
-            0 => Faults {
+            0 => DiskFaults {
                 full: 4,
-                ..Faults::default()
+                ..DiskFaults::default()
             },
-            1 => Faults {
+            1 => DiskFaults {
                 write: 4,
-                ..Faults::default()
+                ..DiskFaults::default()
             },
-            _ => Faults {
+            _ => DiskFaults {
                 sync: 3,
-                ..Faults::default()
+                ..DiskFaults::default()
             },
         });
         match to_disk(&from, &disk) {
@@ -40,7 +40,7 @@ fn a_disk_that_is_full_or_fails_gets_no_tier_and_keeps_nothing() {
                     _ => failed += 1,
                 }
                 assert_eq!(disk.names().unwrap(), Vec::<String>::new(), "seed {seed}");
-                disk.set_faults(Faults::default());
+                disk.set_faults(DiskFaults::default());
                 to_disk(&from, &disk).unwrap();
                 check_converted(inspect(Arc::new(disk)).unwrap(), "BLHKNC");
             }

@@ -1,7 +1,7 @@
 //! Damaged and forged folders of version 1.
 
 use kvtile_testkit::disk::SimulatedDisk;
-use kvtile_tiers::disk::{Inspection, Miss, convert_on, medium::FolderMedium};
+use kvtile_tiers::disk::{Inspection, SlotMiss, convert_on, medium::FolderMedium};
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn forged(manifest: &str, change: &dyn Fn(&str) -> String) -> String {
 }
 
 /// Converts the fixture with `old` replaced by `new` in its manifest.
-fn with_manifest(old: &str, new: &str) -> Result<Converted, TierError> {
+fn with_manifest(old: &str, new: &str) -> Result<ConversionReport, TierError> {
     let folder = tempfile::tempdir().unwrap();
     let from = version_1(folder.path());
     let path = from.join("manifest.json");
@@ -130,10 +130,10 @@ fn a_manifest_that_fails_its_checksum_is_refused() {
 
 #[test]
 fn missing_and_truncated_files_cost_only_their_blocks() {
-    type Change = (&'static str, Option<usize>, usize, usize);
+    type FileDamage = (&'static str, Option<usize>, usize, usize);
     // File, its new length (`None`: removed), blocks converted, and blocks and records that are
     // bad.
-    let changes: [Change; 6] = [
+    let changes: [FileDamage; 6] = [
         ("slots", None, 0, 8),
         ("slots", Some(0), 0, 8),
         ("slots", Some(4096 * 2 + 3071), 1, 7),
@@ -162,7 +162,7 @@ fn missing_and_truncated_files_cost_only_their_blocks() {
         let cut = converted
             .left_out
             .iter()
-            .filter(|left| matches!(left.reason, Miss::Truncated));
+            .filter(|left| matches!(left.reason, SlotMiss::Truncated));
         assert!(file != "slots" || cut.count() >= 6);
     }
 }

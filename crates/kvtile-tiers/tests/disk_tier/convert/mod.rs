@@ -24,11 +24,11 @@ use std::{
 
 use kvtile_layout::{
     Shape, Unit,
-    identity::{LogicalIdentity, Rope},
+    identity::{Identity, Rope},
 };
 use kvtile_tiers::{
     ConvertError, FolderError, SettingsError, TierError,
-    disk::{ConvertSettings, Converted, Inspection, StoredBlock, convert, medium::Medium},
+    disk::{ConversionReport, ConvertSettings, Inspection, StoredSlot, convert, medium::Medium},
     tier::STORAGE_WORD,
 };
 
@@ -66,9 +66,9 @@ fn shape(blocks: u64) -> Shape {
     Shape::key_value(blocks, 2, 16, 2, 12, &unit).unwrap()
 }
 
-fn logical() -> LogicalIdentity {
+fn logical() -> Identity {
     let rope = Rope::new("llama3", 10_000.0).unwrap();
-    LogicalIdentity::new("toy", "0123abc", &shape(1))
+    Identity::new("toy", "0123abc", &shape(1))
         .unwrap()
         .with_rope(rope)
 }
@@ -110,14 +110,14 @@ fn settings(word: Option<&str>) -> ConvertSettings {
     }
 }
 
-fn run(from: &Path, to: &Path, settings: &ConvertSettings) -> Result<Converted, TierError> {
+fn run(from: &Path, to: &Path, settings: &ConvertSettings) -> Result<ConversionReport, TierError> {
     convert(from, to, settings, &mut |_| {})
 }
 
 /// Checks the blocks and bytes of a converted fixture.
 fn check_converted(to: Inspection, word: &str) {
     let mut buffer = vec![0; 3072];
-    let found: Vec<(u64, StoredBlock)> = to.blocks().map(|block| (number(&block), block)).collect();
+    let found: Vec<(u64, StoredSlot)> = to.blocks().map(|block| (number(&block), block)).collect();
     let numbers: Vec<u64> = found.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers, WHOLE);
     for (index, (number, block)) in found.into_iter().enumerate() {
@@ -134,7 +134,7 @@ fn check_converted(to: Inspection, word: &str) {
 }
 
 /// The number of a block of the fixture.
-fn number(block: &StoredBlock) -> u64 {
+fn number(block: &StoredSlot) -> u64 {
     (0..8).find(|number| key(*number) == block.key).unwrap()
 }
 

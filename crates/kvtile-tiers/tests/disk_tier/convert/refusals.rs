@@ -8,7 +8,7 @@ use kvtile_tiers::disk::{
 };
 
 use super::*;
-use crate::hooked::{HookedFolder, Operation};
+use crate::hooked::{HookedFolder, HookedOperation};
 
 /// Checks that a conversion is refused and changes neither folder.
 fn refused(from: &Path, to: &Path, settings: &ConvertSettings) -> TierError {
@@ -175,7 +175,7 @@ fn no_cache_can_open_the_folder_while_it_is_read() {
     let held = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let (counted, read) = (Arc::clone(&held), from.clone());
     let to = HookedFolder::new(&folder.path().join("to"), move |operation| {
-        if operation == Operation::Write {
+        if operation == HookedOperation::Write {
             let lock = FolderMedium::new(&read).lock_to_read("lock");
             let Err(LockError::Held(holder)) = lock else {
                 panic!("{lock:?}");

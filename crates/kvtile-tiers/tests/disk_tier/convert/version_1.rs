@@ -4,8 +4,8 @@ use kvtile_layout::Word;
 use kvtile_layout::{StridedLayout, identity::LayoutIdentity};
 use kvtile_tiers::{
     cache::{Cache, CacheSettings},
-    disk::{Inspection, Miss, SlotStore, SlotStoreSettings, StoreIdentity},
-    tier::Pieces,
+    disk::{Inspection, SlotMiss, SlotStore, SlotStoreSettings, StoreIdentity},
+    tier::BlockPieces,
 };
 use kvtile_transfer::{LeaseMode, PhysicalLayout};
 
@@ -41,7 +41,7 @@ fn every_intact_block_is_converted_to_every_layout() {
             panic!("{:?}", converted.left_out);
         };
         assert_eq!((left_out.block.key, left_out.block.slot), (key(5), 5));
-        assert!(matches!(left_out.reason, Miss::Checksum));
+        assert!(matches!(left_out.reason, SlotMiss::Checksum));
         let inspection = Inspection::open(&to).unwrap();
         assert!(inspection.torn().is_empty() && inspection.unreadable().is_empty());
         assert!(inspection.manifest().slots() >= 11);
@@ -92,7 +92,7 @@ fn older_blocks_of_a_position_stay_older() {
     let identity = StoreIdentity {
         logical: logical(),
         block_layout: LayoutIdentity::of_block(&layout),
-        pieces: Pieces::whole(3072),
+        pieces: BlockPieces::whole(3072),
     };
     let settings = SlotStoreSettings::new(converted.capacity_bytes);
     let (store, recovered) = SlotStore::create_or_open(&to, &settings, &identity).unwrap();

@@ -3,7 +3,7 @@
 use kvtile_layout::{StridedLayout, identity::LayoutIdentity};
 use kvtile_tiers::{
     disk::{Inspection, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
-    tier::Pieces,
+    tier::BlockPieces,
 };
 
 use super::*;
@@ -33,9 +33,9 @@ fn stored(
 ) -> SlotStore {
     let layout = StridedLayout::resolve(&word.parse().unwrap(), shape, 1).unwrap();
     let identity = StoreIdentity {
-        logical: LogicalIdentity::new("toy", "0123abc", shape).unwrap(),
+        logical: Identity::new("toy", "0123abc", shape).unwrap(),
         block_layout: LayoutIdentity::of_block(&layout),
-        pieces: Pieces::of_layout(&layout).unwrap(),
+        pieces: BlockPieces::of_layout(&layout).unwrap(),
     };
     let slot = identity.block_bytes().next_multiple_of(4096);
     let settings = SlotStoreSettings::new((blocks + blocks / 32 + 4) * (slot + 1024) + (1 << 16));

@@ -17,21 +17,21 @@ use std::{
 };
 
 use kvtile_layout::broken;
-use kvtile_memory::{Division, FileMemory, MemoryError};
+use kvtile_memory::{FileMemory, MemoryError, TransferDivision};
 
 use super::{
     queue::{
-        Completion, Direction, FileIo, FileQueue, FileWay, Operation, OperationMemory, SPANS_MAX,
-        Span, perform,
+        FileCompletion, FileIo, FileOperation, FileQueue, FileWay, IoDirection, MemorySpan,
+        OperationMemory, SPANS_MAX, perform,
     },
-    staging::Worker,
+    staging::FileWorker,
 };
 
 /// Receives the index of each piece that was read, with its bytes or its error.
-type ReadLanded<'l> = dyn FnMut(usize, Result<&[u8], MemoryError>) + 'l;
+type ReadCallback<'l> = dyn FnMut(usize, Result<&[u8], MemoryError>) + 'l;
 
 /// Receives the index of each piece that has ended.
-type Landed<'l> = dyn FnMut(usize, Result<(), MemoryError>) + 'l;
+type PieceCallback<'l> = dyn FnMut(usize, Result<(), MemoryError>) + 'l;
 
 /// Maximum length of a merged run and of a segment of a long piece. From 256 KiB on, the length
 /// made no difference on a virtual disk. 512 KiB is fewer 4 KiB pages than a virtio request has
@@ -81,15 +81,20 @@ impl FileBatch {
     /// Reads all of `reads`. Calls `landed` once for each piece, as soon as it has ended, with its
     /// index and its bytes or error; other pieces may still be in flight. After the call returns or
     /// unwinds from a panic of `landed`, no buffer is written any more.
-    pub fn read(&self, file: &FileMemory, reads: &mut [FileRead<'_>], landed: &mut ReadLanded<'_>) {
-        let pieces: Vec<(u64, Span)> = reads
+    pub fn read(
+        &self,
+        file: &FileMemory,
+        reads: &mut [FileRead<'_>],
+        landed: &mut ReadCallback<'_>,
+    ) {
+        let pieces: Vec<(u64, MemorySpan)> = reads
             .iter_mut()
             .map(|read| {
                 let (address, bytes) = (read.bytes.as_mut_ptr(), read.bytes.len());
-                (read.offset, Span { address, bytes })
+                (read.offset, MemorySpan { address, bytes })
             })
             .collect();
-        let spans: Vec<Span> = pieces.iter().map(|(_, span)| *span).collect();
+        let spans: Vec<MemorySpan> = pieces.iter().map(|(_, span)| *span).collect();
         let mut landed = |index: usize, outcome: Result<(), MemoryError>| {
             let Some(span) = spans.get(index) else {
                 broken(format_args!("piece {index} of {}", spans.len()));
@@ -102,7 +107,7 @@ impl FileBatch {
         };
         // SAFETY: the spans are the buffers of `reads`, which are borrowed exclusively until this
         // returns, do not overlap, and are used through these addresses alone.
-        unsafe { self.transfer(file, Direction::Read, &pieces, &mut landed) }
+        unsafe { self.transfer(file, IoDirection::Read, &pieces, &mut landed) }
     }
 
     /// Writes all of `writes`. Calls `landed` once for each piece, as soon as it has ended; other
@@ -115,16 +120,16 @@ impl FileBatch {
         writes: &[FileWrite<'_>],
         landed: &mut dyn FnMut(usize, Result<(), MemoryError>),
     ) {
-        let pieces: Vec<(u64, Span)> = writes
+        let pieces: Vec<(u64, MemorySpan)> = writes
             .iter()
             .map(|write| {
                 let (address, bytes) = (write.bytes.as_ptr().cast_mut(), write.bytes.len());
-                (write.offset, Span { address, bytes })
+                (write.offset, MemorySpan { address, bytes })
             })
             .collect();
         // SAFETY: the spans are the bytes of `writes`, which are borrowed until this returns, and
         // writes only read them.
-        unsafe { self.transfer(file, Direction::Write, &pieces, landed) }
+        unsafe { self.transfer(file, IoDirection::Write, &pieces, landed) }
     }
 
     /// # Safety
@@ -133,11 +138,11 @@ impl FileBatch {
     unsafe fn transfer(
         &self,
         file: &FileMemory,
-        direction: Direction,
-        pieces: &[(u64, Span)],
-        landed: &mut Landed<'_>,
+        direction: IoDirection,
+        pieces: &[(u64, MemorySpan)],
+        landed: &mut PieceCallback<'_>,
     ) {
-        let mut flight = Flight::new(file, direction, pieces);
+        let mut flight = BatchFlight::new(file, direction, pieces);
         for (index, (offset, span)) in pieces.iter().enumerate() {
             if let Err(error) = flight.cut(index, *offset, *span) {
                 landed(index, Err(error));
@@ -146,7 +151,7 @@ impl FileBatch {
             }
         }
         flight.join();
-        if direction == Direction::Write {
+        if direction == IoDirection::Write {
             // Writes to the page cache are copies, which a queue would delegate to a kernel thread.
             // SAFETY: passed on to the caller.
             unsafe { flight.run_here(|is_direct| !is_direct, landed) };
@@ -155,7 +160,7 @@ impl FileBatch {
             // SAFETY: passed on to the caller.
             return unsafe { flight.run_here(|_| true, landed) };
         }
-        let mut worker = Worker::take(self.way);
+        let mut worker = FileWorker::take(self.way);
         // SAFETY: passed on to the caller.
         unsafe { flight.fly(worker.queue(), landed) };
         worker.give_back();
@@ -164,12 +169,12 @@ impl FileBatch {
 
 /// A part of a piece, transferred through one file descriptor.
 #[derive(Clone, Copy)]
-struct Part<'a> {
+struct PiecePart<'a> {
     piece: usize,
     fd: BorrowedFd<'a>,
     is_direct: bool,
     offset: u64,
-    span: Span,
+    span: MemorySpan,
 }
 
 /// Adjacent parts of the file.
@@ -181,11 +186,11 @@ struct Run {
 }
 
 /// A batch in progress.
-struct Flight<'a> {
+struct BatchFlight<'a> {
     file: &'a FileMemory,
-    direction: Direction,
-    parts: Vec<Part<'a>>,
-    spans: Vec<Span>,
+    direction: IoDirection,
+    parts: Vec<PiecePart<'a>>,
+    spans: Vec<MemorySpan>,
     runs: Vec<Run>,
     /// The first run that has not started.
     next: usize,
@@ -196,17 +201,21 @@ struct Flight<'a> {
 }
 
 /// Waits on drop for all operations in flight, also while a panic unwinds.
-struct Drained<'q>(&'q mut FileQueue);
+struct DrainOnDrop<'q>(&'q mut FileQueue);
 
-impl Drop for Drained<'_> {
+impl Drop for DrainOnDrop<'_> {
     fn drop(&mut self) {
         self.0.drain();
     }
 }
 
-impl<'a> Flight<'a> {
-    fn new(file: &'a FileMemory, direction: Direction, pieces: &[(u64, Span)]) -> Flight<'a> {
-        Flight {
+impl<'a> BatchFlight<'a> {
+    fn new(
+        file: &'a FileMemory,
+        direction: IoDirection,
+        pieces: &[(u64, MemorySpan)],
+    ) -> BatchFlight<'a> {
+        BatchFlight {
             file,
             direction,
             parts: Vec::with_capacity(pieces.len()),
@@ -219,16 +228,16 @@ impl<'a> Flight<'a> {
     }
 
     /// Splits a piece into its direct middle and its edges, and long parts into segments.
-    fn cut(&mut self, piece: usize, offset: u64, span: Span) -> Result<(), MemoryError> {
+    fn cut(&mut self, piece: usize, offset: u64, span: MemorySpan) -> Result<(), MemoryError> {
         let division = self.file.divide(offset, span.address, span.bytes)?;
-        let whole = Part {
+        let whole = PiecePart {
             piece,
             fd: self.file.as_fd(),
             is_direct: false,
             offset,
             span,
         };
-        let Division::Direct {
+        let TransferDivision::Direct {
             fd,
             head,
             middle,
@@ -239,7 +248,7 @@ impl<'a> Flight<'a> {
             return Ok(());
         };
         self.chop(whole.of(0, head), RUN_BYTES);
-        let direct = Part {
+        let direct = PiecePart {
             fd,
             is_direct: true,
             ..whole.of(head, middle)
@@ -250,7 +259,7 @@ impl<'a> Flight<'a> {
         Ok(())
     }
 
-    fn chop(&mut self, part: Part<'a>, bytes: usize) {
+    fn chop(&mut self, part: PiecePart<'a>, bytes: usize) {
         for from in (0..part.span.bytes).step_by(bytes) {
             self.parts
                 .push(part.of(from, bytes.min(part.span.bytes - from)));
@@ -264,7 +273,7 @@ impl<'a> Flight<'a> {
     fn join(&mut self) {
         self.parts
             .sort_unstable_by_key(|part| (part.is_direct, part.offset, part.piece));
-        let mut before: Option<Part<'a>> = None;
+        let mut before: Option<PiecePart<'a>> = None;
         for (index, part) in self.parts.iter().enumerate() {
             let run = self.runs.last_mut();
             let joined = run.zip(before).filter(|(run, before)| {
@@ -298,7 +307,7 @@ impl<'a> Flight<'a> {
     }
 
     /// Run `index` as an operation, with its direct flag; `None` if there is no such run.
-    fn operation(&self, index: usize) -> Option<(Operation, bool)> {
+    fn operation(&self, index: usize) -> Option<(FileOperation, bool)> {
         let run = self.runs.get(index)?;
         let first = self.parts.get(run.parts.start)?;
         let memory = match self.spans.get(run.spans.clone())? {
@@ -308,7 +317,7 @@ impl<'a> Flight<'a> {
                 count: many.len(),
             },
         };
-        let operation = Operation {
+        let operation = FileOperation {
             direction: self.direction,
             fd: first.fd.as_raw_fd(),
             offset: first.offset,
@@ -322,7 +331,7 @@ impl<'a> Flight<'a> {
     ///
     /// # Safety
     /// As for [`FileBatch::transfer`].
-    unsafe fn run_here(&mut self, is_meant: impl Fn(bool) -> bool, landed: &mut Landed<'_>) {
+    unsafe fn run_here(&mut self, is_meant: impl Fn(bool) -> bool, landed: &mut PieceCallback<'_>) {
         while let Some((operation, is_direct)) = self.operation(self.next)
             && is_meant(is_direct)
         {
@@ -339,9 +348,9 @@ impl<'a> Flight<'a> {
     ///
     /// # Safety
     /// As for [`FileBatch::transfer`].
-    unsafe fn fly(&mut self, queue: &mut FileQueue, landed: &mut Landed<'_>) {
-        let drained = Drained(queue);
-        let mut ended: Vec<Completion> = Vec::new();
+    unsafe fn fly(&mut self, queue: &mut FileQueue, landed: &mut PieceCallback<'_>) {
+        let drained = DrainOnDrop(queue);
+        let mut ended: Vec<FileCompletion> = Vec::new();
         loop {
             // Submits before it handles completions, so that the disk stays busy.
             while drained.0.has_room()
@@ -356,7 +365,7 @@ impl<'a> Flight<'a> {
                 self.next += 1;
             }
             drained.0.flush();
-            for Completion { token, result } in ended.drain(..) {
+            for FileCompletion { token, result } in ended.drain(..) {
                 let run = usize::try_from(token).unwrap_or(usize::MAX);
                 // SAFETY: passed on to the caller; the completion of the run was taken.
                 unsafe { self.ended(run, result.unwrap_or(0), landed) };
@@ -376,7 +385,7 @@ impl<'a> Flight<'a> {
     ///
     /// # Safety
     /// As for [`FileBatch::transfer`], and the run is not in flight.
-    unsafe fn ended(&mut self, index: usize, done: usize, landed: &mut Landed<'_>) {
+    unsafe fn ended(&mut self, index: usize, done: usize, landed: &mut PieceCallback<'_>) {
         let Some(run) = self.runs.get(index) else {
             broken(format_args!("run {index} of {}", self.runs.len()));
         };
@@ -403,16 +412,16 @@ impl<'a> Flight<'a> {
     ///
     /// # Safety
     /// As for [`FileBatch::transfer`], and no run with this part is in flight.
-    unsafe fn finish(&self, part: Part<'_>) -> Result<(), MemoryError> {
-        let Span { address, bytes } = part.span;
+    unsafe fn finish(&self, part: PiecePart<'_>) -> Result<(), MemoryError> {
+        let MemorySpan { address, bytes } = part.span;
         match self.direction {
-            Direction::Read => {
+            IoDirection::Read => {
                 // SAFETY: the caller keeps the bytes mapped and initialised and excludes all other
                 // access; the kernel no longer uses them.
                 let bytes = unsafe { std::slice::from_raw_parts_mut(address, bytes) };
                 self.file.read_exact_at(part.offset, bytes)
             }
-            Direction::Write => {
+            IoDirection::Write => {
                 // SAFETY: the caller keeps the bytes mapped and initialised and writers away.
                 let bytes = unsafe { std::slice::from_raw_parts(address.cast_const(), bytes) };
                 self.file.write_all_at(part.offset, bytes)
@@ -420,7 +429,7 @@ impl<'a> Flight<'a> {
         }
     }
 
-    fn part_ended(&mut self, piece: usize, landed: &mut Landed<'_>) {
+    fn part_ended(&mut self, piece: usize, landed: &mut PieceCallback<'_>) {
         let left = self.left.get(piece).and_then(|left| left.checked_sub(1));
         let (Some(left), Some(place)) = (left, self.left.get_mut(piece)) else {
             broken(format_args!("a part of piece {piece} ended twice"));
@@ -437,12 +446,12 @@ impl<'a> Flight<'a> {
     }
 }
 
-impl<'a> Part<'a> {
+impl<'a> PiecePart<'a> {
     /// The `bytes` bytes from offset `from` on.
-    fn of(self, from: usize, bytes: usize) -> Part<'a> {
-        Part {
+    fn of(self, from: usize, bytes: usize) -> PiecePart<'a> {
+        PiecePart {
             offset: self.offset + from as u64,
-            span: Span {
+            span: MemorySpan {
                 address: self.span.address.wrapping_add(from),
                 bytes,
             },

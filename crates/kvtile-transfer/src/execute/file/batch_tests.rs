@@ -6,7 +6,7 @@ use std::{
 };
 
 use kvtile_memory::{AlignedBuffer, FileMemory, MemoryError};
-use kvtile_testkit::disk::Numbers;
+use kvtile_testkit::disk::SplitMix64;
 
 use super::{
     batch::{FileBatch, FileRead, FileWrite},

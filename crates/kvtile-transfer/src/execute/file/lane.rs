@@ -6,8 +6,8 @@ use kvtile_layout::CopyPlan;
 
 use super::{
     super::{
-        flight::Flight,
-        lane::{Hints, Lane, LaneEnd, LanePlanning, Sides},
+        flight::TransferFlight,
+        lane::{Lane, LaneEnd, LanePlanning, LaneSides, TransferHints},
     },
     copy_plan,
 };
@@ -45,7 +45,7 @@ impl Lane for FileLane {
     /// A read from a file into memory follows the order of the file. Going layer by layer is free
     /// where it keeps that order: the destination must be memory with one region per layer, and a
     /// source in files must have one region per layer too.
-    fn planning(&self, (source, destination): Sides<'_>) -> LanePlanning {
+    fn planning(&self, (source, destination): LaneSides<'_>) -> LanePlanning {
         let (from_file, to_file) = (
             source.end() == LaneEnd::File,
             destination.end() == LaneEnd::File,
@@ -66,14 +66,14 @@ impl Lane for FileLane {
     unsafe fn carry(
         &self,
         plan: &CopyPlan,
-        (source, destination): Sides<'_>,
-        _hints: Hints,
+        (source, destination): LaneSides<'_>,
+        _hints: TransferHints,
     ) -> Result<(), TransferError> {
         // SAFETY: passed on to the caller.
         unsafe { copy_plan(plan, source, destination) }
     }
 
-    fn fly(&self, flight: Flight) {
+    fn fly(&self, flight: TransferFlight) {
         flight.fly(self);
     }
 }

@@ -4,7 +4,7 @@ use super::queue::FileWay;
 
 /// The settings of a transfer. Code outside this folder does not set them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct FileLimits {
     pub(super) way: FileWay,
     /// Maximum bytes of a round: enough to merge small pieces into large ones, and few enough to
     /// stay in a shared cache.
@@ -30,11 +30,11 @@ pub(super) struct Limits {
 /// Maximum bytes of a round of a large transfer.
 const ROUND_BYTES: u64 = 4 << 20;
 
-impl Limits {
+impl FileLimits {
     /// Limits for a transfer of `bytes` bytes. Small transfers use smaller rounds, so that their
     /// reads, permutations and writes overlap too.
-    pub(super) fn for_transfer(bytes: u64) -> Limits {
-        Limits {
+    pub(super) fn for_transfer(bytes: u64) -> FileLimits {
+        FileLimits {
             way: FileWay::Best,
             round_bytes: (bytes / 8).next_power_of_two().clamp(1 << 20, ROUND_BYTES),
             round_tiles: 1 << 15,

@@ -44,10 +44,10 @@ mod tiling;
 mod window;
 
 use kvtile_layout::CopyPlan;
-use limits::Limits;
-use pipeline::Pipeline;
-use staging::Worker;
-use tiling::{Files, Tiling};
+use limits::FileLimits;
+use pipeline::FilePipeline;
+use staging::FileWorker;
+use tiling::{FileSides, NestTiling};
 
 use super::bound::BoundLayout;
 use crate::error::TransferError;
@@ -65,7 +65,7 @@ unsafe fn copy_plan(
     source: &BoundLayout,
     destination: &BoundLayout,
 ) -> Result<(), TransferError> {
-    let limits = Limits::for_transfer(plan.bytes());
+    let limits = FileLimits::for_transfer(plan.bytes());
     // SAFETY: passed on to the caller.
     unsafe { copy_plan_within(plan, source, destination, &limits) }
 }
@@ -78,19 +78,19 @@ unsafe fn copy_plan_within(
     plan: &CopyPlan,
     source: &BoundLayout,
     destination: &BoundLayout,
-    limits: &Limits,
+    limits: &FileLimits,
 ) -> Result<(), TransferError> {
-    let files = Files::of(source, destination, limits.round_bytes);
+    let files = FileSides::of(source, destination, limits.round_bytes);
     let tilings = plan.classes().iter().map(|class| {
         let nests = class.nests.iter();
-        nests.map(|nest| Tiling::new(nest, files)).collect()
+        nests.map(|nest| NestTiling::new(nest, files)).collect()
     });
     // The tiles of one class may be in progress while those of the next are prepared.
-    let tilings: Vec<Vec<Tiling>> = tilings.collect::<Result<_, _>>()?;
-    let mut worker = Worker::take(limits.way);
+    let tilings: Vec<Vec<NestTiling>> = tilings.collect::<Result<_, _>>()?;
+    let mut worker = FileWorker::take(limits.way);
     // SAFETY: passed on to the caller. Dropping the pipeline waits for its operations in flight,
     // before this function returns or unwinds.
-    let mut pipeline = unsafe { Pipeline::new(source, destination, limits, &mut worker) };
+    let mut pipeline = unsafe { FilePipeline::new(source, destination, limits, &mut worker) };
     for (class, tilings) in plan.classes().iter().zip(&tilings) {
         for pair in &class.pairs {
             for (nest, tiling) in class.nests.iter().zip(tilings) {

@@ -5,18 +5,18 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-use kvtile_memory::{Division, FileMemory};
+use kvtile_memory::{FileMemory, TransferDivision};
 use rustix::io::{ReadWriteFlags, preadv2};
 
-use super::queue::Direction;
+use super::queue::IoDirection;
 use crate::error::TransferError;
 
 /// A read or write between a file and memory, through one file descriptor.
 #[derive(Clone, Copy)]
-pub(super) struct Piece<'a> {
+pub(super) struct FilePiece<'a> {
     pub(super) file: &'a FileMemory,
     pub(super) fd: BorrowedFd<'a>,
-    pub(super) direction: Direction,
+    pub(super) direction: IoDirection,
     pub(super) offset: u64,
     pub(super) address: *mut u8,
     pub(super) bytes: usize,
@@ -27,17 +27,17 @@ pub(super) struct Piece<'a> {
     pub(super) is_for_queue: bool,
 }
 
-impl<'a> Piece<'a> {
+impl<'a> FilePiece<'a> {
     /// Splits this piece and passes the parts to `take`. The unaligned edges of a direct transfer
     /// go through the page cache. Its middle is split into pieces of `piece_bytes`, rounded up to
     /// the file's alignment. A buffered piece stays whole, because it is tried at once.
     pub(super) fn cut(
         self,
         piece_bytes: usize,
-        mut take: impl FnMut(Piece<'a>),
+        mut take: impl FnMut(FilePiece<'a>),
     ) -> Result<(), TransferError> {
         let division = self.file.divide(self.offset, self.address, self.bytes)?;
-        let Division::Direct {
+        let TransferDivision::Direct {
             fd,
             head,
             middle,
@@ -50,7 +50,7 @@ impl<'a> Piece<'a> {
         // A multiple of the alignment keeps every piece aligned.
         let aligned = piece_bytes.max(1).next_multiple_of(alignment.max(1));
         self.part(0, head).chop(head.max(1), &mut take);
-        let direct = Piece {
+        let direct = FilePiece {
             fd,
             is_for_queue: true,
             ..self.part(head, middle)
@@ -62,8 +62,8 @@ impl<'a> Piece<'a> {
     }
 
     /// The `bytes` bytes from offset `from` on.
-    fn part(self, from: usize, bytes: usize) -> Piece<'a> {
-        Piece {
+    fn part(self, from: usize, bytes: usize) -> FilePiece<'a> {
+        FilePiece {
             offset: self.offset + from as u64,
             address: self.address.wrapping_add(from),
             bytes,
@@ -72,7 +72,7 @@ impl<'a> Piece<'a> {
     }
 
     /// Passes pieces of `piece_bytes` to `take`.
-    pub(super) fn chop(self, piece_bytes: usize, take: &mut impl FnMut(Piece<'a>)) {
+    pub(super) fn chop(self, piece_bytes: usize, take: &mut impl FnMut(FilePiece<'a>)) {
         for from in (0..self.bytes).step_by(piece_bytes) {
             take(self.part(from, piece_bytes.min(self.bytes - from)));
         }
@@ -85,8 +85,8 @@ impl<'a> Piece<'a> {
     ///
     /// # Safety
     /// As for [`Piece::finish`].
-    pub(super) unsafe fn start(self) -> Result<Option<Piece<'a>>, TransferError> {
-        if self.direction == Direction::Write {
+    pub(super) unsafe fn start(self) -> Result<Option<FilePiece<'a>>, TransferError> {
+        if self.direction == IoDirection::Write {
             // SAFETY: passed on to the caller.
             unsafe { self.finish(0) }?;
             return Ok(None);
@@ -97,7 +97,7 @@ impl<'a> Piece<'a> {
         let flags = ReadWriteFlags::NOWAIT;
         // The queue will report any error.
         let done = preadv2(self.fd, bytes, self.offset, flags).unwrap_or(0);
-        let rest = Piece {
+        let rest = FilePiece {
             is_for_queue: true,
             ..self.part(done, self.bytes.saturating_sub(done))
         };
@@ -112,13 +112,13 @@ impl<'a> Piece<'a> {
     pub(super) unsafe fn finish(self, done: usize) -> Result<(), TransferError> {
         let rest = self.part(done, self.bytes.saturating_sub(done));
         match rest.direction {
-            Direction::Read => {
+            IoDirection::Read => {
                 // SAFETY: the caller keeps the bytes mapped and initialised and excludes all other
                 // access; the kernel no longer uses them.
                 let bytes = unsafe { std::slice::from_raw_parts_mut(rest.address, rest.bytes) };
                 rest.file.read_exact_at(rest.offset, bytes)?;
             }
-            Direction::Write => {
+            IoDirection::Write => {
                 let address = rest.address.cast_const();
                 // SAFETY: the caller keeps the bytes mapped and initialised and writers away.
                 let bytes = unsafe { std::slice::from_raw_parts(address, rest.bytes) };
@@ -132,11 +132,11 @@ impl<'a> Piece<'a> {
 /// The piece of `bytes` bytes of `file` at `offset`, not split yet.
 pub(super) fn piece(
     file: &FileMemory,
-    direction: Direction,
+    direction: IoDirection,
     offset: u64,
     (address, bytes): (*mut u8, usize),
-) -> Piece<'_> {
-    Piece {
+) -> FilePiece<'_> {
+    FilePiece {
         file,
         fd: file.as_fd(),
         direction,

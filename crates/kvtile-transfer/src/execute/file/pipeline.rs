@@ -3,65 +3,65 @@
 use std::collections::VecDeque;
 
 use kvtile_layout::Location;
-use kvtile_memory::{Division, FileMemory};
+use kvtile_memory::{FileMemory, TransferDivision};
 
 use super::{
-    super::bound::{Backing, BoundLayout},
-    limits::Limits,
-    piece::{Piece, piece},
-    queue::{CAPACITY, Completion, Direction, Operation, OperationMemory, Span},
-    round::{Round, Windows},
-    staging::{Staged, Worker},
-    tiling::{Tile, TileNest},
-    window::Window,
+    super::bound::{BoundLayout, RegionBacking},
+    limits::FileLimits,
+    piece::{FilePiece, piece},
+    queue::{CAPACITY, FileCompletion, FileOperation, IoDirection, MemorySpan, OperationMemory},
+    round::{FileRound, RoundWindows},
+    staging::{FileWorker, TakenSlot},
+    tiling::{FileTile, TileNest},
+    window::FileWindow,
 };
 use crate::error::{CopyError, TransferError};
 
 use std::os::fd::AsRawFd;
 
 /// Executes tiles. Dropping it waits for operations in flight and releases its staging memory.
-pub(super) struct Pipeline<'a, 'w> {
+pub(super) struct FilePipeline<'a, 'w> {
     source: &'a BoundLayout,
     destination: &'a BoundLayout,
-    limits: &'a Limits,
-    worker: &'w mut Worker,
+    limits: &'a FileLimits,
+    worker: &'w mut FileWorker,
     /// The round that collects tiles.
-    next: Round<'a>,
+    next: FileRound<'a>,
     /// The rounds in progress, by staging slot.
-    rounds: Vec<Option<UnderWay<'a>>>,
+    rounds: Vec<Option<StagedRound<'a>>>,
     /// A run that the next one may extend, and its regions.
-    run: Option<(Piece<'a>, [u64; 2])>,
+    run: Option<(FilePiece<'a>, [u64; 2])>,
     /// Pieces that are not in flight yet, in order.
-    pending: VecDeque<Piece<'a>>,
+    pending: VecDeque<FilePiece<'a>>,
     /// Pieces in flight, by token.
-    flying: Vec<Option<Piece<'a>>>,
+    flying: Vec<Option<FilePiece<'a>>>,
     flying_bytes: usize,
 }
 
 /// A round with its staging memory.
-struct UnderWay<'a> {
-    windows: Windows<'a>,
-    staged: Staged,
+struct StagedRound<'a> {
+    windows: RoundWindows<'a>,
+    staged: TakenSlot,
     /// Number of unfinished pieces.
     left: usize,
     is_written: bool,
 }
 
-impl<'a, 'w> Pipeline<'a, 'w> {
+impl<'a, 'w> FilePipeline<'a, 'w> {
     /// # Safety
     /// As for [`super::copy_plan`], for every tile that is pushed, until this is dropped.
     pub(super) unsafe fn new(
         source: &'a BoundLayout,
         destination: &'a BoundLayout,
-        limits: &'a Limits,
-        worker: &'w mut Worker,
-    ) -> Pipeline<'a, 'w> {
-        Pipeline {
+        limits: &'a FileLimits,
+        worker: &'w mut FileWorker,
+    ) -> FilePipeline<'a, 'w> {
+        FilePipeline {
             source,
             destination,
             limits,
             worker,
-            next: Round::default(),
+            next: FileRound::default(),
             rounds: Vec::new(),
             run: None,
             pending: VecDeque::new(),
@@ -71,7 +71,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
     }
 
     /// Accepts a tile. [`Pipeline::finish`] returns after all tiles are copied.
-    pub(super) fn push(&mut self, tile: Tile, nest: &'a TileNest) -> Result<(), TransferError> {
+    pub(super) fn push(&mut self, tile: FileTile, nest: &'a TileNest) -> Result<(), TransferError> {
         if nest.is_run && nest.bytes >= self.limits.direct_run_bytes {
             let regions = [tile.source.region, tile.destination.region];
             if let Some(run) = self.run_without_staging(&tile, nest.bytes)? {
@@ -100,32 +100,32 @@ impl<'a, 'w> Pipeline<'a, 'w> {
     /// help.
     fn run_without_staging(
         &self,
-        tile: &Tile,
+        tile: &FileTile,
         bytes: u64,
-    ) -> Result<Option<Piece<'a>>, TransferError> {
+    ) -> Result<Option<FilePiece<'a>>, TransferError> {
         let length = usize::try_from(bytes).map_err(|_| {
             TransferError::Copy(CopyError::OutsidePlan {
                 region: tile.source.region,
             })
         })?;
         let (memory, file, direction) = match (self.source.backing(), self.destination.backing()) {
-            (Backing::Memory(_), Backing::File) => (
+            (RegionBacking::Memory(_), RegionBacking::File) => (
                 self.source.pointer(tile.source, bytes)?,
                 file_at(self.destination, tile.destination)?,
-                Direction::Write,
+                IoDirection::Write,
             ),
-            (Backing::File, Backing::Memory(_)) => (
+            (RegionBacking::File, RegionBacking::Memory(_)) => (
                 self.destination.pointer(tile.destination, bytes)?,
                 file_at(self.source, tile.source)?,
-                Direction::Read,
+                IoDirection::Read,
             ),
             _ => return Ok(None),
         };
         let (file, offset) = file;
         if file.direct_fd().is_some() {
             let middle = match file.divide(offset, memory, length)? {
-                Division::Direct { middle, .. } => middle,
-                Division::Buffered => 0,
+                TransferDivision::Direct { middle, .. } => middle,
+                TransferDivision::Buffered => 0,
             };
             // In staging memory, its edges are merged with adjacent pieces, and all of it is
             // aligned.
@@ -137,7 +137,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
     }
 
     /// Appends a run to the open one, or closes that and opens a new one.
-    fn push_run(&mut self, run: Piece<'a>, regions: [u64; 2]) -> Result<(), TransferError> {
+    fn push_run(&mut self, run: FilePiece<'a>, regions: [u64; 2]) -> Result<(), TransferError> {
         if let Some((last, of)) = &mut self.run
             && *of == regions
             && last.bytes < self.limits.joined_run_bytes
@@ -189,7 +189,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         }
         let slot = staged.slot;
         let place = self.rounds.get_mut(slot);
-        *place.ok_or_else(|| missing("the place of round", slot))? = Some(UnderWay {
+        *place.ok_or_else(|| missing("the place of round", slot))? = Some(StagedRound {
             windows,
             staged,
             left: 0,
@@ -198,7 +198,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         if reads.is_empty() {
             self.permute(slot)?;
         } else {
-            self.queue_windows(slot, &reads, Direction::Read)?;
+            self.queue_windows(slot, &reads, IoDirection::Read)?;
         }
         self.start_pieces()
     }
@@ -207,18 +207,18 @@ impl<'a, 'w> Pipeline<'a, 'w> {
     fn queue_windows(
         &mut self,
         slot: usize,
-        windows: &[Window],
-        direction: Direction,
+        windows: &[FileWindow],
+        direction: IoDirection,
     ) -> Result<(), TransferError> {
         let round = round_in(&mut self.rounds, slot)?;
         let layout = match direction {
-            Direction::Read => self.source,
-            Direction::Write => self.destination,
+            IoDirection::Read => self.source,
+            IoDirection::Write => self.destination,
         };
         for window in windows {
             let (file, base) = layout.file(window.region)?;
             let address = round.staged.start.wrapping_add(window.staged_at);
-            let whole = Piece {
+            let whole = FilePiece {
                 round: Some(slot),
                 ..piece(file, direction, base + window.from, (address, window.len()))
             };
@@ -246,7 +246,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         if writes.is_empty() {
             return self.end_round(slot);
         }
-        self.queue_windows(slot, &writes, Direction::Write)
+        self.queue_windows(slot, &writes, IoDirection::Write)
     }
 
     fn end_round(&mut self, slot: usize) -> Result<(), TransferError> {
@@ -286,7 +286,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
     }
 
     /// The bytes that were not in the page cache are split into pieces and read first.
-    fn put_back(&mut self, rest: Piece<'a>) -> Result<(), TransferError> {
+    fn put_back(&mut self, rest: FilePiece<'a>) -> Result<(), TransferError> {
         let mut pieces = Vec::new();
         rest.chop(self.limits.piece_bytes.max(1), &mut |piece| {
             pieces.push(piece);
@@ -303,7 +303,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
     }
 
     /// Submits a piece. The queue has room.
-    fn submit(&mut self, piece: Piece<'a>) {
+    fn submit(&mut self, piece: FilePiece<'a>) {
         let free = self.flying.iter().position(Option::is_none);
         let token = free.unwrap_or(self.flying.len());
         match self.flying.get_mut(token) {
@@ -317,11 +317,11 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         // freed, only when its round has no piece in flight. Dropping `self` drains the queue
         // first.
         unsafe {
-            self.worker.queue().submit(Operation {
+            self.worker.queue().submit(FileOperation {
                 direction: piece.direction,
                 fd: piece.fd.as_raw_fd(),
                 offset: piece.offset,
-                memory: OperationMemory::One(Span {
+                memory: OperationMemory::One(MemorySpan {
                     address: piece.address,
                     bytes: piece.bytes,
                 }),
@@ -349,7 +349,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
             what: "the completion of bytes in flight:",
             index: flying,
         }))?;
-        let Completion { token, result } = completion;
+        let FileCompletion { token, result } = completion;
         let place = usize::try_from(token).ok();
         let place = place.and_then(|token| self.flying.get_mut(token));
         let piece = place.and_then(Option::take);
@@ -370,7 +370,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
     }
 
     /// Handles the completion of a piece.
-    fn arrived(&mut self, piece: Piece<'a>) -> Result<(), TransferError> {
+    fn arrived(&mut self, piece: FilePiece<'a>) -> Result<(), TransferError> {
         let Some(slot) = piece.round else {
             // A run without staging has no round.
             return Ok(());
@@ -386,7 +386,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
     }
 }
 
-impl Drop for Pipeline<'_, '_> {
+impl Drop for FilePipeline<'_, '_> {
     fn drop(&mut self) {
         if let Some(queue) = self.worker.queue_if_made() {
             queue.drain();
@@ -399,9 +399,9 @@ impl Drop for Pipeline<'_, '_> {
 /// success. It does not panic, since reads and writes may be in flight; dropping the pipeline waits
 /// for them.
 fn round_in<'r, 'a>(
-    rounds: &'r mut [Option<UnderWay<'a>>],
+    rounds: &'r mut [Option<StagedRound<'a>>],
     slot: usize,
-) -> Result<&'r mut UnderWay<'a>, TransferError> {
+) -> Result<&'r mut StagedRound<'a>, TransferError> {
     let round = rounds.get_mut(slot).and_then(Option::as_mut);
     round.ok_or_else(|| missing("round", slot))
 }

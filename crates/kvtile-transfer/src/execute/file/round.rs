@@ -2,30 +2,30 @@
 
 use super::{
     super::{
-        bound::{Backing, BoundLayout},
+        bound::{BoundLayout, RegionBacking},
         place::copy_nest,
     },
-    limits::Limits,
-    tiling::{Tile, TileNest},
-    window::{Window, place, staged_bytes, total, windows},
+    limits::FileLimits,
+    tiling::{FileTile, TileNest},
+    window::{FileWindow, place, staged_bytes, total, windows},
 };
 use crate::error::TransferError;
 
 /// The tiles of the next round, while they are collected.
 #[derive(Default)]
-pub(super) struct Round<'a> {
-    tiles: Vec<(Tile, &'a TileNest)>,
+pub(super) struct FileRound<'a> {
+    tiles: Vec<(FileTile, &'a TileNest)>,
     bytes: u64,
     /// Lower bound of the bytes of the source windows, without gaps.
     read_bytes: u64,
 }
 
-impl<'a> Round<'a> {
+impl<'a> FileRound<'a> {
     pub(super) fn is_empty(&self) -> bool {
         self.tiles.is_empty()
     }
 
-    pub(super) fn push(&mut self, tile: Tile, nest: &'a TileNest) {
+    pub(super) fn push(&mut self, tile: FileTile, nest: &'a TileNest) {
         self.bytes = self.bytes.saturating_add(nest.bytes);
         self.read_bytes = self.read_bytes.saturating_add(nest.source_span);
         self.tiles.push((tile, nest));
@@ -35,7 +35,7 @@ impl<'a> Round<'a> {
         &mut self,
         nest: &TileNest,
         source: &BoundLayout,
-        limits: &Limits,
+        limits: &FileLimits,
     ) -> bool {
         let fits = |have: u64, more: u64, max| have.saturating_add(more) <= max;
         if self.tiles.len() >= limits.round_tiles
@@ -43,7 +43,7 @@ impl<'a> Round<'a> {
         {
             return false;
         }
-        let is_memory = matches!(source.backing(), Backing::Memory(_));
+        let is_memory = matches!(source.backing(), RegionBacking::Memory(_));
         if is_memory || fits(self.read_bytes, nest.source_span, limits.round_read_bytes) {
             return true;
         }
@@ -67,8 +67,8 @@ impl<'a> Round<'a> {
         self,
         source: &BoundLayout,
         destination: &BoundLayout,
-        limits: &Limits,
-    ) -> Windows<'a> {
+        limits: &FileLimits,
+    ) -> RoundWindows<'a> {
         let mut reads = windows(source, limits.read_gap_bytes, 0, self.source_spans());
         if total(&reads) > limits.round_read_bytes {
             reads = windows(source, 0, 0, self.source_spans());
@@ -76,7 +76,7 @@ impl<'a> Round<'a> {
         let tiles = self.tiles.iter();
         let spans = tiles.map(|(tile, nest)| (tile.destination, nest.destination_span));
         let writes = windows(destination, 0, staged_bytes(&reads), spans);
-        Windows {
+        RoundWindows {
             tiles: self.tiles,
             reads,
             writes,
@@ -85,13 +85,13 @@ impl<'a> Round<'a> {
 }
 
 /// The tiles of a round with their windows in staging memory.
-pub(super) struct Windows<'a> {
-    tiles: Vec<(Tile, &'a TileNest)>,
-    pub(super) reads: Vec<Window>,
-    pub(super) writes: Vec<Window>,
+pub(super) struct RoundWindows<'a> {
+    tiles: Vec<(FileTile, &'a TileNest)>,
+    pub(super) reads: Vec<FileWindow>,
+    pub(super) writes: Vec<FileWindow>,
 }
 
-impl Windows<'_> {
+impl RoundWindows<'_> {
     /// Bytes of staging memory that they need.
     pub(super) fn staged_bytes(&self) -> usize {
         staged_bytes(&self.reads).max(staged_bytes(&self.writes))

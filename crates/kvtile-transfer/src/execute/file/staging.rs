@@ -18,19 +18,19 @@ const STAGED_MAX: usize = 2;
 /// Allocation granularity of staging memory: a huge page.
 const GRAIN_BYTES: usize = 2 << 20;
 
-static POOL: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
+static POOL: Mutex<Vec<FileWorker>> = Mutex::new(Vec::new());
 
 /// A queue, made on first use, and the staging memory of rounds.
-pub(super) struct Worker {
+pub(super) struct FileWorker {
     way: FileWay,
     process: u32,
     queue: Option<FileQueue>,
-    pub(super) staging: Staging,
+    pub(super) staging: StagingMemory,
 }
 
-impl Worker {
+impl FileWorker {
     /// Takes a worker from the pool, or makes a new one.
-    pub(super) fn take(way: FileWay) -> Worker {
+    pub(super) fn take(way: FileWay) -> FileWorker {
         let process = std::process::id();
         // Blocking here could deadlock, if the lock was held when this process was forked.
         if let Some(mut pool) = POOL.try_lock() {
@@ -43,11 +43,11 @@ impl Worker {
                 std::mem::forget(worker);
             }
         }
-        Worker {
+        FileWorker {
             way,
             process,
             queue: None,
-            staging: Staging::default(),
+            staging: StagingMemory::default(),
         }
     }
 
@@ -60,7 +60,7 @@ impl Worker {
         {
             let staged = pool.iter().filter(|worker| worker.staging.total() > 0);
             if staged.count() >= STAGED_MAX {
-                self.staging = Staging::default();
+                self.staging = StagingMemory::default();
             }
             pool.push(self);
         }
@@ -79,17 +79,17 @@ impl Worker {
 
 /// Staging memory in slots, one for each round in progress.
 #[derive(Default)]
-pub(super) struct Staging {
-    slots: Vec<Slot>,
+pub(super) struct StagingMemory {
+    slots: Vec<StagingSlot>,
 }
 
 #[derive(Default)]
-struct Slot {
+struct StagingSlot {
     memory: Option<SystemMemory>,
     is_taken: bool,
 }
 
-impl Slot {
+impl StagingSlot {
     fn size(&self) -> usize {
         self.memory.as_ref().map_or(0, SystemMemory::size)
     }
@@ -97,22 +97,22 @@ impl Slot {
 
 /// Staging memory of one round, until its slot is released.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Staged {
+pub(super) struct TakenSlot {
     pub(super) slot: usize,
     /// The first byte, at a page boundary; valid for the requested bytes.
     pub(super) start: *mut u8,
 }
 
-impl Staging {
+impl StagingMemory {
     /// Takes a slot of `bytes` bytes. `None` if the slots in use would then exceed `max` together;
     /// a slot that is alone in use may be larger.
     pub(super) fn take(
         &mut self,
         bytes: usize,
         max: usize,
-    ) -> Result<Option<Staged>, TransferError> {
-        let taken = |slot: &&Slot| slot.is_taken;
-        let in_use: usize = self.slots.iter().filter(taken).map(Slot::size).sum();
+    ) -> Result<Option<TakenSlot>, TransferError> {
+        let taken = |slot: &&StagingSlot| slot.is_taken;
+        let in_use: usize = self.slots.iter().filter(taken).map(StagingSlot::size).sum();
         if in_use > 0 && in_use.saturating_add(bytes) > max {
             return Ok(None);
         }
@@ -124,14 +124,14 @@ impl Staging {
         });
         let index = best.map_or(self.slots.len(), |(index, _)| index);
         if index == self.slots.len() {
-            self.slots.push(Slot::default());
+            self.slots.push(StagingSlot::default());
         }
         self.make_large_enough(index, bytes, max)?;
         let slot = self.slots.get_mut(index);
         let placed = slot.and_then(|slot| {
             let memory = slot.memory.as_ref()?;
             slot.is_taken = true;
-            Some(Staged {
+            Some(TakenSlot {
                 slot: index,
                 start: std::ptr::with_exposed_provenance_mut(memory.addr()),
             })
@@ -147,7 +147,7 @@ impl Staging {
 
     /// Total size of all slots.
     pub(super) fn total(&self) -> usize {
-        self.slots.iter().map(Slot::size).sum()
+        self.slots.iter().map(StagingSlot::size).sum()
     }
 
     /// Grows a slot. Frees the memory of free slots where the limit requires it.

@@ -17,23 +17,23 @@ use proptest::prelude::*;
 
 use super::{
     copy_plan_within,
-    limits::Limits,
-    pipeline::Pipeline,
+    limits::FileLimits,
+    pipeline::FilePipeline,
     queue::FileWay,
-    staging::{Staging, Worker},
-    tiling::{Files, Tiling},
+    staging::{FileWorker, StagingMemory},
+    tiling::{FileSides, NestTiling},
 };
 use crate::{error::TransferError, execute::bound::BoundLayout};
 
 /// The storage of one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
+enum SideStorage {
     Memory,
     File { direct: bool },
 }
 
 /// The bytes under a side, which are read back after the layout is dropped.
-enum Store {
+enum SideStore {
     Memory(Vec<Arc<SystemMemory>>),
     File(PathBuf, Vec<(usize, usize)>),
 }
@@ -50,11 +50,11 @@ fn folder() -> tempfile::TempDir {
 fn bind(
     layout: &Arc<StridedLayout>,
     image: &Image,
-    side: Side,
+    side: SideStorage,
     path: &Path,
-) -> Result<(BoundLayout, Store), TransferError> {
-    let (regions, store): (Vec<OwnedMemoryRegion>, Store) = match side {
-        Side::Memory => {
+) -> Result<(BoundLayout, SideStore), TransferError> {
+    let (regions, store): (Vec<OwnedMemoryRegion>, SideStore) = match side {
+        SideStorage::Memory => {
             let memory = image.iter().map(|bytes| {
                 let mut memory = SystemMemory::allocate(bytes.len()).unwrap();
                 memory.as_mut_slice().copy_from_slice(bytes);
@@ -62,9 +62,9 @@ fn bind(
             });
             let memory: Vec<Arc<SystemMemory>> = memory.collect();
             let regions = memory.iter().map(|m| Arc::clone(m) as OwnedMemoryRegion);
-            (regions.collect(), Store::Memory(memory))
+            (regions.collect(), SideStore::Memory(memory))
         }
-        Side::File { direct } => {
+        SideStorage::File { direct } => {
             let alignment = usize::try_from(layout.alignment()).unwrap();
             let mut places = Vec::new();
             let mut end = 5000_usize;
@@ -87,24 +87,24 @@ fn bind(
                 Arc::new(view) as OwnedMemoryRegion
             };
             let regions = places.iter().map(view).collect();
-            (regions, Store::File(path.to_owned(), places))
+            (regions, SideStore::File(path.to_owned(), places))
         }
     };
     Ok((BoundLayout::new(Arc::clone(layout), regions)?, store))
 }
 
-impl Store {
+impl SideStore {
     /// The bytes of every region. Asserts that the bytes of a file outside them are unchanged.
     fn image(self) -> Image {
         match self {
-            Store::Memory(regions) => regions
+            SideStore::Memory(regions) => regions
                 .into_iter()
                 .map(|region| {
                     let mut memory = Arc::try_unwrap(region).unwrap();
                     memory.as_mut_slice().to_vec()
                 })
                 .collect(),
-            Store::File(path, places) => {
+            SideStore::File(path, places) => {
                 let mut content = std::fs::read(&path).unwrap();
                 let parts = places.iter().map(|&(start, len)| {
                     let part = content[start..start + len].to_vec();
@@ -127,13 +127,13 @@ fn resolve(case: &LayoutCase) -> Arc<StridedLayout> {
 }
 
 /// Limits that a few kilobytes reach.
-fn limits() -> impl Strategy<Value = Limits> {
+fn limits() -> impl Strategy<Value = FileLimits> {
     let size = |from: u32| (from..from + 7).prop_map(|bits| 1_u64 << bits);
     let ways = prop::sample::select(vec![FileWay::Best, FileWay::Threads]);
     (ways, size(6), size(6), size(9), size(9), 1..50_usize).prop_map(
         |(way, round_bytes, direct_run_bytes, piece_bytes, staging, round_tiles)| {
             let usize = |bytes: u64| usize::try_from(bytes).unwrap();
-            Limits {
+            FileLimits {
                 way,
                 round_bytes,
                 round_tiles,
@@ -150,18 +150,23 @@ fn limits() -> impl Strategy<Value = Limits> {
     )
 }
 
-fn sides() -> impl Strategy<Value = (Side, Side)> {
+fn sides() -> impl Strategy<Value = (SideStorage, SideStorage)> {
     let all = [
-        Side::Memory,
-        Side::File { direct: false },
-        Side::File { direct: true },
+        SideStorage::Memory,
+        SideStorage::File { direct: false },
+        SideStorage::File { direct: true },
     ];
     let side = || prop::sample::select(all.to_vec());
-    let memory = (Side::Memory, Side::Memory);
+    let memory = (SideStorage::Memory, SideStorage::Memory);
     (side(), side()).prop_filter("a file", move |sides| *sides != memory)
 }
 
-fn transfer(case: &TransferCase, sides: (Side, Side), limits: &Limits, folder: &Path) {
+fn transfer(
+    case: &TransferCase,
+    sides: (SideStorage, SideStorage),
+    limits: &FileLimits,
+    folder: &Path,
+) {
     let (src, dst) = (case.src.reference().unwrap(), case.dst.reference().unwrap());
     let (from_image, to_image) = (src.filled(1).unwrap(), dst.filled(2).unwrap());
     let (src_layout, dst_layout) = (resolve(&case.src), resolve(&case.dst));
@@ -196,15 +201,15 @@ fn rounds_that_overlap_copy_what_the_naive_copy_copies_and_nothing_else() {
 }
 
 /// 4 MiB in 32 blocks, with limits that split them into many rounds.
-struct Fixture {
+struct RoundsFixture {
     layouts: (Arc<StridedLayout>, Arc<StridedLayout>),
     images: (Image, Image),
     plan: CopyPlan,
-    limits: Limits,
+    limits: FileLimits,
 }
 
-impl Fixture {
-    fn new(way: FileWay, words: (&str, &str)) -> Fixture {
+impl RoundsFixture {
+    fn new(way: FileWay, words: (&str, &str)) -> RoundsFixture {
         let shape = Shape::key_value(32, 4, 16, 4, 128, &Unit::raw(2).unwrap()).unwrap();
         let resolve = |word: &str| {
             let word = Word::parse(word).unwrap();
@@ -222,10 +227,10 @@ impl Fixture {
         let ids: Vec<u64> = (0..32).collect();
         let turned: Vec<u64> = ids.iter().map(|id| (id * 5 + 3) % 32).collect();
         let selection = Selection::blocks(&ids, &turned, 16).unwrap();
-        let mut limits = Limits::for_transfer(4 << 20);
+        let mut limits = FileLimits::for_transfer(4 << 20);
         (limits.way, limits.round_bytes) = (way, 64 << 10);
         (limits.piece_bytes, limits.direct_run_bytes) = (16 << 10, 32 << 10);
-        Fixture {
+        RoundsFixture {
             images: (image(&from, 1), image(&to, 2)),
             plan: CopyPlan::new(&from, &to, &selection).unwrap(),
             layouts: (from, to),
@@ -245,11 +250,11 @@ impl Fixture {
     }
 }
 
-fn on_every_way(words: (&str, &str), test: impl Fn(&Fixture, bool, &Path)) {
+fn on_every_way(words: (&str, &str), test: impl Fn(&RoundsFixture, bool, &Path)) {
     for way in [FileWay::Best, FileWay::Threads] {
         for direct in [false, true] {
             let folder = folder();
-            test(&Fixture::new(way, words), direct, folder.path());
+            test(&RoundsFixture::new(way, words), direct, folder.path());
         }
     }
 }
@@ -263,9 +268,9 @@ fn a_file_cut_short_is_an_error_whatever_else_is_in_flight() {
     for words in [STAGED, UNSTAGED] {
         on_every_way(words, |fixture, direct, folder| {
             let path = folder.join("from");
-            let from = Side::File { direct };
+            let from = SideStorage::File { direct };
             let (from, _) = bind(&fixture.layouts.0, &fixture.images.0, from, &path).unwrap();
-            let to = Side::Memory;
+            let to = SideStorage::Memory;
             let (to, store) = bind(&fixture.layouts.1, &fixture.images.1, to, &path).unwrap();
             let content = std::fs::read(&path).unwrap();
             let file = OpenOptions::new().write(true).open(&path).unwrap();
@@ -292,14 +297,14 @@ fn a_file_that_may_not_be_written_is_an_error_and_keeps_its_bytes() {
     for words in [STAGED, UNSTAGED] {
         on_every_way(words, |fixture, direct, folder| {
             let path = folder.join("to");
-            let from = Side::Memory;
+            let from = SideStorage::Memory;
             let (from, _) = bind(&fixture.layouts.0, &fixture.images.0, from, &path).unwrap();
-            let to = Side::File { direct };
+            let to = SideStorage::File { direct };
             let (to, store) = bind(&fixture.layouts.1, &fixture.images.1, to, &path).unwrap();
             drop(to);
             let options = FileMemory::options().direct_io(direct).read_only(true);
             let file: OwnedMemoryRegion = Arc::new(options.open_whole(&path).unwrap());
-            let Store::File(_, places) = &store else {
+            let SideStore::File(_, places) = &store else {
                 panic!("a file");
             };
             let views = places.iter().map(|&(start, len)| {
@@ -324,21 +329,22 @@ fn a_file_that_may_not_be_written_is_an_error_and_keeps_its_bytes() {
 fn a_pipeline_dropped_half_way_leaves_nothing_in_flight() {
     for words in [STAGED, UNSTAGED] {
         on_every_way(words, |fixture, direct, folder| {
-            let side = Side::File { direct };
+            let side = SideStorage::File { direct };
             let path = folder.join("from");
             let (from, _) = bind(&fixture.layouts.0, &fixture.images.0, side, &path).unwrap();
-            let to = Side::Memory;
+            let to = SideStorage::Memory;
             let (to, store) = bind(&fixture.layouts.1, &fixture.images.1, to, &path).unwrap();
-            let mut worker = Worker::take(fixture.limits.way);
-            let files = Files::of(&from, &to, fixture.limits.round_bytes);
+            let mut worker = FileWorker::take(fixture.limits.way);
+            let files = FileSides::of(&from, &to, fixture.limits.round_bytes);
             let classes = fixture.plan.classes().iter();
             let tilings = classes.map(|class| {
                 let nests = class.nests.iter();
-                nests.map(|n| Tiling::new(n, files).unwrap()).collect()
+                nests.map(|n| NestTiling::new(n, files).unwrap()).collect()
             });
-            let tilings: Vec<Vec<Tiling>> = tilings.collect();
+            let tilings: Vec<Vec<NestTiling>> = tilings.collect();
             // SAFETY: the plan is of these layouts, and nothing else refers to their regions.
-            let mut pipeline = unsafe { Pipeline::new(&from, &to, &fixture.limits, &mut worker) };
+            let mut pipeline =
+                unsafe { FilePipeline::new(&from, &to, &fixture.limits, &mut worker) };
             for (class, tilings) in fixture.plan.classes().iter().zip(&tilings) {
                 for (nest, tiling) in class.nests.iter().zip(tilings) {
                     let start = fixture.plan.start(nest, &class.pairs[0]);
@@ -363,7 +369,7 @@ fn a_pipeline_dropped_half_way_leaves_nothing_in_flight() {
 /// Staging memory stays within its limit for scattered sources, and is reused.
 #[test]
 fn staging_is_bounded_and_used_again() {
-    let mut staging = Staging::default();
+    let mut staging = StagingMemory::default();
     let max = 8 << 20;
     let mut taken = Vec::new();
     while let Some(staged) = staging.take(1 << 20, max).unwrap() {

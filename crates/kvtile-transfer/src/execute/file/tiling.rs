@@ -1,9 +1,9 @@
 //! The split of a nest into tiles: pieces that are dense in the file and at most one round long.
 
-use kvtile_layout::{AxisSet, Location, Loop, Nest, Step};
+use kvtile_layout::{AddressStep, AxisSet, Location, Loop, Nest};
 
 use super::super::{
-    bound::{Backing, BoundLayout},
+    bound::{BoundLayout, RegionBacking},
     nest::LocalNest,
     place::split,
 };
@@ -14,17 +14,21 @@ const PAGE_BYTES: u64 = 4096;
 
 /// Which sides of a transfer are files, and the size of a round.
 #[derive(Clone, Copy)]
-pub(super) struct Files {
+pub(super) struct FileSides {
     pub(super) source: bool,
     pub(super) destination: bool,
     /// Maximum bytes of a tile.
     pub(super) round_bytes: u64,
 }
 
-impl Files {
-    pub(super) fn of(source: &BoundLayout, destination: &BoundLayout, round_bytes: u64) -> Files {
-        let is_file = |layout: &BoundLayout| matches!(layout.backing(), Backing::File);
-        Files {
+impl FileSides {
+    pub(super) fn of(
+        source: &BoundLayout,
+        destination: &BoundLayout,
+        round_bytes: u64,
+    ) -> FileSides {
+        let is_file = |layout: &BoundLayout| matches!(layout.backing(), RegionBacking::File);
+        FileSides {
             source: is_file(source),
             destination: is_file(destination),
             round_bytes,
@@ -34,7 +38,7 @@ impl Files {
     /// The loop that extends `bytes` dense bytes in every file of the transfer. So far they have
     /// `source_span` bytes of the source.
     fn next_dense(self, loops: &[Loop], bytes: u64, source_span: u64) -> Option<usize> {
-        let step = Step::bytes(bytes);
+        let step = AddressStep::bytes(bytes);
         loops.iter().position(|l| {
             // Between two files, the source may be read in any order from its window, as long as
             // the window stays small.
@@ -52,7 +56,7 @@ impl Files {
 }
 
 /// Outer loops, one loop that tiles may split, and inner loops that are dense in the file.
-pub(super) struct Tiling {
+pub(super) struct NestTiling {
     outer: Vec<Loop>,
     split: Loop,
     /// Iterations of the split loop in a tile; the last tile has the remainder.
@@ -82,7 +86,7 @@ impl TileNest {
         let loops: Vec<Loop> = loops.iter().filter(|l| l.extent > 1).copied().collect();
         let (far, local) = split(&loops, run_bytes)?;
         // On the side of a file, every loop of a tile stays in its region.
-        let span = |step: fn(&Loop) -> Step| {
+        let span = |step: fn(&Loop) -> AddressStep| {
             let each = loops
                 .iter()
                 .map(|l| (l.extent - 1).saturating_mul(step(l).bytes));
@@ -102,17 +106,17 @@ impl TileNest {
 }
 
 /// One tile: its start, and whether it has the remainder of the split loop.
-pub(super) struct Tile {
+pub(super) struct FileTile {
     pub(super) source: Location,
     pub(super) destination: Location,
     pub(super) is_rest: bool,
 }
 
-impl Tiling {
-    pub(super) fn new(nest: &Nest, files: Files) -> Result<Tiling, TransferError> {
+impl NestTiling {
+    pub(super) fn new(nest: &Nest, files: FileSides) -> Result<NestTiling, TransferError> {
         let round_bytes = files.round_bytes.max(1);
         if nest.run_bytes > round_bytes {
-            return Tiling::of_long_run(nest, round_bytes);
+            return NestTiling::of_long_run(nest, round_bytes);
         }
         let mut loops = nest.loops.clone();
         let mut inner: Vec<Loop> = Vec::new();
@@ -136,7 +140,7 @@ impl Tiling {
             TileNest::new(&loops, nest.run_bytes)
         };
         let rest = cut.extent % chunk;
-        Ok(Tiling {
+        Ok(NestTiling {
             whole: tile(chunk)?,
             rest: (rest > 0).then(|| tile(rest)).transpose()?,
             outer: loops,
@@ -146,14 +150,14 @@ impl Tiling {
     }
 
     /// A run longer than a round becomes a loop over its bytes.
-    fn of_long_run(nest: &Nest, round_bytes: u64) -> Result<Tiling, TransferError> {
+    fn of_long_run(nest: &Nest, round_bytes: u64) -> Result<NestTiling, TransferError> {
         let rest = nest.run_bytes % round_bytes;
-        Ok(Tiling {
+        Ok(NestTiling {
             outer: nest.loops.clone(),
             split: Loop {
                 extent: nest.run_bytes,
-                source: Step::bytes(1),
-                destination: Step::bytes(1),
+                source: AddressStep::bytes(1),
+                destination: AddressStep::bytes(1),
                 axes: nest.run_axes,
             },
             chunk: round_bytes,
@@ -163,7 +167,7 @@ impl Tiling {
     }
 
     /// The loops of `tile`.
-    pub(super) fn nest(&self, tile: &Tile) -> &TileNest {
+    pub(super) fn nest(&self, tile: &FileTile) -> &TileNest {
         match &self.rest {
             Some(rest) if tile.is_rest => rest,
             _ => &self.whole,
@@ -171,7 +175,7 @@ impl Tiling {
     }
 
     /// All tiles of the nest whose two sides start at `start`.
-    pub(super) fn tiles(&self, start: (Location, Location)) -> impl Iterator<Item = Tile> {
+    pub(super) fn tiles(&self, start: (Location, Location)) -> impl Iterator<Item = FileTile> {
         let outer: u64 = self.outer.iter().map(|l| l.extent).product();
         (0..outer).flat_map(move |mut index| {
             let (mut source, mut destination) = start;
@@ -183,7 +187,7 @@ impl Tiling {
             }
             (0..self.split.extent.div_ceil(self.chunk)).map(move |part| {
                 let first = part * self.chunk;
-                Tile {
+                FileTile {
                     source: further(source, self.split.source, first),
                     destination: further(destination, self.split.destination, first),
                     is_rest: self.split.extent - first < self.chunk,
@@ -207,13 +211,13 @@ fn whole_pages(count: u64, bytes: u64) -> u64 {
 fn single() -> Loop {
     Loop {
         extent: 1,
-        source: Step::default(),
-        destination: Step::default(),
+        source: AddressStep::default(),
+        destination: AddressStep::default(),
         axes: AxisSet::default(),
     }
 }
 
-fn further(from: Location, step: Step, count: u64) -> Location {
+fn further(from: Location, step: AddressStep, count: u64) -> Location {
     Location {
         region: from.region + count * step.regions,
         offset: from.offset + count * step.bytes,

@@ -3,8 +3,8 @@
 use kvtile_layout::{Location, broken};
 
 use super::super::{
-    bound::{Backing, BoundLayout},
-    place::Place,
+    bound::{BoundLayout, RegionBacking},
+    place::NestPlace,
 };
 use crate::error::{CopyError, TransferError};
 
@@ -13,7 +13,7 @@ const WINDOW_ALIGNMENT: u64 = 4096;
 
 /// A contiguous piece of a file with its offset in staging memory.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Window {
+pub(super) struct FileWindow {
     pub(super) region: u64,
     /// Its offset in the region.
     pub(super) from: u64,
@@ -21,7 +21,7 @@ pub(super) struct Window {
     pub(super) staged_at: usize,
 }
 
-impl Window {
+impl FileWindow {
     fn staged_end(&self) -> usize {
         self.staged_at.saturating_add(self.len())
     }
@@ -33,13 +33,17 @@ impl Window {
 }
 
 /// Total bytes of all windows.
-pub(super) fn total(windows: &[Window]) -> u64 {
+pub(super) fn total(windows: &[FileWindow]) -> u64 {
     windows.iter().map(|window| window.to - window.from).sum()
 }
 
 /// Bytes of staging memory that the windows need, from its start on.
-pub(super) fn staged_bytes(windows: &[Window]) -> usize {
-    windows.iter().map(Window::staged_end).max().unwrap_or(0)
+pub(super) fn staged_bytes(windows: &[FileWindow]) -> usize {
+    windows
+        .iter()
+        .map(FileWindow::staged_end)
+        .max()
+        .unwrap_or(0)
 }
 
 /// The windows that cover `spans` (start and length) of a side in files, merged across gaps of up
@@ -50,8 +54,8 @@ pub(super) fn windows(
     gap: u64,
     staged_from: usize,
     spans: impl Iterator<Item = (Location, u64)>,
-) -> Vec<Window> {
-    if matches!(layout.backing(), Backing::Memory(_)) {
+) -> Vec<FileWindow> {
+    if matches!(layout.backing(), RegionBacking::Memory(_)) {
         return Vec::new();
     }
     let mut spans: Vec<(u64, u64, u64)> = spans
@@ -61,13 +65,13 @@ pub(super) fn windows(
         })
         .collect();
     spans.sort_unstable();
-    let mut windows: Vec<Window> = Vec::new();
+    let mut windows: Vec<FileWindow> = Vec::new();
     for (region, from, to) in spans {
         match windows.last_mut() {
             Some(last) if last.region == region && from <= last.to.saturating_add(gap) => {
                 last.to = last.to.max(to);
             }
-            _ => windows.push(Window {
+            _ => windows.push(FileWindow {
                 region,
                 from,
                 to,
@@ -94,11 +98,11 @@ pub(super) fn windows(
 pub(super) fn place<'b>(
     layout: &'b BoundLayout,
     location: Location,
-    windows: &[Window],
+    windows: &[FileWindow],
     start: *mut u8,
-) -> Result<Place<'b>, TransferError> {
-    let Backing::File = layout.backing() else {
-        return Ok(Place::Regions(layout, location));
+) -> Result<NestPlace<'b>, TransferError> {
+    let RegionBacking::File = layout.backing() else {
+        return Ok(NestPlace::Regions(layout, location));
     };
     let after =
         windows.partition_point(|w| (w.region, w.from) <= (location.region, location.offset));
@@ -109,7 +113,7 @@ pub(super) fn place<'b>(
         .ok_or(TransferError::Copy(CopyError::OutsidePlan {
             region: location.region,
         }))?;
-    Ok(Place::Buffer {
+    Ok(NestPlace::Buffer {
         buffer: start.wrapping_add(window.staged_at),
         bytes: window.len(),
         from: window.from,

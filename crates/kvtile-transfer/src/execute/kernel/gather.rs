@@ -10,12 +10,12 @@ pub(in super::super) struct GatherLoop {
 /// Runs that are scattered in the source and adjacent in the destination. The loops, outermost
 /// first, are all dense in the destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in super::super) struct Gather {
+pub(in super::super) struct RunGather {
     pub(in super::super) run: usize,
     pub(in super::super) loops: Vec<GatherLoop>,
 }
 
-impl Gather {
+impl RunGather {
     /// Bytes of the dense piece.
     pub(in super::super) fn bytes(&self) -> usize {
         self.loops.iter().fold(self.run, |b, l| b * l.extent)

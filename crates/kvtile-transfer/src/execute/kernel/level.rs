@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 /// An instruction set with kernels of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(dead_code, reason = "each architecture has its own levels")]
-pub(crate) enum Level {
+pub(crate) enum SimdLevel {
     /// The baseline of every machine: no explicit vectors, ordinary stores.
     Portable,
     /// NEON, which every 64-bit ARM has, with ordinary stores. These machines switch to streaming
@@ -17,42 +17,42 @@ pub(crate) enum Level {
     Avx512,
 }
 
-impl Level {
+impl SimdLevel {
     /// Number of levels.
-    pub(crate) const COUNT: usize = Level::Avx512 as usize + 1;
+    pub(crate) const COUNT: usize = SimdLevel::Avx512 as usize + 1;
 
     /// The highest level of this machine.
-    pub(crate) fn of_machine() -> Level {
-        static LEVEL: OnceLock<Level> = OnceLock::new();
+    pub(crate) fn of_machine() -> SimdLevel {
+        static LEVEL: OnceLock<SimdLevel> = OnceLock::new();
         *LEVEL.get_or_init(|| {
-            Level::available()
+            SimdLevel::available()
                 .into_iter()
                 .max()
-                .unwrap_or(Level::Portable)
+                .unwrap_or(SimdLevel::Portable)
         })
     }
 
     /// All levels of this machine.
-    pub(crate) fn available() -> Vec<Level> {
-        let mut levels = vec![Level::Portable];
+    pub(crate) fn available() -> Vec<SimdLevel> {
+        let mut levels = vec![SimdLevel::Portable];
         #[cfg(target_arch = "x86_64")]
         {
             if std::arch::is_x86_feature_detected!("avx2") {
-                levels.push(Level::Avx2);
+                levels.push(SimdLevel::Avx2);
                 if std::arch::is_x86_feature_detected!("avx512f")
                     && std::arch::is_x86_feature_detected!("avx512bw")
                 {
-                    levels.push(Level::Avx512);
+                    levels.push(SimdLevel::Avx512);
                 }
             }
         }
         #[cfg(target_arch = "aarch64")]
-        levels.push(Level::Neon);
+        levels.push(SimdLevel::Neon);
         levels
     }
 
     /// Whether it has streaming stores, which bypass the caches.
     pub(crate) fn streams(self) -> bool {
-        matches!(self, Level::Avx2 | Level::Avx512)
+        matches!(self, SimdLevel::Avx2 | SimdLevel::Avx512)
     }
 }

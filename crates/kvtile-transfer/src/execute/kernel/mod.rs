@@ -23,9 +23,9 @@ mod vectors;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(super) use gather::{Gather, GatherLoop};
-pub(crate) use level::Level;
-pub(super) use transpose::Transpose;
+pub(super) use gather::{GatherLoop, RunGather};
+pub(crate) use level::SimdLevel;
+pub(super) use transpose::MatrixTranspose;
 
 /// Bytes of a cache line, on every machine that these kernels support.
 pub(super) const LINE_BYTES: usize = 64;
@@ -35,22 +35,22 @@ const ROW_LINES_MAX: usize = 16;
 
 /// The source and the destination of one run or one tile.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Hop {
+pub(super) struct CopyHop {
     pub(super) source: *const u8,
     pub(super) destination: *mut u8,
 }
 
 /// One loop: its extent, and the stride of each side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stride {
+pub(super) struct LoopStride {
     pub(super) extent: usize,
     pub(super) source: usize,
     pub(super) destination: usize,
 }
 
-impl Stride {
+impl LoopStride {
     /// A loop of one iteration.
-    pub(super) const ONCE: Stride = Stride {
+    pub(super) const ONCE: LoopStride = LoopStride {
         extent: 1,
         source: 0,
         destination: 0,
@@ -59,7 +59,7 @@ impl Stride {
 
 /// How a kernel writes bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stores {
+pub(crate) enum StoreKind {
     /// Through the caches, so that a later read hits them.
     Ordinary,
     /// Past the caches, in whole lines: the CPU does not read a line before it overwrites it.
@@ -68,17 +68,17 @@ pub(crate) enum Stores {
 
 /// The kernels of one level.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kernels {
-    level: Level,
+pub(super) struct LevelKernels {
+    level: SimdLevel,
 }
 
-impl Kernels {
+impl LevelKernels {
     /// The kernels of `level`, which the machine supports.
-    pub(super) fn new(level: Level) -> Kernels {
-        Kernels { level }
+    pub(super) fn new(level: SimdLevel) -> LevelKernels {
+        LevelKernels { level }
     }
 
-    pub(super) fn level(self) -> Level {
+    pub(super) fn level(self) -> SimdLevel {
         self.level
     }
 
@@ -88,19 +88,19 @@ impl Kernels {
     /// Every iteration has `bytes` readable bytes at its source and `bytes` writable bytes at its
     /// destination; no source byte of any iteration is a destination byte of one, and nothing else
     /// writes the former or reads or writes the latter.
-    pub(super) unsafe fn copy_rows(self, first: Hop, rows: Stride, bytes: usize) {
+    pub(super) unsafe fn copy_rows(self, first: CopyHop, rows: LoopStride, bytes: usize) {
         let lines = bytes / LINE_BYTES;
         let is_short = bytes.is_multiple_of(LINE_BYTES) && lines <= ROW_LINES_MAX;
         #[cfg(not(target_arch = "x86_64"))]
         let _ = is_short;
         match self.level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if is_short => {
+            SimdLevel::Avx512 if is_short => {
                 // SAFETY: the machine has the level; the rest is passed on to the caller.
                 unsafe { x86::copy_rows_avx512(first, rows, lines) }
             }
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 if is_short => {
+            SimdLevel::Avx2 if is_short => {
                 // SAFETY: the machine has the level; the rest is passed on to the caller.
                 unsafe { x86::copy_rows_avx2(first, rows, lines) }
             }
@@ -116,24 +116,30 @@ impl Kernels {
     ///
     /// # Safety
     /// As for [`Kernels::copy_rows`], for the first `count` hops.
-    pub(super) unsafe fn stream_runs(self, hops: &[Hop], count: usize, bytes: usize, ahead: usize) {
+    pub(super) unsafe fn stream_runs(
+        self,
+        hops: &[CopyHop],
+        count: usize,
+        bytes: usize,
+        ahead: usize,
+    ) {
         #[cfg(not(target_arch = "x86_64"))]
         let _ = ahead;
         match self.level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => {
+            SimdLevel::Avx512 => {
                 // SAFETY: the machine has the level; the rest is passed on to the caller.
                 unsafe { x86::stream_runs_avx512(hops, count, bytes, ahead) }
             }
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => {
+            SimdLevel::Avx2 => {
                 // SAFETY: the machine has the level; the rest is passed on to the caller.
                 unsafe { x86::stream_runs_avx2(hops, count, bytes, ahead) }
             }
             _ => {
                 for hop in hops.iter().take(count) {
                     // SAFETY: passed on to the caller.
-                    unsafe { runs::copy_rows(*hop, Stride::ONCE, bytes) };
+                    unsafe { runs::copy_rows(*hop, LoopStride::ONCE, bytes) };
                 }
             }
         }
@@ -144,7 +150,7 @@ impl Kernels {
     /// # Safety
     /// `hop` has the spans of `matrix` at its ends, which do not overlap; nothing else writes the
     /// source or reads or writes the destination.
-    pub(super) unsafe fn transpose(self, matrix: &Transpose, hop: Hop) {
+    pub(super) unsafe fn transpose(self, matrix: &MatrixTranspose, hop: CopyHop) {
         // SAFETY: passed on to the caller; the machine has the level.
         unsafe { transpose::transpose(self.level, matrix, hop) }
     }

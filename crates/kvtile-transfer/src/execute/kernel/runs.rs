@@ -1,12 +1,12 @@
 //! Runs of bytes with ordinary stores.
 
-use super::{Hop, Stride};
+use super::{CopyHop, LoopStride};
 
 /// Copies a run of `bytes` for every iteration of `rows`.
 ///
 /// # Safety
 /// As for [`super::Kernels::copy_rows`].
-pub(super) unsafe fn copy_rows(first: Hop, rows: Stride, bytes: usize) {
+pub(super) unsafe fn copy_rows(first: CopyHop, rows: LoopStride, bytes: usize) {
     // A constant length compiles to a few moves instead of a call.
     match bytes {
         // SAFETY: passed on to the caller, in all of these.
@@ -39,7 +39,7 @@ pub(super) unsafe fn copy_rows(first: Hop, rows: Stride, bytes: usize) {
 /// # Safety
 /// As for [`copy_rows`], with runs of `N` bytes.
 #[inline]
-unsafe fn copy_known<const N: usize>(first: Hop, rows: Stride) {
+unsafe fn copy_known<const N: usize>(first: CopyHop, rows: LoopStride) {
     for (source, destination) in turns(first, rows) {
         // SAFETY: both ends of an iteration have `N` bytes, and they do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(source, destination, N) };
@@ -48,7 +48,7 @@ unsafe fn copy_known<const N: usize>(first: Hop, rows: Stride) {
 
 /// The source and destination of every iteration.
 #[inline]
-fn turns(first: Hop, rows: Stride) -> impl Iterator<Item = (*const u8, *mut u8)> {
+fn turns(first: CopyHop, rows: LoopStride) -> impl Iterator<Item = (*const u8, *mut u8)> {
     (0..rows.extent).map(move |i| {
         (
             first.source.wrapping_add(i * rows.source),

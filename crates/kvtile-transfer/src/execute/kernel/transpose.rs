@@ -5,11 +5,11 @@
 //! destination   row c: rows    adjacent elements, rows destination_stride bytes apart
 //! ```
 
-use super::{Hop, Level};
+use super::{CopyHop, SimdLevel};
 
 /// A matrix of small elements that is written transposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) struct Transpose {
+pub(in super::super) struct MatrixTranspose {
     /// Bytes of an element: 1, 2, 4, 8 or 16.
     pub(in super::super) element: usize,
     /// Rows of the source.
@@ -22,7 +22,7 @@ pub(in super::super) struct Transpose {
     pub(in super::super) destination_stride: usize,
 }
 
-impl Transpose {
+impl MatrixTranspose {
     /// Whether elements of `bytes` bytes can be transposed.
     pub(in super::super) fn takes(bytes: u64) -> bool {
         matches!(bytes, 1 | 2 | 4 | 8 | 16)
@@ -52,8 +52,8 @@ impl Transpose {
     }
 
     /// The same matrix with adjacent destination rows.
-    pub(in super::super) fn dense(&self) -> Transpose {
-        Transpose {
+    pub(in super::super) fn dense(&self) -> MatrixTranspose {
+        MatrixTranspose {
             destination_stride: self.destination_row_bytes(),
             ..*self
         }
@@ -64,7 +64,7 @@ impl Transpose {
 ///
 /// # Safety
 /// As for [`super::Kernels::transpose`]; the machine has `level`.
-pub(super) unsafe fn transpose(level: Level, matrix: &Transpose, hop: Hop) {
+pub(super) unsafe fn transpose(level: SimdLevel, matrix: &MatrixTranspose, hop: CopyHop) {
     // SAFETY: passed on to the caller.
     if unsafe { transpose_vectors(level, matrix, hop) } {
         return;
@@ -89,26 +89,27 @@ pub(super) unsafe fn transpose(level: Level, matrix: &Transpose, hop: Hop) {
 /// # Safety
 /// As for [`transpose`].
 #[cfg(target_arch = "x86_64")]
-unsafe fn transpose_vectors(level: Level, matrix: &Transpose, hop: Hop) -> bool {
+unsafe fn transpose_vectors(level: SimdLevel, matrix: &MatrixTranspose, hop: CopyHop) -> bool {
     // The widest vectors that a row of the source fills. Matrices of bytes use half of that width:
     // 16 vectors of 64 bytes and their results do not fit the registers.
     let lanes = matrix.source_row_bytes() / super::vectors::LANE_BYTES;
     let elements = super::vectors::LANE_BYTES / matrix.element;
     if matrix.rows < elements || lanes == 0 {
         // SAFETY: every 64-bit x86 has SSE2; the rest is passed on.
-        return level != Level::Portable && unsafe { super::x86::transpose_narrow(matrix, hop) };
+        return level != SimdLevel::Portable
+            && unsafe { super::x86::transpose_narrow(matrix, hop) };
     }
     match level {
         // SAFETY: the machine has the level, in all of these; the rest is passed on.
-        Level::Avx512 if lanes >= 4 && matrix.element > 1 => unsafe {
+        SimdLevel::Avx512 if lanes >= 4 && matrix.element > 1 => unsafe {
             super::x86::transpose_avx512(matrix, hop)
         },
         // SAFETY: as above.
-        Level::Avx512 | Level::Avx2 if lanes >= 2 => unsafe {
+        SimdLevel::Avx512 | SimdLevel::Avx2 if lanes >= 2 => unsafe {
             super::x86::transpose_avx2(matrix, hop)
         },
         // SAFETY: as above.
-        Level::Avx512 | Level::Avx2 => unsafe { super::x86::transpose_sse2(matrix, hop) },
+        SimdLevel::Avx512 | SimdLevel::Avx2 => unsafe { super::x86::transpose_sse2(matrix, hop) },
         _ => false,
     }
 }
@@ -118,8 +119,8 @@ unsafe fn transpose_vectors(level: Level, matrix: &Transpose, hop: Hop) -> bool 
 /// # Safety
 /// As for [`transpose`].
 #[cfg(target_arch = "aarch64")]
-unsafe fn transpose_vectors(level: Level, matrix: &Transpose, hop: Hop) -> bool {
-    if level != Level::Neon {
+unsafe fn transpose_vectors(level: SimdLevel, matrix: &MatrixTranspose, hop: CopyHop) -> bool {
+    if level != SimdLevel::Neon {
         return false;
     }
     // SAFETY: every 64-bit ARM has NEON; the rest is passed on.
@@ -131,7 +132,7 @@ unsafe fn transpose_vectors(level: Level, matrix: &Transpose, hop: Hop) -> bool 
 /// # Safety
 /// It does nothing.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-unsafe fn transpose_vectors(_: Level, _: &Transpose, _: Hop) -> bool {
+unsafe fn transpose_vectors(_: SimdLevel, _: &MatrixTranspose, _: CopyHop) -> bool {
     false
 }
 
@@ -141,7 +142,7 @@ const SQUARE: usize = 16;
 
 /// # Safety
 /// As for [`transpose`], with elements of the size of `T`.
-unsafe fn elements<T: Copy>(matrix: &Transpose, hop: Hop) {
+unsafe fn elements<T: Copy>(matrix: &MatrixTranspose, hop: CopyHop) {
     let size = size_of::<T>();
     for row_start in (0..matrix.rows).step_by(SQUARE) {
         let row_end = (row_start + SQUARE).min(matrix.rows);

@@ -29,7 +29,7 @@ macro_rules! transpose_kernel {
         /// As for [`super::Kernels::transpose`], with elements of the size of the kernel; the
         /// machine has the instructions.
         #[target_feature(enable = $features)]
-        unsafe fn $name(matrix: &Transpose, hop: Hop) -> bool {
+        unsafe fn $name(matrix: &MatrixTranspose, hop: CopyHop) -> bool {
             const N: usize = $n;
             const ELEMENT: usize = super::vectors::LANE_BYTES / N;
             const COLUMNS: usize = N * $lanes;
@@ -84,7 +84,7 @@ macro_rules! narrow_kernel {
         /// As for [`super::Kernels::transpose`], with elements of the size of the kernel; the
         /// machine has the instructions.
         #[target_feature(enable = $features)]
-        unsafe fn $name(matrix: &Transpose, hop: Hop) -> bool {
+        unsafe fn $name(matrix: &MatrixTranspose, hop: CopyHop) -> bool {
             const N: usize = $n;
             const ELEMENT: usize = super::vectors::LANE_BYTES / N;
 

@@ -15,7 +15,7 @@ use std::arch::x86_64::{
 };
 
 use super::{
-    Hop, LINE_BYTES, Stride, Transpose,
+    CopyHop, LINE_BYTES, LoopStride, MatrixTranspose,
     vectors::{narrow_kernel, transpose_kernel},
 };
 
@@ -38,9 +38,9 @@ macro_rules! stream_kernel {
         /// # Safety
         /// As for [`super::Kernels::stream_runs`]; the machine has the instructions.
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn $name(hops: &[Hop], count: usize, bytes: usize, ahead: usize) {
+        pub(super) unsafe fn $name(hops: &[CopyHop], count: usize, bytes: usize, ahead: usize) {
             for (index, hop) in hops.iter().enumerate().take(count) {
-                let Hop {
+                let CopyHop {
                     mut source,
                     mut destination,
                 } = *hop;
@@ -88,7 +88,7 @@ macro_rules! rows_kernel {
         /// As for [`super::Kernels::copy_rows`], with runs of `lines` lines; the machine has the
         /// instructions.
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn $name(first: Hop, rows: Stride, lines: usize) {
+        pub(super) unsafe fn $name(first: CopyHop, rows: LoopStride, lines: usize) {
             for row in 0..rows.extent {
                 let mut source = first.source.wrapping_add(row * rows.source);
                 let mut destination = first.destination.wrapping_add(row * rows.destination);
@@ -280,7 +280,7 @@ macro_rules! transposes {
         /// # Safety
         /// As for [`super::Kernels::transpose`]; the machine has the instructions.
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn $name(matrix: &Transpose, hop: Hop) -> bool {
+        pub(super) unsafe fn $name(matrix: &MatrixTranspose, hop: CopyHop) -> bool {
             transpose_kernel!(
                 bytes_1, $features, 16, $lanes, $zero, $load, $low1, $high1, $store
             );
@@ -399,7 +399,7 @@ narrow_kernel!(
 /// # Safety
 /// As for [`super::Kernels::transpose`].
 #[target_feature(enable = "sse2")]
-pub(super) unsafe fn transpose_narrow(matrix: &Transpose, hop: Hop) -> bool {
+pub(super) unsafe fn transpose_narrow(matrix: &MatrixTranspose, hop: CopyHop) -> bool {
     match matrix.element {
         // SAFETY: passed on to the caller, in all of these.
         1 => unsafe { narrow_1(matrix, hop) },

@@ -14,18 +14,18 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use kvtile_layout::{CopyPlan, Location, Nest, PlanClass, Step};
+use kvtile_layout::{AddressStep, CopyPlan, Location, Nest, PlanClass};
 use parking_lot::Mutex;
 
 use super::{
     super::{
         bound::BoundLayout,
         kernel::LINE_BYTES,
-        nest::Manner,
-        pipeline::{Pipeline, Scratch},
+        nest::CopyManner,
+        pipeline::{CopyScratch, KernelPipeline},
     },
-    pool::{CopyPool, Share},
-    program::{Part, Program, Turn, program_of},
+    pool::{CopyPool, CopyShare},
+    program::{CellLoop, ClassProgram, NestPart, program_of},
 };
 use crate::error::{CopyError, TransferError};
 
@@ -40,16 +40,16 @@ use crate::error::{CopyError, TransferError};
 pub(in super::super) unsafe fn copy_plan(
     plan: &CopyPlan,
     sides: (&BoundLayout, &BoundLayout),
-    manner: Manner,
-    share: Option<(&CopyPool, Share)>,
+    manner: CopyManner,
+    share: Option<(&CopyPool, CopyShare)>,
 ) -> Result<(), TransferError> {
-    let binding = Binding {
+    let binding = PlanBinding {
         plan,
         sides,
         manner,
     };
     let Some((pool, share)) = share else {
-        let mut scratch = Scratch::default();
+        let mut scratch = CopyScratch::default();
         for class in plan.classes() {
             for job in binding.jobs(class, program_of(&class.nests, manner)?) {
                 // SAFETY: passed on to the caller.
@@ -67,33 +67,33 @@ pub(in super::super) unsafe fn copy_plan(
 }
 
 /// A plan with its layouts and manner.
-struct Binding<'p> {
+struct PlanBinding<'p> {
     plan: &'p CopyPlan,
     sides: (&'p BoundLayout, &'p BoundLayout),
-    manner: Manner,
+    manner: CopyManner,
 }
 
 /// A part of a program, for the pairs of its class.
 #[derive(Clone, Copy)]
-struct Job<'p> {
+struct CopyJob<'p> {
     class: &'p PlanClass,
     nest: &'p Nest,
-    part: &'p Part,
+    part: &'p NestPart,
 }
 
-impl<'p> Binding<'p> {
+impl<'p> PlanBinding<'p> {
     fn jobs(
         &self,
         class: &'p PlanClass,
-        program: &'p Program,
-    ) -> impl Iterator<Item = Job<'p>> + use<'_, 'p> {
+        program: &'p ClassProgram,
+    ) -> impl Iterator<Item = CopyJob<'p>> + use<'_, 'p> {
         class
             .nests
             .iter()
             .enumerate()
             .flat_map(move |(index, nest)| {
                 let parts = program.parts(index, || self.is_at_line(class, nest));
-                parts.iter().map(move |part| Job { class, nest, part })
+                parts.iter().map(move |part| CopyJob { class, nest, part })
             })
     }
 
@@ -112,11 +112,11 @@ impl<'p> Binding<'p> {
     /// As for [`copy_plan`].
     unsafe fn share(
         &self,
-        jobs: &[Job<'p>],
+        jobs: &[CopyJob<'p>],
         pool: &CopyPool,
-        share: Share,
+        share: CopyShare,
     ) -> Result<(), TransferError> {
-        let chunks: Vec<(&Job<'_>, Range<u64>)> = jobs
+        let chunks: Vec<(&CopyJob<'_>, Range<u64>)> = jobs
             .iter()
             .flat_map(|job| {
                 let bytes = (job.part.local.bytes() as u64).max(1);
@@ -131,7 +131,7 @@ impl<'p> Binding<'p> {
         let next = AtomicU64::new(0);
         let failed = Mutex::new(None);
         pool.run(share.threads, &|| {
-            let mut scratch = Scratch::default();
+            let mut scratch = CopyScratch::default();
             let take = || {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 usize::try_from(index)
@@ -152,7 +152,7 @@ impl<'p> Binding<'p> {
     }
 }
 
-impl Job<'_> {
+impl CopyJob<'_> {
     fn cells(&self) -> u64 {
         let pairs = self.class.pairs.len() as u64;
         self.part.cells_per_pair.saturating_mul(pairs)
@@ -164,14 +164,14 @@ impl Job<'_> {
     /// As for [`copy_plan`], for the units of these cells.
     unsafe fn copy(
         &self,
-        binding: &Binding<'_>,
+        binding: &PlanBinding<'_>,
         cells: Range<u64>,
-        scratch: &mut Scratch,
+        scratch: &mut CopyScratch,
     ) -> Result<(), TransferError> {
         let (from, to) = binding.sides;
         let (part, local) = (self.part, &self.part.local);
         let each = part.cells_per_pair.max(1);
-        let mut pipeline = Pipeline::new(&local.kernel, binding.manner, scratch)?;
+        let mut pipeline = KernelPipeline::new(&local.kernel, binding.manner, scratch)?;
         let mut cell = cells.start % each;
         let mut left = cells.end.saturating_sub(cells.start);
         let first = cells.start / each;
@@ -217,7 +217,7 @@ impl Job<'_> {
 
 /// Calls `visit` with both ends of a range of the cells that `turns` iterate over.
 fn for_each_cell(
-    turns: &[Turn],
+    turns: &[CellLoop],
     (source, destination): (Location, Location),
     cells: Range<u64>,
     visit: &mut impl FnMut(Location, Location) -> Result<(), TransferError>,
@@ -241,7 +241,7 @@ fn for_each_cell(
     Ok(())
 }
 
-fn further(from: Location, step: Step, count: u64) -> Location {
+fn further(from: Location, step: AddressStep, count: u64) -> Location {
     Location {
         region: from.region + count * step.regions,
         offset: from.offset + count * step.bytes,

@@ -16,10 +16,10 @@ use std::num::NonZeroUsize;
 
 use kvtile_layout::CopyPlan;
 
-use self::{executor::Executor, pool::CopyPool};
+use self::{executor::CopyExecutor, pool::CopyPool};
 use super::{
-    flight::Flight,
-    lane::{Hints, Lane, LaneEnd, LanePlanning, Sides},
+    flight::TransferFlight,
+    lane::{Lane, LaneEnd, LanePlanning, LaneSides, TransferHints},
 };
 use crate::error::TransferError;
 
@@ -35,14 +35,14 @@ pub(crate) fn usual_copy_threads() -> usize {
 /// The lane between memories.
 #[derive(Debug)]
 pub(crate) struct MemoryLane {
-    executor: Executor,
+    executor: CopyExecutor,
 }
 
 impl MemoryLane {
     /// At most `copy_threads` threads share one copy.
     pub(crate) fn new(copy_threads: usize) -> MemoryLane {
         MemoryLane {
-            executor: Executor::new(copy_threads),
+            executor: CopyExecutor::new(copy_threads),
         }
     }
 }
@@ -61,7 +61,7 @@ impl Lane for MemoryLane {
         (from, to) == (LaneEnd::Memory, LaneEnd::Memory)
     }
 
-    fn planning(&self, (_, destination): Sides<'_>) -> LanePlanning {
+    fn planning(&self, (_, destination): LaneSides<'_>) -> LanePlanning {
         LanePlanning {
             source_order: false,
             layers_are_free: destination.has_region_per_layer(),
@@ -75,8 +75,8 @@ impl Lane for MemoryLane {
     unsafe fn carry(
         &self,
         plan: &CopyPlan,
-        sides: Sides<'_>,
-        hints: Hints,
+        sides: LaneSides<'_>,
+        hints: TransferHints,
     ) -> Result<(), TransferError> {
         let manner = self.executor.manner(plan, sides, hints);
         let share = self.executor.share(plan);
@@ -84,7 +84,7 @@ impl Lane for MemoryLane {
         unsafe { copy::copy_plan(plan, sides, manner, share) }
     }
 
-    fn fly(&self, flight: Flight) {
+    fn fly(&self, flight: TransferFlight) {
         flight.fly(self);
     }
 }

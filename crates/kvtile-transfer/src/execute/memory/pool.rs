@@ -16,7 +16,7 @@ const THREADS_MAX: usize = 8;
 
 /// How threads share a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) struct Share {
+pub(in super::super) struct CopyShare {
     /// Number of threads, including the caller's.
     pub(super) threads: usize,
     /// Bytes of a chunk: enough to amortise its overhead, and few enough that all threads end at
@@ -60,11 +60,11 @@ impl CopyPool {
     }
 
     /// How threads share a copy of `bytes`; `None` for a copy on one thread.
-    pub(in super::super) fn share(&self, bytes: u64) -> Option<Share> {
+    pub(in super::super) fn share(&self, bytes: u64) -> Option<CopyShare> {
         let worth = usize::try_from(bytes / self.bytes_per_thread).unwrap_or(usize::MAX);
         let threads = self.threads.min(worth);
         let chunks = (threads as u64).saturating_mul(CHUNKS_PER_THREAD).max(1);
-        (threads > 1).then_some(Share {
+        (threads > 1).then_some(CopyShare {
             threads,
             chunk_bytes: (bytes / chunks).max(self.bytes_per_thread / 4),
         })

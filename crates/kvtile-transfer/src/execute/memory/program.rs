@@ -12,11 +12,11 @@
 
 use std::sync::OnceLock;
 
-use kvtile_layout::{ClassNests, Loop, Nest, Step, broken};
+use kvtile_layout::{AddressStep, ClassNests, Loop, Nest, broken};
 
 use super::super::{
     kernel::LINE_BYTES,
-    nest::{LocalNest, Manner, choose, is_local},
+    nest::{CopyManner, LocalNest, choose, is_local},
 };
 use crate::error::{CopyError, TransferError};
 
@@ -32,13 +32,16 @@ const CELL_BYTES: u64 = 256 << 10;
 
 /// The programs of a class, cached with its nests: one for each manner.
 #[derive(Debug, Default)]
-struct Programs {
-    of_manners: [OnceLock<Program>; Manner::COUNT],
+struct MannerPrograms {
+    of_manners: [OnceLock<ClassProgram>; CopyManner::COUNT],
 }
 
 /// The program for the nests of a class, from the cache or new.
-pub(super) fn program_of(nests: &ClassNests, manner: Manner) -> Result<&Program, TransferError> {
-    let programs = nests.made::<Programs>();
+pub(super) fn program_of(
+    nests: &ClassNests,
+    manner: CopyManner,
+) -> Result<&ClassProgram, TransferError> {
+    let programs = nests.made::<MannerPrograms>();
     let kept = programs.and_then(|programs| programs.of_manners.get(manner.index()));
     // No other code attaches data to nests, and every manner has an entry.
     let kept = kept.ok_or(TransferError::Copy(CopyError::Missing {
@@ -48,50 +51,50 @@ pub(super) fn program_of(nests: &ClassNests, manner: Manner) -> Result<&Program,
     if let Some(program) = kept.get() {
         return Ok(program);
     }
-    let program = Program::new(nests, manner)?;
+    let program = ClassProgram::new(nests, manner)?;
     Ok(kept.get_or_init(|| program))
 }
 
 /// The compiled form of a class, which copies any of its pairs.
 #[derive(Debug)]
-pub(super) struct Program {
-    parts: Vec<Variants>,
+pub(super) struct ClassProgram {
+    parts: Vec<PartVariants>,
 }
 
 /// The variants of the parts of a nest.
 #[derive(Debug)]
-struct Variants {
-    anywhere: Vec<Part>,
+struct PartVariants {
+    anywhere: Vec<NestPart>,
     /// For runs that all start at a line of the destination if the first one does. `None` where
     /// that makes no difference.
-    at_lines: Option<Vec<Part>>,
+    at_lines: Option<Vec<NestPart>>,
 }
 
-impl Program {
-    fn new(nests: &[Nest], manner: Manner) -> Result<Program, TransferError> {
+impl ClassProgram {
+    fn new(nests: &[Nest], manner: CopyManner) -> Result<ClassProgram, TransferError> {
         let parts = nests.iter().map(|nest| {
             let is_line = |l: &Loop| l.destination.bytes.is_multiple_of(LINE_BYTES as u64);
             let keeps_lines = manner.streams() && nest.loops.iter().all(is_line);
             let at_lines = keeps_lines.then(|| parts_of(nest, manner, true));
-            Ok(Variants {
+            Ok(PartVariants {
                 anywhere: parts_of(nest, manner, false)?,
                 at_lines: at_lines.transpose()?,
             })
         });
-        Ok(Program {
+        Ok(ClassProgram {
             parts: parts.collect::<Result<_, TransferError>>()?,
         })
     }
 
     /// The parts of nest `index`. `at_line` returns whether its first run starts at a line of the
     /// destination; a wrong answer only costs time.
-    pub(super) fn parts(&self, index: usize, at_line: impl FnOnce() -> bool) -> &[Part] {
+    pub(super) fn parts(&self, index: usize, at_line: impl FnOnce() -> bool) -> &[NestPart] {
         match self.parts.get(index) {
             None => broken(format_args!(
                 "nest {index} of a program of {} nests",
                 self.parts.len()
             )),
-            Some(Variants {
+            Some(PartVariants {
                 at_lines: Some(parts),
                 ..
             }) if at_line() => parts,
@@ -102,25 +105,29 @@ impl Program {
 
 /// A nest, or a segment of its runs.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct NestPart {
     /// Its offset from the start of the nest, on both sides.
-    pub(super) behind: Step,
-    pub(super) turns: Vec<Turn>,
+    pub(super) behind: AddressStep,
+    pub(super) turns: Vec<CellLoop>,
     pub(super) local: LocalNest,
     pub(super) cells_per_pair: u64,
 }
 
 /// A loop around cells.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Turn {
-    pub(super) source: Step,
-    pub(super) destination: Step,
+pub(super) struct CellLoop {
+    pub(super) source: AddressStep,
+    pub(super) destination: AddressStep,
     /// Cells per iteration.
     pub(super) cells: u64,
 }
 
 /// The parts of a nest: one, or two if a long run has a remainder after equal segments.
-fn parts_of(nest: &Nest, manner: Manner, at_lines: bool) -> Result<Vec<Part>, TransferError> {
+fn parts_of(
+    nest: &Nest,
+    manner: CopyManner,
+    at_lines: bool,
+) -> Result<Vec<NestPart>, TransferError> {
     let segment = match manner.streams() {
         true => SEGMENT_BYTES,
         false => CELL_BYTES,
@@ -132,8 +139,8 @@ fn parts_of(nest: &Nest, manner: Manner, at_lines: bool) -> Result<Vec<Part>, Tr
     let mut loops = nest.loops.clone();
     loops.push(Loop {
         extent: nest.run_bytes / segment,
-        source: Step::bytes(segment),
-        destination: Step::bytes(segment),
+        source: AddressStep::bytes(segment),
+        destination: AddressStep::bytes(segment),
         axes: nest.run_axes,
     });
     let mut parts = vec![part(loops, (0, segment), manner, at_lines)?];
@@ -149,9 +156,9 @@ fn parts_of(nest: &Nest, manner: Manner, at_lines: bool) -> Result<Vec<Part>, Tr
 fn part(
     mut loops: Vec<Loop>,
     (behind, run_bytes): (u64, u64),
-    manner: Manner,
+    manner: CopyManner,
     at_lines: bool,
-) -> Result<Part, TransferError> {
+) -> Result<NestPart, TransferError> {
     let kernel = choose(&mut loops, run_bytes, at_lines, manner)?;
     if manner.streams() {
         order(&mut loops, kernel.bytes() as u64);
@@ -168,9 +175,9 @@ fn part(
     }
     let inner = loops.split_off(local);
     let mut cells = 1u64;
-    let mut turns: Vec<Turn> = Vec::with_capacity(loops.len());
+    let mut turns: Vec<CellLoop> = Vec::with_capacity(loops.len());
     for l in loops.iter().rev() {
-        turns.push(Turn {
+        turns.push(CellLoop {
             source: l.source,
             destination: l.destination,
             cells,
@@ -178,8 +185,8 @@ fn part(
         cells = cells.saturating_mul(l.extent);
     }
     turns.reverse();
-    Ok(Part {
-        behind: Step::bytes(behind),
+    Ok(NestPart {
+        behind: AddressStep::bytes(behind),
         turns,
         local: LocalNest::new(&inner, kernel)?,
         cells_per_pair: cells,

@@ -8,22 +8,22 @@ const PAGE_BYTES: usize = 4096;
 
 /// The end of the bytes that is adjacent to a guard page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum GuardedEnd {
     Low,
     High,
 }
 
 /// Bytes between two guard pages, adjacent to one of them.
-pub(super) struct Guarded {
+pub(super) struct GuardedBytes {
     mapping: NonNull<u8>,
     mapped: usize,
     bytes: NonNull<u8>,
     length: usize,
 }
 
-impl Guarded {
+impl GuardedBytes {
     /// `length` bytes; the byte at offset `at` is `byte(at)`.
-    pub(super) fn new(length: usize, end: End, byte: impl Fn(usize) -> u8) -> Guarded {
+    pub(super) fn new(length: usize, end: GuardedEnd, byte: impl Fn(usize) -> u8) -> GuardedBytes {
         let inner = length.next_multiple_of(PAGE_BYTES).max(PAGE_BYTES);
         let mapped = inner + 2 * PAGE_BYTES;
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
@@ -36,10 +36,10 @@ impl Guarded {
             unsafe { mprotect(guard.cast(), PAGE_BYTES, MprotectFlags::empty()) }.unwrap();
         }
         let start = match end {
-            End::Low => PAGE_BYTES,
-            End::High => PAGE_BYTES + inner - length,
+            GuardedEnd::Low => PAGE_BYTES,
+            GuardedEnd::High => PAGE_BYTES + inner - length,
         };
-        let mut guarded = Guarded {
+        let mut guarded = GuardedBytes {
             mapping,
             mapped,
             bytes: NonNull::new(page(start)).unwrap(),
@@ -67,7 +67,7 @@ impl Guarded {
     }
 }
 
-impl Drop for Guarded {
+impl Drop for GuardedBytes {
     fn drop(&mut self) {
         // SAFETY: mapped in `new`, and no reference exists any more.
         unsafe { munmap(self.mapping.as_ptr().cast(), self.mapped) }.unwrap();
@@ -76,9 +76,9 @@ impl Drop for Guarded {
 
 #[test]
 fn the_bytes_are_adjacent_to_the_requested_guard() {
-    let low = Guarded::new(100, End::Low, |at| u8::try_from(at).unwrap());
+    let low = GuardedBytes::new(100, GuardedEnd::Low, |at| u8::try_from(at).unwrap());
     assert_eq!(low.pointer().addr() % PAGE_BYTES, 0);
     assert_eq!(low.as_ref()[99], 99);
-    let high = Guarded::new(100, End::High, |at| u8::try_from(at).unwrap());
+    let high = GuardedBytes::new(100, GuardedEnd::High, |at| u8::try_from(at).unwrap());
     assert_eq!((high.pointer().addr() + 100) % PAGE_BYTES, 0);
 }

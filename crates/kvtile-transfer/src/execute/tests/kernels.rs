@@ -1,20 +1,20 @@
 //! Transposes of every small size, and runs of every small length and alignment.
 
 use super::{
-    super::kernel::{Hop, Kernels, Level, Transpose},
-    guarded::{End, Guarded},
+    super::kernel::{CopyHop, LevelKernels, MatrixTranspose, SimdLevel},
+    guarded::{GuardedBytes, GuardedEnd},
     pattern,
 };
 
 const POISON: u8 = 0xa5;
 
 /// Transposes with `level` between guard pages and compares element by element.
-fn check_transpose(level: Level, matrix: Transpose, end: End) {
+fn check_transpose(level: SimdLevel, matrix: MatrixTranspose, end: GuardedEnd) {
     let source_bytes = matrix.source_row_bytes() + (matrix.rows - 1) * matrix.source_stride;
     let destination_bytes =
         matrix.destination_row_bytes() + (matrix.columns - 1) * matrix.destination_stride;
-    let source = Guarded::new(source_bytes, end, pattern);
-    let destination = Guarded::new(destination_bytes, end, |_| POISON);
+    let source = GuardedBytes::new(source_bytes, end, pattern);
+    let destination = GuardedBytes::new(destination_bytes, end, |_| POISON);
     let mut expected = vec![POISON; destination_bytes];
     for row in 0..matrix.rows {
         for column in 0..matrix.columns {
@@ -25,12 +25,12 @@ fn check_transpose(level: Level, matrix: Transpose, end: End) {
             }
         }
     }
-    let hop = Hop {
+    let hop = CopyHop {
         source: source.pointer(),
         destination: destination.pointer(),
     };
     // SAFETY: both have exactly the spans of the matrix, and nothing else refers to them.
-    unsafe { Kernels::new(level).transpose(&matrix, hop) };
+    unsafe { LevelKernels::new(level).transpose(&matrix, hop) };
     assert!(
         destination.as_ref() == expected,
         "{level:?} {end:?} {matrix:?}"
@@ -39,17 +39,17 @@ fn check_transpose(level: Level, matrix: Transpose, end: End) {
 
 #[test]
 fn every_level_transposes_every_element_at_every_size_and_no_byte_beyond() {
-    for level in Level::available() {
+    for level in SimdLevel::available() {
         for element in [1, 2, 4, 8, 16] {
             let sizes: Vec<usize> = (1..=20).chain([24, 31, 32, 33, 47, 64, 65, 100]).collect();
             for &rows in &sizes {
                 for &columns in &sizes {
                     let (pad, end) = match (rows + columns) % 3 {
-                        0 => (0, End::High),
-                        1 => (element, End::Low),
-                        _ => (3, End::High),
+                        0 => (0, GuardedEnd::High),
+                        1 => (element, GuardedEnd::Low),
+                        _ => (3, GuardedEnd::High),
                     };
-                    let matrix = Transpose {
+                    let matrix = MatrixTranspose {
                         element,
                         rows,
                         columns,
@@ -65,17 +65,17 @@ fn every_level_transposes_every_element_at_every_size_and_no_byte_beyond() {
 
 #[test]
 fn runs_of_every_length_and_phase_are_streamed_and_no_byte_beyond() {
-    for level in Level::available() {
+    for level in SimdLevel::available() {
         for bytes in (1..=70).chain([127, 128, 129, 191, 200, 256, 257, 1000, 4097]) {
             for phase in [0, 1, 2, 31, 32, 48, 63, 64] {
-                for end in [End::Low, End::High] {
-                    let source = Guarded::new(bytes, end, pattern);
-                    let destination = Guarded::new(bytes + phase, end, |_| POISON);
-                    let hops = [Hop {
+                for end in [GuardedEnd::Low, GuardedEnd::High] {
+                    let source = GuardedBytes::new(bytes, end, pattern);
+                    let destination = GuardedBytes::new(bytes + phase, end, |_| POISON);
+                    let hops = [CopyHop {
                         source: source.pointer(),
                         destination: destination.pointer().wrapping_add(phase),
                     }];
-                    let kernels = Kernels::new(level);
+                    let kernels = LevelKernels::new(level);
                     // SAFETY: both ends have `bytes` bytes, and nothing else refers to them.
                     unsafe { kernels.stream_runs(&hops, 1, bytes, 1) };
                     kernels.fence();
@@ -90,16 +90,16 @@ fn runs_of_every_length_and_phase_are_streamed_and_no_byte_beyond() {
 
 #[test]
 fn hops_after_the_count_are_only_prefetched() {
-    for level in Level::available() {
-        let source = Guarded::new(1024, End::High, pattern);
-        let destination = Guarded::new(1024, End::High, |_| POISON);
-        let hops: Vec<Hop> = (0..4)
-            .map(|i| Hop {
+    for level in SimdLevel::available() {
+        let source = GuardedBytes::new(1024, GuardedEnd::High, pattern);
+        let destination = GuardedBytes::new(1024, GuardedEnd::High, |_| POISON);
+        let hops: Vec<CopyHop> = (0..4)
+            .map(|i| CopyHop {
                 source: source.pointer().wrapping_add(i * 256),
                 destination: destination.pointer().wrapping_add((3 - i) * 256),
             })
             .collect();
-        let kernels = Kernels::new(level);
+        let kernels = LevelKernels::new(level);
         // SAFETY: every hop has 256 bytes at both ends, and nothing else refers to them.
         unsafe { kernels.stream_runs(&hops, 3, 256, 2) };
         kernels.fence();

@@ -16,16 +16,16 @@ mod plans;
 mod visible;
 
 use super::{
-    kernel::{Kernels, Level, Stores},
-    nest::Manner,
+    kernel::{LevelKernels, SimdLevel, StoreKind},
+    nest::CopyManner,
 };
 
 /// Every manner of this machine.
-fn manners() -> Vec<Manner> {
-    let levels = Level::available().into_iter();
+fn manners() -> Vec<CopyManner> {
+    let levels = SimdLevel::available().into_iter();
     let manner = |level| {
-        [Stores::Ordinary, Stores::Streaming].map(|stores| Manner {
-            kernels: Kernels::new(level),
+        [StoreKind::Ordinary, StoreKind::Streaming].map(|stores| CopyManner {
+            kernels: LevelKernels::new(level),
             stores,
         })
     };

@@ -1,16 +1,16 @@
 //! Random nests of random runs: every chosen kernel copies the right bytes and touches no others.
 #![expect(clippy::cast_possible_truncation, reason = "sizes of tests are small")]
 
-use kvtile_layout::{AxisSet, Loop, Step};
+use kvtile_layout::{AddressStep, AxisSet, Loop};
 use kvtile_testkit::generate::config;
 use proptest::prelude::*;
 
 use super::{
     super::{
-        nest::{Kernel, LocalNest, Manner, choose},
-        pipeline::{Pipeline, Scratch},
+        nest::{CopyManner, LocalNest, NestKernel, choose},
+        pipeline::{CopyScratch, KernelPipeline},
     },
-    guarded::{End, Guarded},
+    guarded::{GuardedBytes, GuardedEnd},
     manners, pattern,
 };
 
@@ -21,7 +21,7 @@ const BYTES_MAX: u64 = 1 << 18;
 
 /// Extents of loops, the order in which each side nests them, and the gaps between them.
 #[derive(Clone, Debug)]
-struct Case {
+struct NestCase {
     run: u64,
     extents: Vec<u64>,
     source: Vec<(usize, u64)>,
@@ -31,7 +31,7 @@ struct Case {
     end: bool,
 }
 
-fn cases() -> impl Strategy<Value = Case> {
+fn cases() -> impl Strategy<Value = NestCase> {
     let runs = prop::sample::select(vec![
         1u64, 2, 2, 2, 3, 4, 5, 8, 12, 16, 20, 32, 34, 48, 64, 96, 100, 128, 192, 256, 300, 1024,
         5000,
@@ -55,7 +55,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 order.zip(pads).collect::<Vec<_>>()
             };
             let (source, destination) = (side(source), side(destination));
-            Case {
+            NestCase {
                 run,
                 extents,
                 source,
@@ -69,7 +69,7 @@ fn cases() -> impl Strategy<Value = Case> {
 }
 
 /// The strides of one side, innermost first in its order, and its span.
-fn strides(case: &Case, side: &[(usize, u64)]) -> (Vec<u64>, usize) {
+fn strides(case: &NestCase, side: &[(usize, u64)]) -> (Vec<u64>, usize) {
     let mut strides = vec![0; case.extents.len()];
     let mut size = case.run;
     for &(axis, pad) in side {
@@ -81,7 +81,7 @@ fn strides(case: &Case, side: &[(usize, u64)]) -> (Vec<u64>, usize) {
     (strides, span as usize)
 }
 
-fn check(case: &Case, manner: Manner) -> Kernel {
+fn check(case: &NestCase, manner: CopyManner) -> NestKernel {
     let (from, source_span) = strides(case, &case.source);
     let (to, destination_span) = strides(case, &case.destination);
     let mut loops: Vec<Loop> = case
@@ -91,8 +91,8 @@ fn check(case: &Case, manner: Manner) -> Kernel {
         .filter(|(extent, _)| **extent > 1)
         .map(|(&extent, (&source, &destination))| Loop {
             extent,
-            source: Step::bytes(source),
-            destination: Step::bytes(destination),
+            source: AddressStep::bytes(source),
+            destination: AddressStep::bytes(destination),
             axes: AxisSet::default(),
         })
         .collect();
@@ -102,15 +102,19 @@ fn check(case: &Case, manner: Manner) -> Kernel {
     assert_eq!(nest.source_span, source_span as u64);
     assert_eq!(nest.destination_span, destination_span as u64);
 
-    let end = if case.end { End::High } else { End::Low };
+    let end = if case.end {
+        GuardedEnd::High
+    } else {
+        GuardedEnd::Low
+    };
     let phase = if case.end { 0 } else { case.phase };
-    let source = Guarded::new(source_span, end, pattern);
-    let destination = Guarded::new(destination_span + phase, end, |_| POISON);
+    let source = GuardedBytes::new(source_span, end, pattern);
+    let destination = GuardedBytes::new(destination_span + phase, end, |_| POISON);
     let mut expected = vec![POISON; destination_span + phase];
     naive(&all, case.run as usize, (0, phase), &mut expected);
 
-    let mut scratch = Scratch::default();
-    let mut pipeline = Pipeline::new(&nest.kernel, manner, &mut scratch).unwrap();
+    let mut scratch = CopyScratch::default();
+    let mut pipeline = KernelPipeline::new(&nest.kernel, manner, &mut scratch).unwrap();
     let to = destination.pointer().wrapping_add(phase);
     // SAFETY: both have exactly the spans of the nest, and nothing else refers to them.
     unsafe { nest.copy(source.pointer(), to, &mut pipeline) };
@@ -147,10 +151,10 @@ fn a_nest_moves_its_runs_and_no_other_byte() {
         .run(&cases(), |case| {
             for manner in manners() {
                 let kind = match check(&case, manner) {
-                    Kernel::Run(_) => 0,
-                    Kernel::Transpose(_) => 1,
-                    Kernel::Gather(_) => 2,
-                    Kernel::Tile(_) => 3,
+                    NestKernel::Run(_) => 0,
+                    NestKernel::Transpose(_) => 1,
+                    NestKernel::Gather(_) => 2,
+                    NestKernel::Tile(_) => 3,
                 };
                 kinds.borrow_mut()[kind] += 1;
             }
@@ -182,7 +186,7 @@ fn nested_tiles_are_staged_together() {
                 let order = order.into_iter().filter(|axis| *axis < extents.len());
                 order.map(|axis| (axis, 0)).collect::<Vec<_>>()
             };
-            let case = Case {
+            let case = NestCase {
                 run,
                 extents: extents.clone(),
                 source: side(source),
@@ -192,7 +196,7 @@ fn nested_tiles_are_staged_together() {
                 end: true,
             };
             for manner in manners() {
-                tiles += usize::from(matches!(check(&case, manner), Kernel::Tile(_)));
+                tiles += usize::from(matches!(check(&case, manner), NestKernel::Tile(_)));
             }
         }
     }
@@ -210,7 +214,7 @@ fn large_matrices_are_cut_and_arrive_whole() {
         (16, 4096, 4),
         (131, 509, 1),
     ] {
-        let case = Case {
+        let case = NestCase {
             run,
             extents: vec![rows, columns],
             source: vec![(1, 0), (0, 0)],
@@ -221,7 +225,7 @@ fn large_matrices_are_cut_and_arrive_whole() {
         };
         for manner in manners() {
             let kernel = check(&case, manner);
-            assert!(matches!(kernel, Kernel::Transpose(_)), "{kernel:?}");
+            assert!(matches!(kernel, NestKernel::Transpose(_)), "{kernel:?}");
         }
     }
 }

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
     super::{
-        nest::{Kernel, LocalNest},
-        pipeline::{Pipeline, Scratch},
+        nest::{LocalNest, NestKernel},
+        pipeline::{CopyScratch, KernelPipeline},
     },
     manners,
 };
@@ -25,8 +25,8 @@ fn a_reader_that_learns_of_the_end_sees_every_streamed_byte() {
         let (written, read) = (AtomicU64::new(0), AtomicU64::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let nest = LocalNest::new(&[], Kernel::Run(RUN_BYTES)).unwrap();
-                let mut scratch = Scratch::default();
+                let nest = LocalNest::new(&[], NestKernel::Run(RUN_BYTES)).unwrap();
+                let mut scratch = CopyScratch::default();
                 for round in 1..=ROUNDS {
                     while read.load(Ordering::Acquire) + 1 < round {
                         std::hint::spin_loop();
@@ -35,7 +35,8 @@ fn a_reader_that_learns_of_the_end_sees_every_streamed_byte() {
                     source
                         .iter()
                         .for_each(|word| word.store(round, Ordering::Relaxed));
-                    let mut pipeline = Pipeline::new(&nest.kernel, manner, &mut scratch).unwrap();
+                    let mut pipeline =
+                        KernelPipeline::new(&nest.kernel, manner, &mut scratch).unwrap();
                     for run in 0..RUNS {
                         let word = run * RUN_BYTES / size_of::<u64>();
                         let from = source[word].as_ptr().cast_const().cast();

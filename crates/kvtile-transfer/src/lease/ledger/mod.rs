@@ -20,16 +20,16 @@ use kvtile_memory::OwnedMemoryRegion;
 use parking_lot::{Mutex, MutexGuard};
 
 use self::{
-    shared::{BlockOf, SharedBytes, SharedLease},
+    shared::{LayoutBlock, SharedBytes, SharedLease},
     states::BlockStates,
 };
 #[cfg(test)]
 use super::extent::first_overlap;
 use super::{
-    Ids, LayoutHandle, LeaseMode, Pairs,
-    extent::{Extent, block_extents, extents, extents_by_block},
+    LayoutHandle, LeaseMode, SideBlockIds, TransferPairs,
+    extent::{AddressExtent, block_extents, extents, extents_by_block},
     layers::HeldLayers,
-    routes::Routes,
+    routes::RouteCache,
 };
 use crate::{
     error::{LeaseError, RegisterError, TransferError},
@@ -38,30 +38,30 @@ use crate::{
 
 /// Memory that a manager has claimed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Claim {
+struct MemoryClaim {
     manager: u64,
-    extent: Extent,
+    extent: AddressExtent,
     writable: bool,
 }
 
-impl Claim {
+impl MemoryClaim {
     /// Managers may share memory that none of them writes.
-    fn excludes(&self, other: &Claim) -> bool {
+    fn excludes(&self, other: &MemoryClaim) -> bool {
         let differ = self.manager != other.manager && (self.writable || other.writable);
         differ && self.extent.overlaps(&other.extent)
     }
 }
 
-static CLAIMS: Mutex<Vec<Claim>> = Mutex::new(Vec::new());
+static CLAIMS: Mutex<Vec<MemoryClaim>> = Mutex::new(Vec::new());
 
-fn claims() -> MutexGuard<'static, Vec<Claim>> {
+fn claims() -> MutexGuard<'static, Vec<MemoryClaim>> {
     CLAIMS.lock()
 }
 
 /// A registered layout.
-struct Entry {
+struct RegisteredLayout {
     layout: PhysicalLayout,
-    extents: Vec<Extent>,
+    extents: Vec<AddressExtent>,
     /// Handles of the layouts that share memory with it.
     aliases: Vec<u64>,
     blocks: BlockStates,
@@ -69,19 +69,19 @@ struct Entry {
 }
 
 /// The layouts and leases of one manager.
-pub(crate) struct Ledger {
+pub(crate) struct LeaseLedger {
     manager: u64,
     next_layout: u64,
     next_lease: u64,
-    entries: BTreeMap<u64, Entry>,
+    entries: BTreeMap<u64, RegisteredLayout>,
     shared: SharedBytes,
     /// Cached routes between registered layouts.
-    pub(crate) routes: Routes,
+    pub(crate) routes: RouteCache,
 }
 
 /// A lease in the ledger. It is released once, with the same blocks that it was taken for.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct LeaseTicket {
     lease: u64,
     layout: u64,
     layers: HeldLayers,
@@ -94,15 +94,15 @@ pub(crate) struct LeaseSide<'a> {
     pub(crate) layers: &'a HeldLayers,
 }
 
-impl Ledger {
-    pub(crate) fn new(manager: u64) -> Ledger {
-        Ledger {
+impl LeaseLedger {
+    pub(crate) fn new(manager: u64) -> LeaseLedger {
+        LeaseLedger {
             manager,
             next_layout: 0,
             next_lease: 0,
             entries: BTreeMap::new(),
             shared: SharedBytes::default(),
-            routes: Routes::default(),
+            routes: RouteCache::default(),
         }
     }
 
@@ -134,7 +134,7 @@ impl Ledger {
         self.next_layout += 1;
         let mut aliases = Vec::new();
         for (other, entry) in &mut self.entries {
-            let touch = |e: &Extent| entry.extents.iter().any(|o| o.overlaps(e));
+            let touch = |e: &AddressExtent| entry.extents.iter().any(|o| o.overlaps(e));
             if extents.iter().any(touch) {
                 entry.aliases.push(id);
                 aliases.push(*other);
@@ -142,7 +142,7 @@ impl Ledger {
         }
         self.entries.insert(
             id,
-            Entry {
+            RegisteredLayout {
                 layout,
                 extents,
                 aliases,
@@ -157,8 +157,8 @@ impl Ledger {
     /// `extents`.
     fn newly_shared(
         &self,
-        extents: &[Extent],
-    ) -> Result<Vec<(BlockOf, Vec<Extent>)>, TransferError> {
+        extents: &[AddressExtent],
+    ) -> Result<Vec<(LayoutBlock, Vec<AddressExtent>)>, TransferError> {
         let mut held = Vec::new();
         for (id, entry) in &self.entries {
             let mut theirs = entry.extents.iter();
@@ -176,7 +176,7 @@ impl Ledger {
 
     /// The mode in which a block with shared bytes is held. A block with a written layer counts as
     /// written.
-    fn held(&self, (layout, block): BlockOf) -> LeaseMode {
+    fn held(&self, (layout, block): LayoutBlock) -> LeaseMode {
         let entry = self.entries.get(&layout);
         match entry.and_then(|entry| entry.blocks.held(block)) {
             Some(mode) => mode,
@@ -209,7 +209,7 @@ impl Ledger {
         Ok(entry.layout)
     }
 
-    fn release_claims(&self, entry: &Entry) {
+    fn release_claims(&self, entry: &RegisteredLayout) {
         let mut claims = claims();
         for claim in self.claims_of(&entry.layout, &entry.extents) {
             if let Some(index) = claims.iter().position(|c| *c == claim) {
@@ -218,9 +218,9 @@ impl Ledger {
         }
     }
 
-    fn claims_of(&self, layout: &PhysicalLayout, extents: &[Extent]) -> Vec<Claim> {
+    fn claims_of(&self, layout: &PhysicalLayout, extents: &[AddressExtent]) -> Vec<MemoryClaim> {
         let regions = layout.memory_regions().iter();
-        let claim = |(region, extent): (&OwnedMemoryRegion, &Extent)| Claim {
+        let claim = |(region, extent): (&OwnedMemoryRegion, &AddressExtent)| MemoryClaim {
             manager: self.manager,
             extent: *extent,
             writable: region.is_writable(),
@@ -241,9 +241,9 @@ impl Ledger {
     pub(crate) fn lease(
         &mut self,
         LeaseSide { handle, layers }: LeaseSide<'_>,
-        blocks: Ids<'_>,
+        blocks: SideBlockIds<'_>,
         mode: LeaseMode,
-    ) -> Result<Ticket, TransferError> {
+    ) -> Result<LeaseTicket, TransferError> {
         let id = handle.layout;
         let lease = self.next_lease;
         let entry = match handle.manager == self.manager {
@@ -271,7 +271,7 @@ impl Ledger {
         entry.leases += 1;
         entry.blocks.take(blocks, layers, mode);
         self.next_lease += 1;
-        Ok(Ticket {
+        Ok(LeaseTicket {
             lease,
             layout: id,
             layers: layers.clone(),
@@ -283,8 +283,8 @@ impl Ledger {
     pub(crate) fn lease_both(
         &mut self,
         [source, destination]: [LeaseSide<'_>; 2],
-        pairs: &Pairs<'_>,
-    ) -> Result<[Ticket; 2], TransferError> {
+        pairs: &TransferPairs<'_>,
+    ) -> Result<[LeaseTicket; 2], TransferError> {
         let meet = source.handle == destination.handle && source.layers.meets(destination.layers);
         let read = self.lease(source, pairs.sources(), LeaseMode::Read)?;
         match self.lease(destination, pairs.destinations(), LeaseMode::Write) {
@@ -300,13 +300,13 @@ impl Ledger {
     }
 
     /// Releases both sides of a transfer.
-    pub(crate) fn release_both(&mut self, tickets: &[Ticket; 2], pairs: &Pairs<'_>) {
+    pub(crate) fn release_both(&mut self, tickets: &[LeaseTicket; 2], pairs: &TransferPairs<'_>) {
         let [read, written] = tickets;
         self.release(read, pairs.sources());
         self.release(written, pairs.destinations());
     }
 
-    pub(crate) fn release(&mut self, ticket: &Ticket, blocks: Ids<'_>) {
+    pub(crate) fn release(&mut self, ticket: &LeaseTicket, blocks: SideBlockIds<'_>) {
         self.shared.remove(ticket.lease);
         let Some(entry) = self.entries.get_mut(&ticket.layout) else {
             broken(format_args!(
@@ -351,7 +351,7 @@ impl Ledger {
                 assert!(self.id(handle).is_ok(), "a route without its layout");
             }
         }
-        let mut held: Vec<(u64, LeaseMode, &Vec<Extent>)> = Vec::new();
+        let mut held: Vec<(u64, LeaseMode, &Vec<AddressExtent>)> = Vec::new();
         for lease in self.shared.leases() {
             held.push((lease.layout, lease.mode, &lease.extents));
         }
@@ -393,7 +393,7 @@ impl Ledger {
     }
 }
 
-impl Drop for Ledger {
+impl Drop for LeaseLedger {
     fn drop(&mut self) {
         claims().retain(|claim| claim.manager != self.manager);
     }

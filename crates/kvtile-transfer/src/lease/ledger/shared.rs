@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    super::extent::{Extent, first_overlap},
+    super::extent::{AddressExtent, first_overlap},
     LeaseMode,
 };
 use crate::error::{CopyError, TransferError};
@@ -23,17 +23,17 @@ pub(super) struct SharedLease {
     pub(super) lease: u64,
     pub(super) layout: u64,
     pub(super) mode: LeaseMode,
-    pub(super) extents: Vec<Extent>,
+    pub(super) extents: Vec<AddressExtent>,
 }
 
 /// A layout and a block of it.
-pub(super) type BlockOf = (u64, u64);
+pub(super) type LayoutBlock = (u64, u64);
 
 /// The held bytes of layouts that share memory.
 #[derive(Default)]
 pub(super) struct SharedBytes {
     leases: Vec<SharedLease>,
-    blocks: BTreeMap<BlockOf, Vec<Extent>>,
+    blocks: BTreeMap<LayoutBlock, Vec<AddressExtent>>,
 }
 
 impl SharedBytes {
@@ -42,9 +42,9 @@ impl SharedBytes {
     pub(super) fn check(
         &self,
         id: u64,
-        extents: &[Extent],
+        extents: &[AddressExtent],
         mode: LeaseMode,
-        mode_of: impl Fn(BlockOf) -> LeaseMode,
+        mode_of: impl Fn(LayoutBlock) -> LeaseMode,
     ) -> Result<(), TransferError> {
         let both_read = |held: LeaseMode| (mode, held) == (LeaseMode::Read, LeaseMode::Read);
         let leases = self.leases.iter();
@@ -66,7 +66,7 @@ impl SharedBytes {
     }
 
     /// Adds held blocks, each with its bytes.
-    pub(super) fn add_blocks(&mut self, blocks: Vec<(BlockOf, Vec<Extent>)>) {
+    pub(super) fn add_blocks(&mut self, blocks: Vec<(LayoutBlock, Vec<AddressExtent>)>) {
         self.blocks.extend(blocks);
     }
 
@@ -76,7 +76,7 @@ impl SharedBytes {
     }
 
     /// Removes the bytes of a block that is free.
-    pub(super) fn remove_block(&mut self, block: BlockOf) {
+    pub(super) fn remove_block(&mut self, block: LayoutBlock) {
         self.blocks.remove(&block);
     }
 
@@ -86,7 +86,7 @@ impl SharedBytes {
     }
 
     #[cfg(test)]
-    pub(super) fn blocks(&self) -> impl Iterator<Item = (&BlockOf, &Vec<Extent>)> {
+    pub(super) fn blocks(&self) -> impl Iterator<Item = (&LayoutBlock, &Vec<AddressExtent>)> {
         self.blocks.iter()
     }
 }

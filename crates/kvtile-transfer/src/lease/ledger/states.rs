@@ -12,7 +12,7 @@
 //! so that leases of layers allocate memory only when the number of blocks with parts reaches a new
 //! maximum.
 
-use super::super::{Ids, LayoutHandle, LeaseMode, layers::HeldLayers};
+use super::super::{LayoutHandle, LeaseMode, SideBlockIds, layers::HeldLayers};
 use crate::{
     error::{LeaseError, RegisterError, TransferError},
     physical::PhysicalLayout,
@@ -30,7 +30,7 @@ const PARTED: u32 = 1 << 31;
 const SLOTS_MAX: u64 = (WRITER - PARTED) as u64;
 
 /// Layers of one block that leases hold in the same mode.
-struct Part {
+struct LeasedLayers {
     layers: HeldLayers,
     mode: LeaseMode,
     /// Number of readers; in a written part, how often its one lease names the block.
@@ -40,7 +40,7 @@ struct Part {
 /// The lease states of all blocks of a layout.
 pub(super) struct BlockStates {
     states: Vec<u32>,
-    slots: Vec<Vec<Part>>,
+    slots: Vec<Vec<LeasedLayers>>,
     /// Indices of free slots.
     unused: Vec<u32>,
 }
@@ -72,7 +72,7 @@ impl BlockStates {
     pub(super) fn check(
         &self,
         handle: LayoutHandle,
-        blocks: Ids<'_>,
+        blocks: SideBlockIds<'_>,
         layers: &HeldLayers,
         mode: LeaseMode,
     ) -> Result<(), TransferError> {
@@ -132,7 +132,7 @@ impl BlockStates {
     }
 
     /// Leases blocks that [`check`](Self::check) has accepted.
-    pub(super) fn take(&mut self, blocks: Ids<'_>, layers: &HeldLayers, mode: LeaseMode) {
+    pub(super) fn take(&mut self, blocks: SideBlockIds<'_>, layers: &HeldLayers, mode: LeaseMode) {
         for block in blocks {
             let state = at_mut(&mut self.states, block);
             match (layers, mode) {
@@ -146,7 +146,7 @@ impl BlockStates {
     /// Releases blocks that one lease took. Calls `freed` for each block that is free afterwards.
     pub(super) fn give_back(
         &mut self,
-        blocks: Ids<'_>,
+        blocks: SideBlockIds<'_>,
         (layers, mode): (&HeldLayers, LeaseMode),
         mut freed: impl FnMut(u64),
     ) {
@@ -181,7 +181,7 @@ impl BlockStates {
             0 => None,
             WRITER => Some(LeaseMode::Write),
             state @ PARTED.. => {
-                let is_written = |part: &Part| part.mode == LeaseMode::Write;
+                let is_written = |part: &LeasedLayers| part.mode == LeaseMode::Write;
                 match self.parts(state).iter().any(is_written) {
                     true => Some(LeaseMode::Write),
                     false => Some(LeaseMode::Read),
@@ -200,12 +200,12 @@ impl BlockStates {
     /// Adds a holder to the parts of a block.
     fn add(&mut self, block: u64, layers: &HeldLayers, mode: LeaseMode) {
         let parts = self.parts_mut(block);
-        let same = |part: &&mut Part| part.layers == *layers && part.mode == mode;
+        let same = |part: &&mut LeasedLayers| part.layers == *layers && part.mode == mode;
         match parts.iter_mut().find(same) {
             // Another reader, or the same writer that names the block again: `check` admits no
             // other holder.
             Some(part) => part.count = part.count.saturating_add(1),
-            None => parts.push(Part {
+            None => parts.push(LeasedLayers {
                 layers: layers.clone(),
                 mode,
                 count: 1,
@@ -225,7 +225,7 @@ impl BlockStates {
         let Some(parts) = self.slots.get_mut(slot as usize) else {
             lost()
         };
-        let same = |part: &Part| part.layers == *layers && part.mode == mode;
+        let same = |part: &LeasedLayers| part.layers == *layers && part.mode == mode;
         let found = parts.iter().position(same);
         let Some((index, part)) = found.and_then(|index| Some((index, parts.get_mut(index)?)))
         else {
@@ -247,7 +247,7 @@ impl BlockStates {
     }
 
     /// The parts of a block in `state`.
-    fn parts(&self, state: u32) -> &[Part] {
+    fn parts(&self, state: u32) -> &[LeasedLayers] {
         match slot(state).and_then(|slot| self.slots.get(slot as usize)) {
             Some(parts) => parts,
             None => broken(format_args!(
@@ -259,7 +259,7 @@ impl BlockStates {
 
     /// The parts of a block that is not written as a whole. Its readers of all layers become a
     /// part.
-    fn parts_mut(&mut self, block: u64) -> &mut Vec<Part> {
+    fn parts_mut(&mut self, block: u64) -> &mut Vec<LeasedLayers> {
         let state = at_mut(&mut self.states, block);
         assert!(*state != WRITER, "parts of block {block}, which is written");
         let (index, readers) = match slot(*state) {
@@ -281,7 +281,7 @@ impl BlockStates {
             broken(format_args!("slot {index} of block {block} among {count}"))
         };
         if readers > 0 {
-            parts.push(Part {
+            parts.push(LeasedLayers {
                 layers: HeldLayers::All,
                 mode: LeaseMode::Read,
                 count: readers,
@@ -309,7 +309,7 @@ impl BlockStates {
         }
         for state in self.states.iter().filter(|s| slot(**s).is_some()) {
             let parts = self.parts(*state);
-            let is_part = |part: &Part| matches!(part.layers, HeldLayers::Part(_));
+            let is_part = |part: &LeasedLayers| matches!(part.layers, HeldLayers::Part(_));
             assert!(parts.iter().any(is_part), "a slot for whole blocks");
             for (index, part) in parts.iter().enumerate() {
                 assert!(part.count > 0 && (is_part(part) || part.mode == LeaseMode::Read));

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use kvtile_layout::{BlockPair, Shape, Unit, Word};
 use kvtile_testkit::generate::{Choices, choices, config};
 
-use super::{LeaseSide, Ledger, Ticket};
+use super::{LeaseLedger, LeaseSide, LeaseTicket};
 use crate::{
     LeaseError, LeaseMode, PhysicalLayout, TransferError,
-    lease::{Ids, LayoutHandle, Pairs, layers::HeldLayers},
+    lease::{LayoutHandle, SideBlockIds, TransferPairs, layers::HeldLayers},
 };
 
 const BLOCKS: u64 = 4;
@@ -25,7 +25,7 @@ fn layout() -> PhysicalLayout {
 
 /// The holders of each layer of each block. A lease counts once, however often it names the block.
 #[derive(Default)]
-struct Model {
+struct LayerLeaseModel {
     held: HashMap<(u64, u64), Vec<LeaseMode>>,
 }
 
@@ -39,7 +39,7 @@ fn places(blocks: &[u64], layers: &HeldLayers) -> Vec<(u64, u64)> {
     places
 }
 
-impl Model {
+impl LayerLeaseModel {
     /// The first of `blocks` that conflicts, and how it is held.
     fn conflict(
         &self,
@@ -84,29 +84,29 @@ impl Model {
     }
 }
 
-enum Kept {
-    One(Ticket, Vec<u64>),
-    Both([Ticket; 2], Vec<BlockPair>),
+enum KeptTickets {
+    One(LeaseTicket, Vec<u64>),
+    Both([LeaseTicket; 2], Vec<BlockPair>),
 }
 
-struct World {
-    ledger: Ledger,
+struct LedgerWorld {
+    ledger: LeaseLedger,
     handle: LayoutHandle,
-    model: Model,
-    kept: Vec<Kept>,
+    model: LayerLeaseModel,
+    kept: Vec<KeptTickets>,
     /// Leases granted on all layers, granted on some, refused, and refused because both sides
     /// overlap.
     counts: [u32; 4],
 }
 
-impl World {
-    fn new(layout: PhysicalLayout) -> World {
-        let mut ledger = Ledger::new(u64::MAX);
+impl LedgerWorld {
+    fn new(layout: PhysicalLayout) -> LedgerWorld {
+        let mut ledger = LeaseLedger::new(u64::MAX);
         let handle = ledger.register(layout).unwrap();
-        World {
+        LedgerWorld {
             ledger,
             handle,
-            model: Model::default(),
+            model: LayerLeaseModel::default(),
             kept: Vec::new(),
             counts: [0; 4],
         }
@@ -133,8 +133,8 @@ impl World {
 
     fn leases(&self) -> usize {
         let leases = self.kept.iter().map(|kept| match kept {
-            Kept::One(..) => 1,
-            Kept::Both(..) => 2,
+            KeptTickets::One(..) => 1,
+            KeptTickets::Both(..) => 2,
         });
         leases.sum()
     }
@@ -154,14 +154,16 @@ impl World {
             handle: self.handle,
             layers: &layers,
         };
-        let leased = self.ledger.lease(side, Ids::Leased(blocks.iter()), mode);
+        let leased = self
+            .ledger
+            .lease(side, SideBlockIds::Leased(blocks.iter()), mode);
         let conflict = self.model.conflict(&blocks, &layers, mode);
         match leased {
             Ok(ticket) => {
                 assert_eq!(conflict, None, "{mode:?} of {blocks:?}, {layers:?}");
                 self.granted(&layers);
                 self.model.take(&blocks, &layers, mode);
-                self.kept.push(Kept::One(ticket, blocks));
+                self.kept.push(KeptTickets::One(ticket, blocks));
             }
             Err(TransferError::Lease(LeaseError::BlockLeased { block, held, .. })) => {
                 assert_eq!(conflict, Some((block, held)), "{mode:?}, {layers:?}");
@@ -187,7 +189,7 @@ impl World {
         });
         let leased = self
             .ledger
-            .lease_both(sides, &Pairs::Selected(pairs.as_slice().into()));
+            .lease_both(sides, &TransferPairs::Selected(pairs.as_slice().into()));
         let [source, destination] = &layers;
         let before = self.model.conflict(&read, source, LeaseMode::Read);
         let after = self.model.conflict(&written, destination, LeaseMode::Write);
@@ -198,7 +200,7 @@ impl World {
                 self.granted(source);
                 self.model.take(&read, source, LeaseMode::Read);
                 self.model.take(&written, destination, LeaseMode::Write);
-                self.kept.push(Kept::Both(tickets, pairs));
+                self.kept.push(KeptTickets::Both(tickets, pairs));
             }
             Err(TransferError::Lease(LeaseError::SameBlock { block })) => {
                 assert!(before.is_none() && meets && read.contains(&block));
@@ -222,17 +224,18 @@ impl World {
         self.give_back(kept);
     }
 
-    fn give_back(&mut self, kept: Kept) {
+    fn give_back(&mut self, kept: KeptTickets) {
         match kept {
-            Kept::One(ticket, blocks) => {
-                self.ledger.release(&ticket, Ids::Leased(blocks.iter()));
+            KeptTickets::One(ticket, blocks) => {
+                self.ledger
+                    .release(&ticket, SideBlockIds::Leased(blocks.iter()));
                 self.model.give_back(&blocks, &ticket.layers, ticket.mode);
             }
-            Kept::Both(tickets, pairs) => {
+            KeptTickets::Both(tickets, pairs) => {
                 let sources: Vec<u64> = pairs.iter().map(|pair| pair.source_block).collect();
                 let written: Vec<u64> = pairs.iter().map(|pair| pair.destination_block).collect();
                 self.ledger
-                    .release_both(&tickets, &Pairs::Selected(pairs.into()));
+                    .release_both(&tickets, &TransferPairs::Selected(pairs.into()));
                 for (ticket, blocks) in tickets.iter().zip([sources, written]) {
                     self.model.give_back(&blocks, &ticket.layers, ticket.mode);
                 }
@@ -264,7 +267,7 @@ fn leases_of_layers_agree_with_a_model_of_single_layers() {
     let cases = (choices(), choices(), choices());
     runner
         .run(&cases, |(a, b, c)| {
-            let mut world = World::new(layout.clone());
+            let mut world = LedgerWorld::new(layout.clone());
             for mut choices in [a, b, c] {
                 for _ in 0..20 {
                     world.step(&mut choices);
@@ -292,11 +295,15 @@ fn leases_of_layers_agree_with_a_model_of_single_layers() {
 /// free after them.
 #[test]
 fn whole_readers_outlast_leases_of_layers() {
-    let mut ledger = Ledger::new(u64::MAX - 1);
+    let mut ledger = LeaseLedger::new(u64::MAX - 1);
     let handle = ledger.register(layout()).unwrap();
     let part = HeldLayers::of(1..3, LAYERS).unwrap();
-    let lease = |ledger: &mut Ledger, layers: &HeldLayers, mode| {
-        ledger.lease(LeaseSide { handle, layers }, Ids::Leased([2].iter()), mode)
+    let lease = |ledger: &mut LeaseLedger, layers: &HeldLayers, mode| {
+        ledger.lease(
+            LeaseSide { handle, layers },
+            SideBlockIds::Leased([2].iter()),
+            mode,
+        )
     };
     let (all, read) = (HeldLayers::All, LeaseMode::Read);
     let readers = [&all, &part, &all].map(|layers| lease(&mut ledger, layers, read).unwrap());
@@ -304,9 +311,9 @@ fn whole_readers_outlast_leases_of_layers() {
         assert!(lease(&mut ledger, &part, LeaseMode::Write).is_err());
         assert!(lease(&mut ledger, &all, LeaseMode::Write).is_err());
         ledger.check_integrity();
-        ledger.release(ticket, Ids::Leased([2].iter()));
+        ledger.release(ticket, SideBlockIds::Leased([2].iter()));
     }
     let written = lease(&mut ledger, &all, LeaseMode::Write).unwrap();
-    ledger.release(&written, Ids::Leased([2].iter()));
+    ledger.release(&written, SideBlockIds::Leased([2].iter()));
     ledger.check_integrity();
 }

@@ -15,18 +15,18 @@ use std::{
     thread,
 };
 
-use kvtile_layout::{Axis, Digit, PlaneDigits, Step, tradition::LayoutSpec};
+use kvtile_layout::{AddressStep, Axis, Digit, PlaneDigits, tradition::LayoutSpec};
 use kvtile_memory::{OwnedMemoryRegion, RegionView, SystemMemory};
 use kvtile_testkit::gate::{PATIENCE, wait_until};
 use parking_lot::Mutex;
 
 use super::world::{
-    BLOCK_BYTES, World, arrives, assert_equal_outside, end, shape, world, world_with,
+    BLOCK_BYTES, LanesWorld, arrives, assert_equal_outside, end, shape, world, world_with,
 };
 use crate::{
     CopyError, LeaseError, LeaseMode, PhysicalLayout, RegisterError, TransferCompletion,
     TransferError, TransferOptions,
-    execute::{Lane, gated::Flying},
+    execute::{Lane, gated::FlightMode},
     lease::lock,
 };
 
@@ -66,7 +66,7 @@ fn a_stopped_memory_copy_delays_no_file_transfer() {
 
 #[test]
 fn a_stopped_file_transfer_delays_no_other_file_transfer() {
-    let world = world_with(4, 2, Flying::OnItsThread);
+    let world = world_with(4, 2, FlightMode::OnItsThread);
     let (gate, slow) = world.stop_file(&[7]);
     for block in 0..6 {
         arrives(&world.start(world.disk, &[block]));
@@ -83,7 +83,7 @@ fn a_stopped_file_transfer_delays_no_other_file_transfer() {
 #[test]
 fn as_many_file_transfers_run_concurrently_as_configured() {
     for files in [1, 2, 3] {
-        let world = world_with(8, files, Flying::OnItsThread);
+        let world = world_with(8, files, FlightMode::OnItsThread);
         let gate = world.file.shut(files);
         let stopped: Vec<_> = (0..files).map(|b| world.start(world.disk, &[b])).collect();
         gate.wait_until_stopped(files);
@@ -101,7 +101,7 @@ fn as_many_file_transfers_run_concurrently_as_configured() {
 /// same bytes run together.
 #[test]
 fn file_transfers_over_the_same_bytes_are_refused_and_readers_move_together() {
-    let world = world_with(4, 2, Flying::OnItsThread);
+    let world = world_with(4, 2, FlightMode::OnItsThread);
     let manager = &world.manager;
     let copy = |from, source, to, target| {
         let options = TransferOptions::new();
@@ -132,7 +132,7 @@ fn file_transfers_over_the_same_bytes_are_refused_and_readers_move_together() {
 /// A panic ends only its own flight. The others complete, and the thread takes the next one.
 #[test]
 fn a_panic_in_one_thread_of_a_lane_ends_its_flight_alone() {
-    let world = world_with(8, 2, Flying::OnItsThread);
+    let world = world_with(8, 2, FlightMode::OnItsThread);
     let (gate, stopped) = world.stop_file(&[0]);
     for block in 1..4 {
         world.file.panic_once();
@@ -158,12 +158,12 @@ fn a_panic_in_one_thread_of_a_lane_ends_its_flight_alone() {
 /// Flights queued behind several threads end before the manager's drop returns.
 #[test]
 fn dropping_a_manager_ends_flights_queued_for_several_threads() {
-    let world = world_with(8, 2, Flying::OnItsThread);
+    let world = world_with(8, 2, FlightMode::OnItsThread);
     let layouts = [world.a, world.disk].map(|h| world.manager.layout(h).unwrap());
     let gate = world.file.shut(2);
     let dones: Vec<_> = (0..8).map(|b| world.start(world.disk, &[b])).collect();
     gate.wait_until_stopped(2);
-    let World {
+    let LanesWorld {
         manager, _folder, ..
     } = world;
     thread::scope(|scope| {
@@ -227,7 +227,7 @@ fn a_manager_that_is_dropped_waits_for_the_flights_of_every_lane() {
     ];
     memory.wait_until_stopped(1);
     file.wait_until_stopped(1);
-    let World {
+    let LanesWorld {
         manager, _folder, ..
     } = world;
     // The closure owns the gates, so that its panic opens them.
@@ -269,7 +269,7 @@ fn a_panic_in_a_lane_ends_the_transfer_and_frees_its_blocks() {
 
 #[test]
 fn a_lane_that_panics_outside_of_a_plan_ends_its_flight_too() {
-    let world = world_with(4, 1, Flying::Panicking);
+    let world = world_with(4, 1, FlightMode::Panicking);
     let dones = [0, 1].map(|block| world.start(world.b, &[block]));
     for done in dones {
         assert!(matches!(
@@ -287,7 +287,7 @@ fn a_lane_that_panics_outside_of_a_plan_ends_its_flight_too() {
 #[test]
 fn flights_that_a_lane_keeps_hold_their_leases_and_are_waited_for() {
     let (go, wait) = mpsc::channel();
-    let flying = Flying::Kept {
+    let flying = FlightMode::Kept {
         kept: Mutex::default(),
         go: Mutex::new(wait),
     };
@@ -297,7 +297,7 @@ fn flights_that_a_lane_keeps_hold_their_leases_and_are_waited_for() {
     wait_until("three flights in the air", || world.memory.kept() == 3);
     assert!(world.try_start(world.b, &[1]).is_err());
     drop(world.start(world.disk, &[3]));
-    let World {
+    let LanesWorld {
         manager, _folder, ..
     } = world;
     // The closure owns the sender, so that its panic ends the flights.
@@ -376,7 +376,7 @@ fn strided(arena: &OwnedMemoryRegion, stride: u64, offset: u64) -> PhysicalLayou
             axis,
             low: 1,
             extent,
-            step: Step::bytes(bytes),
+            step: AddressStep::bytes(bytes),
         };
         PlaneDigits {
             plane: name.to_owned(),

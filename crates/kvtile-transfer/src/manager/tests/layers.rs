@@ -2,13 +2,13 @@
 
 use kvtile_layout::RangePair;
 
-use super::world::{BLOCK_BYTES, World, arrives, world};
+use super::world::{BLOCK_BYTES, LanesWorld, arrives, world};
 use crate::{
     FillPattern, LayoutHandle, LeaseError, LeaseMode, TransferError, TransferOptions, lease::lock,
 };
 
 /// The bytes of a layer of block 3 of `flat`, under a lease of that layer alone.
-fn layer_of(world: &World, flat: LayoutHandle, layer: u64) -> Vec<u8> {
+fn layer_of(world: &LanesWorld, flat: LayoutHandle, layer: u64) -> Vec<u8> {
     let range = layer..layer + 1;
     let lease = world
         .manager

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use kvtile_layout::{
-    Axis, Digit, PlaneDigits, Shape, Step, StridedLayout, Unit, UnitIndex, tradition::LayoutSpec,
+    AddressStep, Axis, Digit, PlaneDigits, Shape, StridedLayout, Unit, UnitIndex,
+    tradition::LayoutSpec,
 };
 use kvtile_memory::{OwnedMemoryRegion, RegionView, SystemMemory};
 use kvtile_testkit::generate::{Choices, choices, config};
@@ -27,7 +28,7 @@ fn row(blocks: u64, (stride, layer): (u64, u64), offset: u64) -> LayoutSpec {
             axis,
             low: 1,
             extent,
-            step: Step::bytes(bytes),
+            step: AddressStep::bytes(bytes),
         };
         let mut digits = vec![
             digit(Axis::L, 2, layer),
@@ -113,11 +114,11 @@ fn bytes_of(layout: &PhysicalLayout, block: u64) -> Vec<usize> {
 
 /// The holders of each byte.
 #[derive(Default)]
-struct Model {
+struct ByteLeaseModel {
     held: HashMap<usize, Vec<LeaseMode>>,
 }
 
-impl Model {
+impl ByteLeaseModel {
     fn allows(&self, bytes: &[usize], mode: LeaseMode) -> bool {
         bytes.iter().all(|byte| {
             let holders = self.held.get(byte).map_or(&[][..], Vec::as_slice);
@@ -143,10 +144,10 @@ impl Model {
     }
 }
 
-struct World {
+struct LeasesWorld {
     manager: TransferManager,
     arena: OwnedMemoryRegion,
-    model: Model,
+    model: ByteLeaseModel,
     layouts: Vec<(LayoutHandle, PhysicalLayout)>,
     leases: Vec<(BlockLease, Vec<usize>)>,
     /// Number of leases and transfers that were granted, and that were refused.
@@ -155,13 +156,13 @@ struct World {
     newcomers: u32,
 }
 
-impl World {
-    fn new() -> World {
+impl LeasesWorld {
+    fn new() -> LeasesWorld {
         let memory = SystemMemory::options().huge_pages(false).allocate(ARENA);
-        World {
+        LeasesWorld {
             manager: TransferManager::new(),
             arena: Arc::new(memory.unwrap()),
-            model: Model::default(),
+            model: ByteLeaseModel::default(),
             layouts: Vec::new(),
             leases: Vec::new(),
             counts: [0; 2],
@@ -323,7 +324,7 @@ fn leases_agree_with_a_model_of_single_bytes() {
     let counts = std::cell::Cell::new([0; 3]);
     runner
         .run(&cases, |(a, b, c, d)| {
-            let mut world = World::new();
+            let mut world = LeasesWorld::new();
             for mut choices in [a, b, c, d] {
                 for _ in 0..16 {
                     world.step(&mut choices);
@@ -348,7 +349,7 @@ fn leases_agree_with_a_model_of_single_bytes() {
 
 #[test]
 fn interleaved_rows_of_one_memory_are_apart() {
-    let world = World::new();
+    let world = LeasesWorld::new();
     let build = |offset| {
         let view = RegionView::new(Arc::clone(&world.arena), 0, 6144).unwrap();
         PhysicalLayout::builder()
@@ -379,7 +380,7 @@ fn interleaved_rows_of_one_memory_are_apart() {
 /// bytes are free after the lease has ended.
 #[test]
 fn a_new_layout_over_leased_rows_can_lease_the_rows_between() {
-    let world = World::new();
+    let world = LeasesWorld::new();
     let manager = &world.manager;
     let register = |offset| {
         let view = RegionView::new(Arc::clone(&world.arena), 0, 6144).unwrap();
@@ -421,7 +422,7 @@ fn a_new_layout_over_leased_rows_can_lease_the_rows_between() {
 
 #[test]
 fn two_managers_never_share_memory_that_one_of_them_may_write() {
-    let world = World::new();
+    let world = LeasesWorld::new();
     let build = |at| {
         let view = RegionView::new(Arc::clone(&world.arena), at, 2048).unwrap();
         PhysicalLayout::builder()
@@ -530,7 +531,7 @@ fn a_file_that_is_open_twice_is_one_memory() {
 /// Pitfall 7: a layout whose regions share bytes is refused.
 #[test]
 fn regions_of_one_layout_are_apart() {
-    let world = World::new();
+    let world = LeasesWorld::new();
     let build = |starts: [usize; 2]| {
         let view = |at| {
             let view = RegionView::new(Arc::clone(&world.arena), at, 1024).unwrap();
@@ -557,7 +558,7 @@ fn regions_of_one_layout_are_apart() {
 #[test]
 fn routes_are_bounded_and_go_with_their_layouts() {
     use kvtile_layout::RangePair;
-    let world = World::new();
+    let world = LeasesWorld::new();
     let build = |at| {
         let view = RegionView::new(Arc::clone(&world.arena), at, 2048).unwrap();
         let layout = PhysicalLayout::builder()

@@ -10,7 +10,7 @@ use crate::{
     TransferManager, TransferOptions, TransferReport,
     execute::{
         Lane, LaneThreads, Lanes, all_lanes,
-        gated::{Flying, Gated},
+        gated::{FlightMode, GatedLane},
     },
 };
 
@@ -23,10 +23,10 @@ pub(super) const BLOCK_BYTES: usize = 1 << 20;
 
 /// A manager over gated lanes, with three layouts: two in memory and one in a file. One file
 /// transfer runs at a time, unless a test sets more.
-pub(super) struct World {
+pub(super) struct LanesWorld {
     pub(super) manager: TransferManager,
-    pub(super) memory: Arc<Gated>,
-    pub(super) file: Arc<Gated>,
+    pub(super) memory: Arc<GatedLane>,
+    pub(super) file: Arc<GatedLane>,
     /// The source, the destination in memory, and the file.
     pub(super) a: LayoutHandle,
     pub(super) b: LayoutHandle,
@@ -34,17 +34,17 @@ pub(super) struct World {
     pub(super) _folder: tempfile::TempDir,
 }
 
-pub(super) fn world(capacity: usize) -> World {
-    world_with(capacity, 1, Flying::OnItsThread)
+pub(super) fn world(capacity: usize) -> LanesWorld {
+    world_with(capacity, 1, FlightMode::OnItsThread)
 }
 
-pub(super) fn world_with(capacity: usize, files: usize, flying: Flying) -> World {
+pub(super) fn world_with(capacity: usize, files: usize, flying: FlightMode) -> LanesWorld {
     let [memory, file] = all_lanes(LaneThreads {
         copy: 1,
         file: files,
     });
-    let memory = Gated::over(memory, flying);
-    let file = Gated::over(file, Flying::OnItsThread);
+    let memory = GatedLane::over(memory, flying);
+    let file = GatedLane::over(file, FlightMode::OnItsThread);
     let lanes: [Arc<dyn Lane>; 2] = [Arc::clone(&memory) as _, Arc::clone(&file) as _];
     let manager = TransferManager::over(Lanes::of(lanes, capacity));
     let folder = tempfile::tempdir().unwrap();
@@ -67,7 +67,7 @@ pub(super) fn world_with(capacity: usize, files: usize, flying: Flying) -> World
             .fill(handle, &ids, FillPattern::Constant(9))
             .unwrap();
     }
-    World {
+    LanesWorld {
         manager,
         memory,
         file,
@@ -78,7 +78,7 @@ pub(super) fn world_with(capacity: usize, files: usize, flying: Flying) -> World
     }
 }
 
-impl World {
+impl LanesWorld {
     pub(super) fn try_start(
         &self,
         to: LayoutHandle,
@@ -105,7 +105,7 @@ impl World {
     /// Starts a transfer from the first layout to `to`, which stops at the gate of `gated`.
     pub(super) fn stop(
         &self,
-        gated: &Gated,
+        gated: &GatedLane,
         to: LayoutHandle,
         blocks: &[usize],
     ) -> (ShutGate, TransferCompletion) {

@@ -7,26 +7,26 @@ use std::{
 
 use rustix::io::{Errno, pread, preadv, pwrite, pwritev};
 
-use super::{Direction, Operation, OperationMemory, Span};
+use super::{FileOperation, IoDirection, MemorySpan, OperationMemory};
 
 /// Executes `operation` with one system call.
 ///
 /// # Safety
 /// As for [`super::FileQueue::submit`], for the duration of the call.
-pub(in super::super) unsafe fn perform(operation: Operation) -> Result<usize, Errno> {
+pub(in super::super) unsafe fn perform(operation: FileOperation) -> Result<usize, Errno> {
     // SAFETY: the caller keeps the descriptor open.
     let fd = unsafe { BorrowedFd::borrow_raw(operation.fd) };
     let offset = operation.offset;
     match (operation.direction, operation.memory) {
-        (Direction::Read, OperationMemory::One(span)) => {
+        (IoDirection::Read, OperationMemory::One(span)) => {
             // SAFETY: passed on to the caller.
             pread(fd, unsafe { to_fill(span) }, offset)
         }
-        (Direction::Write, OperationMemory::One(span)) => {
+        (IoDirection::Write, OperationMemory::One(span)) => {
             // SAFETY: passed on to the caller.
             pwrite(fd, unsafe { to_take(span) }, offset)
         }
-        (Direction::Read, OperationMemory::Many { first, count }) => {
+        (IoDirection::Read, OperationMemory::Many { first, count }) => {
             // SAFETY: the caller keeps the array of spans mapped, initialised and unchanged.
             let spans = unsafe { std::slice::from_raw_parts(first, count) };
             // SAFETY: passed on to the caller; no two spans of a read overlap.
@@ -35,7 +35,7 @@ pub(in super::super) unsafe fn perform(operation: Operation) -> Result<usize, Er
                 .map(|span| IoSliceMut::new(unsafe { to_fill(*span) }));
             preadv(fd, &mut slices.collect::<Vec<_>>(), offset)
         }
-        (Direction::Write, OperationMemory::Many { first, count }) => {
+        (IoDirection::Write, OperationMemory::Many { first, count }) => {
             // SAFETY: the caller keeps the array of spans mapped, initialised and unchanged.
             let spans = unsafe { std::slice::from_raw_parts(first, count) };
             // SAFETY: passed on to the caller.
@@ -50,14 +50,14 @@ pub(in super::super) unsafe fn perform(operation: Operation) -> Result<usize, Er
 /// # Safety
 /// While the slice is used, the bytes are mapped and initialised, and nothing else reads or writes
 /// them.
-unsafe fn to_fill<'a>(span: Span) -> &'a mut [u8] {
+unsafe fn to_fill<'a>(span: MemorySpan) -> &'a mut [u8] {
     // SAFETY: passed on to the caller.
     unsafe { std::slice::from_raw_parts_mut(span.address, span.bytes) }
 }
 
 /// # Safety
 /// While the slice is used, the bytes are mapped and initialised, and nothing writes them.
-unsafe fn to_take<'a>(span: Span) -> &'a [u8] {
+unsafe fn to_take<'a>(span: MemorySpan) -> &'a [u8] {
     // SAFETY: passed on to the caller.
     unsafe { std::slice::from_raw_parts(span.address.cast_const(), span.bytes) }
 }

@@ -26,7 +26,7 @@ pub(super) const CAPACITY: usize = 32;
 
 /// The direction of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
+pub(super) enum IoDirection {
     Read,
     Write,
 }
@@ -35,7 +35,7 @@ pub(super) enum Direction {
 /// this order.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub(super) struct Span {
+pub(super) struct MemorySpan {
     pub(super) address: *mut u8,
     pub(super) bytes: usize,
 }
@@ -44,9 +44,12 @@ pub(super) struct Span {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum OperationMemory {
     /// One span.
-    One(Span),
+    One(MemorySpan),
     /// Several spans for consecutive bytes of the file; at most [`SPANS_MAX`].
-    Many { first: *const Span, count: usize },
+    Many {
+        first: *const MemorySpan,
+        count: usize,
+    },
 }
 
 /// Maximum number of spans of one operation: the limit of one Linux system call (`UIO_MAXIOV`).
@@ -54,8 +57,8 @@ pub(super) const SPANS_MAX: usize = 1024;
 
 /// One read or write.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Operation {
-    pub(super) direction: Direction,
+pub(super) struct FileOperation {
+    pub(super) direction: IoDirection,
     pub(super) fd: RawFd,
     pub(super) offset: u64,
     pub(super) memory: OperationMemory,
@@ -65,7 +68,7 @@ pub(super) struct Operation {
 
 /// The result of an operation.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Completion {
+pub(super) struct FileCompletion {
     pub(super) token: u64,
     /// Bytes read or written.
     pub(super) result: Result<usize, Errno>,
@@ -121,9 +124,9 @@ impl FileIo {
 }
 
 /// A queue of reads and writes in flight.
-pub(super) struct FileQueue(Kind);
+pub(super) struct FileQueue(QueueKind);
 
-enum Kind {
+enum QueueKind {
     Uring(Box<UringQueue>),
     Threads(ThreadQueue),
 }
@@ -135,16 +138,16 @@ impl FileQueue {
             FileWay::Threads => None,
         };
         FileQueue(match ring {
-            Some(ring) => Kind::Uring(Box::new(ring)),
-            None => Kind::Threads(ThreadQueue::default()),
+            Some(ring) => QueueKind::Uring(Box::new(ring)),
+            None => QueueKind::Threads(ThreadQueue::default()),
         })
     }
 
     /// Number of operations whose completion was not taken.
     pub(super) fn in_flight(&self) -> usize {
         match &self.0 {
-            Kind::Uring(queue) => queue.in_flight(),
-            Kind::Threads(queue) => queue.in_flight(),
+            QueueKind::Uring(queue) => queue.in_flight(),
+            QueueKind::Threads(queue) => queue.in_flight(),
         }
     }
 
@@ -155,8 +158,8 @@ impl FileQueue {
     /// Whether another transfer can use it.
     pub(super) fn is_sound(&self) -> bool {
         match &self.0 {
-            Kind::Uring(queue) => queue.is_sound(),
-            Kind::Threads(_) => true,
+            QueueKind::Uring(queue) => queue.is_sound(),
+            QueueKind::Threads(_) => true,
         }
     }
 
@@ -166,13 +169,13 @@ impl FileQueue {
     /// Until its completion was taken, or the queue was drained or dropped: the descriptor stays
     /// open, the bytes and an array of spans stay mapped and initialised, nothing else writes them,
     /// and nothing else reads the bytes of a read.
-    pub(super) unsafe fn submit(&mut self, operation: Operation) {
+    pub(super) unsafe fn submit(&mut self, operation: FileOperation) {
         match &mut self.0 {
-            Kind::Uring(queue) => {
+            QueueKind::Uring(queue) => {
                 // SAFETY: passed on to the caller.
                 unsafe { queue.submit(operation) }
             }
-            Kind::Threads(queue) => {
+            QueueKind::Threads(queue) => {
                 // SAFETY: passed on to the caller.
                 unsafe { queue.submit(operation) }
             }
@@ -181,24 +184,24 @@ impl FileQueue {
 
     /// Starts all submitted operations.
     pub(super) fn flush(&mut self) {
-        if let Kind::Uring(queue) = &mut self.0 {
+        if let QueueKind::Uring(queue) = &mut self.0 {
             queue.flush();
         }
     }
 
     /// Waits for any completion; `None` if nothing is in flight.
-    pub(super) fn next(&mut self) -> Option<Completion> {
+    pub(super) fn next(&mut self) -> Option<FileCompletion> {
         match &mut self.0 {
-            Kind::Uring(queue) => queue.next(),
-            Kind::Threads(queue) => queue.next(),
+            QueueKind::Uring(queue) => queue.next(),
+            QueueKind::Threads(queue) => queue.next(),
         }
     }
 
     /// Takes a completion without waiting.
-    pub(super) fn ready(&mut self) -> Option<Completion> {
+    pub(super) fn ready(&mut self) -> Option<FileCompletion> {
         match &mut self.0 {
-            Kind::Uring(queue) => queue.ready(),
-            Kind::Threads(queue) => queue.ready(),
+            QueueKind::Uring(queue) => queue.ready(),
+            QueueKind::Threads(queue) => queue.ready(),
         }
     }
 

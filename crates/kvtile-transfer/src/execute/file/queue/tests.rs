@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use rustix::fs::OFlags;
 
 use super::{
-    CAPACITY, Completion, Direction, FileIo, FileQueue, FileWay, Kind, Operation, OperationMemory,
-    Span,
+    CAPACITY, FileCompletion, FileIo, FileOperation, FileQueue, FileWay, IoDirection, MemorySpan,
+    OperationMemory, QueueKind,
 };
 
 const FILE_BYTES: usize = 64 << 10;
@@ -20,14 +20,14 @@ const FILE_BYTES: usize = 64 << 10;
 /// Runs `test` on a queue of each kind.
 fn on_every_queue(test: impl Fn(&mut FileQueue)) {
     let mut ring = FileQueue::new(FileWay::Best);
-    if matches!(ring.0, Kind::Threads(_)) {
+    if matches!(ring.0, QueueKind::Threads(_)) {
         eprintln!("no io_uring here: {:?}", FileIo::probe());
     }
     test(&mut ring);
     assert_eq!(ring.in_flight(), 0, "a test takes every completion");
     assert!(ring.is_sound());
     let mut threads = FileQueue::new(FileWay::Threads);
-    assert!(matches!(threads.0, Kind::Threads(_)));
+    assert!(matches!(threads.0, QueueKind::Threads(_)));
     test(&mut threads);
     assert_eq!(threads.in_flight(), 0, "a test takes every completion");
 }
@@ -51,16 +51,16 @@ fn open(path: &Path) -> File {
 /// Submits. The test keeps `file` and `bytes` untouched until it has the completion.
 fn submit(
     queue: &mut FileQueue,
-    direction: Direction,
+    direction: IoDirection,
     (file, offset): (&File, usize),
     bytes: &mut [u8],
     token: usize,
 ) {
-    let operation = Operation {
+    let operation = FileOperation {
         direction,
         fd: file.as_raw_fd(),
         offset: offset as u64,
-        memory: OperationMemory::One(Span {
+        memory: OperationMemory::One(MemorySpan {
             address: bytes.as_mut_ptr(),
             bytes: bytes.len(),
         }),
@@ -71,20 +71,20 @@ fn submit(
     unsafe { queue.submit(operation) };
 }
 
-fn next(queue: &mut FileQueue) -> Completion {
+fn next(queue: &mut FileQueue) -> FileCompletion {
     queue.next().unwrap()
 }
 
 /// A read or write of part of one of two files.
 #[derive(Clone, Debug)]
-struct Step {
-    direction: Direction,
+struct QueueStep {
+    direction: IoDirection,
     file: usize,
     start: usize,
     len: usize,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<QueueStep>> {
     // Slots of 512 bytes; each is used once, so that the order does not matter.
     let slots: Vec<(usize, usize)> = (0..2)
         .flat_map(|file| (0..FILE_BYTES / 512).map(move |slot| (file, slot)))
@@ -96,11 +96,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step =
             |((file, slot), (is_read, from, len)): ((usize, usize), (bool, usize, usize))| {
                 let direction = if is_read {
-                    Direction::Read
+                    IoDirection::Read
                 } else {
-                    Direction::Write
+                    IoDirection::Write
                 };
-                Step {
+                QueueStep {
                     direction,
                     file,
                     start: slot * 512 + from,
@@ -111,7 +111,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     })
 }
 
-fn random_steps(queue: &mut FileQueue, steps: &[Step]) {
+fn random_steps(queue: &mut FileQueue, steps: &[QueueStep]) {
     let folder = folder();
     let paths = [folder.path().join("0"), folder.path().join("1")];
     let mut model = [content(1), content(2)];
@@ -125,7 +125,7 @@ fn random_steps(queue: &mut FileQueue, steps: &[Step]) {
         .collect();
     let mut seen = vec![0; steps.len()];
     let mut take = |queue: &mut FileQueue| {
-        let Completion { token, result } = next(queue);
+        let FileCompletion { token, result } = next(queue);
         let index = usize::try_from(token).unwrap();
         assert_eq!(result, Ok(steps[index].len), "{:?}", steps[index]);
         seen[index] += 1;
@@ -148,8 +148,8 @@ fn random_steps(queue: &mut FileQueue, steps: &[Step]) {
     for (step, buffer) in steps.iter().zip(&buffers) {
         let range = step.start..step.start + step.len;
         match step.direction {
-            Direction::Read => assert!(*buffer == model[step.file][range], "{step:?}"),
-            Direction::Write => model[step.file][range].copy_from_slice(buffer),
+            IoDirection::Read => assert!(*buffer == model[step.file][range], "{step:?}"),
+            IoDirection::Write => model[step.file][range].copy_from_slice(buffer),
         }
     }
     for (path, content) in paths.iter().zip(&model) {
@@ -180,11 +180,17 @@ fn a_short_file_gives_a_short_read() {
         file.set_len(1000).unwrap();
         let mut buffers = [vec![9; 400], vec![9; 400], vec![9; 400]];
         for (token, buffer) in buffers.iter_mut().enumerate() {
-            submit(queue, Direction::Read, (&file, token * 800), buffer, token);
+            submit(
+                queue,
+                IoDirection::Read,
+                (&file, token * 800),
+                buffer,
+                token,
+            );
         }
         let mut results = [None; 3];
         for _ in 0..3 {
-            let Completion { token, result } = next(queue);
+            let FileCompletion { token, result } = next(queue);
             results[usize::try_from(token).unwrap()] = Some(result);
         }
         assert_eq!(results, [Some(Ok(400)), Some(Ok(200)), Some(Ok(0))]);
@@ -211,11 +217,17 @@ fn an_error_is_reported_for_its_own_piece_alone() {
                 3 => &full,
                 _ => &good,
             };
-            submit(queue, Direction::Write, (file, token * 512), buffer, token);
+            submit(
+                queue,
+                IoDirection::Write,
+                (file, token * 512),
+                buffer,
+                token,
+            );
         }
         assert!(!queue.has_room());
         for _ in 0..CAPACITY {
-            let Completion { token, result } = next(queue);
+            let FileCompletion { token, result } = next(queue);
             match token % 4 {
                 1 => assert_eq!(result, Err(rustix::io::Errno::BADF)),
                 3 => assert_eq!(result, Err(rustix::io::Errno::NOSPC)),
@@ -247,10 +259,10 @@ fn direct_transfers_that_are_not_aligned_are_refused_and_others_go_on() {
     on_every_queue(|queue| {
         let mut buffer = AlignedBuffer::new(16 << 10, 4096).unwrap();
         let (aligned, other) = buffer.split_at_mut(8192);
-        submit(queue, Direction::Read, (&file, 4096), aligned, 0);
-        submit(queue, Direction::Read, (&file, 1), &mut other[1..100], 1);
+        submit(queue, IoDirection::Read, (&file, 4096), aligned, 0);
+        submit(queue, IoDirection::Read, (&file, 1), &mut other[1..100], 1);
         for _ in 0..2 {
-            let Completion { token, result } = next(queue);
+            let FileCompletion { token, result } = next(queue);
             match token {
                 0 => assert_eq!(result, Ok(8192)),
                 // Some filesystems fall back to the page cache.
@@ -282,7 +294,7 @@ fn draining_and_dropping_wait_for_what_is_in_flight() {
             for (index, part) in buffer.chunks_mut(BYTES).enumerate() {
                 submit(
                     &mut queue,
-                    Direction::Read,
+                    IoDirection::Read,
                     (&file, index * BYTES),
                     part,
                     index,
@@ -319,7 +331,13 @@ fn a_queue_moves_between_threads() {
                 let used = scope.spawn(move || {
                     let mut buffer = vec![0; 4096];
                     let at = round * 4096;
-                    submit(&mut queue, Direction::Read, (file, at), &mut buffer, round);
+                    submit(
+                        &mut queue,
+                        IoDirection::Read,
+                        (file, at),
+                        &mut buffer,
+                        round,
+                    );
                     assert_eq!(next(&mut queue).result, Ok(4096));
                     assert_eq!(buffer, content(8)[at..at + 4096]);
                     queue

@@ -4,21 +4,21 @@ use std::{collections::VecDeque, sync::Arc, thread::JoinHandle};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::{Completion, Operation, perform};
+use super::{FileCompletion, FileOperation, perform};
 
 /// Maximum number of threads. They block in I/O, so more threads than cores are no load.
 const THREADS_MAX: usize = 8;
 
 #[derive(Default)]
 pub(super) struct ThreadQueue {
-    shared: Arc<Shared>,
+    shared: Arc<ThreadQueueShared>,
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
 }
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct ThreadQueueShared {
+    state: Mutex<ThreadQueueState>,
     /// Signals a new operation, or the closing of the queue.
     work: Condvar,
     /// Signals a completion.
@@ -26,19 +26,19 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct State {
-    jobs: VecDeque<Operation>,
-    done: VecDeque<Completion>,
+struct ThreadQueueState {
+    jobs: VecDeque<FileOperation>,
+    done: VecDeque<FileCompletion>,
     idle: usize,
     is_closed: bool,
 }
 
 // SAFETY: an operation is numbers and addresses; its submitter guarantees that the bytes and spans
 // may be used from another thread.
-unsafe impl Send for Operation {}
+unsafe impl Send for FileOperation {}
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl ThreadQueueShared {
+    fn lock(&self) -> MutexGuard<'_, ThreadQueueState> {
         // No holder of the lock panics, and no invariant spans two changes.
         self.state.lock()
     }
@@ -54,7 +54,7 @@ impl Shared {
                 let result = unsafe { perform(operation) };
                 state = self.lock();
                 let token = operation.token;
-                state.done.push_back(Completion { token, result });
+                state.done.push_back(FileCompletion { token, result });
                 self.progress.notify_one();
             } else if state.is_closed {
                 return;
@@ -74,7 +74,7 @@ impl ThreadQueue {
 
     /// # Safety
     /// As for [`super::FileQueue::submit`].
-    pub(super) unsafe fn submit(&mut self, operation: Operation) {
+    pub(super) unsafe fn submit(&mut self, operation: FileOperation) {
         self.in_flight += 1;
         let mut state = self.shared.lock();
         state.jobs.push_back(operation);
@@ -92,14 +92,14 @@ impl ThreadQueue {
     }
 
     /// Takes a completion without waiting.
-    pub(super) fn ready(&mut self) -> Option<Completion> {
+    pub(super) fn ready(&mut self) -> Option<FileCompletion> {
         let completion = self.shared.lock().done.pop_front()?;
         self.in_flight -= 1;
         Some(completion)
     }
 
     /// Waits for any completion; `None` if nothing is in flight.
-    pub(super) fn next(&mut self) -> Option<Completion> {
+    pub(super) fn next(&mut self) -> Option<FileCompletion> {
         if self.in_flight == 0 {
             return None;
         }
@@ -116,7 +116,7 @@ impl ThreadQueue {
                 let token = operation.token;
                 // SAFETY: the guarantee of `submit` lasts until its completion is taken, here.
                 let result = unsafe { perform(operation) };
-                return Some(Completion { token, result });
+                return Some(FileCompletion { token, result });
             }
             self.shared.progress.wait(&mut state);
         }

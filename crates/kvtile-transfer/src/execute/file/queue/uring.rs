@@ -10,7 +10,9 @@ use std::{collections::VecDeque, io, time::Duration};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types::Fd};
 use rustix::io::Errno;
 
-use super::{CAPACITY, Completion, Direction, Operation, OperationMemory, SPANS_MAX, Span};
+use super::{
+    CAPACITY, FileCompletion, FileOperation, IoDirection, MemorySpan, OperationMemory, SPANS_MAX,
+};
 
 /// Maximum bytes of a read or write that the kernel accepts.
 const OPERATION_BYTES_MAX: u32 = 1 << 30;
@@ -78,7 +80,7 @@ impl UringQueue {
         drop(queue);
         self.waiting.push_back(TRIAL);
         match self.next() {
-            Some(Completion { result, .. }) => result.map(|_| ()),
+            Some(FileCompletion { result, .. }) => result.map(|_| ()),
             None => Err(Errno::IO),
         }
     }
@@ -93,7 +95,7 @@ impl UringQueue {
 
     /// # Safety
     /// As for [`super::FileQueue::submit`].
-    pub(super) unsafe fn submit(&mut self, operation: Operation) {
+    pub(super) unsafe fn submit(&mut self, operation: FileOperation) {
         let entry = entry(&operation).user_data(operation.token);
         self.waiting.push_back(operation.token);
         // SAFETY: the caller keeps descriptor and bytes until the completion was taken or the queue
@@ -139,14 +141,14 @@ impl UringQueue {
     }
 
     /// Takes a completion without waiting.
-    pub(super) fn ready(&mut self) -> Option<Completion> {
+    pub(super) fn ready(&mut self) -> Option<FileCompletion> {
         let completed = self.ring.completion().next()?;
         self.taken = self.taken.saturating_sub(1);
         Some(completion(&completed))
     }
 
     /// Waits for any completion; `None` if nothing is in flight.
-    pub(super) fn next(&mut self) -> Option<Completion> {
+    pub(super) fn next(&mut self) -> Option<FileCompletion> {
         loop {
             if let Some(completion) = self.ready() {
                 return Some(completion);
@@ -160,7 +162,7 @@ impl UringQueue {
                 // The kernel has not accepted these operations, and never will.
                 let token = self.waiting.pop_front()?;
                 let result = Err(errno);
-                return Some(Completion { token, result });
+                return Some(FileCompletion { token, result });
             }
             if !self.enter(1) {
                 // Operations in flight still complete; polling the ring needs no system call.
@@ -178,25 +180,25 @@ impl Drop for UringQueue {
 }
 
 /// The submission entry of an operation, without its token.
-fn entry(operation: &Operation) -> squeue::Entry {
+fn entry(operation: &FileOperation) -> squeue::Entry {
     let (fd, offset) = (Fd(operation.fd), operation.offset);
     match (operation.direction, operation.memory) {
-        (Direction::Read, OperationMemory::One(Span { address, bytes })) => {
+        (IoDirection::Read, OperationMemory::One(MemorySpan { address, bytes })) => {
             opcode::Read::new(fd, address, length(bytes))
                 .offset(offset)
                 .build()
         }
-        (Direction::Write, OperationMemory::One(Span { address, bytes })) => {
+        (IoDirection::Write, OperationMemory::One(MemorySpan { address, bytes })) => {
             opcode::Write::new(fd, address, length(bytes))
                 .offset(offset)
                 .build()
         }
-        (Direction::Read, OperationMemory::Many { first, count }) => {
+        (IoDirection::Read, OperationMemory::Many { first, count }) => {
             opcode::Readv::new(fd, first.cast(), vectors(count))
                 .offset(offset)
                 .build()
         }
-        (Direction::Write, OperationMemory::Many { first, count }) => {
+        (IoDirection::Write, OperationMemory::Many { first, count }) => {
             opcode::Writev::new(fd, first.cast(), vectors(count))
                 .offset(offset)
                 .build()
@@ -216,9 +218,9 @@ fn vectors(count: usize) -> u32 {
     u32::try_from(count.min(SPANS_MAX)).unwrap_or(0)
 }
 
-fn completion(entry: &cqueue::Entry) -> Completion {
+fn completion(entry: &cqueue::Entry) -> FileCompletion {
     let result = entry.result();
-    Completion {
+    FileCompletion {
         token: entry.user_data(),
         result: usize::try_from(result)
             .map_err(|_| Errno::from_raw_os_error(result.wrapping_neg())),
@@ -246,11 +248,11 @@ mod tests {
         let mut buffers = vec![vec![1; 4096]; 8];
         let mut submit = |queue: &mut UringQueue, index: usize| {
             let buffer = &mut buffers[index];
-            let operation = Operation {
-                direction: Direction::Read,
+            let operation = FileOperation {
+                direction: IoDirection::Read,
                 fd: zeroes.as_raw_fd(),
                 offset: 0,
-                memory: OperationMemory::One(Span {
+                memory: OperationMemory::One(MemorySpan {
                     address: buffer.as_mut_ptr(),
                     bytes: buffer.len(),
                 }),
@@ -270,7 +272,7 @@ mod tests {
         }
         queue.flush();
         let mut results = [None; 8];
-        while let Some(Completion { token, result }) = queue.next() {
+        while let Some(FileCompletion { token, result }) = queue.next() {
             results[usize::try_from(token).unwrap()] = Some(result);
         }
         assert_eq!(results[..4], [Some(Ok(4096)); 4]);
