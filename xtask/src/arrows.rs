@@ -135,7 +135,7 @@ impl DependencyKind {
 }
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
-/// has a row without [`Kind::Runtime`] and [`Kind::Network`].
+/// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
 const REFUSED: [(&str, &[DependencyKind]); 15] = [
     ("kvtile-layout", DependencyKind::ALL),
     ("kvtile-memory", DependencyKind::ALL),

@@ -2,7 +2,7 @@
 //!
 //! Text from foreign files (the name of a model, a message about it, a file name) may hold control
 //! characters that a terminal obeys, or marks that change the order of the surrounding text.
-//! [`Shown`] writes them as `\u{1b}` and leaves all other text unchanged.
+//! [`ShownText`] writes them as `\u{1b}` and leaves all other text unchanged.
 
 use std::fmt::{self, Write};
 

@@ -172,7 +172,7 @@ fn borrowed_memory_conforms() {
             // The box must not move once its address is exposed, so it is kept as a raw pointer.
             let keep_alive: Arc<dyn Any + Send + Sync> =
                 Arc::new(RawBoxOwner(Box::into_raw(owner)));
-            // SAFETY: the bytes live as long as `Kept`, and no other code uses them.
+            // SAFETY: the bytes live as long as `RawBoxOwner`, and no other code uses them.
             Arc::new(unsafe { BorrowedMemory::new(pointer, SIZE, keep_alive, kind) }.unwrap())
         });
     }

@@ -258,7 +258,7 @@ fn a_kept_folder_can_be_looked_at_and_continued_until_a_byte_of_it_flips() {
     );
 }
 
-/// The page stands alone: nothing is run and nothing is fetched by it.
+/// The page is self-contained: it runs no script and fetches nothing.
 #[test]
 fn the_page_shows_what_the_terminal_shows() {
     let cache = tempfile::tempdir().unwrap();

@@ -69,6 +69,7 @@ mod _kvtile {
     /// return from kvtile calls.
     #[pyfunction]
     fn close_all(py: Python<'_>) -> PyResult<()> {
+        crate::record::close_all(py)?;
         crate::cache::close_all(py)
     }
 

@@ -46,12 +46,17 @@ impl RecorderSlot {
     }
 }
 
-/// Ends all recorders of this process.
-pub(crate) fn close_all() {
-    let open = std::mem::take(&mut *OPEN.lock());
-    for slot in open.iter().filter_map(Weak::upgrade) {
-        slot.close();
+/// Ends all recorders of this process; in the child of a fork it does nothing.
+pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
+    if guard::check_fork().is_err() {
+        return Ok(());
     }
+    guard::call(py, || {
+        let open = std::mem::take(&mut *OPEN.lock());
+        for slot in open.iter().filter_map(Weak::upgrade) {
+            slot.close();
+        }
+    })
 }
 
 /// Writes the requests of a running engine as a trace, which ``kvtile replay`` reads: a line of JSON for each

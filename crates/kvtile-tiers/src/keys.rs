@@ -46,7 +46,7 @@ impl TokenHasher {
     ///
     /// # Errors
     /// As for [`new`](Self::new); a page size that is not the identity's, unless the profile is
-    /// [`Profile::Router`]; a salt with that profile.
+    /// [`KeyProfile::Router`]; a salt with that profile.
     pub fn with_options(
         identity: &Identity,
         options: &HasherOptions,
@@ -82,7 +82,7 @@ impl TokenHasher {
     /// the name of an adapter.
     ///
     /// # Errors
-    /// Extra keys with [`Profile::Router`].
+    /// Extra keys with [`KeyProfile::Router`].
     pub fn keys_after(
         &self,
         parent: Option<BlockKey>,
@@ -106,7 +106,7 @@ impl TokenHasher {
     /// An empty sequence of tokens that grows and keeps the keys of its full blocks.
     ///
     /// # Errors
-    /// Extra keys with [`Profile::Router`].
+    /// Extra keys with [`KeyProfile::Router`].
     pub fn sequence(&self, extra: ExtraKeys<'_>) -> Result<TokenSequence, TierError> {
         Ok(TokenSequence::new(self.hasher.clone(), extra)?)
     }
@@ -129,11 +129,11 @@ impl TokenHasher {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct HasherOptions {
-    /// The hash (default [`Profile::Blake3`]).
+    /// The hash (default [`KeyProfile::Blake3`]).
     pub profile: KeyProfile,
     /// Separates tenants: a lookup with another salt finds none of the blocks (default: empty).
     pub salt: String,
-    /// Tokens of a block, with [`Profile::Router`] the router's (default: those of the identity).
+    /// Tokens of a block, with [`KeyProfile::Router`] the router's (default: those of the identity).
     pub page_size: Option<usize>,
 }
 

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Place, over_image};
+use common::{StoragePlace, over_image};
 use kvtile_layout::{CopyPlan, RangePair, Selection, Shape, StridedLayout, Unit, Word};
 use kvtile_testkit::{Image, execute, generate::LayoutCase, poison_byte};
 use kvtile_transfer::{TransferManager, TransferOptions};
@@ -47,9 +47,9 @@ fn copies_everywhere(case: &LargeCase, selection: &Selection) {
     execute(&plan, &from_image, &mut expected).unwrap();
     let folder = common::folder();
     let places = [
-        Place::Borrowed,
-        Place::File { direct: false },
-        Place::File { direct: true },
+        StoragePlace::Borrowed,
+        StoragePlace::File { direct: false },
+        StoragePlace::File { direct: true },
     ];
     for from in places {
         for to in places {
@@ -196,7 +196,7 @@ fn threads_and_caches_change_the_speed_of_a_copy_and_nothing_else() {
         for (threads, read_next) in [(0, false), (1, true), (3, false), (2, true)] {
             let manager = TransferManager::builder().copy_threads(threads).build();
             let folder = common::folder();
-            let place = Place::Borrowed;
+            let place = StoragePlace::Borrowed;
             let (a, _store) = over_image(&src, &from_image, place, folder.path()).unwrap();
             let (b, store) = over_image(&dst, &before, place, folder.path()).unwrap();
             let (a, b) = (manager.register(a).unwrap(), manager.register(b).unwrap());

@@ -167,7 +167,7 @@ impl BlockHasher {
         Ok(Some(first_16(hash.finalize().as_bytes())))
     }
 
-    /// The predecessor as a [`Parent`].
+    /// The predecessor as a [`ParentKey`].
     pub(crate) fn after(&self, parent: Option<BlockKey>) -> ParentKey {
         let root = ParentKey {
             bytes: self.root,

@@ -114,7 +114,7 @@ impl BlockKey {
         &self.0
     }
 
-    /// The sequence hash and the block hash of a [`Profile::Router`] key; two meaningless numbers
+    /// The sequence hash and the block hash of a [`KeyProfile::Router`] key; two meaningless numbers
     /// for keys of other profiles.
     #[must_use]
     pub const fn router_hashes(&self) -> (u64, u64) {

@@ -121,7 +121,7 @@ pub trait EvictionPolicy: Send {
     /// Reports that a block left without having been offered (cleared, or removed by its owner).
     fn removed(&mut self, block: BlockId);
 
-    /// Reports that a block that was refused as [`Refusal::Pinned`] is not pinned any more.
+    /// Reports that a block that was refused as [`EvictionRefusal::PinnedKeys`] is not pinned any more.
     fn released(&mut self, block: BlockId);
 
     /// Reports that a block's last cached child has left. The pool calls it for every such block,
@@ -129,7 +129,7 @@ pub trait EvictionPolicy: Send {
     fn became_leaf(&mut self, block: BlockId);
 
     /// The next lesson, once enough has happened since the last one. Studying takes part of a
-    /// millisecond and needs no access to the policy: call [`Lesson::study`] without the lock and
+    /// millisecond and needs no access to the policy: call [`PolicyLesson::study`] without the lock and
     /// pass the result to [`learn`](EvictionPolicy::learn). Policies that do not learn return
     /// `None`; a policy whose lessons are not studied keeps its current knowledge. A policy that
     /// defers learning from visits and insertions catches up here.

@@ -191,7 +191,7 @@ impl EvictionQueues {
         )
     }
 
-    /// Sets aside the block that [`next`](Queues::next) returned.
+    /// Sets aside the block that [`next`](EvictionQueues::next) returned.
     pub(super) fn refuse(&mut self, block: BlockId, refusal: EvictionRefusal) {
         let QueueEntry { stand, queue } = self.entries[block.0];
         let queue = &mut self.queues[u32::from(queue)];

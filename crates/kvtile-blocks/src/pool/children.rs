@@ -13,7 +13,7 @@
 //!
 //! Keys are the caller's, and a hostile one can make a block its own ancestor. No block in such a
 //! cycle is a leaf. A block that names itself has no parent here; a longer cycle is cut when a
-//! policy has nothing else to offer ([`Children::cut_cycles`]).
+//! policy has nothing else to offer ([`ChildCounts::cut_cycles`]).
 
 use super::index::BlockIndex;
 use super::slot::{BlockSlots, KeyWords};

@@ -31,7 +31,7 @@ impl CompleteBlocks {
     /// Registers the blocks, and pins them.
     ///
     /// # Errors
-    /// With [`Duplicates::Refuse`], if a key is registered or being registered. The blocks are
+    /// With [`DuplicateHandling::Refuse`], if a key is registered or being registered. The blocks are
     /// returned, and nothing has changed.
     pub fn register(
         self,

@@ -10,8 +10,8 @@ use super::report::{
 };
 use crate::fetch::FetchProgress;
 
-/// One event. The events of the second process arrive between [`Event::SecondProcess`] and the last
-/// [`Event::Compared`].
+/// One event. The events of the second process arrive between [`DemoEvent::SecondProcess`] and the last
+/// [`DemoEvent::Compared`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

@@ -121,7 +121,7 @@ impl PlanFrame {
         })
     }
 
-    /// The planes with their pieces. The layouts must be those of [`Frame::new`].
+    /// The planes with their pieces. The layouts must be those of [`PlanFrame::new`].
     pub(super) fn planes<'a>(
         &'a self,
         source: &'a StridedLayout,

@@ -60,7 +60,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), ProgramError> {
 
 fn read(path: &Path) -> Result<BenchReport, ProgramError> {
     let text = files::read(path, RESULTS_BYTES_MAX)?;
-    // For text that is no JSON, `Report::parse` gives the error.
+    // For text that is no JSON, `BenchReport::parse` gives the error.
     let parsed = serde_json::from_str(&text);
     let text = parsed.map_or(text, |value| shown(value).to_string());
     Ok(BenchReport::parse(&text)?)

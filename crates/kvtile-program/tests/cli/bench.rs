@@ -231,7 +231,7 @@ fn blocks_are_measured_by_profile_and_by_policy() {
     }
 }
 
-/// Without `fio` the store is measured alone, and the report says what is missing.
+/// Without `fio` the store is measured alone, and the report names what is missing.
 #[test]
 fn the_disk_tier_is_measured_by_block_size_and_placement() {
     let folder = tempfile::tempdir().unwrap();

@@ -103,7 +103,7 @@ fn stat_tells_what_a_folder_holds_even_while_it_is_used() {
     drop(store);
 }
 
-/// Pitfall 36: a block that is not what was written is named, and the exit code says so.
+/// Pitfall 36: a damaged block is named, and the exit code is 1.
 #[test]
 fn verify_names_bad_blocks() {
     let folder = tempfile::tempdir().unwrap();
@@ -161,7 +161,7 @@ fn clear_asks_and_gives_the_room_back() {
     assert!(!path.join("slots").exists());
     let error = kvtile(&["cache", "stat", text(&path)]).fails(1);
     assert!(error.contains("is empty: it was cleared, or"), "{error}");
-    // Somebody's folder is not ours to clear.
+    // A foreign folder is not cleared.
     std::fs::write(folder.path().join("notes"), b"mine").unwrap();
     kvtile(&["cache", "clear", text(folder.path()), "--yes"]).fails(1);
     assert!(folder.path().join("notes").exists());

@@ -18,7 +18,7 @@ pub(crate) struct Ran {
     pub(crate) stderr: String,
 }
 
-/// The program, without the terminal and the settings of whoever runs the tests.
+/// The program, without the terminal and the settings of the user that runs the tests.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kvtile"));
     command.env_remove("NO_COLOR").env_remove("COLUMNS");
@@ -37,7 +37,7 @@ pub(crate) fn kvtile<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Ran {
 }
 
 impl Ran {
-    /// Standard output of a run that did what it was asked.
+    /// Standard output of a run that succeeded.
     pub(crate) fn ok(self) -> String {
         assert_eq!(
             (self.code, self.stderr.as_str()),
@@ -53,7 +53,7 @@ impl Ran {
         serde_json::from_str(&self.ok()).unwrap()
     }
 
-    /// Standard error of a run that ended with `code`: one error, said once.
+    /// Standard error of a run that ended with `code`: one error, printed once.
     pub(crate) fn fails(self, code: i32) -> String {
         assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
         assert_eq!(self.stderr.matches("error:").count(), 1, "{}", self.stderr);

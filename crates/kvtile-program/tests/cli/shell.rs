@@ -83,7 +83,7 @@ fn quiet_leaves_the_exit_code_and_verbose_says_what_is_read() {
     let refused = kvtile(&["-q", "inspect", whole, "--against", other]);
     assert_eq!(refused.stdout, "");
     assert!(refused.fails(1).starts_with(&format!("error: {whole}: ")));
-    // JSON is for programs, which want it.
+    // Programs read the JSON.
     assert!(kvtile(&["inspect", whole, "-q", "--json"]).json()["identity"].is_object());
     let svg = folder.path().join("x.svg");
     let svg = svg.to_str().unwrap();

@@ -236,7 +236,7 @@ fn what_is_no_cache_is_said_to_be_what_it_is() {
         kvtile(&["cache", "clear", &bare]).ok(),
         format!("{bare} is empty\n")
     );
-    // A folder of somebody's files is none of ours, and stays as it is.
+    // A folder of foreign files is refused and stays unchanged.
     fs::write(folder.path().join("bare/letter.txt"), "dear").unwrap();
     fails(
         &["cache", "clear", &bare, "--yes"],
@@ -368,7 +368,7 @@ fn a_dash_is_standard_input_and_output() {
 fn files_of_the_user_are_opened_first_and_replaced_at_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    // What cannot be written is said before anything is read.
+    // An output that cannot be written is refused before any input is read.
     let lost = path("none/page.html");
     let said = kvtile(&["replay", "no-such-trace", "--dry", "--html", &lost]).fails(1);
     assert!(

@@ -42,7 +42,7 @@ use crate::{
     guard,
     identity::PyIdentity,
     layout::{PyLayout, PyLayoutShared},
-    pickle, record,
+    pickle,
     report::PyFlushReport,
     transfer::manager,
 };
@@ -176,7 +176,6 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
         for slot in open.iter().filter_map(Weak::upgrade) {
             close(&slot);
         }
-        record::close_all();
     })?;
     ending::begin(py);
     Ok(())

@@ -4,7 +4,7 @@
 //! sector written since the last sync has its old content, the content of some write since, or a
 //! torn mixture. Of the name changes since the last sync of the folder (create, rename, remove),
 //! the last ones are undone. Killing a process ([`SimulatedDisk::kill`]) loses nothing but its
-//! lock. Other operations fail at the rates of [`Faults`].
+//! lock. Other operations fail at the rates of [`DiskFaults`].
 //!
 //! The disk knows nothing of blocks.
 

@@ -41,7 +41,7 @@ impl<J> StoresInFlight<J> {
         self.0.lock()
     }
 
-    /// Begins a store of these keys. [`Chains::leave`] must follow.
+    /// Begins a store of these keys. [`StoresInFlight::leave`] must follow.
     pub(super) fn enter(&self, keys: Arc<[BlockKey]>) -> u64 {
         let mut state = self.lock();
         let number = state.next;

@@ -21,7 +21,7 @@ const FAILURES_MAX: usize = 4;
 /// The outcome of a flush. Each of its blocks is durable on some tier or has one reason:
 /// `no_tier + no_room + late + failed` of `wanted` blocks are not durable.
 ///
-/// Only tiers with [`Abilities::is_durable`](crate::tier::Abilities) count. A flush ignores blocks
+/// Only tiers with [`TierAbilities::is_durable`](crate::tier::TierAbilities) count. A flush ignores blocks
 /// of other tiers that are not in host memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -206,7 +206,7 @@ impl Cache {
         store::start(&self.inner, keys, blocks, options)
     }
 
-    /// Queries tiers with [`Answers::Later`](crate::tier::Answers) for the leading blocks of
+    /// Queries tiers with [`AnswerTime::Later`](crate::tier::AnswerTime) for the leading blocks of
     /// `keys`, so that lookups find their blocks once the completion has ended. The completion's
     /// result is the number of leading blocks that a lookup then finds. Without such a tier the
     /// completion has already ended.

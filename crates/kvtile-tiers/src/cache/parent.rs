@@ -64,7 +64,7 @@ impl PinnedParent {
         Some((leading, PinnedParent::Host(last)))
     }
 
-    /// Like [`Parent::hold_leading`], for the first tier below that has the first block.
+    /// Like [`PinnedParent::hold_leading`], for the first tier below that has the first block.
     pub(super) fn hold_leading_below(
         inner: &CacheParts,
         keys: &[BlockKey],

@@ -19,7 +19,7 @@ const PRIORITIES: usize = 4;
 struct JobQueueState<J> {
     /// The waiting jobs of each priority with their numbers, the oldest first.
     waiting: [VecDeque<(u64, J)>; PRIORITIES],
-    /// Jobs that were taken and are parked outside the queue until [`Queue::resume`].
+    /// Jobs that were taken and are parked outside the queue until [`JobQueue::resume`].
     parked: usize,
     number: u64,
     /// Number of jobs taken so far, plus 1.
@@ -132,7 +132,7 @@ impl<J> JobQueue<J> {
         self.lock().parked += 1;
     }
 
-    /// Reverts [`Queue::park`] for a job that was not parked after all.
+    /// Reverts [`JobQueue::park`] for a job that was not parked after all.
     pub(super) fn unpark(&self) {
         let mut state = self.lock();
         assert!(state.parked > 0, "a job is unparked that was not parked");
@@ -158,13 +158,13 @@ impl<J> JobQueue<J> {
         Vec::new()
     }
 
-    /// Takes the next job if there is one. [`Queue::done`] must follow.
+    /// Takes the next job if there is one. [`JobQueue::done`] must follow.
     pub(super) fn try_next(&self) -> Option<J> {
         let mut state = self.lock();
         state.pop()
     }
 
-    /// Waits for the next job, at most `patience`. [`Queue::done`] must follow a job.
+    /// Waits for the next job, at most `patience`. [`JobQueue::done`] must follow a job.
     pub(super) fn next(&self, patience: Duration) -> NextJob<J> {
         let mut state = self.lock();
         loop {

@@ -4,7 +4,7 @@
 //! an image, another user's folder, a read-only mount, a network file system. A cache may use the
 //! folder concurrently. [`Inspection::read`] verifies the checksum of each block, so a block that
 //! changed during the read is never returned. A block that the cache replaced after the scan of the
-//! records is [`Miss::Replaced`], which is no damage.
+//! records is [`SlotMiss::Replaced`], which is no damage.
 
 use std::{path::Path, sync::Arc};
 
@@ -190,7 +190,7 @@ impl Inspection {
     /// Reads the `index`-th of [`blocks`](Inspection::blocks) and verifies it.
     ///
     /// # Errors
-    /// Why the block cannot be read; [`Miss::Replaced`] if a cache has replaced or erased it since
+    /// Why the block cannot be read; [`SlotMiss::Replaced`] if a cache has replaced or erased it since
     /// the folder was opened here. The content of `buffer` must not be used then.
     pub fn read(&self, index: usize, buffer: &mut [u8]) -> Result<(), SlotMiss> {
         let (block_bytes, found_bytes) = (self.manifest.block_bytes(), buffer.len() as u64);

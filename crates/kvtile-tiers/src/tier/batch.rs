@@ -21,7 +21,7 @@ pub struct BlockRead {
     /// The block.
     pub name: BlockName,
     /// The host memory to fill: the whole block, or consecutive pieces of it if the tier reads
-    /// pieces ([`Abilities::reads_pieces`](super::Abilities::reads_pieces)).
+    /// pieces ([`TierAbilities::reads_pieces`](super::TierAbilities::reads_pieces)).
     pub into: HostBlock,
 }
 

@@ -10,7 +10,7 @@
 //!
 //! Every implementation guarantees the following; the conformance suite of the testkit checks it:
 //!
-//! - No call waits for a device or a network. Slow operations return a [`Completion`]. An
+//! - No call waits for a device or a network. Slow operations return a [`FileCompletion`]. An
 //!   implementation without threads may do the work before it returns.
 //! - A batch owns the host memory that it fills or reads ([`HostBlock`]) and drops it before its
 //!   completion ends. A caller that stops waiting leaves the memory to the batch until the tier
@@ -19,7 +19,7 @@
 //!   also after a panic, and when the tier is dropped.
 //! - A block whose bytes differ from those written is a miss. A tier that cannot verify the bytes
 //!   returns the checksum that was written with the block, and the caller verifies
-//!   ([`Abilities::verifies`]).
+//!   ([`TierAbilities::verifies`]).
 //! - Presence is a hint on a shared tier: the block may be evicted before the read. The outcome of
 //!   the read counts.
 
@@ -74,7 +74,7 @@ pub struct TierAbilities {
     /// Its synced blocks outlive the process. The cache syncs only durable tiers, and flushing and
     /// closing write only to these.
     pub is_durable: bool,
-    /// Other caches write to it too, so a [`Hold`] is only a promise. The cache prefers other tiers
+    /// Other caches write to it too, so a [`TierHold`] is only a promise. The cache prefers other tiers
     /// to pin the ancestors of host blocks.
     pub is_shared: bool,
     /// It verifies each read with a checksum from the write. Otherwise it returns the checksum that

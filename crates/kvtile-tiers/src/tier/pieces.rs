@@ -98,7 +98,7 @@ impl BlockPieces {
     /// Pieces with the given ends, in bytes; their layers are unknown.
     ///
     /// # Errors
-    /// No ends, more than [`Pieces::MAX`], an empty piece, or ends that do not ascend.
+    /// No ends, more than [`BlockPieces::MAX`], an empty piece, or ends that do not ascend.
     pub fn ending_at(ends: &[u64]) -> Result<BlockPieces, TierError> {
         let starts = [0].iter().chain(ends);
         let ascend = starts.zip(ends).all(|(start, end)| start < end);

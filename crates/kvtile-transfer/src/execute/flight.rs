@@ -38,7 +38,7 @@ pub(crate) type TransferResult = Result<TransferReport, TransferError>;
 /// The plans of a flight, with the guarantees that make their execution sound.
 ///
 /// # Safety
-/// The plans are made from the layouts of [`Cargo::sides`]. While the value lives, only the
+/// The plans are made from the layouts of [`TransferCargo::sides`]. While the value lives, only the
 /// executor of the cargo writes the source units of its plans, or reads or writes their destination
 /// units. No source byte is a destination byte.
 pub(crate) unsafe trait TransferCargo: Send {
@@ -73,7 +73,7 @@ pub(crate) fn carry<C: TransferCargo + ?Sized>(
         let start = Instant::now();
         let (sides, hints, announces) = (cargo.sides()?, cargo.hints(), cargo.announces_layers());
         cargo.for_each_plan(&mut |plan| {
-            // SAFETY: guaranteed by `Cargo`, which is borrowed for the whole call.
+            // SAFETY: guaranteed by `TransferCargo`, which is borrowed for the whole call.
             unsafe { lane.carry(plan, sides, hints) }?;
             if announces {
                 layer_arrived();

@@ -86,7 +86,7 @@ pub(crate) trait Lane: Debug + Send + Sync {
     ) -> Result<(), TransferError>;
 
     /// Takes over a flight and starts it. A lane that copies on its thread ends the flight before
-    /// it returns ([`Flight::fly`]). A lane of a device may keep the flight and end it from another
+    /// it returns ([`TransferFlight::fly`]). A lane of a device may keep the flight and end it from another
     /// thread.
     fn fly(&self, flight: TransferFlight);
 

@@ -17,7 +17,7 @@
 //! | `space` | identifies the address space of a region |
 //!
 //! Lanes only execute plans. Their execution is sound because the plan was made for these two
-//! layouts, its blocks are leased, and source and destination are disjoint. `Cargo` requires these
+//! layouts, its blocks are leased, and source and destination are disjoint. `TransferCargo` requires these
 //! guarantees, and `lease` provides them. Code here does not know leases, handles or managers.
 
 pub(crate) mod access;

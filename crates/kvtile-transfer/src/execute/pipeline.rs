@@ -111,7 +111,7 @@ impl<'k> KernelPipeline<'k> {
     /// Executes the steps of a loop.
     ///
     /// # Safety
-    /// As for [`Pipeline::push`], for every step.
+    /// As for [`KernelPipeline::push`], for every step.
     pub(super) unsafe fn push_loop(
         &mut self,
         stride: LoopStride,
@@ -142,7 +142,7 @@ impl<'k> KernelPipeline<'k> {
     /// Executes the steps of a loop with ordinary stores: without prefetches, no step has to wait.
     ///
     /// # Safety
-    /// As for [`Pipeline::push`], for every step.
+    /// As for [`KernelPipeline::push`], for every step.
     unsafe fn copy_now(&self, stride: LoopStride, source: *const u8, destination: *mut u8) {
         let kernels = self.manner.kernels;
         let hop = |i: usize| CopyHop {
@@ -177,7 +177,7 @@ impl<'k> KernelPipeline<'k> {
     /// Executes all steps except those that are only prefetched.
     ///
     /// # Safety
-    /// As for [`Pipeline::push`], for every hop.
+    /// As for [`KernelPipeline::push`], for every hop.
     unsafe fn advance(&mut self) {
         let count = self.hops.len().saturating_sub(self.ahead);
         // SAFETY: passed on to the caller.
@@ -188,7 +188,7 @@ impl<'k> KernelPipeline<'k> {
     /// Executes the remaining steps. Streamed bytes are ordered before later stores of this thread.
     ///
     /// # Safety
-    /// As for [`Pipeline::push`], for every hop.
+    /// As for [`KernelPipeline::push`], for every hop.
     pub(super) unsafe fn drain(mut self) {
         // SAFETY: passed on to the caller.
         unsafe { self.run(self.hops.len()) };
@@ -198,7 +198,7 @@ impl<'k> KernelPipeline<'k> {
     }
 
     /// # Safety
-    /// As for [`Pipeline::push`], for the first `count` hops.
+    /// As for [`KernelPipeline::push`], for the first `count` hops.
     unsafe fn run(&mut self, count: usize) {
         let kernels = self.manner.kernels;
         let Some(hops) = self.hops.get(..count) else {
@@ -246,7 +246,7 @@ impl<'k> KernelPipeline<'k> {
 /// Transposes into the stage and streams from there, while it prefetches the next matrix.
 ///
 /// # Safety
-/// As for [`Pipeline::push`], for the first `count` hops; the stage has room for the matrix.
+/// As for [`KernelPipeline::push`], for the first `count` hops; the stage has room for the matrix.
 unsafe fn transpose_staged(
     kernels: LevelKernels,
     matrix: &MatrixTranspose,
@@ -340,7 +340,7 @@ impl Iterator for PrefetchLines {
 /// Streams `bytes` bytes of the stage, and prefetches the same number of lines of the next step.
 ///
 /// # Safety
-/// As for [`Pipeline::push`], for a run of `bytes`.
+/// As for [`KernelPipeline::push`], for a run of `bytes`.
 unsafe fn stream_out(
     kernels: LevelKernels,
     out: CopyHop,
@@ -362,7 +362,7 @@ unsafe fn stream_out(
 /// Transposes every matrix of a tile.
 ///
 /// # Safety
-/// As for [`Pipeline::push`], for one hop.
+/// As for [`KernelPipeline::push`], for one hop.
 unsafe fn transpose_tile(kernels: LevelKernels, tile: &MatrixTile, hop: CopyHop) {
     tile.for_each(&mut |from, to| {
         let hop = CopyHop {
@@ -377,7 +377,7 @@ unsafe fn transpose_tile(kernels: LevelKernels, tile: &MatrixTile, hop: CopyHop)
 /// Assembles a tile in the stage and streams it from there, while it prefetches another one.
 ///
 /// # Safety
-/// As for [`Pipeline::push`], for the first `count` hops; the stage has room for the tile.
+/// As for [`KernelPipeline::push`], for the first `count` hops; the stage has room for the tile.
 unsafe fn tile_staged(
     kernels: LevelKernels,
     tile: &MatrixTile,
@@ -413,7 +413,7 @@ unsafe fn tile_staged(
 /// Gathers into the stage and streams from there, while it prefetches the next piece.
 ///
 /// # Safety
-/// As for [`Pipeline::push`], for the first `count` hops; the stage has room for the piece.
+/// As for [`KernelPipeline::push`], for the first `count` hops; the stage has room for the piece.
 unsafe fn gather_staged(
     kernels: LevelKernels,
     gather: &RunGather,

@@ -236,7 +236,7 @@ pub(crate) struct LeasedTransfer<'a> {
 }
 
 // SAFETY: the planner of the route made the plans from the layouts of `sides`, the pairs and a
-// range of layers, which is the range of `Route::held`. So a plan touches only units of these
+// range of layers, which is the range of `TransferRoute::held`. So a plan touches only units of these
 // layers of these blocks. They are leased while this lives: the source for reading, which keeps
 // writers away, and the destination for writing, which excludes all other access. A lease of other
 // layers of a block gives access to other bytes: planner and slices write only where no two units

@@ -91,7 +91,7 @@ impl LayerSeparateLayout {
 #[derive(Debug, Clone)]
 pub struct WordLayout(pub(super) ConfiguredLayout);
 
-/// Implements the trait through the inner `Bound`: the accessors are the same for every family.
+/// Implements the trait through the inner `ConfiguredLayout`: the accessors are the same for every family.
 macro_rules! layout_of_bound {
     ($($name:ty),*) => {$(
         impl Layout for $name {

@@ -122,7 +122,7 @@ fn remove_abandoned(path: &Path, name: &OsStr) {
     }
 }
 
-/// Whether `candidate` is a temporary name that [`Partial`] makes for `name`.
+/// Whether `candidate` is a temporary name that [`PartialFile`] makes for `name`.
 fn is_partial_of(candidate: &OsStr, name: &OsStr) -> bool {
     let rest = candidate.as_bytes().strip_prefix(name.as_bytes());
     let rest = rest.and_then(|rest| rest.strip_prefix(INFIX.as_bytes()));

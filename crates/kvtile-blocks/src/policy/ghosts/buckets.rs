@@ -14,7 +14,7 @@ use std::hint::black_box;
 
 use super::super::column::{IdColumn, NONE};
 
-/// Returned by [`Buckets::glance`] if only a search can decide.
+/// Returned by [`GhostTable::glance`] if only a search can decide.
 pub(super) const PERHAPS: u32 = NONE - 1;
 
 /// Entries per bucket.

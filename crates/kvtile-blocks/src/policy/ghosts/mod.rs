@@ -52,7 +52,7 @@ pub(super) struct GhostRing<T> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GhostLookup {
     print: u32,
-    /// A candidate place, or a special value of [`Buckets::glance`].
+    /// A candidate place, or a special value of [`GhostTable::glance`].
     place: u32,
 }
 

@@ -151,7 +151,7 @@ impl RunTree {
         place.run = print.bits();
     }
 
-    /// The print of a block that [`note`](Runs::note) stored.
+    /// The print of a block that [`note`](RunTree::note) stored.
     pub(super) fn noted(&self, block: u32) -> KeyPrint {
         KeyPrint::of_bits(self.places[block].run)
     }
@@ -314,7 +314,7 @@ impl RunTree {
         parent.children += 1;
     }
 
-    /// The inverse of [`attach`](Runs::attach). Returns the parent run.
+    /// The inverse of [`attach`](RunTree::attach). Returns the parent run.
     fn detach(&mut self, run: u32) -> Option<u32> {
         let parent = self.parent_run(run)?;
         let BlockRun {

@@ -274,7 +274,7 @@ impl TierRig {
     }
 }
 
-/// The parts of a [`Rig`] that threads share.
+/// The parts of a [`TierRig`] that threads share.
 #[derive(Clone, Copy)]
 struct RigHandle<'a> {
     tier: &'a dyn Tier,

@@ -7,7 +7,7 @@
 //!                                      └─► permuted in memory ─► written, synced ─► … ─► manifest
 //! ```
 //!
-//! The manifest of the new folder gets its name last ([`Unfinished`]). An error or crash before
+//! The manifest of the new folder gets its name last ([`UnfinishedFolder`]). An error or crash before
 //! that leaves a folder that is no disk tier, and that a cache or another conversion creates anew.
 
 mod batch;

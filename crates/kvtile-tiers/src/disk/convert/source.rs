@@ -18,7 +18,7 @@ use crate::error::{FolderError, TierError};
 pub(super) struct ConvertSource {
     name: String,
     folder: SourceFolder,
-    /// In the folder's own order, whose indices [`Source::read`] takes.
+    /// In the folder's own order, whose indices [`ConvertSource::read`] takes.
     blocks: Vec<StoredSlot>,
 }
 

@@ -1,7 +1,7 @@
 //! A folder whose manifest does not have its final name yet.
 //!
 //! The store that fills the folder finds the manifest under its final name. On the disk the file is
-//! called `manifest.json.partial` until [`Unfinished::finish`], so no process takes the folder for
+//! called `manifest.json.partial` until [`UnfinishedFolder::finish`], so no process takes the folder for
 //! a disk tier before.
 
 use std::{

@@ -29,7 +29,7 @@ impl SlotStore {
     /// calls run one after the other; a call with nothing left to do returns at once.
     ///
     /// After a failure the store stays usable. Blocks that the disk refused are lost and reported
-    /// in [`Synced::lost`]; the next sync retries everything else. If the folder or one of its
+    /// in [`SlotSyncReport::lost`]; the next sync retries everything else. If the folder or one of its
     /// files was removed, replaced or truncated since the store was opened, nothing is durable,
     /// blocks of earlier syncs included ([`FolderError::FileGone`]).
     pub fn sync(&self) -> SlotSyncReport {
@@ -184,7 +184,7 @@ pub(super) struct RecordChanges {
     bytes: Vec<u8>,
 }
 
-/// The outcome of writing [`Changes`].
+/// The outcome of writing [`RecordChanges`].
 #[derive(Debug)]
 pub(super) struct RecordsWritten {
     /// Places whose record the file refused, in ascending order.

@@ -254,7 +254,7 @@ impl SlotTable {
         self.free.expect(count);
     }
 
-    /// Allocates a place for a write; [`Begin::NoPlace`] if no erased place is free.
+    /// Allocates a place for a write; [`BegunWrite::NoPlace`] if no erased place is free.
     pub(super) fn begin(&mut self, slot: u32, key: BlockKey, position: u32) -> BegunWrite {
         let slots = self.slots();
         let Some(entry) = self.entries.get_mut(slot as usize) else {

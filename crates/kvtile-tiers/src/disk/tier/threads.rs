@@ -46,7 +46,7 @@ impl DiskJobQueue {
     }
 }
 
-/// A pool of worker threads. Without threads, [`Threads::run`] executes each job in place. Dropping
+/// A pool of worker threads. Without threads, [`DiskThreads::run`] executes each job in place. Dropping
 /// the pool drops the jobs that have not begun and waits for those that have.
 pub(super) struct DiskThreads {
     shared: Arc<DiskJobQueue>,

@@ -30,7 +30,7 @@ fn content(seed: usize, bytes: usize) -> Vec<u8> {
 
 /// Disjoint pieces of the file in random order: small and large, aligned or not, many of them
 /// adjacent.
-fn pieces(numbers: &mut Numbers) -> Vec<(usize, usize)> {
+fn pieces(numbers: &mut SplitMix64) -> Vec<(usize, usize)> {
     let grain = [1, 512, 4096, 4096, 4096][numbers.index(5)];
     let mut pieces = Vec::new();
     let mut at = 0;
@@ -94,7 +94,7 @@ fn reads<'b>(pieces: &[(usize, usize)], parts: Vec<&'b mut [u8]>) -> Vec<FileRea
 #[test]
 fn a_batch_equals_its_pieces_one_by_one() {
     for seed in 0..60 {
-        let mut numbers = Numbers::new(seed);
+        let mut numbers = SplitMix64::new(seed);
         let folder = folder();
         let path = folder.path().join("file");
         fs::write(&path, content(1, FILE_BYTES)).unwrap();

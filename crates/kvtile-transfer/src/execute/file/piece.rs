@@ -84,7 +84,7 @@ impl<'a> FilePiece<'a> {
     /// reads of bytes in the page cache.
     ///
     /// # Safety
-    /// As for [`Piece::finish`].
+    /// As for [`FilePiece::finish`].
     pub(super) unsafe fn start(self) -> Result<Option<FilePiece<'a>>, TransferError> {
         if self.direction == IoDirection::Write {
             // SAFETY: passed on to the caller.

@@ -70,7 +70,7 @@ impl<'a, 'w> FilePipeline<'a, 'w> {
         }
     }
 
-    /// Accepts a tile. [`Pipeline::finish`] returns after all tiles are copied.
+    /// Accepts a tile. [`FilePipeline::finish`] returns after all tiles are copied.
     pub(super) fn push(&mut self, tile: FileTile, nest: &'a TileNest) -> Result<(), TransferError> {
         if nest.is_run && nest.bytes >= self.limits.direct_run_bytes {
             let regions = [tile.source.region, tile.destination.region];

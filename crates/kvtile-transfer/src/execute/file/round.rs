@@ -100,7 +100,7 @@ impl RoundWindows<'_> {
     /// Runs the nests of all tiles. The windows are staged at `start`.
     ///
     /// # Safety
-    /// `start` is valid for [`Windows::staged_bytes`] bytes that nothing else uses; for the sides
+    /// `start` is valid for [`RoundWindows::staged_bytes`] bytes that nothing else uses; for the sides
     /// in memory as for [`copy_nest`].
     pub(super) unsafe fn permute(
         &self,

@@ -95,7 +95,7 @@ narrow_kernel!(narrow_4, "neon", 4, zero, load, low_4, high_4, store);
 /// are dense on that side.
 ///
 /// # Safety
-/// As for [`super::Kernels::transpose`].
+/// As for [`super::LevelKernels::transpose`].
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn transpose_narrow(matrix: &Transpose, hop: Hop) -> bool {
     match matrix.element {
@@ -113,7 +113,7 @@ pub(super) unsafe fn transpose_narrow(matrix: &Transpose, hop: Hop) -> bool {
 /// vector.
 ///
 /// # Safety
-/// As for [`super::Kernels::transpose`].
+/// As for [`super::LevelKernels::transpose`].
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn transpose_neon(matrix: &Transpose, hop: Hop) -> bool {
     match matrix.element {

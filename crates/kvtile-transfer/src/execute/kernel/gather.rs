@@ -33,7 +33,7 @@ impl RunGather {
     /// Gathers the runs of `source` into `destination`.
     ///
     /// # Safety
-    /// Every run of the source is readable and nothing else writes it; [`Gather::bytes`] bytes from
+    /// Every run of the source is readable and nothing else writes it; [`RunGather::bytes`] bytes from
     /// `destination` on are writable, and nothing else reads or writes them.
     pub(in super::super) unsafe fn gather(&self, source: *const u8, destination: *mut u8) {
         match self.run {
@@ -63,7 +63,7 @@ impl RunGather {
     }
 
     /// # Safety
-    /// As for [`Gather::gather`], with runs of `N` bytes.
+    /// As for [`RunGather::gather`], with runs of `N` bytes.
     #[inline]
     unsafe fn known<const N: usize>(&self, source: *const u8, destination: *mut u8) {
         let mut to = destination;

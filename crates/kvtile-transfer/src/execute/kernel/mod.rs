@@ -112,10 +112,10 @@ impl LevelKernels {
     /// Copies a run of `bytes` for each of the first `count` hops with streaming stores, and
     /// prefetches `ahead` hops in advance. It only prefetches the hops after `count`.
     ///
-    /// [`Kernels::fence`] orders these writes before later stores.
+    /// [`LevelKernels::fence`] orders these writes before later stores.
     ///
     /// # Safety
-    /// As for [`Kernels::copy_rows`], for the first `count` hops.
+    /// As for [`LevelKernels::copy_rows`], for the first `count` hops.
     pub(super) unsafe fn stream_runs(
         self,
         hops: &[CopyHop],

@@ -5,7 +5,7 @@ use super::{CopyHop, LoopStride};
 /// Copies a run of `bytes` for every iteration of `rows`.
 ///
 /// # Safety
-/// As for [`super::Kernels::copy_rows`].
+/// As for [`super::LevelKernels::copy_rows`].
 pub(super) unsafe fn copy_rows(first: CopyHop, rows: LoopStride, bytes: usize) {
     // A constant length compiles to a few moves instead of a call.
     match bytes {

@@ -63,7 +63,7 @@ impl MatrixTranspose {
 /// Transposes `matrix` with the instructions of `level`.
 ///
 /// # Safety
-/// As for [`super::Kernels::transpose`]; the machine has `level`.
+/// As for [`super::LevelKernels::transpose`]; the machine has `level`.
 pub(super) unsafe fn transpose(level: SimdLevel, matrix: &MatrixTranspose, hop: CopyHop) {
     // SAFETY: passed on to the caller.
     if unsafe { transpose_vectors(level, matrix, hop) } {

@@ -26,7 +26,7 @@ macro_rules! transpose_kernel {
     ($name:ident, $features:literal, $n:literal, $lanes:literal,
      $zero:path, $load:path, $low:path, $high:path, $store:path) => {
         /// # Safety
-        /// As for [`super::Kernels::transpose`], with elements of the size of the kernel; the
+        /// As for [`super::LevelKernels::transpose`], with elements of the size of the kernel; the
         /// machine has the instructions.
         #[target_feature(enable = $features)]
         unsafe fn $name(matrix: &MatrixTranspose, hop: CopyHop) -> bool {
@@ -81,7 +81,7 @@ macro_rules! narrow_kernel {
     ($name:ident, $features:literal, $n:literal,
      $zero:path, $load:path, $low:path, $high:path, $store:path) => {
         /// # Safety
-        /// As for [`super::Kernels::transpose`], with elements of the size of the kernel; the
+        /// As for [`super::LevelKernels::transpose`], with elements of the size of the kernel; the
         /// machine has the instructions.
         #[target_feature(enable = $features)]
         unsafe fn $name(matrix: &MatrixTranspose, hop: CopyHop) -> bool {

@@ -36,7 +36,7 @@ pub(super) fn fence() {
 macro_rules! stream_kernel {
     ($name:ident, $features:literal, $line:path) => {
         /// # Safety
-        /// As for [`super::Kernels::stream_runs`]; the machine has the instructions.
+        /// As for [`super::LevelKernels::stream_runs`]; the machine has the instructions.
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $name(hops: &[CopyHop], count: usize, bytes: usize, ahead: usize) {
             for (index, hop) in hops.iter().enumerate().take(count) {
@@ -85,7 +85,7 @@ stream_kernel!(stream_runs_avx2, "avx2", stream_line_avx2);
 macro_rules! rows_kernel {
     ($name:ident, $features:literal, $load:path, $store:path) => {
         /// # Safety
-        /// As for [`super::Kernels::copy_rows`], with runs of `lines` lines; the machine has the
+        /// As for [`super::LevelKernels::copy_rows`], with runs of `lines` lines; the machine has the
         /// instructions.
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $name(first: CopyHop, rows: LoopStride, lines: usize) {
@@ -278,7 +278,7 @@ macro_rules! transposes {
         /// one vector.
         ///
         /// # Safety
-        /// As for [`super::Kernels::transpose`]; the machine has the instructions.
+        /// As for [`super::LevelKernels::transpose`]; the machine has the instructions.
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $name(matrix: &MatrixTranspose, hop: CopyHop) -> bool {
             transpose_kernel!(
@@ -397,7 +397,7 @@ narrow_kernel!(
 /// are dense on that side.
 ///
 /// # Safety
-/// As for [`super::Kernels::transpose`].
+/// As for [`super::LevelKernels::transpose`].
 #[target_feature(enable = "sse2")]
 pub(super) unsafe fn transpose_narrow(matrix: &MatrixTranspose, hop: CopyHop) -> bool {
     match matrix.element {
