@@ -128,11 +128,7 @@ pub(crate) fn measure(
     }
     let mut random = SplitMix64::new(settings.seed);
     let rounds = settings.rounds.unwrap_or(ROUNDS);
-    let (mut ours, mut memcpy, mut others) = (
-        RoundTimes::default(),
-        RoundTimes::default(),
-        RoundTimes::default(),
-    );
+    let [mut ours, mut memcpy, mut others] = [(); 3].map(|()| RoundTimes::default());
     let mut last = None;
     for round in 0..=rounds {
         let orders = BlockOrders {

@@ -353,7 +353,7 @@ mod tests {
 
     /// Checks every byte of every block against `locate`.
     fn check(from: &str, to: &str, run_bytes: usize) {
-        let shape = Shape::key_value(3, 2, 32, 4, 16, &Unit::named("bf16").unwrap()).unwrap();
+        let shape = Shape::key_value(3, 2, 32, 4, 16, Unit::named("bf16").unwrap()).unwrap();
         let layout =
             |word: &str| StridedLayout::resolve(&word.parse().unwrap(), &shape, 1).unwrap();
         let (source, destination) = (layout(from), layout(to));

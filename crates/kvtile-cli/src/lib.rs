@@ -16,7 +16,7 @@
 //!
 //! The Python package runs this library unchanged ([`run`]). The program `kvtile` of
 //! `kvtile-program` adds the demonstration and the benchmark: its command line includes
-//! [`Command`], and [`run_program`] runs it. So only the program contains the demonstration's model
+//! [`CliCommand`], and [`run_program`] runs it. So only the program contains the demonstration's model
 //! and the benchmark's rivals.
 
 use std::ffi::OsString;

@@ -399,7 +399,7 @@ fn the_second_process_writes_json_lines_and_reports_its_failures() {
 /// refused.
 #[test]
 fn leased_blocks_are_values_in_both_orders() {
-    let shape = Shape::key_value(3, 2, 4, 2, 8, &Unit::new("f32", 4, 1).unwrap()).unwrap();
+    let shape = Shape::key_value(3, 2, 4, 2, 8, Unit::new("f32", 4, 1).unwrap()).unwrap();
     let kv_shape = KvShape {
         layers: 2,
         num_blocks: 3,

@@ -140,7 +140,7 @@ proptest! {
 /// In region 1 both planes have bytes 4 to 8, since the step of `k` to it moves 4 bytes as well.
 #[test]
 fn steps_to_another_region_that_move_bytes_are_seen() {
-    let shape = Shape::key_value(2, 1, 1, 1, 2, &Unit::raw(2).unwrap()).unwrap();
+    let shape = Shape::key_value(2, 1, 1, 1, 2, Unit::raw(2).unwrap()).unwrap();
     let injective = |k_moves, v_offset| {
         let plane = |name: &str, offset, bytes| {
             let digit = |axis, step| Digit {
@@ -188,7 +188,7 @@ fn most_layouts_of_words_are_proved_free_of_overlap_from_their_digits() {
 /// Digits that would reach past a region or do not make up an axis are refused, not wrapped.
 #[test]
 fn digits_that_reach_too_far_are_refused() {
-    let shape = Shape::key_value(2, 1, 4, 1, 4, &Unit::raw(2).unwrap()).unwrap();
+    let shape = Shape::key_value(2, 1, 4, 1, 4, Unit::raw(2).unwrap()).unwrap();
     let word = Word::parse("BLKNHC").unwrap();
     let layout = StridedLayout::resolve(&word, &shape, 1).unwrap();
     let attempt = |change: &dyn Fn(&mut PlaneDigits)| {

@@ -86,7 +86,7 @@ fn generated_transfers_use_what_a_selection_offers() {
 /// known only modulo their common multiple.
 #[test]
 fn planes_with_incommensurable_tiles_of_tokens_copy_any_tokens() {
-    let shape = Shape::key_value(3, 2, 24, 2, 2, &Unit::raw(2).unwrap()).unwrap();
+    let shape = Shape::key_value(3, 2, 24, 2, 2, Unit::raw(2).unwrap()).unwrap();
     let layout = |word: &str| LayoutCase {
         shape: shape.clone(),
         word: Word::parse(word).unwrap(),

@@ -82,7 +82,7 @@ fn whole(from: &[u64], to: &[u64], shape: &Shape) -> Selection {
 /// Runs longer than a round, with an odd remainder.
 #[test]
 fn runs_longer_than_a_round_are_cut_and_lose_nothing() {
-    let shape = Shape::key_value(2, 1, 7, 3, 99_991, &raw(1)).unwrap();
+    let shape = Shape::key_value(2, 1, 7, 3, 99_991, raw(1)).unwrap();
     let selection = whole(&[1], &[0], &shape);
     let case = LargeCase {
         shape,
@@ -96,7 +96,7 @@ fn runs_longer_than_a_round_are_cut_and_lose_nothing() {
 /// Tiles longer than a round that are not runs: the split loop has a remainder.
 #[test]
 fn tiles_longer_than_a_round_are_cut_and_lose_nothing() {
-    let shape = Shape::key_value(2, 1, 37, 13, 5_003, &raw(2)).unwrap();
+    let shape = Shape::key_value(2, 1, 37, 13, 5_003, raw(2)).unwrap();
     let selection = whole(&[0], &[1], &shape);
     for (from, to) in [("BLKNHC", "BLKHNC"), ("L|KBHNC", "BLKNHC")] {
         let case = LargeCase {
@@ -112,7 +112,7 @@ fn tiles_longer_than_a_round_are_cut_and_lose_nothing() {
 /// Runs of at least 256 KiB go between memory and file without staging; shorter ones are staged.
 #[test]
 fn long_and_short_runs_mix_in_one_transfer() {
-    let shape = Shape::key_value(5, 3, 16, 8, 1024, &raw(2)).unwrap();
+    let shape = Shape::key_value(5, 3, 16, 8, 1024, raw(2)).unwrap();
     let selection = whole(&[3, 0, 2], &[0, 4, 1], &shape);
     for (from, to) in [("L|KBNHC", "BLKNHC"), ("L|BKNHC", "BHLKNC")] {
         let case = LargeCase {
@@ -140,7 +140,7 @@ fn long_and_short_runs_mix_in_one_transfer() {
 /// Units of 2 bytes that are adjacent in the destination and pages apart in the source.
 #[test]
 fn pieces_that_lie_far_apart_are_gathered_within_bounds() {
-    let shape = Shape::key_value(64, 2, 16, 2, 64, &raw(2)).unwrap();
+    let shape = Shape::key_value(64, 2, 16, 2, 64, raw(2)).unwrap();
     let blocks: Vec<u64> = (0..64).collect();
     let turned: Vec<u64> = blocks.iter().map(|b| (b * 11 + 5) % 64).collect();
     let selection = whole(&blocks, &turned, &shape);
@@ -171,7 +171,7 @@ fn pieces_that_lie_far_apart_are_gathered_within_bounds() {
 /// Copies that several threads share, and copies that stay in the caches.
 #[test]
 fn threads_and_caches_change_the_speed_of_a_copy_and_nothing_else() {
-    let shape = Shape::key_value(24, 4, 16, 8, 256, &raw(2)).unwrap();
+    let shape = Shape::key_value(24, 4, 16, 8, 256, raw(2)).unwrap();
     let (ids, order): (Vec<u64>, Vec<u64>) = (0..24).map(|i| (i, i * 5 % 24)).unzip();
     let selection = whole(&ids, &order, &shape);
     for (from, to) in [

@@ -20,7 +20,7 @@ const LAYERS: u64 = 4;
 const LAYER_BYTES: u64 = 64;
 
 fn shape() -> Shape {
-    Shape::key_value(BLOCKS, LAYERS, 2, 2, 4, &Unit::raw(2).unwrap()).unwrap()
+    Shape::key_value(BLOCKS, LAYERS, 2, 2, 4, Unit::raw(2).unwrap()).unwrap()
 }
 
 fn built(spec: impl Into<LayoutSpec>, alignment: u64) -> PhysicalLayout {
@@ -438,7 +438,7 @@ fn a_lease_of_layers_holds_whole_blocks_against_other_layouts() {
 /// precedes it in the next.
 #[test]
 fn blocks_with_different_inner_orders_have_no_ranges() {
-    let two = Shape::key_value(2, 1, 1, 1, 2, &Unit::raw(2).unwrap()).unwrap();
+    let two = Shape::key_value(2, 1, 1, 1, 2, Unit::raw(2).unwrap()).unwrap();
     let piece = |name: &str, offset, bytes| {
         let digit = |axis, step| Digit {
             axis,

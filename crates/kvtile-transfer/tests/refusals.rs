@@ -17,7 +17,7 @@ use kvtile_transfer::{
 use std::sync::Arc;
 
 fn shape(blocks: u64) -> Shape {
-    Shape::key_value(blocks, 3, 4, 2, 8, &Unit::raw(2).unwrap()).unwrap()
+    Shape::key_value(blocks, 3, 4, 2, 8, Unit::raw(2).unwrap()).unwrap()
 }
 
 fn digests(manager: &TransferManager, handle: LayoutHandle) -> Vec<String> {
@@ -172,7 +172,7 @@ fn a_token_range_beside_a_selection_is_refused() {
 /// both.
 #[test]
 fn whole_blocks_between_pages_of_different_sizes_are_refused() {
-    let small = Shape::key_value(4, 3, 2, 2, 8, &Unit::raw(2).unwrap()).unwrap();
+    let small = Shape::key_value(4, 3, 2, 2, 8, Unit::raw(2).unwrap()).unwrap();
     for (a, b) in [(shape(4), small.clone()), (small.clone(), shape(4))] {
         let sides = pair(in_memory(&a, "BLKNHC"), in_memory(&b, "BLKNHC"));
         let error = refused(&sides, (&[1], &[2]), TransferOptions::new());
@@ -201,7 +201,7 @@ fn whole_blocks_between_pages_of_different_sizes_are_refused() {
 #[test]
 fn equal_bytes_of_another_shape_are_refused() {
     let of = |layers, page, heads, content, bytes| {
-        Shape::key_value(4, layers, page, heads, content, &Unit::raw(bytes).unwrap()).unwrap()
+        Shape::key_value(4, layers, page, heads, content, Unit::raw(bytes).unwrap()).unwrap()
     };
     let ours = of(3, 4, 2, 8, 2);
     for theirs in [
@@ -233,7 +233,7 @@ fn shards_of_different_heads_exchange_only_with_explicit_ranges() {
         let shard = Shard::tensor_parallel(3, 4, rank, 2).unwrap();
         shape(2).with_shard(shard).unwrap()
     };
-    let whole = Shape::key_value(2, 3, 4, 4, 8, &Unit::raw(2).unwrap()).unwrap();
+    let whole = Shape::key_value(2, 3, 4, 4, 8, Unit::raw(2).unwrap()).unwrap();
     let sides = pair(in_memory(&rank(0), "BHLKNC"), in_memory(&rank(1), "BHLKNC"));
     let error = refused(&sides, (&[0], &[0]), TransferOptions::new());
     assert!(matches!(

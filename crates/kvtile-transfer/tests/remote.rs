@@ -17,7 +17,7 @@ use kvtile_transfer::{
 const BLOCKS: usize = 4;
 
 fn shape() -> Shape {
-    Shape::key_value(BLOCKS as u64, 2, 4, 2, 8, &Unit::raw(2).unwrap()).unwrap()
+    Shape::key_value(BLOCKS as u64, 2, 4, 2, 8, Unit::raw(2).unwrap()).unwrap()
 }
 
 fn in_file(path: &std::path::Path, word: &str) -> PhysicalLayout {

@@ -19,7 +19,7 @@ use kvtile_transfer::{
 };
 
 fn shape() -> Shape {
-    Shape::key_value(5, 4, 16, 2, 64, &Unit::raw(2).unwrap()).unwrap()
+    Shape::key_value(5, 4, 16, 2, 64, Unit::raw(2).unwrap()).unwrap()
 }
 
 const WORD: &str = "L|KBNHC";

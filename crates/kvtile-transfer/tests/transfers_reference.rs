@@ -18,8 +18,8 @@ use proptest::prelude::*;
 /// The execution of a case.
 #[derive(Clone, Copy, Debug)]
 struct TransferManner {
-    from: Place,
-    to: Place,
+    from: StoragePlace,
+    to: StoragePlace,
     verify: bool,
     layer_by_layer: Option<bool>,
 }

@@ -235,7 +235,7 @@ fn key(slot: u32) -> BlockKey {
 
 /// An identity for blocks of any size: the store does not interpret them.
 fn identity(block_bytes: u64) -> Result<StoreIdentity, BenchError> {
-    let shape = Shape::key_value(1, 1, 16, 1, 64, &Unit::new("bf16", 2, 1)?)?;
+    let shape = Shape::key_value(1, 1, 16, 1, 64, Unit::new("bf16", 2, 1)?)?;
     let logical = Identity::new("benchmark", "none", &shape)?;
     let word: Word = "BHLKNC".parse().map_err(LayoutError::from)?;
     let layout = StridedLayout::resolve(&word, &shape, 1)?;

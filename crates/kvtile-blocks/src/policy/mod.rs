@@ -121,7 +121,7 @@ pub trait EvictionPolicy: Send {
     /// Reports that a block left without having been offered (cleared, or removed by its owner).
     fn removed(&mut self, block: BlockId);
 
-    /// Reports that a block that was refused as [`EvictionRefusal::PinnedKeys`] is not pinned any more.
+    /// Reports that a block that was refused as [`EvictionRefusal::Pinned`] is not pinned any more.
     fn released(&mut self, block: BlockId);
 
     /// Reports that a block's last cached child has left. The pool calls it for every such block,

@@ -39,7 +39,7 @@ pub struct BlockKv {
 impl BlockKv {
     /// A view of the leased blocks of a layout of this shape and order.
     ///
-    /// Blocks that are in use, or a handle that is not registered.
+    /// # Errors
     /// Blocks that are in use, or a handle that is not registered.
     pub fn lease(
         manager: &TransferManager,

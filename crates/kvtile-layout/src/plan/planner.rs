@@ -26,7 +26,7 @@ const BUILT_MAX: usize = 256;
 /// use std::sync::Arc;
 /// use kvtile_layout::{BlockPair, CopyPlanner, PlanSettings, Shape, StridedLayout, Unit};
 ///
-/// let shape = Shape::key_value(8, 2, 16, 4, 64, &Unit::raw(2)?)?;
+/// let shape = Shape::key_value(8, 2, 16, 4, 64, Unit::raw(2)?)?;
 /// let layout = |word: &str| -> Result<_, Box<dyn std::error::Error>> {
 ///     Ok(Arc::new(StridedLayout::resolve(&word.parse()?, &shape, 1)?))
 /// };

@@ -78,7 +78,7 @@ mod tests {
     use crate::{Unit, Word};
 
     fn layout() -> StridedLayout {
-        let shape = Shape::key_value(4, 2, 16, 2, 8, &Unit::raw(2).unwrap()).unwrap();
+        let shape = Shape::key_value(4, 2, 16, 2, 8, Unit::raw(2).unwrap()).unwrap();
         let word: Word = "BLKN8HNC".parse().unwrap();
         StridedLayout::resolve(&word, &shape, 1).unwrap()
     }

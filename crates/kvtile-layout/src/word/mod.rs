@@ -84,7 +84,7 @@ pub enum StrideRule {
 impl Word {
     /// Parses `text`.
     ///
-    /// A [`ParseError`] with the offset of the character.
+    /// # Errors
     /// A [`ParseError`] that points at the character.
     pub fn parse(text: &str) -> Result<Word, ParseError> {
         parse::parse(text)

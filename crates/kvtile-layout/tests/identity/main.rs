@@ -48,7 +48,7 @@ fn layout(word: &str, shape: &Shape) -> StridedLayout {
 }
 
 fn small(blocks: u64) -> Shape {
-    Shape::key_value(blocks, 3, 16, 2, 4, &Unit::named("bf16").unwrap()).unwrap()
+    Shape::key_value(blocks, 3, 16, 2, 4, Unit::named("bf16").unwrap()).unwrap()
 }
 
 fn block_of(word: &str, blocks: u64) -> LayoutIdentity {

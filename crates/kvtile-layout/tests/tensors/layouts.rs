@@ -33,7 +33,7 @@ fn one_tensor_may_hold_all_layers() {
 
 #[test]
 fn kernel_blocks_cut_the_tokens_of_a_page() {
-    let shape = Shape::key_value(10, 2, 16, 4, 8, &bf16()).unwrap();
+    let shape = Shape::key_value(10, 2, 16, 4, 8, bf16()).unwrap();
     let expected = resolve("L|BNHN4KC", &shape);
     let view = dense(&[40, 4, 4, 16]).with_roles([
         DimRole::kernel_blocks(10, 16, 4),
@@ -65,7 +65,7 @@ fn kernel_blocks_cut_the_tokens_of_a_page() {
 #[test]
 fn tiles_and_transposed_values_come_in_tensors_of_their_own() {
     // [B, H, C/4, N, 4] for keys, [B, H, C, N] for values, as in ROCm's paged attention.
-    let shape = Shape::key_value(10, 2, 16, 4, 8, &bf16()).unwrap();
+    let shape = Shape::key_value(10, 2, 16, 4, 8, bf16()).unwrap();
     let expected = resolve("L|(kBHCNC4,vBHCN)", &shape);
     let tile = |low, extent| {
         let axis = Axis::C;
@@ -116,7 +116,7 @@ fn a_byte_tensor_holds_records_and_packed_rows() {
     let layout = layout_from_tensors(&tensors, &shape, expected.region_bytes(), 1).unwrap();
     assert!(layout.same_places(&expected));
 
-    let q8 = Shape::key_value(5, 1, 4, 3, 2, &Unit::named("q8_0").unwrap()).unwrap();
+    let q8 = Shape::key_value(5, 1, 4, 3, 2, Unit::named("q8_0").unwrap()).unwrap();
     let expected = resolve("BKNHC", &q8);
     let sizes = [5, 2, 4, 3, 68];
     let records = TensorView::new(&sizes, &[1632, 816, 204, 68, 1], 1).with_roles(roles("BKNHC"));

@@ -24,11 +24,11 @@ fn bf16() -> Unit {
 
 /// 10 blocks, 3 layers, 16 tokens, 4 heads of 8.
 fn shape() -> Shape {
-    Shape::key_value(10, 3, 16, 4, 8, &bf16()).unwrap()
+    Shape::key_value(10, 3, 16, 4, 8, bf16()).unwrap()
 }
 
 fn one_layer(blocks: u64, tokens: u64, heads: u64, size: u64) -> Shape {
-    Shape::key_value(blocks, 1, tokens, heads, size, &bf16()).unwrap()
+    Shape::key_value(blocks, 1, tokens, heads, size, bf16()).unwrap()
 }
 
 /// A dense tensor of these sizes.

@@ -12,7 +12,7 @@ proptest! {
         offset in 0..50u64,
     ) {
         let (b, l, n, h, c) = sizes;
-        let shape = Shape::key_value(b, l, n, h, c, &bf16()).unwrap();
+        let shape = Shape::key_value(b, l, n, h, c, bf16()).unwrap();
         let extents = [b, l, 2, n, h, c];
         let axes = ["B", "L", "K", "N", "H", "C"];
         // Strides of the dimensions in the order of the letters, from a shuffled memory order.
@@ -56,7 +56,7 @@ proptest! {
         if with_roles {
             view = view.with_roles(roles(&letters.iter().collect::<String>()));
         }
-        let shape = Shape::key_value(2, 1, 3, 2, 4, &bf16()).unwrap();
+        let shape = Shape::key_value(2, 1, 3, 2, 4, bf16()).unwrap();
         let _ = validate_tensor_strides(std::slice::from_ref(&view));
         let _ = validate_tensor_shapes(std::slice::from_ref(&view), &shape);
         if let Ok(layout) = layout_from_tensors(&[view], &shape, &[1 << 40], 1) {

@@ -18,7 +18,7 @@ fn sizes_that_fit_in_one_way_are_read() {
         assert!(read.describe().starts_with(expected), "{}", read.describe());
     }
     let packed = dense(&[10, 3, 4, 5, 16]).with_layer(0);
-    let shape = Shape::key_value(10, 2, 3, 4, 8, &bf16()).unwrap();
+    let shape = Shape::key_value(10, 2, 3, 4, 8, bf16()).unwrap();
     assert!(matches!(
         refusal(validate_tensor_shapes(&[packed], &shape)),
         TensorError::NoReading { .. }
@@ -51,7 +51,7 @@ fn two_readings_of_the_same_numbers_are_an_error_that_names_both() {
             "[B, (k,v), N, C, H]",
         ),
         (
-            Shape::key_value(10, 10, 16, 4, 8, &bf16()).unwrap(),
+            Shape::key_value(10, 10, 16, 4, 8, bf16()).unwrap(),
             vec![10, 10, 2, 16, 4, 8],
             "[B, L, (k,v), N, H, C]",
             "[L, B, (k,v), N, H, C]",

@@ -79,7 +79,7 @@ proptest! {
         apart in 0..3u64,
         one_storage in any::<bool>(),
     ) {
-        let shape = Shape::key_value(3, 2, 4, 2, 8, &bf16()).unwrap();
+        let shape = Shape::key_value(3, 2, 4, 2, 8, bf16()).unwrap();
         let dense = resolve(word, &shape);
         let elements = usize::try_from(dense.region_bytes()[0]).unwrap() / BF16;
         prop_assume!(dense.region_bytes().iter().all(|&bytes| bytes == dense.region_bytes()[0]));
@@ -176,7 +176,7 @@ proptest! {
         permuted in any::<bool>(),
         bytes in any::<bool>(),
     ) {
-        let shape = Shape::key_value(3, 2, 4, 2, 8, &bf16()).unwrap();
+        let shape = Shape::key_value(3, 2, 4, 2, 8, bf16()).unwrap();
         let inside = word.split('|').next_back().unwrap();
         let extents: Vec<usize> = inside.chars().map(|letter| match letter {
             'B' => 3,

@@ -26,7 +26,7 @@ use std::sync::Arc;
 ///
 /// - `addr`, `size`, `storage_kind`, `is_writable` and `nixl_descriptor` do not change; `size` is
 ///   at least 1 and `addr + size` does not pass the end of the address space.
-/// - For [`StorageKind::System`] and [`StorageKind::PinnedKeys`], the bytes `addr..addr + size` are
+/// - For [`StorageKind::System`] and [`StorageKind::Pinned`], the bytes `addr..addr + size` are
 ///   mapped, initialised, readable, at most `isize::MAX` in number and never move; they are
 ///   writable if `is_writable` returns true. The provenance of their pointer is exposed, so that
 ///   [`std::ptr::with_exposed_provenance_mut`] of the address reaches all of them.

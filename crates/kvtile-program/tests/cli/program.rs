@@ -63,7 +63,7 @@ impl Ran {
 
 /// A saved cache of 6 blocks with the given base of the rotary embedding.
 pub(crate) fn saved_cache(folder: &Path, name: &str, rope_base: f64) -> PathBuf {
-    let shape = Shape::key_value(6, 3, 4, 2, 16, &Unit::named("bf16").unwrap()).unwrap();
+    let shape = Shape::key_value(6, 3, 4, 2, 16, Unit::named("bf16").unwrap()).unwrap();
     let word: Word = "L|BH(kCN,vNC)".parse().unwrap();
     let rope = Rope::new("default", rope_base).unwrap();
     let identity = Identity::new("toy", "0123abc", &shape)

@@ -48,7 +48,7 @@ fn text(path: &Path) -> &str {
 }
 
 fn shape() -> Shape {
-    Shape::key_value(2, 2, 16, 2, 64, &Unit::named("bf16").unwrap()).unwrap()
+    Shape::key_value(2, 2, 16, 2, 64, Unit::named("bf16").unwrap()).unwrap()
 }
 
 fn hostile_identity() -> Identity {

@@ -152,7 +152,7 @@ impl Cache {
     ///
     /// # Errors
     /// More destinations than blocks; an id that is out of range or occurs twice; a full queue
-    /// ([`RequestError::Busy`]): compute the blocks instead.
+    /// ([`RequestError::Busy`](crate::RequestError::Busy)): compute the blocks instead.
     pub fn load(
         &self,
         found: Match,
@@ -181,7 +181,7 @@ impl Cache {
     ///
     /// # Errors
     /// Fewer keys than blocks; an id that is out of range or occurs twice; a full queue
-    /// ([`RequestError::Busy`]): continue without storing them.
+    /// ([`RequestError::Busy`](crate::RequestError::Busy)): continue without storing them.
     pub fn store(
         &self,
         keys: &[BlockKey],
@@ -212,7 +212,7 @@ impl Cache {
     /// completion has already ended.
     ///
     /// # Errors
-    /// A full queue ([`RequestError::Busy`]).
+    /// A full queue ([`RequestError::Busy`](crate::RequestError::Busy)).
     pub fn ask(&self, keys: &[BlockKey]) -> Result<Completion<TierAnswer>, TierError> {
         ask::start(&self.inner, keys)
     }
@@ -220,7 +220,7 @@ impl Cache {
     /// Starts copying the leading blocks of `keys` from the tiers below to host memory.
     ///
     /// # Errors
-    /// A full queue ([`RequestError::Busy`]).
+    /// A full queue ([`RequestError::Busy`](crate::RequestError::Busy)).
     pub fn prefetch(&self, keys: &[BlockKey]) -> Result<Completion<LoadReport>, TierError> {
         load::prefetch(&self.inner, keys)
     }
@@ -241,7 +241,7 @@ impl Cache {
     /// the last unpin, but lookups do not find them. Pinned blocks of the tiers below stay.
     ///
     /// # Errors
-    /// The erasures of a durable tier could not be synced ([`FolderError::NotDurable`]).
+    /// The erasures of a durable tier could not be synced ([`FolderError::NotDurable`](crate::FolderError::NotDurable)).
     pub fn clear(&self) -> Result<usize, TierError> {
         demote::clear(&self.inner)
     }

@@ -10,7 +10,7 @@
 //!
 //! Every implementation guarantees the following; the conformance suite of the testkit checks it:
 //!
-//! - No call waits for a device or a network. Slow operations return a [`FileCompletion`]. An
+//! - No call waits for a device or a network. Slow operations return a [`Completion`]. An
 //!   implementation without threads may do the work before it returns.
 //! - A batch owns the host memory that it fills or reads ([`HostBlock`]) and drops it before its
 //!   completion ends. A caller that stops waiting leaves the memory to the batch until the tier

@@ -82,7 +82,7 @@ fn a_folder_is_free_after_its_process_was_killed_even_if_a_child_lives() {
     // While the owner lives, it keeps the lock, although its child dropped the store.
     match open(folder.path()) {
         Err(TierError::Folder(FolderError::InUse { holder, .. })) => {
-            assert_eq!(holder.pid, Some(owner.process.id()))
+            assert_eq!(holder.pid, Some(owner.process.id()));
         }
         other => panic!("{other:?}"),
     }

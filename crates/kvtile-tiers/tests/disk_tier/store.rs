@@ -240,7 +240,7 @@ fn a_folder_with_foreign_files_is_refused_and_stays_unchanged() {
         fs::write(&path, b"mine").unwrap();
         match open(folder.path(), 4, &usual()) {
             Err(TierError::Folder(FolderError::ForeignFolder { found, .. })) => {
-                assert_eq!(found, name)
+                assert_eq!(found, name);
             }
             other => panic!("{other:?}"),
         }

@@ -169,7 +169,7 @@ impl PhysicalLayoutBuilder<HasConfig> {
         self.layout(LayoutSpec::LayerSeparate(block_dim))
     }
 
-    /// Any order: a text in the layout language, a [`MergeWord`](kvtile_layout::MergeWord) or explicit digits.
+    /// Any order: a text in the layout language, a [`Word`](kvtile_layout::Word) or explicit digits.
     /// [`build`](PhysicalLayoutBuilder::build) reports a text that is no word.
     #[must_use]
     pub fn layout(

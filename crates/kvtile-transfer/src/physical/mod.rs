@@ -148,7 +148,7 @@ impl PhysicalLayout {
     /// use.
     ///
     /// # Errors
-    /// [`DescriptorError::NoLayoutConfig`], with the violated constraint, where no [`LayoutConfig`]
+    /// [`crate::DescriptorError::NoLayoutConfig`], with the violated constraint, where no [`LayoutConfig`]
     /// describes the layout; a remote layout, whose regions belong to another process.
     pub fn layout(&self) -> Result<&Arc<dyn Layout>, TransferError> {
         match &self.inner.place {
@@ -194,7 +194,7 @@ impl PhysicalLayout {
     /// The configuration, if one describes the layout.
     ///
     /// # Errors
-    /// [`DescriptorError::NoLayoutConfig`], with the constraint of a config that the layout violates.
+    /// [`crate::DescriptorError::NoLayoutConfig`], with the constraint of a config that the layout violates.
     pub fn config(&self) -> Result<&LayoutConfig, TransferError> {
         match &self.inner.place {
             LayoutPlace::Local { bound, view } => Ok(view.get(bound)?.config()),

@@ -15,7 +15,7 @@ use super::{
 use crate::{FillPattern, PhysicalLayout, SavedError, TransferError, TransferManager};
 
 fn shape(blocks: u64) -> Shape {
-    Shape::key_value(blocks, 2, 4, 2, 8, &Unit::raw(2).unwrap()).unwrap()
+    Shape::key_value(blocks, 2, 4, 2, 8, Unit::raw(2).unwrap()).unwrap()
 }
 
 fn layout(blocks: u64) -> PhysicalLayout {

@@ -156,7 +156,7 @@ fn lease_region(
 /// copied block holds one pattern from its first to its last byte.
 #[test]
 fn threads_on_one_manager_never_see_mixed_blocks() {
-    let shape = Shape::key_value(8, 2, 16, 4, 256, &Unit::raw(2).unwrap()).unwrap();
+    let shape = Shape::key_value(8, 2, 16, 4, 256, Unit::raw(2).unwrap()).unwrap();
     let manager = Arc::new(TransferManager::new());
     let words = ["L|KBNHC", "BHLKNC", "BLKNHC"];
     let handles = words.map(|word| manager.register(in_memory(&shape, word)).unwrap());

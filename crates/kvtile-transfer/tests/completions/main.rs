@@ -37,7 +37,7 @@ use parking_lot::{Condvar, Mutex};
 
 /// 1.5 MiB a block of 6 layers: too large for the caller's thread.
 pub(crate) fn shape(blocks: u64) -> Shape {
-    Shape::key_value(blocks, 6, 16, 8, 512, &Unit::raw(2).unwrap()).unwrap()
+    Shape::key_value(blocks, 6, 16, 8, 512, Unit::raw(2).unwrap()).unwrap()
 }
 
 /// A waker that wakes a waiting thread.

@@ -74,7 +74,7 @@ fn a_full_queue_waits_and_loses_nothing() {
             assert_eq!(started.load(Ordering::SeqCst), room);
             assert!(!starter.is_finished());
             // Small transfers between memories bypass the queue.
-            let small = Shape::key_value(2, 1, 4, 1, 8, &Unit::raw(2).unwrap()).unwrap();
+            let small = Shape::key_value(2, 1, 4, 1, 8, Unit::raw(2).unwrap()).unwrap();
             let [a, b] = ["BLKNHC", "L|KBNHC"].map(|word| {
                 let layout = in_memory(&small, word);
                 gated.manager.register(layout).unwrap()

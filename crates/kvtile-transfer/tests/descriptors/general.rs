@@ -141,6 +141,13 @@ fn is_layout(error: &TransferError) -> bool {
     matches!(error, TransferError::Layout(_))
 }
 
+fn is_range(error: &TransferError) -> bool {
+    matches!(
+        error,
+        TransferError::Descriptor(DescriptorError::DescriptorRange { index: 0, .. })
+    )
+}
+
 fn hostile_words() -> Vec<HostileCase> {
     vec![
         ("no shape", "/shape", Value::Null, is_syntax),
@@ -208,12 +215,7 @@ fn hostile_words() -> Vec<HostileCase> {
             "addresses that wrap",
             "/memory_descriptors/0/addr",
             json!(u64::MAX - 4095),
-            |e| {
-                matches!(
-                    e,
-                    TransferError::Descriptor(DescriptorError::DescriptorRange { index: 0, .. })
-                )
-            },
+            is_range,
         ),
     ]
 }

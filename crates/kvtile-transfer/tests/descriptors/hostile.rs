@@ -41,12 +41,7 @@ fn hostile_cases() -> impl Iterator<Item = HostileCase> {
         "unknown details",
         "/layout_type_details",
         json!({"Spiral": {}}),
-        |e| {
-            matches!(
-                e,
-                TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
-            )
-        },
+        is_syntax,
     );
     let cases = hostile_counts().into_iter().chain(hostile_places());
     cases.chain([details])
@@ -69,18 +64,8 @@ fn hostile_counts() -> Vec<HostileCase> {
                 TransferError::Descriptor(DescriptorError::DescriptorVersion { version: 3, .. })
             )
         }),
-        ("another version's fields", "/version", json!(2), |e| {
-            matches!(
-                e,
-                TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
-            )
-        }),
-        ("no version", "/version", Value::Null, |e| {
-            matches!(
-                e,
-                TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
-            )
-        }),
+        ("another version's fields", "/version", json!(2), is_syntax),
+        ("no version", "/version", Value::Null, is_syntax),
         (
             "blocks over a tiny region",
             "/layout_config/num_blocks",
@@ -104,13 +89,34 @@ fn hostile_counts() -> Vec<HostileCase> {
                 )
             },
         ),
-        ("no blocks", "/layout_config/num_blocks", json!(0), |e| {
-            matches!(
-                e,
-                TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
-            )
-        }),
+        (
+            "no blocks",
+            "/layout_config/num_blocks",
+            json!(0),
+            is_syntax,
+        ),
     ]
+}
+
+fn is_range(error: &TransferError) -> bool {
+    matches!(
+        error,
+        TransferError::Descriptor(DescriptorError::DescriptorRange { index: 0, .. })
+    )
+}
+
+fn is_syntax(error: &TransferError) -> bool {
+    matches!(
+        error,
+        TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
+    )
+}
+
+fn is_location(error: &TransferError) -> bool {
+    matches!(
+        error,
+        TransferError::Descriptor(DescriptorError::DescriptorLocation { .. })
+    )
 }
 
 fn hostile_places() -> Vec<HostileCase> {
@@ -119,23 +125,13 @@ fn hostile_places() -> Vec<HostileCase> {
             "addresses that wrap",
             "/memory_descriptors/0/addr",
             json!(u64::MAX - 4095),
-            |e| {
-                matches!(
-                    e,
-                    TransferError::Descriptor(DescriptorError::DescriptorRange { index: 0, .. })
-                )
-            },
+            is_range,
         ),
         (
             "an empty region",
             "/memory_descriptors/0/size",
             json!(0),
-            |e| {
-                matches!(
-                    e,
-                    TransferError::Descriptor(DescriptorError::DescriptorRange { index: 0, .. })
-                )
-            },
+            is_range,
         ),
         (
             "a region too small",
@@ -177,36 +173,21 @@ fn hostile_places() -> Vec<HostileCase> {
             "an alignment of 3",
             "/layout_config/alignment",
             json!(3),
-            |e| {
-                matches!(
-                    e,
-                    TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
-                )
-            },
+            is_syntax,
         ),
-        ("another location", "/location", json!({"Device": 0}), |e| {
-            matches!(
-                e,
-                TransferError::Descriptor(DescriptorError::DescriptorLocation { .. })
-            )
-        }),
+        (
+            "another location",
+            "/location",
+            json!({"Device": 0}),
+            is_location,
+        ),
         (
             "another memory type",
             "/nixl_metadata/mem_type",
             json!("File"),
-            |e| {
-                matches!(
-                    e,
-                    TransferError::Descriptor(DescriptorError::DescriptorLocation { .. })
-                )
-            },
+            is_location,
         ),
-        ("an unknown location", "/location", json!("Moon"), |e| {
-            matches!(
-                e,
-                TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
-            )
-        }),
+        ("an unknown location", "/location", json!("Moon"), is_syntax),
     ]
 }
 

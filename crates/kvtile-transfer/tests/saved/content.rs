@@ -88,7 +88,7 @@ fn another_process_loads_what_this_one_saved() {
 fn large_caches_are_loaded_in_batches() {
     let folder = common::folder();
     let path = folder.path().join("cache");
-    let shape = Shape::key_value(40, 4, 16, 8, 512, &Unit::raw(2).unwrap()).unwrap();
+    let shape = Shape::key_value(40, 4, 16, 8, 512, Unit::raw(2).unwrap()).unwrap();
     assert!(shape.total_bytes().unwrap() > 32 << 20);
     let manager = TransferManager::new();
     let from = manager.register(in_memory(&shape, "L|KBNHC")).unwrap();

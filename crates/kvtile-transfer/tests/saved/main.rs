@@ -39,7 +39,7 @@ use kvtile_transfer::{
 const SEED: u64 = 77;
 
 fn shape(blocks: u64) -> Shape {
-    Shape::key_value(blocks, 3, 8, 4, 16, &Unit::raw(2).unwrap()).unwrap()
+    Shape::key_value(blocks, 3, 8, 4, 16, Unit::raw(2).unwrap()).unwrap()
 }
 
 fn identity(rope_base: f64) -> Identity {

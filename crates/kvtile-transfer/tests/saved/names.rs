@@ -94,7 +94,7 @@ fn a_full_disk_leaves_no_file() {
 fn a_killed_writer_leaves_no_cache_and_the_next_one_cleans_up() {
     let name = "names::a_killed_writer_leaves_no_cache_and_the_next_one_cleans_up";
     if let Some((_, path)) = child::role() {
-        let shape = Shape::key_value(64, 4, 16, 8, 512, &Unit::raw(2).unwrap()).unwrap();
+        let shape = Shape::key_value(64, 4, 16, 8, 512, Unit::raw(2).unwrap()).unwrap();
         let manager = TransferManager::new();
         let handle = manager.register(in_memory(&shape, "L|BKNHC")).unwrap();
         let ids: Vec<usize> = (0..64).collect();

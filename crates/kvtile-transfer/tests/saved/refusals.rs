@@ -21,7 +21,7 @@ fn another_model_is_refused_by_name() {
             page,
             heads,
             content,
-            &Unit::raw(bytes).unwrap(),
+            Unit::raw(bytes).unwrap(),
         )
         .unwrap()
     };
@@ -106,7 +106,7 @@ fn refused_saves_leave_no_file() {
     aligned.alignment = 3;
     refused(&[0, 1, 2], &path, &aligned);
     let mut of_another = good();
-    let other = Shape::key_value(1, 3, 8, 2, 32, &Unit::raw(2).unwrap()).unwrap();
+    let other = Shape::key_value(1, 3, 8, 2, 32, Unit::raw(2).unwrap()).unwrap();
     of_another.identity = Identity::new("tiny", "rev-1", &other).unwrap();
     let error = refused(&[0, 1, 2], &path, &of_another);
     assert!(
@@ -165,7 +165,7 @@ fn loads_that_do_not_fit_are_refused_before_a_byte_moves() {
     let lease = manager.lease(handle, &[1], LeaseMode::Read).unwrap();
     assert!(cache.load(&manager, handle, &[(0, 0), (1, 1)]).is_err());
     drop(lease);
-    let other = Shape::key_value(4, 3, 8, 2, 32, &Unit::raw(2).unwrap()).unwrap();
+    let other = Shape::key_value(4, 3, 8, 2, 32, Unit::raw(2).unwrap()).unwrap();
     let other = manager.register(in_memory(&other, "BLKNHC")).unwrap();
     assert!(cache.load(&manager, other, &[(0, 0)]).is_err());
     assert_eq!(digests(), before);

@@ -260,7 +260,7 @@ impl Gittins {
         let mut scratch = std::mem::take(&mut self.scratch);
         backlog.drain(&mut scratch, |event, blocks| match event.what {
             BacklogEventKind::Visited { partial_tail } => {
-                self.visit(blocks, partial_tail, &event.said)
+                self.visit(blocks, partial_tail, &event.said);
             }
             BacklogEventKind::Stored {
                 parent,

@@ -31,7 +31,7 @@ impl SlotStore {
     /// After a failure the store stays usable. Blocks that the disk refused are lost and reported
     /// in [`SlotSyncReport::lost`]; the next sync retries everything else. If the folder or one of its
     /// files was removed, replaced or truncated since the store was opened, nothing is durable,
-    /// blocks of earlier syncs included ([`FolderError::FileGone`]).
+    /// blocks of earlier syncs included ([`FolderError::FileGone`](crate::FolderError::FileGone)).
     pub fn sync(&self) -> SlotSyncReport {
         if let Err(error) = self.check_process() {
             return SlotSyncReport {

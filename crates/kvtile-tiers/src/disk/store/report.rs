@@ -101,7 +101,7 @@ pub struct SlotSyncReport {
     pub erased: usize,
     /// Blocks that could not be made durable; their slots are empty.
     pub lost: Vec<LostBlock>,
-    /// Why part of this sync is not durable, or why nothing is: [`FolderError::FileGone`]. The next
+    /// Why part of this sync is not durable, or why nothing is: [`FolderError::FileGone`](crate::FolderError::FileGone). The next
     /// sync retries everything that was not lost.
     /// [`SlotStore::are_durable`](super::SlotStore::are_durable) reports single blocks, and covers
     /// blocks that other syncs lost.

@@ -31,7 +31,7 @@ impl SlotStore {
     ///
     /// The call waits for a sync only if the slots erased since the last sync exceed the reserve of
     /// erased places. It writes nothing if the folder or one of its files was removed, replaced or
-    /// truncated since the store was opened ([`FolderError::FileGone`]); earlier blocks can still be
+    /// truncated since the store was opened ([`FolderError::FileGone`](crate::FolderError::FileGone)); earlier blocks can still be
     /// read.
     pub fn write(&self, batch: &[SlotWrite<'_>]) -> SlotWriteReport {
         if let Err(error) = self.check_process() {

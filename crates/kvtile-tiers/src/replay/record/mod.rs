@@ -225,10 +225,12 @@ impl TraceRecorder {
 
     fn end(&mut self) {
         drop(self.lines.take());
-        if let Some(writer) = self.writer.take() {
-            if writer.join().is_err() {
-                log::warn!("the thread that writes a trace has panicked");
-            }
+        if self
+            .writer
+            .take()
+            .is_some_and(|writer| writer.join().is_err())
+        {
+            log::warn!("the thread that writes a trace has panicked");
         }
     }
 

@@ -210,7 +210,7 @@ struct RoundsFixture {
 
 impl RoundsFixture {
     fn new(way: FileWay, words: (&str, &str)) -> RoundsFixture {
-        let shape = Shape::key_value(32, 4, 16, 4, 128, &Unit::raw(2).unwrap()).unwrap();
+        let shape = Shape::key_value(32, 4, 16, 4, 128, Unit::raw(2).unwrap()).unwrap();
         let resolve = |word: &str| {
             let word = Word::parse(word).unwrap();
             Arc::new(StridedLayout::resolve(&word, &shape, 512).unwrap())

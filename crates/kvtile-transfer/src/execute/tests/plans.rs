@@ -99,7 +99,7 @@ fn every_manner_of_copying_makes_what_the_naive_copy_makes() {
 #[test]
 fn threads_share_a_plan_and_leave_nothing_out() {
     use kvtile_layout::{Selection, Shape, Unit};
-    let shape = Shape::key_value(12, 3, 16, 5, 40, &Unit::named("bf16").unwrap()).unwrap();
+    let shape = Shape::key_value(12, 3, 16, 5, 40, Unit::named("bf16").unwrap()).unwrap();
     let pairs = [
         ("BLKNHC", "BLKNHC"),
         ("L|KBNHC", "BHLKNC"),

@@ -17,7 +17,7 @@ const LAYERS: u64 = 5;
 // Each test has its own manager number, because the test counts the claims of that manager.
 
 fn layout() -> PhysicalLayout {
-    let shape = Shape::key_value(BLOCKS, LAYERS, 1, 1, 1, &Unit::raw(2).unwrap()).unwrap();
+    let shape = Shape::key_value(BLOCKS, LAYERS, 1, 1, 1, Unit::raw(2).unwrap()).unwrap();
     let builder = PhysicalLayout::builder().with_shape(shape);
     let builder = builder.layout("BLKNHC".parse::<Word>().unwrap());
     builder.allocate_system().build().unwrap()

@@ -19,7 +19,7 @@ const BLOCKS: u64 = 3;
 
 /// 32 bytes a block.
 fn layout() -> PhysicalLayout {
-    let shape = Shape::key_value(BLOCKS, 1, 2, 2, 2, &Unit::raw(2).unwrap()).unwrap();
+    let shape = Shape::key_value(BLOCKS, 1, 2, 2, 2, Unit::raw(2).unwrap()).unwrap();
     let builder = PhysicalLayout::builder().with_shape(shape);
     let builder = builder.layout("BLKNHC".parse::<Word>().unwrap());
     builder.allocate_system().build().unwrap()

@@ -40,14 +40,10 @@ fn transfers_of_different_layers_of_a_block_are_in_flight_at_once() {
     let slow = copy(world.disk, flat, RangePair::same(0, 2)).unwrap();
     gate.wait_until_stopped(1);
     // During that transfer, layer 2 comes from memory, is copied on, and is read under a lease.
-    copy(other, flat, RangePair::same(2, 1))
-        .unwrap()
-        .wait()
-        .unwrap();
-    copy(flat, world.b, RangePair::same(2, 1))
-        .unwrap()
-        .wait()
-        .unwrap();
+    for (from, to) in [(other, flat), (flat, world.b)] {
+        let copied = copy(from, to, RangePair::same(2, 1)).unwrap();
+        copied.wait().unwrap();
+    }
     assert_eq!(layer_of(&world, flat, 2), layer_of(&world, other, 2));
     // Layer 3 is written through a lease.
     let write = world

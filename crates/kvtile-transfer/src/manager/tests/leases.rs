@@ -18,7 +18,7 @@ use crate::{
 const ARENA: usize = 24 << 10;
 
 fn shape(blocks: u64) -> Shape {
-    Shape::key_value(blocks, 2, 4, 2, 4, &Unit::raw(2).unwrap()).unwrap()
+    Shape::key_value(blocks, 2, 4, 2, 4, Unit::raw(2).unwrap()).unwrap()
 }
 
 /// Interleaved rows of several layouts: blocks are `stride` bytes apart, layers `layer` bytes.

@@ -16,7 +16,7 @@ use crate::{
 
 /// 1 MiB a block: too large for the caller's thread.
 pub(super) fn shape(blocks: u64) -> Shape {
-    Shape::key_value(blocks, 4, 16, 8, 512, &Unit::raw(2).unwrap()).unwrap()
+    Shape::key_value(blocks, 4, 16, 8, 512, Unit::raw(2).unwrap()).unwrap()
 }
 
 pub(super) const BLOCK_BYTES: usize = 1 << 20;
