@@ -13,6 +13,7 @@ mod names;
 mod python;
 mod step;
 mod vllm;
+mod wheels;
 mod words;
 
 use std::process::ExitCode;
@@ -68,8 +69,15 @@ enum Command {
     Rules,
     /// The Python package: built into an environment of its own, and tested there.
     TestPython,
-    /// The wheel of the Python package.
-    Wheel,
+    /// The wheel of the Python package, for Linux with glibc 2.17 or later and Python 3.10 or later.
+    Wheel {
+        /// Another target, such as aarch64-unknown-linux-gnu (after `rustup target add`).
+        #[arg(long, conflicts_with = "check")]
+        target: Option<String>,
+        /// Install the wheel for each Python of this machine, without Rust, and use it there.
+        #[arg(long)]
+        check: bool,
+    },
     /// vLLM with the connector, end to end: installed into the user's cache folder, with a real model.
     TestVllm,
     /// How long vLLM takes to the first token with the connector and without: two minutes, a table and a
@@ -102,7 +110,8 @@ fn main() -> ExitCode {
         } => soak((kills, seeds, seconds), seed),
         Command::Rules => rules(),
         Command::TestPython => python::test(),
-        Command::Wheel => python::wheel(),
+        Command::Wheel { check: true, .. } => wheels::check(),
+        Command::Wheel { target, .. } => wheels::build(target.as_deref()).map(|_| ()),
         Command::TestVllm => vllm::test(),
         Command::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),
         Command::DemoTransformers { arguments } => {

@@ -32,14 +32,9 @@ const PYTHONS: [&str; 5] = [
 
 /// Builds the package into the environment and runs its tests.
 pub(crate) fn test() -> Result<(), Failure> {
-    let environment = environment()?;
+    let environment = environment(&target().join("python"), &PACKAGES)?;
     run(&environment, "maturin", &["develop", "--locked", "--quiet"])?;
     run(&environment, "python", &["-m", "pytest"])
-}
-
-/// Builds the wheel that users install.
-pub(crate) fn wheel() -> Result<(), Failure> {
-    build(Profile::Release, &target().join("wheels"))
 }
 
 /// How a wheel is compiled.
@@ -52,7 +47,7 @@ pub(crate) enum Profile {
 }
 
 fn build(profile: Profile, folder: &Path) -> Result<(), Failure> {
-    let environment = environment()?;
+    let environment = environment(&target().join("python"), &PACKAGES)?;
     let folder = folder.display().to_string();
     let mut arguments = vec!["build", "--locked", "--out", &folder];
     if matches!(profile, Profile::Release) {
@@ -74,19 +69,18 @@ pub(crate) fn wheel_alone(profile: Profile) -> Result<PathBuf, Failure> {
     wheel.ok_or_else(|| Failure::Tool(format!("maturin has put no wheel into {out}")))
 }
 
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// A virtual environment with the packages above.
-fn environment() -> Result<PathBuf, Failure> {
-    let folder = target().join("python");
+/// A virtual environment with these packages.
+pub(crate) fn environment(folder: &Path, packages: &[&str]) -> Result<PathBuf, Failure> {
     let stamp = folder.join("packages.txt");
-    let wanted = PACKAGES.join("\n");
-    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
-        return Ok(folder);
+    let listed = packages.join("\n");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == listed) {
+        return Ok(folder.to_owned());
     }
-    make_environment(&folder)?;
+    make_environment(folder)?;
     let install = [
         "-m",
         "pip",
@@ -94,10 +88,10 @@ fn environment() -> Result<PathBuf, Failure> {
         "--quiet",
         "--disable-pip-version-check",
     ];
-    let install: Vec<&str> = install.into_iter().chain(PACKAGES).collect();
-    run(&folder, "python", &install)?;
-    fs::write(&stamp, wanted).map_err(|error| file(&stamp, &error))?;
-    Ok(folder)
+    let install = [&install[..], packages].concat();
+    run(folder, "python", &install)?;
+    fs::write(&stamp, listed).map_err(|error| file(&stamp, &error))?;
+    Ok(folder.to_owned())
 }
 
 /// An empty virtual environment.
