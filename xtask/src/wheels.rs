@@ -21,12 +21,12 @@ const PACKAGES: [&str; 2] = ["maturin>=1.9,<2", "ziglang>=0.14"];
 /// The oldest glibc that the standard library of Rust supports is 2.17.
 const PLATFORM: &str = "manylinux_2_17";
 
-/// Prints the version of a Python that can install the wheel, and fails in others: those older than 3.10, those
-/// without the modules that make a virtual environment, and free-threaded ones, which have no stable ABI.
+/// Prints the version and the path of a Python that can install the wheel. Fails in Pythons older than 3.10, in
+/// those without the modules that make a virtual environment, and in free-threaded ones, which have no stable ABI.
 const PROBE: &str = "import sys, sysconfig, venv, ensurepip
 assert sys.version_info >= (3, 10) and sys.implementation.name == 'cpython'
 assert not sysconfig.get_config_var('Py_GIL_DISABLED')
-print('%d.%d' % sys.version_info[:2])";
+print('%d.%d' % sys.version_info[:2], sys.executable)";
 
 /// Stores and loads with buffers of the standard library.
 const EXAMPLE: &str = "examples/python/standard_library.py";
@@ -116,7 +116,7 @@ fn check_with(version: &str, python: &Path, wheel: &Path) -> Result<(), Failure>
     run(&python, &[&install[..], &links].concat())?;
     run(&python, &["-c", "import kvtile; print(kvtile.__file__)"])?;
     run(&python, &["-m", "kvtile", "--version"])?;
-    run(&bin.join("kvtile"), &["doctor", "--quiet"])?;
+    run(&bin.join("kvtile"), &["doctor"])?;
     let example = root().join(EXAMPLE).display().to_string();
     run(&python, &["-W", "error", &example])
 }
@@ -141,9 +141,13 @@ fn pythons() -> BTreeMap<String, PathBuf> {
         let Ok(output) = probe.output() else {
             continue;
         };
-        let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        if output.status.success() {
-            found.entry(version).or_insert(python);
+        let printed = String::from_utf8_lossy(&output.stdout);
+        // Its own path: the program may be a script that looks for a Python in PATH.
+        if let Some((version, path)) = printed.trim().split_once(' ')
+            && output.status.success()
+        {
+            let python = PathBuf::from(path);
+            found.entry(version.to_owned()).or_insert(python);
         }
     }
     found
