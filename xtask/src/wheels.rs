@@ -1,6 +1,6 @@
 //! Wheels for users, and the check that they install on a machine without Rust.
 //!
-//! zig is the linker: it links against the glibc of [`PLATFORM`], whatever the glibc of this machine, so no container
+//! zig is the linker: it links against the glibc of [`PLATFORM`] and not against that of this machine, so no container
 //! is needed. maturin refuses a wheel that needs a library or a symbol which that platform does not have.
 
 use std::{
