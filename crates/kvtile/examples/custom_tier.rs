@@ -6,7 +6,16 @@
 //! cargo run -p kvtile --example custom_tier
 //! ```
 
-use std::{any::Any, collections::HashMap, error::Error, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    collections::HashMap,
+    error::Error,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use kvtile::{
     BlockKey, Cache, CacheSettings, Completion, FillPattern, Fingerprint, LogicalIdentity,
@@ -19,7 +28,7 @@ use kvtile::{
 };
 use parking_lot::Mutex;
 
-type Pool = Arc<Mutex<HashMap<BlockName, PooledBlock>>>;
+type SharedPool = Arc<Mutex<HashMap<BlockName, PooledBlock>>>;
 
 #[derive(Debug)]
 struct PooledBlock {
@@ -33,8 +42,9 @@ struct PooledBlock {
 #[derive(Debug)]
 struct PoolTier {
     id: TierId,
-    pool: Pool,
+    pool: SharedPool,
     context: TierContext,
+    removed: AtomicU64,
 }
 
 impl PoolTier {
@@ -71,6 +81,19 @@ impl PoolTier {
         let events = &self.context.events;
         events.stored(self.id, group, block.parent, &[key]);
         Ok(Wrote::New)
+    }
+
+    fn remove(&self, pool: &mut HashMap<BlockName, PooledBlock>, names: Vec<BlockName>) -> usize {
+        let mut removed = 0;
+        for name in names {
+            if pool.remove(&name).is_some() {
+                let events = &self.context.events;
+                events.removed(self.id, name.group, &[name.key]);
+                removed += 1;
+            }
+        }
+        self.removed.fetch_add(removed as u64, Ordering::Relaxed);
+        removed
     }
 }
 
@@ -120,19 +143,18 @@ impl Tier for PoolTier {
     }
 
     fn forget(&self, group: GroupId, keys: &[BlockKey]) -> usize {
-        let mut pool = self.pool.lock();
-        let mut removed = keys.to_vec();
-        removed.retain(|&key| pool.remove(&BlockName { group, key }).is_some());
-        self.context.events.removed(self.id, group, &removed);
-        removed.len()
+        let names = keys.iter().map(|&key| BlockName { group, key });
+        self.remove(&mut self.pool.lock(), names.collect())
     }
 
     fn evict(&self, _blocks: usize, _now: Tick) -> usize {
-        0 // it is unbounded
+        0 // it is unbounded; a bounded one evicts blocks without children
     }
 
     fn clear(&self, _now: Tick) -> usize {
-        0 // other caches use the blocks
+        let mut pool = self.pool.lock();
+        let names = pool.keys().copied().collect();
+        self.remove(&mut pool, names)
     }
 
     fn sync(&self) -> Completion<SyncReport> {
@@ -146,6 +168,7 @@ impl Tier for PoolTier {
     fn stats(&self) -> TierStats {
         let mut stats = TierStats::default();
         stats.present = self.pool.lock().len() as u64;
+        stats.removed = self.removed.load(Ordering::Relaxed);
         stats
     }
 
@@ -197,7 +220,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let keys = TokenHasher::new(&identity)?.keys(&(0..64).collect::<Vec<u32>>());
 
     // One pool for each model and order of stored blocks; the fingerprints name them.
-    let pools: Arc<Mutex<HashMap<[Fingerprint; 2], Pool>>> = Arc::default();
+    let pools: Arc<Mutex<HashMap<[Fingerprint; 2], SharedPool>>> = Arc::default();
     let open = |layout: &str| -> Result<Cache, Box<dyn Error>> {
         let engine = PhysicalLayout::builder().with_shape(shape.clone());
         let pools = Arc::clone(&pools);
@@ -212,6 +235,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
                 id,
                 pool: Arc::clone(pools.lock().entry(names).or_default()),
                 context: context.clone(),
+                removed: AtomicU64::new(0),
             }))
         });
         Ok(cache.open(engine.layout(layout).allocate_system().build()?)?)
@@ -233,5 +257,9 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(load.wait().blocks_from(id), 4);
     let stored = first.manager().block_digest(first.engine(), 3)?;
     assert_eq!(stored, second.manager().block_digest(second.engine(), 11)?);
+
+    // The pool is cleared: what is still in host memory is found, the rest is a miss.
+    assert_eq!(first.clear()?, 4);
+    assert_eq!(first.lookup(&keys).blocks(), 0);
     Ok(())
 }
