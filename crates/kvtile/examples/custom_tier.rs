@@ -8,7 +8,7 @@
 
 use std::{
     any::Any,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     error::Error,
     sync::{
         Arc,
@@ -28,10 +28,10 @@ use kvtile::{
 };
 use parking_lot::Mutex;
 
-type SharedPool = Arc<Mutex<HashMap<BlockName, PooledBlock>>>;
+pub(crate) type SharedPool = Arc<Mutex<HashMap<BlockName, PooledBlock>>>;
 
 #[derive(Debug)]
-struct PooledBlock {
+pub(crate) struct PooledBlock {
     bytes: Vec<u8>,
     checksum: u64,
     parent: Option<BlockKey>,
@@ -40,7 +40,7 @@ struct PooledBlock {
 
 /// One cache's view of a pool.
 #[derive(Debug)]
-struct PoolTier {
+pub(crate) struct PoolTier {
     id: TierId,
     pool: SharedPool,
     context: TierContext,
@@ -48,6 +48,15 @@ struct PoolTier {
 }
 
 impl PoolTier {
+    pub(crate) fn open(id: TierId, pool: SharedPool, context: &TierContext) -> Arc<dyn Tier> {
+        Arc::new(PoolTier {
+            id,
+            pool,
+            context: context.clone(),
+            removed: AtomicU64::new(0),
+        })
+    }
+
     fn read_one(&self, mut block: BlockRead) -> Result<Came, TierMiss> {
         let pool = self.pool.lock();
         let found = pool.get(&block.name).ok_or(TierMiss::Absent)?;
@@ -147,8 +156,22 @@ impl Tier for PoolTier {
         self.remove(&mut self.pool.lock(), names.collect())
     }
 
-    fn evict(&self, _blocks: usize, _now: Tick) -> usize {
-        0 // it is unbounded; a bounded one evicts blocks without children
+    fn evict(&self, blocks: usize, _now: Tick) -> usize {
+        let mut pool = self.pool.lock();
+        let mut evicted = 0;
+        while evicted < blocks {
+            // A block is of no use without its parent, so leaves are evicted first.
+            let parent = |(name, block): (&BlockName, &PooledBlock)| {
+                block.parent.map(|key| BlockName { key, ..*name })
+            };
+            let parents: HashSet<BlockName> = pool.iter().filter_map(parent).collect();
+            let leaf = pool.keys().find(|name| !parents.contains(name)).copied();
+            match leaf {
+                Some(leaf) => evicted += self.remove(&mut pool, vec![leaf]),
+                None => break,
+            }
+        }
+        evicted
     }
 
     fn clear(&self, _now: Tick) -> usize {
@@ -231,12 +254,8 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
                 stored.logical.fingerprint(),
                 stored.block_layout.fingerprint(),
             ];
-            Ok(Arc::new(PoolTier {
-                id,
-                pool: Arc::clone(pools.lock().entry(names).or_default()),
-                context: context.clone(),
-                removed: AtomicU64::new(0),
-            }))
+            let pool = Arc::clone(pools.lock().entry(names).or_default());
+            Ok(PoolTier::open(id, pool, context))
         });
         Ok(cache.open(engine.layout(layout).allocate_system().build()?)?)
     };

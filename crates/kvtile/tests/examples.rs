@@ -2,6 +2,10 @@
 
 use std::{collections::BTreeSet, error::Error, ffi::OsString, path::Path};
 
+use custom_tier::{PoolTier, SharedPool};
+use kvtile::{TierId, blocks::events::TierKind};
+use kvtile_testkit::tier::conformance::{OpenTierAt, check_tier};
+
 #[path = "../examples/copy_layouts.rs"]
 mod copy_layouts;
 #[path = "../examples/custom_tier.rs"]
@@ -21,6 +25,17 @@ fn copy_layouts_runs() -> Result<(), Box<dyn Error>> {
 #[test]
 fn custom_tier_runs() -> Result<(), Box<dyn Error>> {
     custom_tier::main()
+}
+
+#[test]
+fn the_custom_tier_keeps_the_contract() -> Result<(), Box<dyn Error>> {
+    let id = TierId::new(TierKind::Remote, "pool")?;
+    let place = move || -> OpenTierAt {
+        Box::new(move |context| PoolTier::open(id, SharedPool::default(), context))
+    };
+    check_tier(0, &place);
+    check_tier(2, &place);
+    Ok(())
 }
 
 #[test]
