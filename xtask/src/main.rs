@@ -12,6 +12,7 @@ mod names;
 mod python;
 mod step;
 mod vllm;
+mod wheels;
 mod words;
 
 use std::process::ExitCode;
@@ -67,8 +68,15 @@ enum XtaskCommand {
     Rules,
     /// Builds the Python package into its own environment and tests it there.
     TestPython,
-    /// Builds the wheel of the Python package.
-    Wheel,
+    /// The wheel of the Python package, for Linux with glibc 2.17 or later and Python 3.10 or later.
+    Wheel {
+        /// Another target, such as aarch64-unknown-linux-gnu (after `rustup target add`).
+        #[arg(long, conflicts_with = "check")]
+        target: Option<String>,
+        /// Install the wheel for each Python of this machine, without Rust, and use it there.
+        #[arg(long)]
+        check: bool,
+    },
     /// End-to-end tests of vLLM with the connector and a real model, installed into the user's
     /// cache folder.
     TestVllm,
@@ -102,7 +110,8 @@ fn main() -> ExitCode {
         } => soak((kills, seeds, seconds), seed),
         XtaskCommand::Rules => rules(),
         XtaskCommand::TestPython => python::test(),
-        XtaskCommand::Wheel => python::wheel(),
+        XtaskCommand::Wheel { check: true, .. } => wheels::check(),
+        XtaskCommand::Wheel { target, .. } => wheels::build(target.as_deref()).map(|_| ()),
         XtaskCommand::TestVllm => vllm::test(),
         XtaskCommand::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),
         XtaskCommand::DemoTransformers { arguments } => {

@@ -32,17 +32,12 @@ const PYTHONS: [&str; 5] = [
 
 /// Builds the package into the environment and runs its tests.
 pub(crate) fn test() -> Result<(), StepFailure> {
-    let environment = environment()?;
+    let environment = environment(&target().join("python"), &PACKAGES)?;
     run(&environment, "maturin", &["develop", "--locked", "--quiet"])?;
     run(&environment, "python", &["-m", "pytest"])
 }
 
-/// Builds the wheel that users install.
-pub(crate) fn wheel() -> Result<(), StepFailure> {
-    build(WheelProfile::Release, &target().join("wheels"))
-}
-
-/// The build profile of a wheel.
+/// How a wheel is compiled.
 #[derive(Clone, Copy)]
 pub(crate) enum WheelProfile {
     /// A fast build for tests.
@@ -52,7 +47,7 @@ pub(crate) enum WheelProfile {
 }
 
 fn build(profile: WheelProfile, folder: &Path) -> Result<(), StepFailure> {
-    let environment = environment()?;
+    let environment = environment(&target().join("python"), &PACKAGES)?;
     let folder = folder.display().to_string();
     let mut arguments = vec!["build", "--locked", "--out", &folder];
     if matches!(profile, WheelProfile::Release) {
@@ -74,19 +69,18 @@ pub(crate) fn wheel_alone(profile: WheelProfile) -> Result<PathBuf, StepFailure>
     wheel.ok_or_else(|| StepFailure::Tool(format!("maturin wrote no wheel to {out}")))
 }
 
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// The virtual environment with `PACKAGES`.
-fn environment() -> Result<PathBuf, StepFailure> {
-    let folder = target().join("python");
+/// A virtual environment with these packages.
+pub(crate) fn environment(folder: &Path, packages: &[&str]) -> Result<PathBuf, StepFailure> {
     let stamp = folder.join("packages.txt");
-    let wanted = PACKAGES.join("\n");
-    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
-        return Ok(folder);
+    let listed = packages.join("\n");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == listed) {
+        return Ok(folder.to_owned());
     }
-    make_environment(&folder)?;
+    make_environment(folder)?;
     let install = [
         "-m",
         "pip",
@@ -94,10 +88,10 @@ fn environment() -> Result<PathBuf, StepFailure> {
         "--quiet",
         "--disable-pip-version-check",
     ];
-    let install: Vec<&str> = install.into_iter().chain(PACKAGES).collect();
-    run(&folder, "python", &install)?;
-    fs::write(&stamp, wanted).map_err(|error| file(&stamp, &error))?;
-    Ok(folder)
+    let install = [&install[..], packages].concat();
+    run(folder, "python", &install)?;
+    fs::write(&stamp, listed).map_err(|error| file(&stamp, &error))?;
+    Ok(folder.to_owned())
 }
 
 /// Creates an empty virtual environment.

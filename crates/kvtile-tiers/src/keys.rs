@@ -19,11 +19,11 @@ use crate::error::{SettingsError, TierError};
 /// salt. Keys are the same in every process and on every machine.
 ///
 /// ```
-/// use kvtile_layout::{Shape, identity::LogicalIdentity};
+/// use kvtile_layout::{Shape, identity::Identity};
 /// use kvtile_tiers::TokenHasher;
 ///
 /// let shape = Shape::key_value(8, 2, 16, 2, 64, "bf16")?;
-/// let hasher = TokenHasher::new(&LogicalIdentity::new("a-model", "main", &shape)?)?;
+/// let hasher = TokenHasher::new(&Identity::new("a-model", "main", &shape)?)?;
 /// let tokens: Vec<u32> = (0..40).collect();
 /// assert_eq!(hasher.keys(&tokens).len(), 2); // two full blocks of 16 tokens
 /// # Ok::<(), Box<dyn std::error::Error>>(())

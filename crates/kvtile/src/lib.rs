@@ -4,7 +4,7 @@
 //! root:
 //!
 //! ```
-//! use kvtile::{Cache, CacheSettings, LogicalIdentity, PhysicalLayout, Shape, TokenHasher};
+//! use kvtile::{Cache, CacheSettings, Identity, PhysicalLayout, Shape, TokenHasher};
 //!
 //! // An engine's KV: 32 blocks of 16 tokens, 4 layers, 2 KV heads of 64 bf16 values, as vLLM's CPU backend has it.
 //! let shape = Shape::key_value(32, 4, 16, 2, 64, "bf16")?;
@@ -13,7 +13,7 @@
 //!     .layout("L|BH(kCN,vNC)")
 //!     .allocate_system()
 //!     .build()?;
-//! let identity = LogicalIdentity::new("a-model", "main", &shape)?;
+//! let identity = Identity::new("a-model", "main", &shape)?;
 //! let keys = TokenHasher::new(&identity)?.keys(&(0..40).collect::<Vec<u32>>()); // two full blocks
 //!
 //! let cache = Cache::open(CacheSettings::new(identity).host_bytes(16 << 20), engine)?;

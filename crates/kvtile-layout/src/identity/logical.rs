@@ -26,13 +26,13 @@ const CONTEXT: &str = "kvtile identity logical 1";
 /// the replica number and the order of the planes are not part of it.
 ///
 /// ```
-/// use kvtile_layout::{Shape, Unit, identity::{LogicalIdentity, Rope}};
+/// use kvtile_layout::{Shape, Unit, identity::{Identity, Rope}};
 ///
 /// let bf16 = Unit::new("bf16", 2, 1)?;
 /// let shape = Shape::key_value(1000, 32, 16, 8, 128, &bf16)?;
 /// let rope = |base| Rope::new("llama3", base)?.with_number("factor", 8.0);
-/// let ours = LogicalIdentity::new("llama-3.1-8b", "0e9e39f", &shape)?.with_rope(rope(500_000.0)?);
-/// let theirs = LogicalIdentity::new("llama-3.1-8b", "0e9e39f", &shape)?.with_rope(rope(10_000.0)?);
+/// let ours = Identity::new("llama-3.1-8b", "0e9e39f", &shape)?.with_rope(rope(500_000.0)?);
+/// let theirs = Identity::new("llama-3.1-8b", "0e9e39f", &shape)?.with_rope(rope(10_000.0)?);
 /// let difference = ours.first_difference(&theirs).expect("the bases differ");
 /// assert_eq!(difference.field, "rope.base");
 /// assert_ne!(ours.fingerprint(), theirs.fingerprint());

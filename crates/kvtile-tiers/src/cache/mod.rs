@@ -81,7 +81,7 @@ use crate::{
 /// A cache of KV blocks in host memory and in tiers below it, for one engine's layout.
 ///
 /// ```
-/// use kvtile_layout::{Shape, identity::LogicalIdentity};
+/// use kvtile_layout::{Shape, identity::Identity};
 /// use kvtile_tiers::{TokenHasher, cache::{Cache, CacheSettings}};
 /// use kvtile_transfer::{FillPattern, PhysicalLayout};
 ///
@@ -92,7 +92,7 @@ use crate::{
 ///     .layout("L|BH(kCN,vNC)")
 ///     .allocate_system()
 ///     .build()?;
-/// let identity = LogicalIdentity::new("a-model", "main", &shape)?;
+/// let identity = Identity::new("a-model", "main", &shape)?;
 /// let hasher = TokenHasher::new(&identity)?;
 /// let cache = Cache::open(CacheSettings::new(identity).host_bytes(16 << 20), engine)?;
 ///

@@ -33,11 +33,11 @@ pub const QUOTAS_MAX: usize = 1024;
 /// Settings of a [`Cache`](super::Cache).
 ///
 /// ```
-/// # use kvtile_layout::{Shape, Unit, identity::LogicalIdentity};
+/// # use kvtile_layout::{Shape, Unit, identity::Identity};
 /// use kvtile_tiers::cache::CacheSettings;
 ///
 /// # let shape = Shape::key_value(8, 2, 16, 2, 64, Unit::new("bf16", 2, 1)?)?;
-/// let identity = LogicalIdentity::new("a-model", "main", &shape)?;
+/// let identity = Identity::new("a-model", "main", &shape)?;
 /// let settings = CacheSettings::new(identity).host_bytes(256 << 20).disk("cache", 1 << 30);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
