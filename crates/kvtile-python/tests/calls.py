@@ -66,6 +66,11 @@ class World:
         self.keys = self.hasher.keys(range(16))
         self.cache = self.open(workers=1)
         self.cache.store(self.keys, [0, 1, 2, 3]).wait()
+        self.traces = 0
+
+    def recorder(self) -> kvtile.TraceRecorder:
+        self.traces += 1
+        return kvtile.TraceRecorder(self.folder / f"trace-{self.traces}.jsonl", 4)
 
     def open(self, **settings: Any) -> kvtile.Cache:
         cache = kvtile.Cache(self.identity, self.layout, **{"host_bytes": 4 << 20, **settings})
@@ -130,6 +135,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "Shape": (lambda: w.shape, ["__repr__", "__hash__"]),
         "Plane": (lambda: w.shape.planes[0], ["__repr__", "__hash__"]),
         "TokenHasher": (lambda: w.hasher, ["__repr__"]),
+        "TraceRecorder": (w.recorder, ["close", "__enter__", "__repr__"]),
         "Plan": (lambda: kvtile.plan(w.layout, w.other), ["__str__", "__repr__", "_repr_html_"]),
         "TransferReport": (lambda: kvtile.copy_blocks(w.layout, w.other, [0]), ["__repr__"]),
         "StoreReport": (lambda: store().wait(), ["__repr__"]),
@@ -180,6 +186,14 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "TokenSequence.extend": lambda: (sequence().extend, {"tokens": [1, 2]}),
         "TokenSequence.mark": lambda: (sequence().mark, {"start": 4, "stop": 8, "content": b"x"}),
         "TokenSequence.truncate": lambda: (sequence().truncate, {"length": 2}),
+        "TraceRecorder": lambda: (
+            kvtile.TraceRecorder,
+            {"path": str(w.folder / f"trace-of-{len(list(w.folder.iterdir()))}.jsonl"), "page_size": 4, "bytes_max": 1 << 20},
+        ),
+        "TraceRecorder.record": lambda: (
+            w.recorder().record,
+            {"keys": w.keys, "input_tokens": 16, "output_tokens": 1, "arrived": 1.5},
+        ),
         "plan": lambda: (kvtile.plan, {name: copy[name] for name in copy if name != "verify"}),
         "copy_blocks": lambda: (kvtile.copy_blocks, copy),
         "copy_blocks_async": lambda: (kvtile.copy_blocks_async, copy),
