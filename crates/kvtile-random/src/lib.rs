@@ -11,12 +11,12 @@ const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 /// A pseudorandom number generator.
 ///
 /// ```
-/// use kvtile_random::Numbers;
+/// use kvtile_random::SplitMix64;
 ///
-/// let mut numbers = Numbers::new(7);
+/// let mut numbers = SplitMix64::new(7);
 /// let order = numbers.order(5);
 /// assert!(numbers.below(10) < 10);
-/// assert_eq!(Numbers::new(7).order(5), order);
+/// assert_eq!(SplitMix64::new(7).order(5), order);
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct SplitMix64(u64);
