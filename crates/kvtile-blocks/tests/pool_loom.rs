@@ -61,11 +61,11 @@ impl EvictionPolicy for Fifo {
         self.removed(block);
     }
 
-    fn refused(&mut self, block: BlockId, refusal: Refusal) {
+    fn refused(&mut self, block: BlockId, refusal: EvictionRefusal) {
         self.queue.retain(|&other| other != block);
         match refusal {
-            Refusal::Pinned => self.aside.push(block),
-            Refusal::Followed => self.followed.push(block),
+            EvictionRefusal::Pinned => self.aside.push(block),
+            EvictionRefusal::Followed => self.followed.push(block),
         }
     }
 
@@ -124,7 +124,7 @@ fn pool(blocks: usize) -> Arc<BlockPool> {
 fn pool_of_two() -> Arc<BlockPool> {
     let settings = PoolSettings {
         blocks: 2,
-        quotas: vec![Quota {
+        quotas: vec![TenantQuota {
             tenant: TenantId(1),
             blocks: 1,
         }],
@@ -150,11 +150,11 @@ fn register_behind(
     };
     let blocks = pool.allocate(1, &request).ok()?;
     let complete = blocks.complete(&[key(number)], parent.map(key)).unwrap();
-    Some(complete.register(&Claim::default()).unwrap().blocks)
+    Some(complete.register(&PinClaim::default()).unwrap().blocks)
 }
 
 fn look_up(pool: &Arc<BlockPool>, number: u8) -> PinnedBlocks {
-    pool.match_prefix(&[key(number)], &Claim::default())
+    pool.match_prefix(&[key(number)], &PinClaim::default())
 }
 
 /// Runs the body in all interleavings, and prints their number; a single one would prove nothing.

@@ -5,8 +5,8 @@ use std::{num::NonZeroUsize, sync::Arc};
 use kvtile_layout::CopyPlan;
 
 use super::{
-    flight::Flight,
-    lane::{Hints, Lane, LaneEnd, LanePlanning, Sides},
+    flight::TransferFlight,
+    lane::{TransferHints, Lane, LaneEnd, LanePlanning, LaneSides},
 };
 use crate::error::TransferError;
 
@@ -33,7 +33,7 @@ impl Lane for Modelled {
         self.lane.carries(from, to)
     }
 
-    fn planning(&self, sides: Sides<'_>) -> LanePlanning {
+    fn planning(&self, sides: LaneSides<'_>) -> LanePlanning {
         self.lane.planning(sides)
     }
 
@@ -44,14 +44,14 @@ impl Lane for Modelled {
     unsafe fn carry(
         &self,
         plan: &CopyPlan,
-        sides: Sides<'_>,
-        hints: Hints,
+        sides: LaneSides<'_>,
+        hints: TransferHints,
     ) -> Result<(), TransferError> {
         // SAFETY: passed on to the caller.
         unsafe { self.lane.carry(plan, sides, hints) }
     }
 
-    fn fly(&self, flight: Flight) {
+    fn fly(&self, flight: TransferFlight) {
         match self.loses {
             true => drop(flight),
             false => flight.fly(self),
