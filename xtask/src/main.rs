@@ -7,6 +7,7 @@ mod arrows;
 mod circles;
 mod files;
 mod licences;
+mod links;
 mod metadata;
 mod names;
 mod python;
@@ -200,10 +201,13 @@ fn rules() -> Result<(), StepFailure> {
     broken.extend(licences::check(&metadata));
     broken.extend(files::check()?);
     broken.extend(circles::check()?);
+    broken.extend(links::check()?);
     broken.extend(names::check()?);
     broken.extend(words::check()?);
     if broken.is_empty() {
-        println!("rules: dependencies, licences, files, rooms, names and words are in order");
+        println!(
+            "rules: dependencies, licences, files, links, rooms, names and words are in order"
+        );
         return Ok(());
     }
     Err(StepFailure::Rules(broken))

@@ -63,7 +63,7 @@ struct Area {
 pub(crate) fn check() -> Result<Vec<String>, StepFailure> {
     let root = root();
     let mut areas = Vec::new();
-    for folder in ["crates", "docs", "xtask", "fuzz"] {
+    for folder in ["crates", "docs", "examples", "xtask", "fuzz"] {
         let mut files = Vec::new();
         texts(&root.join(folder), &mut files)?;
         for file in files {
@@ -191,7 +191,7 @@ fn comment<'a>(line: &'a str, mark: &str) -> Option<&'a str> {
     (code.matches('"').count() % 2 == 0).then_some(comment)
 }
 
-fn entries(folder: &Path) -> Result<Vec<std::path::PathBuf>, StepFailure> {
+pub(crate) fn entries(folder: &Path) -> Result<Vec<std::path::PathBuf>, StepFailure> {
     let failed = |error| StepFailure::Tool(format!("{}: {error}", folder.display()));
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
@@ -202,7 +202,7 @@ fn entries(folder: &Path) -> Result<Vec<std::path::PathBuf>, StepFailure> {
 }
 
 /// The texts below a folder. What builds and tools left behind is none.
-fn texts(folder: &Path, files: &mut Vec<std::path::PathBuf>) -> Result<(), StepFailure> {
+pub(crate) fn texts(folder: &Path, files: &mut Vec<std::path::PathBuf>) -> Result<(), StepFailure> {
     for path in entries(folder)? {
         let name = path.file_name().map(|name| name.to_string_lossy());
         let left_behind = name.is_some_and(|name| {

@@ -6,7 +6,7 @@ use kvtile_layout::CopyPlan;
 
 use super::{
     flight::TransferFlight,
-    lane::{TransferHints, Lane, LaneEnd, LanePlanning, LaneSides},
+    lane::{Lane, LaneEnd, LanePlanning, LaneSides, TransferHints},
 };
 use crate::error::TransferError;
 
