@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -119,6 +120,17 @@ def test_a_later_process_continues_from_the_disk(tmp_path: Path) -> None:
     with PrefixCache(same, **settings) as cache:
         assert torch.equal(cache.generate(same, inputs, **GREEDY), wanted)
         assert cache.stats()["hits"] == {"disk": 6}
+
+
+def test_requests_are_recorded(tmp_path: Path) -> None:
+    model, path = llama(), tmp_path / "trace.jsonl"
+    with PrefixCache(model, host_gib=0.05, page_size=8, record=path) as cache:
+        for _ in range(2):
+            cache.generate(model, prompt(5, 21), **GREEDY)
+    first, second = [json.loads(line) for line in path.read_text().splitlines()]
+    assert (first["input_length"], first["page_size"], len(first["hash_ids"])) == (21, 8, 3)
+    assert first["hash_ids"][:2] == second["hash_ids"][:2] and first["hash_ids"][2] != second["hash_ids"][2]
+    assert first["timestamp"] <= second["timestamp"] and first["output_length"] > 0
 
 
 def test_closing_may_be_given_a_time(tmp_path: Path) -> None:

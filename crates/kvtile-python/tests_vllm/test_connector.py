@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import HOST_BLOCKS, MODEL, SECONDS, Process, flip_bytes, run, told
+from helpers import HOST_BLOCKS, MODEL, PAGE, SECONDS, Process, flip_bytes, run, told
 
 PROMPTS = 36
 # vLLM has room for about two of the longer requests, so it evicts blocks and preempts requests.
@@ -181,8 +181,15 @@ def test_the_engine_may_be_in_processes_of_its_own(
     endpoint = f"ipc://{tmp_path}/events"
     wanted = told([turn], disk, environment=environment, engine=SMALL, events=endpoint)
     wanted["kvtile"]["host_gib"] /= 3
+    trace = tmp_path / "trace.jsonl"
+    wanted["kvtile"]["record"] = str(trace)
     first = run(wanted)
     assert first["rounds"][0]["tokens"] == expected
+    # The scheduler's process ended after it had written all requests.
+    lines = [json.loads(line) for line in trace.read_text().splitlines()]
+    lengths = sorted((line["input_length"], line["output_length"]) for line in lines)
+    assert lengths == sorted((len(prompt), len(answer)) for prompt, answer in zip(prompts, expected, strict=True))
+    assert len({line["hash_ids"][0] for line in lines if line["input_length"] >= PAGE}) < len(lines)
     events = first["ended"]["events"]
     assert events["BlockStored kvtile:disk"] > events["BlockRemoved kvtile:host"] > 0, events
     assert events["BlockStored kvtile:host"] > HOST_BLOCKS // 3, events
