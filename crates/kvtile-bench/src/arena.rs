@@ -10,7 +10,7 @@ use std::{
 };
 
 use kvtile::{
-    layout::{LayoutError, OwnedMemoryRegion, StridedLayout},
+    layout::{LayoutError, OwnedMemoryRegion, ShapeError, StridedLayout},
     memory::{Prefault, RegionView, SystemMemory},
 };
 
@@ -37,7 +37,7 @@ impl ArenaPacking {
     pub(crate) fn new(layout: &StridedLayout) -> Result<ArenaPacking, BenchError> {
         let alignment = layout.alignment().max(REGION_ALIGNMENT);
         let what = "bytes of all regions";
-        let too_large = || BenchError::Layout(LayoutError::TooLarge { what });
+        let too_large = || BenchError::Layout(LayoutError::Shape(ShapeError::TooLarge { what }));
         let mut regions = Vec::new();
         let mut end = 0u64;
         for &bytes in layout.region_bytes() {

@@ -3,7 +3,7 @@
 use std::{error::Error as StdError, fmt::Write as _, path::PathBuf};
 
 use kvtile::{
-    layout::{LayoutError, ShownText},
+    layout::{LayoutError, ResolveError, ShownText},
     memory::MemoryError,
     presets::PresetError,
     tiers::{TierError, replay::TraceError},
@@ -175,7 +175,9 @@ impl ProgramFailure for CliError {
 
     fn correction(&self) -> Option<(&str, &str)> {
         match self {
-            CliError::Layout(LayoutError::SmallAxes { word, meant }) => Some((word, meant)),
+            CliError::Layout(LayoutError::Resolve(ResolveError::SmallAxes { word, meant })) => {
+                Some((word, meant))
+            }
             _ => None,
         }
     }
@@ -223,9 +225,9 @@ impl CliError {
                 Some("`kvtile layout list` and `kvtile layout models` show all names")
             }
             CliError::Layout(
-                LayoutError::EmptyPart { .. }
-                | LayoutError::PlaneMissing { .. }
-                | LayoutError::UnknownAxis { .. },
+                LayoutError::Resolve(ResolveError::EmptyPart { .. })
+                | LayoutError::Resolve(ResolveError::PlaneMissing { .. })
+                | LayoutError::Resolve(ResolveError::UnknownAxis { .. }),
             ) => Some("give the planes of the shape, for instance --plane c:bf16:C=512"),
             CliError::Transfer(TransferError::Saved(SavedError::NotASavedCache { .. })) => {
                 Some("`kvtile inspect` reads files that the library's `saved::save` wrote")

@@ -23,7 +23,7 @@ mod word;
 
 pub use axis::Axis;
 pub use broken::broken;
-pub use error::LayoutError;
+pub use error::{LayoutError, PlanError, ResolveError, ShapeError};
 pub use near::nearest;
 pub use plan::{
     AxisSet, BlockMap, BlockPair, ClassNests, CopyPlan, CopyPlanner, LayerPlans, Loop, MapPair,

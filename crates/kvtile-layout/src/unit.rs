@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{dtype, error::LayoutError};
+use crate::{
+    dtype,
+    error::{LayoutError, ShapeError},
+};
 
 /// Longest codec or plane name, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
@@ -48,10 +51,10 @@ impl TryFrom<UncheckedUnit> for Unit {
     fn try_from(unit: UncheckedUnit) -> Result<Self, LayoutError> {
         if unit.opaque {
             if unit.values != 0 {
-                return Err(LayoutError::UnitValues {
+                return Err(LayoutError::Shape(ShapeError::UnitValues {
                     codec: unit.codec,
                     values: unit.values,
-                });
+                }));
             }
             Unit::opaque(&unit.codec, unit.bytes)
         } else {
@@ -68,10 +71,10 @@ impl Unit {
     /// a size of zero or above [`UNIT_BYTES_MAX`]; no values.
     pub fn new(codec: &str, bytes: u64, values: u64) -> Result<Unit, LayoutError> {
         if values == 0 {
-            return Err(LayoutError::UnitValues {
+            return Err(LayoutError::Shape(ShapeError::UnitValues {
                 codec: codec.to_owned(),
                 values,
-            });
+            }));
         }
         Unit::checked(codec, bytes, values, false)
     }
@@ -93,7 +96,7 @@ impl Unit {
     pub fn raw(bytes: u64) -> Result<Unit, LayoutError> {
         match bytes {
             1 | 2 | 4 | 8 => Unit::checked(&format!("raw{}", bytes * 8), bytes, 1, false),
-            _ => Err(LayoutError::DtypeWidth { bytes }),
+            _ => Err(LayoutError::Shape(ShapeError::DtypeWidth { bytes })),
         }
     }
 
@@ -115,26 +118,28 @@ impl Unit {
     /// As [`Unit::named`]; the error suggests a replacement.
     ///
     /// # Errors
-    /// [`LayoutError::UnknownDtype`].
+    /// [`ShapeError::UnknownDtype`].
     pub fn of_dtype(name: &str) -> Result<Unit, LayoutError> {
-        Unit::named(name).ok_or_else(|| LayoutError::UnknownDtype {
-            name: name.chars().take(NAME_BYTES_MAX).collect(),
-            advice: dtype::advice(name),
+        Unit::named(name).ok_or_else(|| {
+            LayoutError::Shape(ShapeError::UnknownDtype {
+                name: name.chars().take(NAME_BYTES_MAX).collect(),
+                advice: dtype::advice(name),
+            })
         })
     }
 
     fn checked(codec: &str, bytes: u64, values: u64, opaque: bool) -> Result<Unit, LayoutError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "_.:+/-".contains(c);
         if codec.is_empty() || codec.len() > NAME_BYTES_MAX || !codec.chars().all(allowed) {
-            return Err(LayoutError::CodecName {
+            return Err(LayoutError::Shape(ShapeError::CodecName {
                 codec: codec.chars().take(NAME_BYTES_MAX).collect(),
-            });
+            }));
         }
         if bytes == 0 || bytes > UNIT_BYTES_MAX {
-            return Err(LayoutError::UnitBytes {
+            return Err(LayoutError::Shape(ShapeError::UnitBytes {
                 codec: codec.to_owned(),
                 bytes,
-            });
+            }));
         }
         Ok(Unit {
             codec: codec.to_owned(),

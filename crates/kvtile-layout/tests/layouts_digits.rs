@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use kvtile_layout::{
-    AddressStep, Axis, CopyPlan, Digit, LayoutError, PlaneDigits, Selection, Shape, StridedLayout,
-    Unit, Word,
+    AddressStep, Axis, CopyPlan, Digit, LayoutError, PlanError, PlaneDigits, ResolveError,
+    Selection, Shape, StridedLayout, Unit, Word,
 };
 use kvtile_testkit::{
     NaiveSelection, ReferenceLayout, execute,
@@ -101,7 +101,7 @@ proptest! {
         let plan = CopyPlan::new(&layout, &other, &everything(&case.shape));
         if reference.used_bytes().is_none() {
             prop_assert!(!other.is_injective(), "{}", other.describe());
-            let refused = matches!(plan, Err(LayoutError::DestinationOverlaps { .. }));
+            let refused = matches!(plan, Err(LayoutError::Plan(PlanError::DestinationOverlaps { .. })));
             prop_assert!(refused);
         }
     }
@@ -197,7 +197,10 @@ fn digits_that_reach_too_far_are_refused() {
         StridedLayout::from_digits(layout.shape(), &planes, layout.region_bytes(), 1)
     };
     let outside = |result: Result<StridedLayout, LayoutError>| {
-        matches!(result, Err(LayoutError::OutsideRegion { .. }))
+        matches!(
+            result,
+            Err(LayoutError::Resolve(ResolveError::OutsideRegion { .. }))
+        )
     };
     assert!(attempt(&|_| {}).is_ok());
     assert!(outside(attempt(&|plane| plane.offset = u64::MAX)));
@@ -212,5 +215,8 @@ fn digits_that_reach_too_far_are_refused() {
     let short = attempt(&|plane| {
         plane.digits.pop();
     });
-    assert!(matches!(short, Err(LayoutError::DigitsIncomplete { .. })));
+    assert!(matches!(
+        short,
+        Err(LayoutError::Resolve(ResolveError::DigitsIncomplete { .. }))
+    ));
 }

@@ -1,7 +1,7 @@
 //! Plans between random layouts, executed run by run, against the copy of one unit after the other.
 #![expect(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
-use kvtile_layout::{CopyPlan, LayoutError, Shape, StridedLayout, Unit, Word};
+use kvtile_layout::{CopyPlan, LayoutError, PlanError, Shape, StridedLayout, Unit, Word};
 use kvtile_testkit::{
     NaivePair, NaiveSelection, execute,
     generate::{LayoutCase, TransferCase, config, transfers},
@@ -20,7 +20,10 @@ fn assert_planned_as_copied(case: &TransferCase, source_order: bool) {
     let plan = CopyPlan::new(&resolve(&case.src), &resolve(&case.dst), &selection);
     let plan = match plan {
         Ok(plan) => plan,
-        Err(LayoutError::NoCommonRefinement { .. } | LayoutError::TooManyPieces { .. }) => return,
+        Err(
+            LayoutError::Plan(PlanError::NoCommonRefinement { .. })
+            | LayoutError::Plan(PlanError::TooManyPieces { .. }),
+        ) => return,
         Err(error) => panic!("{error}"),
     };
     let (src, dst) = (case.src.reference().unwrap(), case.dst.reference().unwrap());

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use kvtile_layout::{
-    Axis, CopyPlan, LayoutError, Selection, Shape, StridedLayout, Word,
+    Axis, CopyPlan, LayoutError, PlanError, Selection, Shape, StridedLayout, Word,
     presets::{self, Evidence, Preset, PresetError, PresetLayout},
 };
 use kvtile_testkit::{
@@ -264,7 +264,7 @@ fn an_unknown_interior_is_copied_whole_or_refused() {
     }
     let error = CopyPlan::new(&layout, &layout, &selection).unwrap_err();
     assert!(
-        matches!(error, LayoutError::PlaneNotPerToken { .. }),
+        matches!(error, LayoutError::Plan(PlanError::PlaneNotPerToken { .. })),
         "{error}"
     );
     let known = presets::find("vllm:LBHNC/cpu/bf16/vec")
@@ -274,7 +274,7 @@ fn an_unknown_interior_is_copied_whole_or_refused() {
     let whole = Selection::blocks(&[0], &[1], known.shape().page_size()).unwrap();
     let error = CopyPlan::new(&known, &layout, &whole).unwrap_err();
     assert!(
-        matches!(error, LayoutError::PlaneNotInSource { .. }),
+        matches!(error, LayoutError::Plan(PlanError::PlaneNotInSource { .. })),
         "{error}"
     );
 }

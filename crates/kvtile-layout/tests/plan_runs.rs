@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use kvtile_layout::{
-    Axis, AxisRange, CopyPlan, LayoutError, Plane, RangePair, Selection, Shape, Shard,
+    Axis, AxisRange, CopyPlan, LayoutError, PlanError, Plane, RangePair, Selection, Shape, Shard,
     StridedLayout, Unit, Word,
 };
 
@@ -86,7 +86,10 @@ fn a_tensor_parallel_rank_fills_its_half_of_the_model_head_by_head() {
     let selection = Selection::blocks(&[0], &[1], 16).unwrap();
     let error = CopyPlan::new(&source, &destination, &selection).unwrap_err();
     assert!(
-        matches!(error, LayoutError::ShardsDiffer { axis: "heads", .. }),
+        matches!(
+            error,
+            LayoutError::Plan(PlanError::ShardsDiffer { axis: "heads", .. })
+        ),
         "{error}"
     );
 
@@ -158,25 +161,31 @@ fn bad_selections_are_refused_with_their_values() {
     let layout = layout("BLKNHC", &shape);
     let plan = |selection: &Selection| CopyPlan::new(&layout, &layout, selection);
     let blocks = |s: &[u64], d: &[u64]| Selection::blocks(s, d, 16).unwrap();
-    assert_eq!(plan(&blocks(&[], &[])), Err(LayoutError::NothingSelected));
+    assert_eq!(
+        plan(&blocks(&[], &[])),
+        Err(LayoutError::Plan(PlanError::NothingSelected))
+    );
     assert!(matches!(
         Selection::blocks(&[1, 2], &[1], 16),
-        Err(LayoutError::BlockListsDiffer {
+        Err(LayoutError::Plan(PlanError::BlockListsDiffer {
             source_blocks: 2,
             destination_blocks: 1
-        })
+        }))
     ));
     assert!(matches!(
         plan(&blocks(&[10], &[0])),
-        Err(LayoutError::BlockOutOfRange {
+        Err(LayoutError::Plan(PlanError::BlockOutOfRange {
             side: "source",
             block: 10,
             num_blocks: 10
-        })
+        }))
     ));
     assert!(matches!(
         plan(&blocks(&[0, 1], &[4, 4])),
-        Err(LayoutError::DuplicateDestination { block: 4, token: 0 })
+        Err(LayoutError::Plan(PlanError::DuplicateDestination {
+            block: 4,
+            token: 0
+        }))
     ));
     for layers in [
         RangePair::same(0, 0),
@@ -185,7 +194,10 @@ fn bad_selections_are_refused_with_their_values() {
     ] {
         assert!(matches!(
             plan(&blocks(&[0], &[1]).with_layers(layers)),
-            Err(LayoutError::SelectionRange { axis: "layers", .. })
+            Err(LayoutError::Plan(PlanError::SelectionRange {
+                axis: "layers",
+                ..
+            }))
         ));
     }
 }
@@ -218,6 +230,9 @@ fn a_plan_over_more_blocks_than_memory_could_list_is_made_and_checked() {
     assert_eq!(plan([7, 1 << 54]).unwrap().bytes(), 8);
     assert_eq!(
         plan([7, 7]),
-        Err(LayoutError::DuplicateDestination { block: 7, token: 0 })
+        Err(LayoutError::Plan(PlanError::DuplicateDestination {
+            block: 7,
+            token: 0
+        }))
     );
 }

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use kvtile_layout::{
-    BlockPair, CopyPlan, CopyPlanner, LayoutError, RangePair, Selection, Shape, StridedLayout,
-    Unit, Word,
+    BlockPair, CopyPlan, CopyPlanner, LayoutError, PlanError, RangePair, Selection, Shape,
+    StridedLayout, Unit, Word,
 };
 use kvtile_testkit::{
     NaiveSelection, execute,
@@ -43,9 +43,9 @@ fn lists() -> impl Strategy<Value = (TransferCase, Vec<NaiveSelection>)> {
 fn refused(error: &LayoutError) -> bool {
     matches!(
         error,
-        LayoutError::NoCommonRefinement { .. }
-            | LayoutError::TooManyPieces { .. }
-            | LayoutError::PlaneNotPerToken { .. }
+        LayoutError::Plan(PlanError::NoCommonRefinement { .. })
+            | LayoutError::Plan(PlanError::TooManyPieces { .. })
+            | LayoutError::Plan(PlanError::PlaneNotPerToken { .. })
     )
 }
 
@@ -176,17 +176,23 @@ fn refused_lists_leave_no_trace() {
         twice[spoilt].1 = good[(spoilt + 400) % 1000].1;
         let block = twice[spoilt].1;
         let error = planner.plan(pairs(&twice)).unwrap_err();
-        assert_eq!(error, LayoutError::DuplicateDestination { block, token: 0 });
+        assert_eq!(
+            error,
+            LayoutError::Plan(PlanError::DuplicateDestination { block, token: 0 })
+        );
         let mut outside = good.clone();
         outside[spoilt].1 = 5000;
         let error = planner.plan(pairs(&outside)).unwrap_err();
         assert!(matches!(
             error,
-            LayoutError::BlockOutOfRange { block: 5000, .. }
+            LayoutError::Plan(PlanError::BlockOutOfRange { block: 5000, .. })
         ));
         assert_eq!(planner.plan(pairs(&good)).unwrap(), fresh);
     }
-    assert_eq!(planner.plan([]), Err(LayoutError::NothingSelected));
+    assert_eq!(
+        planner.plan([]),
+        Err(LayoutError::Plan(PlanError::NothingSelected))
+    );
 }
 
 /// The pairwise comparison, the bitmap and the sort find the same duplicates.
@@ -202,7 +208,10 @@ fn duplicates_are_found_in_lists_of_every_length() {
                 list[0].1 = length - twice;
                 let error = planner.plan(pairs(&list)).unwrap_err();
                 let block = length - twice;
-                assert_eq!(error, LayoutError::DuplicateDestination { block, token: 0 });
+                assert_eq!(
+                    error,
+                    LayoutError::Plan(PlanError::DuplicateDestination { block, token: 0 })
+                );
             }
         }
     }

@@ -6,7 +6,7 @@ mod common;
 
 use common::{PLACES, over_image};
 use kvtile_layout::{
-    Axis, LayoutError, Plane, PlaneDigits, Shape, StridedLayout, Unit, Word,
+    Axis, LayoutError, Plane, PlaneDigits, Shape, ShapeError, StridedLayout, Unit, Word,
     identity::Identity,
     tradition::{BlockDimension, ConfigError, LayoutKind, LayoutSpec},
 };
@@ -203,7 +203,10 @@ fn pages_above_the_largest_unit_are_bound() {
     let error = layout.config().map(|_| ()).unwrap_err();
     let is_unit_bytes = match &error {
         TransferError::Descriptor(DescriptorError::NoLayoutConfig { constraint }) => {
-            matches!(**constraint, LayoutError::UnitBytes { .. })
+            matches!(
+                **constraint,
+                LayoutError::Shape(ShapeError::UnitBytes { .. })
+            )
         }
         _ => false,
     };

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use kvtile_layout::{
-    AddressStep, Axis, Digit, LayoutError, PlaneDigits, RangePair, Shape, StridedLayout, Unit,
-    UnitIndex, Word, tradition::LayoutSpec,
+    AddressStep, Axis, Digit, LayoutError, PlanError, PlaneDigits, RangePair, ResolveError, Shape,
+    StridedLayout, Unit, UnitIndex, Word, tradition::LayoutSpec,
 };
 use kvtile_testkit::generate::{config, layouts};
 use kvtile_transfer::{
@@ -235,7 +235,10 @@ fn layers_out_of_order_are_single_parts() {
     };
     for layers in [0..2, 1..3, 2..4, 0..3] {
         let lease = lease(layers.clone());
-        let Err(TransferError::Layout(LayoutError::NotContiguous { what, layout })) = lease.part(1)
+        let Err(TransferError::Layout(LayoutError::Resolve(ResolveError::NotContiguous {
+            what,
+            layout,
+        }))) = lease.part(1)
         else {
             panic!("{layers:?}")
         };
@@ -270,22 +273,21 @@ fn empty_and_out_of_range_layers_are_refused_by_name() {
         let TransferError::Layout(refused) = &error else {
             panic!("{error}")
         };
-        let expected = LayoutError::SelectionRange {
+        let expected = LayoutError::Plan(PlanError::SelectionRange {
             side: "leased",
             axis: "layers",
             start,
             count,
             extent: LAYERS,
-        };
+        });
         assert_eq!(*refused, expected);
     }
     let error = manager.lease_layers(handle, &[3], 0..1, LeaseMode::Read);
     assert!(matches!(
         error.map(drop),
-        Err(TransferError::Layout(LayoutError::BlockOutOfRange {
-            block: 3,
-            ..
-        }))
+        Err(TransferError::Layout(LayoutError::Plan(
+            PlanError::BlockOutOfRange { block: 3, .. }
+        )))
     ));
     // No lease remains.
     manager.unregister(handle).unwrap();
@@ -310,11 +312,13 @@ fn bytes_outside_a_lease_of_layers_are_refused_by_name() {
     }
     assert!(matches!(
         lease.page(1, LAYERS),
-        Err(TransferError::Layout(LayoutError::IndexOutOfRange {
-            index: 4,
-            extent: 4,
-            ..
-        }))
+        Err(TransferError::Layout(LayoutError::Resolve(
+            ResolveError::IndexOutOfRange {
+                index: 4,
+                extent: 4,
+                ..
+            }
+        )))
     ));
     let named = format!(
         "this lease holds layers 1..3 of the 4 of block 0 of layout {handle}, and the whole block was requested"
@@ -350,7 +354,10 @@ fn bytes_outside_a_lease_of_layers_are_refused_by_name() {
         let lease = manager
             .lease_layers(handle, &[0], 1..2, LeaseMode::Read)
             .unwrap();
-        let Err(TransferError::Layout(LayoutError::NotContiguous { layout, .. })) = lease.part(0)
+        let Err(TransferError::Layout(LayoutError::Resolve(ResolveError::NotContiguous {
+            layout,
+            ..
+        }))) = lease.part(0)
         else {
             panic!("{text}")
         };
@@ -466,7 +473,10 @@ fn blocks_with_different_inner_orders_have_no_ranges() {
     // with different block steps cannot be proved disjoint, so no block counts as contiguous.
     for block in [0, 1] {
         let span = layout.strided().block_span(block);
-        assert!(matches!(span, Err(LayoutError::NotContiguous { .. })));
+        assert!(matches!(
+            span,
+            Err(LayoutError::Resolve(ResolveError::NotContiguous { .. }))
+        ));
     }
     assert_eq!(layout.layer_ranges(), None);
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::in_memory;
 use kvtile_layout::{
-    BlockPair, LayoutError, RangePair, Selection, Shape, Shard, Unit,
+    BlockPair, LayoutError, PlanError, RangePair, Selection, Shape, Shard, Unit,
     identity::{Identity, Rope},
     tradition::{BlockDimension, InnerShape, LayoutConfig, LayoutConfigBuilder},
 };
@@ -74,33 +74,38 @@ fn ids_and_ranges_that_do_not_fit_are_refused_before_a_byte_moves() {
     is((&[0, 5], &[0, 1]), |e| {
         matches!(
             e,
-            LayoutError::BlockOutOfRange {
+            LayoutError::Plan(PlanError::BlockOutOfRange {
                 side: "source",
                 block: 5,
                 num_blocks: 5
-            }
+            })
         )
     });
     is((&[0, 4], &[0, 4]), |e| {
         matches!(
             e,
-            LayoutError::BlockOutOfRange {
+            LayoutError::Plan(PlanError::BlockOutOfRange {
                 side: "destination",
                 block: 4,
                 ..
-            }
+            })
         )
     });
     is((&[usize::MAX], &[0]), |e| {
-        matches!(e, LayoutError::BlockOutOfRange { .. })
+        matches!(e, LayoutError::Plan(PlanError::BlockOutOfRange { .. }))
     });
     is((&[0, 1], &[3, 3]), |e| {
-        matches!(e, LayoutError::DuplicateDestination { block: 3, .. })
+        matches!(
+            e,
+            LayoutError::Plan(PlanError::DuplicateDestination { block: 3, .. })
+        )
     });
     is((&[0, 1], &[3]), |e| {
-        matches!(e, LayoutError::BlockListsDiffer { .. })
+        matches!(e, LayoutError::Plan(PlanError::BlockListsDiffer { .. }))
     });
-    is((&[], &[]), |e| matches!(e, LayoutError::NothingSelected));
+    is((&[], &[]), |e| {
+        matches!(e, LayoutError::Plan(PlanError::NothingSelected))
+    });
 }
 
 /// Pitfall 16: empty, reversed and wrapping ranges, and ranges past the end of one side.
@@ -117,7 +122,10 @@ fn ranges_that_do_not_fit_are_refused_before_a_byte_moves() {
         assert!(
             matches!(
                 error,
-                TransferError::Layout(LayoutError::SelectionRange { axis: "layers", .. })
+                TransferError::Layout(LayoutError::Plan(PlanError::SelectionRange {
+                    axis: "layers",
+                    ..
+                }))
             ),
             "layers {start}, {count}: {error}"
         );
@@ -133,7 +141,10 @@ fn ranges_that_do_not_fit_are_refused_before_a_byte_moves() {
         let error = refused(&sides, (&[0], &[0]), plain().tokens(range));
         let axis = matches!(
             error,
-            TransferError::Layout(LayoutError::SelectionRange { axis: "tokens", .. })
+            TransferError::Layout(LayoutError::Plan(PlanError::SelectionRange {
+                axis: "tokens",
+                ..
+            }))
         );
         assert!(axis, "tokens {range:?}: {error}");
     }
@@ -146,7 +157,10 @@ fn ranges_that_do_not_fit_are_refused_before_a_byte_moves() {
         let error = refused(&sides, (&[0], &[0]), plain().heads(range));
         let axis = matches!(
             error,
-            TransferError::Layout(LayoutError::SelectionRange { axis: "heads", .. })
+            TransferError::Layout(LayoutError::Plan(PlanError::SelectionRange {
+                axis: "heads",
+                ..
+            }))
         );
         assert!(axis, "heads {range:?}: {error}");
     }
@@ -218,7 +232,8 @@ fn equal_bytes_of_another_shape_are_refused() {
         let by_shape = matches!(
             error,
             TransferError::Layout(
-                LayoutError::PlanesDiffer { .. } | LayoutError::ShardsDiffer { .. }
+                LayoutError::Plan(PlanError::PlanesDiffer { .. })
+                    | LayoutError::Plan(PlanError::ShardsDiffer { .. })
             ) | TransferError::Copy(CopyError::PageSizesDiffer { .. })
         );
         assert!(by_shape, "{theirs:?}: {error}");
@@ -238,7 +253,10 @@ fn shards_of_different_heads_exchange_only_with_explicit_ranges() {
     let error = refused(&sides, (&[0], &[0]), TransferOptions::new());
     assert!(matches!(
         error,
-        TransferError::Layout(LayoutError::ShardsDiffer { axis: "heads", .. })
+        TransferError::Layout(LayoutError::Plan(PlanError::ShardsDiffer {
+            axis: "heads",
+            ..
+        }))
     ));
 
     // Both halves are copied into one whole block, and back.
@@ -319,7 +337,7 @@ fn unknown_inner_orders_are_never_taken_for_known_ones() {
             assert!(
                 matches!(
                     error,
-                    TransferError::Layout(LayoutError::PlanesDiffer { .. })
+                    TransferError::Layout(LayoutError::Plan(PlanError::PlanesDiffer { .. }))
                 ),
                 "{error}"
             );

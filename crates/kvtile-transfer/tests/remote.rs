@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 
-use kvtile_layout::{LayoutError, Shape, Unit, Word};
+use kvtile_layout::{LayoutError, ResolveError, Shape, Unit, Word};
 use kvtile_memory::{MemoryDescriptor, StorageKind};
 use kvtile_transfer::{
     FillPattern, LayoutDescriptor, LayoutHandle, LeaseMode, PhysicalLayout, RegisterError,
@@ -82,7 +82,7 @@ fn a_descriptor_of_another_system_gives_the_address_of_every_page() {
     assert!(
         matches!(
             outside,
-            TransferError::Layout(LayoutError::IndexOutOfRange { .. })
+            TransferError::Layout(LayoutError::Resolve(ResolveError::IndexOutOfRange { .. }))
         ),
         "{outside}"
     );

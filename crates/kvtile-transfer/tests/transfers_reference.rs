@@ -5,7 +5,7 @@
 mod common;
 
 use common::{PLACES, StoragePlace, over_image};
-use kvtile_layout::{LayoutError, tradition::ConfigError};
+use kvtile_layout::{LayoutError, PlanError, tradition::ConfigError};
 use kvtile_testkit::{
     generate::{TransferCase, config, transfers},
     naive_copy,
@@ -94,7 +94,8 @@ fn run(case: &TransferCase, manner: TransferManner, folder: &std::path::Path) ->
             true
         }
         Err(TransferError::Layout(
-            LayoutError::NoCommonRefinement { .. } | LayoutError::TooManyPieces { .. },
+            LayoutError::Plan(PlanError::NoCommonRefinement { .. })
+            | LayoutError::Plan(PlanError::TooManyPieces { .. }),
         )) => false,
         Err(error) => panic!("{error}"),
     };

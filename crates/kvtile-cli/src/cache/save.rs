@@ -131,6 +131,6 @@ fn bytes_of(block_bytes: u64, blocks: usize) -> Result<usize, CliError> {
     let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
     bytes.ok_or_else(|| {
         let what = "bytes of a saved cache";
-        kvtile::layout::LayoutError::TooLarge { what }.into()
+        kvtile::layout::LayoutError::Shape(kvtile::layout::ShapeError::TooLarge { what }).into()
     })
 }

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     axis::Axis,
     broken::broken,
-    error::LayoutError,
+    error::{LayoutError, ResolveError, ShapeError},
     shape::{BYTES_MAX, PLANES_MAX, Plane, PlaneName},
     strided::{Digit, PlanePiece, REGIONS_MAX, StridedLayout},
     unit::Unit,
@@ -183,13 +183,13 @@ impl LayoutIdentity {
     fn check(&self) -> Result<(), LayoutError> {
         check_count("layout.planes", self.planes.len(), PLANES_MAX)?;
         if self.planes.is_empty() {
-            return Err(LayoutError::PlaneCount { count: 0 });
+            return Err(LayoutError::Shape(ShapeError::PlaneCount { count: 0 }));
         }
         if self.regions == 0 || self.regions > REGIONS_MAX {
-            return Err(LayoutError::TooManyRegions {
+            return Err(LayoutError::Resolve(ResolveError::TooManyRegions {
                 regions: self.regions,
                 max: REGIONS_MAX,
-            });
+            }));
         }
         let mut previous: Option<&PlaneName> = None;
         for place in &self.planes {

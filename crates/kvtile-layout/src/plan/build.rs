@@ -13,7 +13,7 @@ use super::{
 use crate::{
     axis::Axis,
     broken::broken,
-    error::LayoutError,
+    error::{LayoutError, PlanError, ShapeError},
     shape::checked,
     strided::{AddressStep, Digit, PlanePiece, StridedLayout},
 };
@@ -86,10 +86,10 @@ impl NestBuilder<'_> {
         for &range in &ranges {
             let segments = cut(range, pair.source, pair.destination)?;
             if parts.len().saturating_mul(segments.len()) > NESTS_MAX {
-                return Err(LayoutError::TooManyPieces {
+                return Err(LayoutError::Plan(PlanError::TooManyPieces {
                     plane: plane.name().clone(),
                     max: NESTS_MAX,
-                });
+                }));
             }
             parts = combine(&parts, &segments)?;
         }
@@ -146,20 +146,20 @@ impl NestBuilder<'_> {
                 count: key.tokens,
             });
         } else if (key.tokens, key.tokens) != pages {
-            return Err(LayoutError::PlaneNotPerToken {
+            return Err(LayoutError::Plan(PlanError::PlaneNotPerToken {
                 plane: plane.name().clone(),
                 tokens: key.tokens,
                 source_page_size: pages.0,
                 destination_page_size: pages.1,
-            });
+            }));
         }
         if plane.has(Axis::H) {
             ranges.push(range(Axis::H, self.frame.heads));
         } else if !self.frame.all_heads {
-            return Err(LayoutError::PlaneNotPerHead {
+            return Err(LayoutError::Plan(PlanError::PlaneNotPerHead {
                 plane: plane.name().clone(),
                 count: self.frame.heads.count,
-            });
+            }));
         }
         let rest = plane.extents().iter().filter(|(axis, _)| *axis != Axis::H);
         ranges.extend(rest.map(|&(axis, extent)| range(axis, RangePair::same(0, extent))));
@@ -204,9 +204,9 @@ fn combine(
     for part in parts {
         for segment in segments {
             let plus = |a: AddressStep, b: AddressStep| {
-                a.plus(b).ok_or(LayoutError::TooLarge {
+                a.plus(b).ok_or(LayoutError::Shape(ShapeError::TooLarge {
                     what: "an offset of a plan",
-                })
+                }))
             };
             combined.push(AxisSegment {
                 source: plus(part.source, segment.source)?,

@@ -4,7 +4,10 @@ use super::{
     BlockPair,
     frame::{FrameSide, PlanFrame},
 };
-use crate::{broken::broken, error::LayoutError};
+use crate::{
+    broken::broken,
+    error::{LayoutError, PlanError},
+};
 
 /// Bitmaps up to this many words (512 KiB) are always affordable.
 const BITMAP_WORDS_MIN: u64 = 1 << 16;
@@ -27,7 +30,7 @@ impl SeenBlocks {
         pairs: impl ExactSizeIterator<Item = BlockPair> + Clone,
     ) -> Result<(), LayoutError> {
         if pairs.len() == 0 {
-            return Err(LayoutError::NothingSelected);
+            return Err(LayoutError::Plan(PlanError::NothingSelected));
         }
         // Blocks and tokens of most lists only ascend, and an ascending list has no repetition.
         let mut ascending = true;
@@ -109,19 +112,19 @@ fn check_side(
 #[cold]
 fn outside(side: &FrameSide, block: u64, token: u64, tokens: u64) -> LayoutError {
     if block >= side.num_blocks {
-        return LayoutError::BlockOutOfRange {
+        return LayoutError::Plan(PlanError::BlockOutOfRange {
             side: side.name,
             block,
             num_blocks: side.num_blocks,
-        };
+        });
     }
-    LayoutError::SelectionRange {
+    LayoutError::Plan(PlanError::SelectionRange {
         side: side.name,
         axis: "tokens",
         start: token,
         count: tokens,
         extent: side.page_size,
-    }
+    })
 }
 
 /// Several pairs may fill one destination block, as long as their tokens do not overlap.
@@ -135,10 +138,10 @@ fn check_repeated(pairs: impl Iterator<Item = BlockPair>) -> Result<(), LayoutEr
             && block == next_block
             && token + tokens > *next_token
         {
-            return Err(LayoutError::DuplicateDestination {
+            return Err(LayoutError::Plan(PlanError::DuplicateDestination {
                 block: *block,
                 token: *next_token,
-            });
+            }));
         }
     }
     Ok(())

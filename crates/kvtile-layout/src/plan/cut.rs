@@ -7,7 +7,7 @@
 use super::{AxisSet, Loop};
 use crate::{
     axis::Axis,
-    error::LayoutError,
+    error::{LayoutError, PlanError},
     strided::{AddressStep, PlanePiece},
 };
 
@@ -49,11 +49,11 @@ pub(super) fn cut(
         if let [low, high] = pair
             && high % low != 0
         {
-            return Err(LayoutError::NoCommonRefinement {
+            return Err(LayoutError::Plan(PlanError::NoCommonRefinement {
                 axis,
                 first: *high,
                 second: *low,
-            });
+            }));
         }
     }
     let mut segments = Vec::new();

@@ -6,7 +6,7 @@ use super::{BlockMap, MapPair, PlanSettings, RangePair, map::MapKind};
 use crate::{
     axis::Axis,
     broken::broken,
-    error::LayoutError,
+    error::{LayoutError, PlanError},
     shape::{Plane, Shape},
     strided::{PlanePiece, StridedLayout},
 };
@@ -97,9 +97,9 @@ impl PlanFrame {
     ) -> Result<PlanFrame, LayoutError> {
         let mut planes = matched_planes(source, destination)?;
         if !destination.is_injective() {
-            return Err(LayoutError::DestinationOverlaps {
+            return Err(LayoutError::Plan(PlanError::DestinationOverlaps {
                 layout: destination.describe(),
-            });
+            }));
         }
         let (a, b) = (source.shape(), destination.shape());
         let (layers, heads) = ranges(a, b, settings)?;
@@ -211,10 +211,10 @@ fn matched_planes(
         let mut others = source.planes().enumerate();
         let found = others.find(|(_, (p, _))| p.name() == plane.name());
         let Some((source_index, (other, _))) = found else {
-            return Err(LayoutError::PlaneNotInSource {
+            return Err(LayoutError::Plan(PlanError::PlaneNotInSource {
                 plane: plane.name().clone(),
                 known: source.plane_names(),
-            });
+            }));
         };
         check_planes(other, plane)?;
         matched.push(MatchedPlane {
@@ -228,21 +228,21 @@ fn matched_planes(
         .find(|(p, _)| !destination.planes().any(|(q, _)| q.name() == p.name()));
     match missing {
         None => Ok(matched),
-        Some((plane, _)) => Err(LayoutError::PlaneNotInDestination {
+        Some((plane, _)) => Err(LayoutError::Plan(PlanError::PlaneNotInDestination {
             plane: plane.name().clone(),
             known: destination.plane_names(),
-        }),
+        })),
     }
 }
 
 fn check_planes(source: &Plane, destination: &Plane) -> Result<(), LayoutError> {
     let differ = |field: String, source_value: String, destination_value: String| {
-        Err(LayoutError::PlanesDiffer {
+        Err(LayoutError::Plan(PlanError::PlanesDiffer {
             plane: source.name().clone(),
             field,
             source_value,
             destination_value,
-        })
+        }))
     };
     if source.unit() != destination.unit() {
         let (a, b) = (source.unit().to_string(), destination.unit().to_string());
@@ -277,13 +277,13 @@ fn ranges(
     {
         Some(range) => Ok(range),
         None if mine == theirs && totals.0 == totals.1 => Ok(RangePair::same(0, count)),
-        None => Err(LayoutError::ShardsDiffer {
+        None => Err(LayoutError::Plan(PlanError::ShardsDiffer {
             axis,
             source_range: mine,
             source_total: totals.0,
             destination_range: theirs,
             destination_total: totals.1,
-        }),
+        })),
     };
     let layers = all(
         "layers",

@@ -1,6 +1,9 @@
 //! The blocks, tokens, layers and heads of a transfer, on each side.
 
-use crate::{error::LayoutError, shape::AxisRange};
+use crate::{
+    error::{LayoutError, PlanError},
+    shape::AxisRange,
+};
 
 /// Tokens of a source block that go to tokens of a destination block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,13 +89,13 @@ impl RangePair {
         ] {
             let end = start.checked_add(self.count);
             if self.count == 0 || end.is_none_or(|end| end > extent) {
-                return Err(LayoutError::SelectionRange {
+                return Err(LayoutError::Plan(PlanError::SelectionRange {
                     side,
                     axis,
                     start,
                     count: self.count,
                     extent,
-                });
+                }));
             }
         }
         Ok(())
@@ -135,10 +138,10 @@ impl Selection {
         page_size: u64,
     ) -> Result<Selection, LayoutError> {
         if source.len() != destination.len() {
-            return Err(LayoutError::BlockListsDiffer {
+            return Err(LayoutError::Plan(PlanError::BlockListsDiffer {
                 source_blocks: source.len(),
                 destination_blocks: destination.len(),
-            });
+            }));
         }
         let pairs = source
             .iter()
@@ -175,12 +178,12 @@ impl Selection {
                 place(source, source_page_size),
                 place(destination, destination_page_size),
             ) else {
-                return Err(LayoutError::SequenceTooLong {
+                return Err(LayoutError::Plan(PlanError::SequenceTooLong {
                     tokens,
                     source_tokens: source_page_size.saturating_mul(source.len() as u64),
                     destination_tokens: destination_page_size
                         .saturating_mul(destination.len() as u64),
-                });
+                }));
             };
             let count = (source_page_size - source_token)
                 .min(destination_page_size - destination_token)

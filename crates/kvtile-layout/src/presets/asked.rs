@@ -1,7 +1,13 @@
 //! Layouts as a user gives them: a word, or the name of a known layout.
 
 use super::{Preset, PresetError, all, find};
-use crate::{error::LayoutError, near::nearest, shape::Shape, strided::StridedLayout, word::Word};
+use crate::{
+    error::{LayoutError, ResolveError},
+    near::nearest,
+    shape::Shape,
+    strided::StridedLayout,
+    word::Word,
+};
 
 /// Most layouts of an engine that an error lists.
 const LISTED_MAX: usize = 12;
@@ -57,7 +63,8 @@ impl AskedLayout {
             Err(error) => {
                 let foreign = matches!(
                     error,
-                    LayoutError::UnknownPlane { .. } | LayoutError::UnknownAxis { .. }
+                    LayoutError::Resolve(ResolveError::UnknownPlane { .. })
+                        | LayoutError::Resolve(ResolveError::UnknownAxis { .. })
                 );
                 Err(named_instead(&word.to_string(), foreign)?.unwrap_or(error))
             }

@@ -10,7 +10,11 @@ pub use plane::{Plane, PlaneName};
 use serde::{Deserialize, Serialize};
 pub use shard::{AxisRange, Shard};
 
-use crate::{axis::Axis, error::LayoutError, unit::Unit};
+use crate::{
+    axis::Axis,
+    error::{LayoutError, ShapeError},
+    unit::Unit,
+};
 
 /// Most planes a shape may have.
 pub const PLANES_MAX: usize = 64;
@@ -78,7 +82,9 @@ impl Shape {
             ("page_size", page_size),
         ] {
             if count == 0 {
-                return Err(LayoutError::ZeroExtent { what: what.into() });
+                return Err(LayoutError::Shape(ShapeError::ZeroExtent {
+                    what: what.into(),
+                }));
             }
         }
         check_planes(&planes)?;
@@ -107,7 +113,7 @@ impl Shape {
     /// ```
     ///
     /// # Errors
-    /// As for [`Shape::new`]; a name that is no data type ([`LayoutError::UnknownDtype`]).
+    /// As for [`Shape::new`]; a name that is no data type ([`ShapeError::UnknownDtype`]).
     pub fn key_value(
         num_blocks: u64,
         num_layers: u64,
@@ -239,28 +245,28 @@ impl Shape {
 
 fn check_planes(planes: &[Plane]) -> Result<(), LayoutError> {
     if planes.is_empty() || planes.len() > PLANES_MAX {
-        return Err(LayoutError::PlaneCount {
+        return Err(LayoutError::Shape(ShapeError::PlaneCount {
             count: planes.len(),
-        });
+        }));
     }
     let mut heads: Option<(&Plane, u64)> = None;
     for (i, plane) in planes.iter().enumerate() {
         plane.check()?;
         if planes.iter().take(i).any(|p| p.name() == plane.name()) {
-            return Err(LayoutError::DuplicatePlane {
+            return Err(LayoutError::Shape(ShapeError::DuplicatePlane {
                 plane: plane.name().clone(),
-            });
+            }));
         }
         if plane.has(Axis::H) {
             let count = plane.extent_of(Axis::H);
             match heads {
                 Some((first, first_count)) if first_count != count => {
-                    return Err(LayoutError::HeadsDiffer {
+                    return Err(LayoutError::Shape(ShapeError::HeadsDiffer {
                         first: first.name().clone(),
                         first_count,
                         second: plane.name().clone(),
                         second_count: count,
-                    });
+                    }));
                 }
                 _ => heads = Some((plane, count)),
             }
@@ -272,5 +278,5 @@ fn check_planes(planes: &[Plane]) -> Result<(), LayoutError> {
 /// A checked size, or the error that names it.
 pub(crate) fn checked(size: Option<u64>, what: &'static str) -> Result<u64, LayoutError> {
     size.filter(|&bytes| bytes <= BYTES_MAX)
-        .ok_or(LayoutError::TooLarge { what })
+        .ok_or(LayoutError::Shape(ShapeError::TooLarge { what }))
 }

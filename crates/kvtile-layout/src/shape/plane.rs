@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     axis::Axis,
-    error::LayoutError,
+    error::{LayoutError, ShapeError},
     unit::{NAME_BYTES_MAX, Unit},
 };
 
@@ -25,9 +25,9 @@ impl PlaneName {
             || name.len() > NAME_BYTES_MAX
             || !name.bytes().all(|b| b.is_ascii_lowercase())
         {
-            return Err(LayoutError::PlaneName {
+            return Err(LayoutError::Shape(ShapeError::PlaneName {
                 name: name.chars().take(NAME_BYTES_MAX).collect(),
-            });
+            }));
         }
         Ok(PlaneName(name.to_owned()))
     }
@@ -189,15 +189,15 @@ impl Plane {
         let mut previous = None;
         for &(axis, extent) in &self.extents {
             if matches!(axis, Axis::B | Axis::L | Axis::K | Axis::N) || previous == Some(axis) {
-                return Err(LayoutError::PlaneAxis {
+                return Err(LayoutError::Shape(ShapeError::PlaneAxis {
                     plane: self.name.clone(),
                     axis,
-                });
+                }));
             }
             if extent == 0 {
-                return Err(LayoutError::ZeroExtent {
+                return Err(LayoutError::Shape(ShapeError::ZeroExtent {
                     what: format!("{axis} of plane {}", self.name),
-                });
+                }));
             }
             previous = Some(axis);
         }

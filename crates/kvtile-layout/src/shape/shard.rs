@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::LayoutError;
+use crate::error::{LayoutError, ShapeError};
 
 /// `count` entries of an axis, starting at `start`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -96,7 +96,7 @@ impl Shard {
         rank: u64,
         size: u64,
     ) -> Result<Shard, LayoutError> {
-        let refused = LayoutError::TensorParallel { heads, rank, size };
+        let refused = LayoutError::Shape(ShapeError::TensorParallel { heads, rank, size });
         if rank >= size || heads == 0 {
             return Err(refused);
         }
@@ -120,12 +120,12 @@ impl Shard {
             ("heads", self.heads, self.total_heads, num_heads),
         ] {
             if range.count != held || range.end().is_none_or(|end| end > total) {
-                return Err(LayoutError::ShardRange {
+                return Err(LayoutError::Shape(ShapeError::ShardRange {
                     axis,
                     range,
                     total,
                     held,
-                });
+                }));
             }
         }
         Ok(())

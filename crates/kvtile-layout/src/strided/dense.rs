@@ -3,7 +3,7 @@
 use super::{AddressStep, Digit, Location, PlaneDigits, PlanePiece, StridedLayout};
 use crate::{
     axis::Axis,
-    error::LayoutError,
+    error::{LayoutError, ResolveError},
     shape::{Plane, Shape, checked},
 };
 
@@ -32,18 +32,19 @@ impl StridedLayout {
         self.check_index(Axis::L, layer, self.shape.num_layers())?;
         let planes = self.shape.planes().len() as u64;
         let Some((plane, piece)) = self.planes().nth(plane) else {
-            return Err(LayoutError::IndexOutOfRange {
+            return Err(LayoutError::Resolve(ResolveError::IndexOutOfRange {
                 axis: Axis::K,
                 index: plane as u64,
                 extent: planes,
-            });
+            }));
         };
         let page = part(&[(Axis::B, block), (Axis::L, layer)], plane, piece);
-        self.dense(&[page])
-            .ok_or_else(|| LayoutError::NotContiguous {
+        self.dense(&[page]).ok_or_else(|| {
+            LayoutError::Resolve(ResolveError::NotContiguous {
                 what: format!("plane {} of one block and layer", plane.name()),
                 layout: self.describe(),
             })
+        })
     }
 
     /// The bytes of all planes of one block and layer, where they are contiguous.
@@ -54,11 +55,12 @@ impl StridedLayout {
         self.check_index(Axis::B, block, self.shape.num_blocks())?;
         self.check_index(Axis::L, layer, self.shape.num_layers())?;
         let fixed = [(Axis::B, block), (Axis::L, layer)];
-        self.dense(&self.parts(&fixed))
-            .ok_or_else(|| LayoutError::NotContiguous {
+        self.dense(&self.parts(&fixed)).ok_or_else(|| {
+            LayoutError::Resolve(ResolveError::NotContiguous {
                 what: "one block and layer".to_owned(),
                 layout: self.describe(),
             })
+        })
     }
 
     /// The bytes of a block, all its layers and planes, where they are contiguous.
@@ -67,11 +69,12 @@ impl StridedLayout {
     /// A block out of range; a layout in which its bytes are not contiguous.
     pub fn block_span(&self, block: u64) -> Result<RegionSpan, LayoutError> {
         self.check_index(Axis::B, block, self.shape.num_blocks())?;
-        self.dense(&self.parts(&[(Axis::B, block)]))
-            .ok_or_else(|| LayoutError::NotContiguous {
+        self.dense(&self.parts(&[(Axis::B, block)])).ok_or_else(|| {
+            LayoutError::Resolve(ResolveError::NotContiguous {
                 what: "one block".to_owned(),
                 layout: self.describe(),
             })
+        })
     }
 
     /// Whether each block, all its layers and planes, is one run of bytes in one region.
@@ -147,11 +150,11 @@ impl StridedLayout {
         if index < extent {
             return Ok(());
         }
-        Err(LayoutError::IndexOutOfRange {
+        Err(LayoutError::Resolve(ResolveError::IndexOutOfRange {
             axis,
             index,
             extent,
-        })
+        }))
     }
 
     fn parts(&self, fixed: &[(Axis, u64)]) -> Vec<PlanePart> {

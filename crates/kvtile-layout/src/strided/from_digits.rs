@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     axis::Axis,
-    error::LayoutError,
+    error::{LayoutError, ResolveError},
     shape::{BYTES_MAX, Plane, Shape},
 };
 
@@ -46,18 +46,18 @@ impl StridedLayout {
         check_alignment(alignment)?;
         let regions = region_bytes.len() as u64;
         if regions == 0 || regions > REGIONS_MAX {
-            return Err(LayoutError::TooManyRegions {
+            return Err(LayoutError::Resolve(ResolveError::TooManyRegions {
                 regions,
                 max: REGIONS_MAX,
-            });
+            }));
         }
         let mut pieces = Vec::new();
         for plane in shape.planes() {
             let mut given = planes.iter().filter(|p| p.plane == plane.name().as_str());
             let (Some(digits), None) = (given.next(), given.next()) else {
-                return Err(LayoutError::PlanesGiven {
+                return Err(LayoutError::Resolve(ResolveError::PlanesGiven {
                     plane: plane.name().clone(),
-                });
+                }));
             };
             pieces.push(piece(shape, plane, digits, region_bytes)?);
         }
@@ -65,10 +65,10 @@ impl StridedLayout {
             .iter()
             .find(|p| !shape.planes().iter().any(|q| q.name().as_str() == p.plane))
         {
-            return Err(LayoutError::UnknownPlane {
+            return Err(LayoutError::Resolve(ResolveError::UnknownPlane {
                 plane: extra.plane.clone(),
                 known: super::names(shape.planes()),
-            });
+            }));
         }
         let injective = disjoint::proved(shape, &pieces);
         Ok(StridedLayout {
@@ -89,11 +89,11 @@ fn piece(
     region_bytes: &[u64],
 ) -> Result<PlanePiece, LayoutError> {
     if given.digits.len() > DIGITS_MAX {
-        return Err(LayoutError::DigitsIncomplete {
+        return Err(LayoutError::Resolve(ResolveError::DigitsIncomplete {
             plane: plane.name().clone(),
             axis: Axis::K,
             extent: 0,
-        });
+        }));
     }
     let declared = plane.extents().iter().map(|(axis, _)| *axis);
     let axes: Vec<Axis> = [Axis::B, Axis::L, Axis::N]
@@ -104,10 +104,10 @@ fn piece(
         check_axis(shape, plane, given, axis)?;
     }
     if let Some(digit) = given.digits.iter().find(|d| !axes.contains(&d.axis)) {
-        return Err(LayoutError::UnknownAxis {
+        return Err(LayoutError::Resolve(ResolveError::UnknownAxis {
             axis: digit.axis,
             word: format!("plane {}", plane.name()),
-        });
+        }));
     }
     let mut digits: Vec<Digit> = given
         .digits
@@ -151,24 +151,26 @@ fn check_axis(
     if reached == Some(extent) {
         return Ok(());
     }
-    Err(LayoutError::DigitsIncomplete {
+    Err(LayoutError::Resolve(ResolveError::DigitsIncomplete {
         plane: plane.name().clone(),
         axis,
         extent,
-    })
+    }))
 }
 
 /// Checks that every unit of `piece` lies inside the region that its digits give.
 fn check_span(plane: &Plane, piece: &PlanePiece, region_bytes: &[u64]) -> Result<(), LayoutError> {
-    let outside = |region: u64, end: Option<u64>| LayoutError::OutsideRegion {
-        plane: plane.name().clone(),
-        region,
-        end: end.unwrap_or(u64::MAX),
-        bytes: usize::try_from(region)
-            .ok()
-            .and_then(|r| region_bytes.get(r))
-            .copied()
-            .unwrap_or(0),
+    let outside = |region: u64, end: Option<u64>| {
+        LayoutError::Resolve(ResolveError::OutsideRegion {
+            plane: plane.name().clone(),
+            region,
+            end: end.unwrap_or(u64::MAX),
+            bytes: usize::try_from(region)
+                .ok()
+                .and_then(|r| region_bytes.get(r))
+                .copied()
+                .unwrap_or(0),
+        })
     };
     let mut last = Some(AddressStep {
         regions: piece.region,

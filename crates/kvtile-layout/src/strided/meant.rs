@@ -5,7 +5,7 @@
 
 use crate::{
     axis::Axis,
-    error::LayoutError,
+    error::{LayoutError, ResolveError},
     shape::Shape,
     strided::StridedLayout,
     word::{Word, WordItem},
@@ -27,28 +27,32 @@ pub(super) fn explained(error: LayoutError, word: &Word, shape: &Shape) -> Layou
         return error;
     }
     match error {
-        LayoutError::UnknownPlane { plane, known } => match in_capitals(word, shape) {
-            Some(meant) => LayoutError::SmallAxes { word: text, meant },
-            None => LayoutError::UnknownPlane { plane, known },
-        },
-        LayoutError::AxisMissing {
+        LayoutError::Resolve(ResolveError::UnknownPlane { plane, known }) => {
+            match in_capitals(word, shape) {
+                Some(meant) => LayoutError::Resolve(ResolveError::SmallAxes { word: text, meant }),
+                None => LayoutError::Resolve(ResolveError::UnknownPlane { plane, known }),
+            }
+        }
+        LayoutError::Resolve(ResolveError::AxisMissing {
             axis,
             plane,
             extent,
             word,
             ..
-        } => LayoutError::AxisMissing {
+        }) => LayoutError::Resolve(ResolveError::AxisMissing {
             axis,
             extent,
             plane,
             meant: with_axes(&text, &missing(&text, shape), shape),
             word,
-        },
-        LayoutError::PlanesNotSeparated { word, planes, .. } => LayoutError::PlanesNotSeparated {
-            word,
-            planes,
-            meant: with_axes(&text, &missing(&text, shape), shape),
-        },
+        }),
+        LayoutError::Resolve(ResolveError::PlanesNotSeparated { word, planes, .. }) => {
+            LayoutError::Resolve(ResolveError::PlanesNotSeparated {
+                word,
+                planes,
+                meant: with_axes(&text, &missing(&text, shape), shape),
+            })
+        }
         other => other,
     }
 }

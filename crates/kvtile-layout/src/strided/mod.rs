@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     axis::Axis,
-    error::LayoutError,
+    error::{LayoutError, ResolveError},
     shape::{BYTES_MAX, Plane, Shape},
     word::Word,
 };
@@ -254,9 +254,11 @@ impl StridedLayout {
         let (plane, piece) = self
             .planes()
             .find(|(p, _)| p.name().as_str() == plane)
-            .ok_or_else(|| LayoutError::UnknownPlane {
-                plane: plane.to_owned(),
-                known: self.plane_names(),
+            .ok_or_else(|| {
+                LayoutError::Resolve(ResolveError::UnknownPlane {
+                    plane: plane.to_owned(),
+                    known: self.plane_names(),
+                })
             })?;
         let mut location = Location {
             region: piece.region,
@@ -265,11 +267,11 @@ impl StridedLayout {
         for &(axis, index) in index.indices() {
             let extent = self.shape.extent(plane, axis);
             if index >= extent {
-                return Err(LayoutError::IndexOutOfRange {
+                return Err(LayoutError::Resolve(ResolveError::IndexOutOfRange {
                     axis,
                     index,
                     extent,
-                });
+                }));
             }
             let step = piece.axis_step(axis, index);
             location.region += step.regions;

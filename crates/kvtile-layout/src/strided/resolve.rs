@@ -7,7 +7,7 @@ use super::{AddressStep, Digit, PlanePiece, REGIONS_MAX, StridedLayout, meant::e
 use crate::{
     axis::Axis,
     broken::broken,
-    error::LayoutError,
+    error::{LayoutError, ResolveError, ShapeError},
     shape::{Plane, PlaneName, Shape, checked},
     word::{AxisItem, StrideRule, Word, WordItem},
 };
@@ -54,10 +54,12 @@ impl StridedLayout {
         let pieces: Option<Vec<PlanePiece>> = pieces.into_iter().collect();
         let layout = StridedLayout {
             shape: shape.clone(),
-            pieces: pieces.ok_or_else(|| LayoutError::PlanesNotSeparated {
-                word: word.to_string(),
-                planes: names(shape.planes()),
-                meant: Vec::new(),
+            pieces: pieces.ok_or_else(|| {
+                LayoutError::Resolve(ResolveError::PlanesNotSeparated {
+                    word: word.to_string(),
+                    planes: names(shape.planes()),
+                    meant: Vec::new(),
+                })
             })?,
             region_bytes: placed.regions,
             alignment,
@@ -73,7 +75,7 @@ pub(super) fn check_alignment(alignment: u64) -> Result<(), LayoutError> {
     if alignment.is_power_of_two() && alignment <= 1 << 30 {
         Ok(())
     } else {
-        Err(LayoutError::Alignment { alignment })
+        Err(LayoutError::Resolve(ResolveError::Alignment { alignment }))
     }
 }
 
@@ -117,22 +119,22 @@ fn split(parts: &[Word], set: &[usize], shape: &Shape) -> Result<Vec<Vec<usize>>
             (true, true) => Vec::new(),
         };
         if mine.is_empty() {
-            return Err(LayoutError::EmptyPart {
+            return Err(LayoutError::Resolve(ResolveError::EmptyPart {
                 part: part.to_string(),
                 planes: names(shape.planes()),
-            });
+            }));
         }
         let twice = |&&i: &&usize| result.iter().any(|other| other.contains(&i));
         if let Some(name) = mine.iter().find(twice).and_then(|&i| plane_name(i)) {
-            return Err(LayoutError::DuplicatePlane {
+            return Err(LayoutError::Shape(ShapeError::DuplicatePlane {
                 plane: name.clone(),
-            });
+            }));
         }
         result.push(mine);
     }
     match set.iter().find(|&i| !result.iter().any(|r| r.contains(i))) {
         None => Ok(result),
-        Some(&missing) => Err(LayoutError::PlaneMissing {
+        Some(&missing) => Err(LayoutError::Resolve(ResolveError::PlaneMissing {
             plane: plane_name(missing)
                 .map(PlaneName::to_string)
                 .unwrap_or_default(),
@@ -141,7 +143,7 @@ fn split(parts: &[Word], set: &[usize], shape: &Shape) -> Result<Vec<Vec<usize>>
                 .map(Word::to_string)
                 .collect::<Vec<_>>()
                 .join(","),
-        }),
+        })),
     }
 }
 
@@ -158,7 +160,7 @@ fn narrow(name: &PlaneName, set: &[usize], shape: &Shape) -> Result<Vec<usize>, 
     let found = shape.planes().iter().position(|p| p.name() == name);
     match found {
         Some(i) if set.contains(&i) => Ok(vec![i]),
-        _ => Err(LayoutError::UnknownPlane {
+        _ => Err(LayoutError::Resolve(ResolveError::UnknownPlane {
             plane: name.to_string(),
             known: set
                 .iter()
@@ -166,7 +168,7 @@ fn narrow(name: &PlaneName, set: &[usize], shape: &Shape) -> Result<Vec<usize>, 
                 .map(|p| p.name().to_string())
                 .collect::<Vec<_>>()
                 .join(", "),
-        }),
+        })),
     }
 }
 
@@ -221,21 +223,21 @@ fn check_path(
 ) -> Result<(), LayoutError> {
     for (i, item) in path.digits.iter().enumerate() {
         if !shape.knows(item.axis) {
-            return Err(LayoutError::UnknownAxis {
+            return Err(LayoutError::Resolve(ResolveError::UnknownAxis {
                 axis: item.axis,
                 word: word.to_string(),
-            });
+            }));
         }
         let earlier = path.digits.iter().take(i);
         if earlier
             .clone()
             .any(|e| e.axis == item.axis && e.modulus == item.modulus)
         {
-            return Err(LayoutError::RepeatedAxis {
+            return Err(LayoutError::Resolve(ResolveError::RepeatedAxis {
                 axis: item.axis,
                 modulus: item.modulus,
                 word: word.to_string(),
-            });
+            }));
         }
     }
     let declared = plane.extents().iter().map(|(axis, _)| *axis);
@@ -251,23 +253,23 @@ fn check_path(
             .iter()
             .any(|d| d.axis == axis && d.modulus.is_none());
         if !bare && moduli.last().is_none_or(|&largest| largest != extent) {
-            return Err(LayoutError::AxisMissing {
+            return Err(LayoutError::Resolve(ResolveError::AxisMissing {
                 axis,
                 extent,
                 plane: plane.name().clone(),
                 word: word.to_string(),
                 meant: Vec::new(),
-            });
+            }));
         }
         let above = moduli.iter().skip(1).copied().chain([extent]);
         if let Some((modulus, above)) = moduli.iter().copied().zip(above).find(|(m, a)| a % m != 0)
         {
-            return Err(LayoutError::ModulusDoesNotDivide {
+            return Err(LayoutError::Resolve(ResolveError::ModulusDoesNotDivide {
                 axis,
                 modulus,
                 of: above,
                 plane: plane.name().clone(),
-            });
+            }));
         }
     }
     Ok(())
@@ -342,7 +344,7 @@ impl WordResolver<'_> {
             return Err(self.mixed_bars());
         }
         let [plane] = set else {
-            return Err(LayoutError::PlanesNotSeparated {
+            return Err(LayoutError::Resolve(ResolveError::PlanesNotSeparated {
                 word: self.word.to_string(),
                 planes: set
                     .iter()
@@ -351,7 +353,7 @@ impl WordResolver<'_> {
                     .collect::<Vec<_>>()
                     .join(", "),
                 meant: Vec::new(),
-            });
+            }));
         };
         let bytes = self.plane(*plane).unit().bytes();
         let piece = PlanePiece {
@@ -366,9 +368,9 @@ impl WordResolver<'_> {
     }
 
     fn mixed_bars(&self) -> LayoutError {
-        LayoutError::MixedBars {
+        LayoutError::Resolve(ResolveError::MixedBars {
             word: self.word.to_string(),
-        }
+        })
     }
 
     /// Places the parts of a sum one after the other, in regions or in bytes.
@@ -458,19 +460,19 @@ impl WordResolver<'_> {
 
     fn check_regions(&self, regions: u64) -> Result<(), LayoutError> {
         if regions > REGIONS_MAX {
-            return Err(LayoutError::TooManyRegions {
+            return Err(LayoutError::Resolve(ResolveError::TooManyRegions {
                 regions,
                 max: REGIONS_MAX,
-            });
+            }));
         }
         Ok(())
     }
 
     fn region_stride(&self, axis: Axis) -> LayoutError {
-        LayoutError::RegionStride {
+        LayoutError::Resolve(ResolveError::RegionStride {
             axis,
             word: self.word.to_string(),
-        }
+        })
     }
 
     /// The modulus below the digit that `item` has for `plane`.
@@ -512,13 +514,13 @@ impl WordResolver<'_> {
             };
             match shared {
                 Some((first, first_extent)) if first_extent != extent => {
-                    return Err(LayoutError::SharedAxisDiffers {
+                    return Err(LayoutError::Resolve(ResolveError::SharedAxisDiffers {
                         axis: item.axis,
                         first: first.name().clone(),
                         first_extent,
                         second: plane.name().clone(),
                         second_extent: extent,
-                    });
+                    }));
                 }
                 Some(_) => {}
                 None => shared = Some((plane, extent)),
@@ -539,11 +541,13 @@ impl WordResolver<'_> {
                 checked(bytes.checked_next_multiple_of(to), "a rounded stride")
             }
             Some(StrideRule::Fixed(stride)) if stride >= bytes => Ok(stride),
-            Some(StrideRule::Fixed(stride)) => Err(LayoutError::StrideTooSmall {
-                axis,
-                stride,
-                holds: bytes,
-            }),
+            Some(StrideRule::Fixed(stride)) => {
+                Err(LayoutError::Resolve(ResolveError::StrideTooSmall {
+                    axis,
+                    stride,
+                    holds: bytes,
+                }))
+            }
         }
     }
 }

@@ -1,7 +1,11 @@
 //! Strides of imported tensors: their validity, and the order that they give.
 
 use super::{DimRole, TensorError, TensorFormat, TensorView, view::DimDigit};
-use crate::{axis::Axis, error::LayoutError, unit::UNIT_BYTES_MAX};
+use crate::{
+    axis::Axis,
+    error::{LayoutError, ShapeError},
+    unit::UNIT_BYTES_MAX,
+};
 
 /// Most dimensions of a tensor.
 const DIMENSIONS_MAX: usize = 16;
@@ -64,9 +68,9 @@ pub(super) fn check_tensor(tensor: usize, view: &TensorView) -> Result<(), Layou
         .into());
     }
     if let Some(dim) = view.shape.iter().position(|&size| size == 0) {
-        return Err(LayoutError::ZeroExtent {
+        return Err(LayoutError::Shape(ShapeError::ZeroExtent {
             what: format!("dimension {dim} of tensor {tensor}"),
-        });
+        }));
     }
     let mut dims = Vec::new();
     for (dim, (&size, &stride)) in view.shape.iter().zip(&view.strides).enumerate() {

@@ -14,7 +14,7 @@
 use super::{TensorError, TensorView, order, strides::check_tensor};
 use crate::{
     broken::broken,
-    error::LayoutError,
+    error::{LayoutError, ShapeError},
     shape::{BYTES_MAX, Plane, Shape},
     strided::{AddressStep, Digit, PlaneDigits, PlanePiece, StridedLayout},
     word::Word,
@@ -139,9 +139,9 @@ impl TensorDims {
         for (stride, size) in given {
             let stride = stride.checked_mul(element).filter(|&s| s <= BYTES_MAX);
             let (Some(stride), Some(next)) = (stride, dense.checked_mul(size)) else {
-                return Err(LayoutError::TooLarge {
+                return Err(LayoutError::Shape(ShapeError::TooLarge {
                     what: "bytes of a tensor",
-                });
+                }));
             };
             match dims.last_mut() {
                 Some(last) if last.stride.checked_mul(last.size) == Some(stride) => {

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::{ConfigError, InnerShape, LayoutConfig};
-use crate::error::LayoutError;
+use crate::error::{LayoutError, ResolveError, ShapeError};
 
 /// Largest alignment, in bytes.
 pub(super) const ALIGNMENT_MAX: usize = 1 << 30;
@@ -126,7 +126,9 @@ impl TryFrom<LayoutConfigBuilder> for LayoutConfig {
 fn required(value: Option<usize>, field: &'static str) -> Result<usize, LayoutError> {
     match value {
         None => Err(ConfigError::MissingField { field }.into()),
-        Some(0) => Err(LayoutError::ZeroExtent { what: field.into() }),
+        Some(0) => Err(LayoutError::Shape(ShapeError::ZeroExtent {
+            what: field.into(),
+        })),
         Some(value) => Ok(value),
     }
 }
@@ -139,14 +141,14 @@ fn check_fields(config: &LayoutConfig) -> Result<(), LayoutError> {
         .into());
     }
     if !config.alignment.is_power_of_two() || config.alignment > ALIGNMENT_MAX {
-        return Err(LayoutError::Alignment {
+        return Err(LayoutError::Resolve(ResolveError::Alignment {
             alignment: config.alignment as u64,
-        });
+        }));
     }
     if !matches!(config.dtype_width_bytes, 1 | 2 | 4 | 8) {
-        return Err(LayoutError::DtypeWidth {
+        return Err(LayoutError::Shape(ShapeError::DtypeWidth {
             bytes: config.dtype_width_bytes as u64,
-        });
+        }));
     }
     Ok(())
 }
@@ -158,9 +160,9 @@ fn check_heads(config: &LayoutConfig) -> Result<(), LayoutError> {
         }
         .into()),
         None => Ok(()),
-        Some(0) => Err(LayoutError::ZeroExtent {
+        Some(0) => Err(LayoutError::Shape(ShapeError::ZeroExtent {
             what: "num_heads".into(),
-        }),
+        })),
         Some(num_heads) if !config.inner_dim.is_multiple_of(num_heads) => {
             Err(ConfigError::HeadsDoNotDivide {
                 num_heads,
@@ -185,7 +187,7 @@ fn check_sizes(config: &LayoutConfig) -> Result<(), LayoutError> {
         .and_then(|bytes| bytes.checked_mul(config.num_blocks))
         .filter(|&bytes| isize::try_from(bytes).is_ok())
         .map(|_| ())
-        .ok_or(LayoutError::TooLarge {
+        .ok_or(LayoutError::Shape(ShapeError::TooLarge {
             what: "num_blocks * num_layers * outer_dim * page_size * inner_dim * dtype_width_bytes",
-        })
+        }))
 }

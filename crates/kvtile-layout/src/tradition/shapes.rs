@@ -3,7 +3,7 @@
 use super::{ConfigError, InnerShape, LayoutConfig, builder::ALIGNMENT_MAX};
 use crate::{
     axis::Axis,
-    error::LayoutError,
+    error::{LayoutError, ShapeError},
     shape::{Plane, Shape},
     unit::Unit,
 };
@@ -122,7 +122,9 @@ fn element_width(plane: &Plane) -> u64 {
 }
 
 fn narrow(value: u64) -> Result<usize, LayoutError> {
-    usize::try_from(value).map_err(|_| LayoutError::TooLarge {
-        what: "a count of the shape",
+    usize::try_from(value).map_err(|_| {
+        LayoutError::Shape(ShapeError::TooLarge {
+            what: "a count of the shape",
+        })
     })
 }

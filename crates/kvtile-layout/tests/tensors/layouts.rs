@@ -1,6 +1,7 @@
 //! Sets of tensors as layouts.
 
 use super::*;
+use kvtile_layout::ResolveError;
 
 #[test]
 fn registered_tensors_become_the_layout_of_their_word() {
@@ -222,10 +223,16 @@ fn layers_and_planes_are_given_once_and_inside_their_regions() {
     let small = layout_from_tensors(&tensors, &shape, &[bytes, bytes, bytes - 1], 1);
     assert!(matches!(
         small,
-        Err(LayoutError::OutsideRegion { region: 2, .. })
+        Err(LayoutError::Resolve(ResolveError::OutsideRegion {
+            region: 2,
+            ..
+        }))
     ));
     let away = layout_from_tensors(&tensors, &shape, &[bytes; 2], 1);
-    assert!(matches!(away, Err(LayoutError::OutsideRegion { .. })));
+    assert!(matches!(
+        away,
+        Err(LayoutError::Resolve(ResolveError::OutsideRegion { .. }))
+    ));
     assert_eq!(
         refusal(layout_from_tensors(&[], &shape, &[bytes], 1)),
         TensorError::NoTensors

@@ -1,6 +1,7 @@
 //! Strides and the formats that they imply.
 
 use super::*;
+use kvtile_layout::ShapeError;
 
 #[test]
 fn roles_and_strides_say_the_format() {
@@ -130,7 +131,10 @@ fn tensors_that_are_no_tensors_are_refused() {
         TensorError::Dimensions { sizes: 17, .. }
     ));
     let empty = dense(&[2, 0]).with_roles(roles("BN"));
-    assert!(matches!(of(empty), Err(LayoutError::ZeroExtent { .. })));
+    assert!(matches!(
+        of(empty),
+        Err(LayoutError::Shape(ShapeError::ZeroExtent { .. }))
+    ));
     let bytes = TensorView::new(&[2, 3], &[3, 1], 0).with_roles(roles("BN"));
     assert!(matches!(
         refusal(of(bytes)),

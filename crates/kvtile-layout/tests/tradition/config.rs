@@ -1,6 +1,7 @@
 //! Configs: what build and deserialising refuse.
 
 use super::*;
+use kvtile_layout::{ResolveError, ShapeError};
 
 #[test]
 fn a_config_has_the_defaults_of_the_tradition() {
@@ -38,13 +39,15 @@ fn build_names_the_field_that_is_missing_or_zero() {
         let without = others.fold(LayoutConfig::builder(), |b, (_, (_, set))| set(b, 2));
         let missing = ConfigError::MissingField { field: name };
         assert_eq!(refusal(without.clone().build()), missing);
-        let zero = LayoutError::ZeroExtent {
+        let zero = LayoutError::Shape(ShapeError::ZeroExtent {
             what: (*name).to_owned(),
-        };
+        });
         assert_eq!(set(without, 0).build(), Err(zero));
     }
     let heads = builder().num_heads(0).build();
-    assert!(matches!(heads, Err(LayoutError::ZeroExtent { what }) if what == "num_heads"));
+    assert!(
+        matches!(heads, Err(LayoutError::Shape(ShapeError::ZeroExtent { what })) if what == "num_heads")
+    );
 }
 
 #[test]
@@ -53,15 +56,18 @@ fn build_refuses_what_no_layout_can_be() {
     assert_eq!(refusal(outer), ConfigError::OuterDim { outer_dim: 3 });
     for alignment in [0, 3, 48, 1 << 31] {
         let refused = builder().alignment(alignment).build();
-        assert!(matches!(refused, Err(LayoutError::Alignment { .. })));
+        assert!(matches!(
+            refused,
+            Err(LayoutError::Resolve(ResolveError::Alignment { .. }))
+        ));
     }
     for width in [0, 3, 5, 16] {
         let refused = builder().dtype_width_bytes(width).build();
         assert_eq!(
             refused,
-            Err(LayoutError::DtypeWidth {
+            Err(LayoutError::Shape(ShapeError::DtypeWidth {
                 bytes: width as u64
-            })
+            }))
         );
     }
     let uneven = ConfigError::HeadsDoNotDivide {
@@ -108,7 +114,10 @@ fn sizes_that_do_not_fit_a_signed_offset_are_refused_by_build() {
         builder().num_blocks(1 << 58).alignment(1 << 30),
     ];
     for builder in huge {
-        assert!(matches!(builder.build(), Err(LayoutError::TooLarge { .. })));
+        assert!(matches!(
+            builder.build(),
+            Err(LayoutError::Shape(ShapeError::TooLarge { .. }))
+        ));
     }
     let largest = LayoutConfig::builder()
         .num_blocks((1 << 31) - 1)
@@ -130,7 +139,10 @@ fn an_opaque_page_above_the_largest_unit_is_refused_by_build() {
         .inner_dim(1 << 10)
         .num_heads(None);
     let refused = page.clone().build();
-    assert!(matches!(refused, Err(LayoutError::UnitBytes { .. })));
+    assert!(matches!(
+        refused,
+        Err(LayoutError::Shape(ShapeError::UnitBytes { .. }))
+    ));
     assert!(page.inner_shape(InnerShape::NHD).build().is_ok());
 }
 

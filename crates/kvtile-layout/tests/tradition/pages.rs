@@ -1,6 +1,7 @@
 //! The address of one block, layer and plane.
 
 use super::*;
+use kvtile_layout::ResolveError;
 
 #[test]
 fn the_page_of_one_block_layer_and_plane_has_one_place() {
@@ -12,21 +13,21 @@ fn the_page_of_one_block_layer_and_plane_has_one_place() {
         (page.start.region, page.start.offset, page.bytes),
         (0, ((4 * 3 + 1) * 2 + 1) * 80, 80)
     );
-    let blocks = LayoutError::IndexOutOfRange {
+    let blocks = LayoutError::Resolve(ResolveError::IndexOutOfRange {
         axis: Axis::B,
         index: 6,
         extent: 6,
-    };
+    });
     assert_eq!(layout.plane_span(6, 0, 0), Err(blocks));
     assert!(matches!(
         layout.plane_span(0, 3, 0),
-        Err(LayoutError::IndexOutOfRange { .. })
+        Err(LayoutError::Resolve(ResolveError::IndexOutOfRange { .. }))
     ));
-    let planes = LayoutError::IndexOutOfRange {
+    let planes = LayoutError::Resolve(ResolveError::IndexOutOfRange {
         axis: Axis::K,
         index: 2,
         extent: 2,
-    };
+    });
     assert_eq!(layout.plane_span(0, 0, 2), Err(planes));
 }
 
@@ -50,7 +51,10 @@ fn a_page_in_pieces_is_an_error_and_whole_blocks_are_known() {
         let page = layout.plane_span(1, 1, 1);
         assert_eq!(page.is_ok(), page_is_one_run, "{word}");
         if !page_is_one_run {
-            assert!(matches!(page, Err(LayoutError::NotContiguous { .. })));
+            assert!(matches!(
+                page,
+                Err(LayoutError::Resolve(ResolveError::NotContiguous { .. }))
+            ));
         }
         assert_eq!(layout.blocks_are_contiguous(), block_is_one_run, "{word}");
     }

@@ -1,6 +1,8 @@
 //! The checks on an incoming descriptor.
 
-use kvtile_layout::{LayoutError, PlaneDigits, StridedLayout, tradition::LayoutTypeDetails};
+use kvtile_layout::{
+    LayoutError, PlaneDigits, ResolveError, StridedLayout, tradition::LayoutTypeDetails,
+};
 use kvtile_memory::{MemoryDescriptor, StorageKind};
 
 use crate::{
@@ -69,7 +71,7 @@ pub(super) fn region_steps(layout: &DescribedLayout) -> Result<(), TransferError
         let far = plane.digits.iter().filter(|d| !d.step.is_local());
         let regions = far.fold(1, |product: u64, d| product.saturating_mul(d.extent));
         if regions > max {
-            return Err(LayoutError::TooManyRegions { regions, max }.into());
+            return Err(LayoutError::Resolve(ResolveError::TooManyRegions { regions, max }).into());
         }
     }
     Ok(())

@@ -6,7 +6,7 @@
 //!
 //! This module knows strides and kernels; each execution passes the addresses.
 
-use kvtile_layout::{AddressStep, LayoutError, Loop, broken};
+use kvtile_layout::{AddressStep, LayoutError, Loop, ShapeError, broken};
 
 use super::{
     kernel::{
@@ -161,9 +161,9 @@ fn merge(loops: &mut Vec<Loop>, mut run_bytes: u64) -> u64 {
 }
 
 fn size(bytes: u64) -> Result<usize, TransferError> {
-    let too_large = LayoutError::TooLarge {
+    let too_large = LayoutError::Shape(ShapeError::TooLarge {
         what: "an extent or a stride of a nest",
-    };
+    });
     usize::try_from(bytes).map_err(|_| too_large.into())
 }
 

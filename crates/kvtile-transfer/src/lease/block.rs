@@ -72,13 +72,13 @@ impl BlockLease {
         };
         let num_blocks = layout.shape().num_blocks();
         if let Some(&block) = blocks.last().filter(|&&block| block >= num_blocks) {
-            return Err(TransferError::Layout(
-                kvtile_layout::LayoutError::BlockOutOfRange {
+            return Err(TransferError::Layout(kvtile_layout::LayoutError::Plan(
+                kvtile_layout::PlanError::BlockOutOfRange {
                     side: "leased",
                     block,
                     num_blocks,
                 },
-            ));
+            )));
         }
         let side = LeaseSide {
             handle,

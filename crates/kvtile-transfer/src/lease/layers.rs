@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kvtile_layout::LayoutError;
+use kvtile_layout::{LayoutError, PlanError};
 
 use crate::error::TransferError;
 
@@ -20,13 +20,13 @@ impl HeldLayers {
     /// An empty range; a range that exceeds the layers.
     pub(super) fn of(range: Range<u64>, num_layers: u64) -> Result<HeldLayers, TransferError> {
         if range.is_empty() || range.end > num_layers {
-            let refused = LayoutError::SelectionRange {
+            let refused = LayoutError::Plan(PlanError::SelectionRange {
                 side: "leased",
                 axis: "layers",
                 start: range.start,
                 count: range.end.saturating_sub(range.start),
                 extent: num_layers,
-            };
+            });
             return Err(TransferError::Layout(refused));
         }
         match range == (0..num_layers) {

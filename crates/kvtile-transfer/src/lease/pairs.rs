@@ -3,7 +3,9 @@
 
 use std::borrow::Cow;
 
-use kvtile_layout::{BlockPair, CopyPlan, CopyPlanner, LayerPlans, LayoutError, RangePair};
+use kvtile_layout::{
+    BlockPair, CopyPlan, CopyPlanner, LayerPlans, LayoutError, PlanError, RangePair,
+};
 
 /// The block pairs of a transfer.
 pub(crate) enum TransferPairs<'a> {
@@ -26,10 +28,10 @@ impl<'a> TransferPairs<'a> {
         tokens: RangePair,
     ) -> Result<TransferPairs<'a>, LayoutError> {
         if source.len() != destination.len() {
-            return Err(LayoutError::BlockListsDiffer {
+            return Err(LayoutError::Plan(PlanError::BlockListsDiffer {
                 source_blocks: source.len(),
                 destination_blocks: destination.len(),
-            });
+            }));
         }
         Ok(TransferPairs::Blocks {
             source: source.into(),

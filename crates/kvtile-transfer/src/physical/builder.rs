@@ -12,7 +12,7 @@ use std::{
 };
 
 use kvtile_layout::{
-    LayoutError, Shape, StridedLayout,
+    LayoutError, Shape, ShapeError, StridedLayout,
     identity::Fingerprint,
     tradition::{BlockDimension, InnerShape, LayoutConfig, LayoutSpec},
 };
@@ -365,9 +365,10 @@ impl RegionPacking {
             let place = end
                 .checked_next_multiple_of(alignment)
                 .and_then(|start| Some((start, start.checked_add(bytes)?)));
-            let too_large = TransferError::Layout(kvtile_layout::LayoutError::TooLarge {
-                what: "bytes of all regions",
-            });
+            let too_large =
+                TransferError::Layout(kvtile_layout::LayoutError::Shape(ShapeError::TooLarge {
+                    what: "bytes of all regions",
+                }));
             let Some((start, next)) = place else {
                 return Err(too_large);
             };

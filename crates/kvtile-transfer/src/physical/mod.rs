@@ -25,7 +25,7 @@ pub use builder::{HasConfig, HasLayout, HasMemory, NeedsConfig, PhysicalLayoutBu
 pub(crate) use described::RemoteDescription;
 pub use described::{DescribedLayout, DescribedOrder};
 use kvtile_layout::{
-    LayoutError, RegionSpan, Shape, StridedLayout,
+    LayoutError, RegionSpan, ResolveError, Shape, StridedLayout,
     identity::{Fingerprint, LayoutIdentity},
     tradition::{LayoutConfig, LayoutKind, LayoutTypeDetails},
 };
@@ -345,10 +345,10 @@ impl PhysicalLayout {
         let bytes = self.layer_bytes();
         let span = bytes.and_then(|bytes| bytes.span(block, layers));
         span.ok_or_else(|| {
-            TransferError::Layout(LayoutError::NotContiguous {
+            TransferError::Layout(LayoutError::Resolve(ResolveError::NotContiguous {
                 what: format!("layers {layers:?} of one block, in this order,"),
                 layout: self.strided().describe(),
-            })
+            }))
         })
     }
 

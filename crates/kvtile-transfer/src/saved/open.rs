@@ -3,7 +3,7 @@
 use std::{path::Path, path::PathBuf, sync::Arc};
 
 use kvtile_layout::{
-    LayoutError, StridedLayout,
+    LayoutError, PlanError, StridedLayout,
     identity::{Identity, LayoutIdentity},
     tradition::LayoutSpec,
 };
@@ -246,11 +246,13 @@ fn check_blocks(
 ) -> Result<(), TransferError> {
     match blocks.find(|&block| block as u64 >= num_blocks) {
         None => Ok(()),
-        Some(block) => Err(TransferError::Layout(LayoutError::BlockOutOfRange {
-            side,
-            block: block as u64,
-            num_blocks,
-        })),
+        Some(block) => Err(TransferError::Layout(LayoutError::Plan(
+            PlanError::BlockOutOfRange {
+                side,
+                block: block as u64,
+                num_blocks,
+            },
+        ))),
     }
 }
 
@@ -262,9 +264,11 @@ fn check_distinct(mut blocks: Vec<usize>) -> Result<(), TransferError> {
         .find(|(a, b)| a == b);
     match twice {
         None => Ok(()),
-        Some((&block, _)) => Err(TransferError::Layout(LayoutError::DuplicateDestination {
-            block: block as u64,
-            token: 0,
-        })),
+        Some((&block, _)) => Err(TransferError::Layout(LayoutError::Plan(
+            PlanError::DuplicateDestination {
+                block: block as u64,
+                token: 0,
+            },
+        ))),
     }
 }

@@ -116,9 +116,11 @@ fn header(
     options: &SaveOptions,
 ) -> Result<(SavedHeader, usize), TransferError> {
     let too_large = || {
-        TransferError::Layout(kvtile_layout::LayoutError::TooLarge {
-            what: "bytes of a saved cache",
-        })
+        TransferError::Layout(kvtile_layout::LayoutError::Shape(
+            kvtile_layout::ShapeError::TooLarge {
+                what: "bytes of a saved cache",
+            },
+        ))
     };
     let align = |offset: u64| {
         let alignment = DATA_ALIGNMENT.max(layout.alignment());

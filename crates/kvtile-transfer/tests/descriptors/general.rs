@@ -1,6 +1,6 @@
 //! Version 2: its JSON, the layouts that it describes, and refused descriptors.
 
-use kvtile_layout::{LayoutError, tradition::LayoutKind};
+use kvtile_layout::{LayoutError, ResolveError, tradition::LayoutKind};
 use kvtile_memory::StorageKind;
 use kvtile_transfer::{
     BindError, DescribedLayout, DescribedOrder, DescriptorError, LayoutDescriptor, TransferError,
@@ -220,6 +220,13 @@ fn hostile_words() -> Vec<HostileCase> {
     ]
 }
 
+fn is_outside(error: &TransferError) -> bool {
+    matches!(
+        error,
+        TransferError::Layout(LayoutError::Resolve(ResolveError::OutsideRegion { .. }))
+    )
+}
+
 fn hostile_digits() -> Vec<HostileCase> {
     vec![
         (
@@ -242,7 +249,10 @@ fn hostile_digits() -> Vec<HostileCase> {
             |e| {
                 matches!(
                     e,
-                    TransferError::Layout(LayoutError::OutsideRegion { end: 385, .. })
+                    TransferError::Layout(LayoutError::Resolve(ResolveError::OutsideRegion {
+                        end: 385,
+                        ..
+                    }))
                 )
             },
         ),
@@ -250,19 +260,19 @@ fn hostile_digits() -> Vec<HostileCase> {
             "an offset that wraps",
             "/order/digits/planes/0/offset",
             json!(u64::MAX),
-            |e| matches!(e, TransferError::Layout(LayoutError::OutsideRegion { .. })),
+            is_outside,
         ),
         (
             "an unknown region",
             "/order/digits/planes/0/region",
             json!(1),
-            |e| matches!(e, TransferError::Layout(LayoutError::OutsideRegion { .. })),
+            is_outside,
         ),
         (
             "a step that wraps",
             "/order/digits/planes/0/digits/1/step/bytes",
             json!(u64::MAX / 2),
-            |e| matches!(e, TransferError::Layout(LayoutError::OutsideRegion { .. })),
+            is_outside,
         ),
         (
             "digits that do not cover their axis",
@@ -271,7 +281,9 @@ fn hostile_digits() -> Vec<HostileCase> {
             |e| {
                 matches!(
                     e,
-                    TransferError::Layout(LayoutError::DigitsIncomplete { .. })
+                    TransferError::Layout(LayoutError::Resolve(
+                        ResolveError::DigitsIncomplete { .. }
+                    ))
                 )
             },
         ),

@@ -1,6 +1,6 @@
 //! Version 1 from a hostile or faulty writer.
 
-use kvtile_layout::LayoutError;
+use kvtile_layout::{LayoutError, ShapeError};
 use kvtile_transfer::{
     BindError, DESCRIPTOR_BYTES_MAX, DescriptorError, LayoutDescriptor, TransferError,
 };
@@ -85,7 +85,7 @@ fn hostile_counts() -> Vec<HostileCase> {
                 matches!(
                     e,
                     TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
-                        | TransferError::Layout(LayoutError::TooLarge { .. })
+                        | TransferError::Layout(LayoutError::Shape(ShapeError::TooLarge { .. }))
                 )
             },
         ),

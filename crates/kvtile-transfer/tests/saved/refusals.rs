@@ -1,6 +1,7 @@
 //! Mismatches and other models are refused by name before a byte is copied.
 
 use super::*;
+use kvtile_layout::PlanError;
 
 /// Pitfall 23: the error contains the first field that differs, with both values.
 #[test]
@@ -157,7 +158,8 @@ fn loads_that_do_not_fit_are_refused_before_a_byte_moves() {
         let named = matches!(
             error,
             TransferError::Layout(
-                LayoutError::BlockOutOfRange { .. } | LayoutError::DuplicateDestination { .. }
+                LayoutError::Plan(PlanError::BlockOutOfRange { .. })
+                    | LayoutError::Plan(PlanError::DuplicateDestination { .. })
             )
         );
         assert!(named, "{error}");

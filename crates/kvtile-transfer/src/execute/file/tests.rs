@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use kvtile_layout::{CopyPlan, LayoutError, Selection, Shape, StridedLayout, Unit, Word};
+use kvtile_layout::{
+    CopyPlan, LayoutError, PlanError, Selection, Shape, StridedLayout, Unit, Word,
+};
 use kvtile_memory::{FileMemory, MemoryError, OwnedMemoryRegion, RegionView, SystemMemory};
 use kvtile_testkit::{
     Image,
@@ -173,7 +175,10 @@ fn transfer(
     let selection = case.selection.selection();
     let plan = match CopyPlan::new(&src_layout, &dst_layout, &selection) {
         Ok(plan) => plan,
-        Err(LayoutError::NoCommonRefinement { .. } | LayoutError::TooManyPieces { .. }) => return,
+        Err(
+            LayoutError::Plan(PlanError::NoCommonRefinement { .. })
+            | LayoutError::Plan(PlanError::TooManyPieces { .. }),
+        ) => return,
         Err(error) => panic!("{error}"),
     };
     let from = bind(&src_layout, &from_image, sides.0, &folder.join("from"));

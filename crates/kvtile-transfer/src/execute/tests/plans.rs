@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use kvtile_layout::{CopyPlan, LayoutError, StridedLayout};
+use kvtile_layout::{CopyPlan, LayoutError, PlanError, StridedLayout};
 use kvtile_memory::{OwnedMemoryRegion, SystemMemory};
 use kvtile_testkit::{
     Image,
@@ -57,9 +57,9 @@ fn check(case: &TransferCase, pool: &CopyPool) -> bool {
         let plan = match plan {
             Ok(plan) => plan,
             Err(
-                LayoutError::NoCommonRefinement { .. }
-                | LayoutError::TooManyPieces { .. }
-                | LayoutError::DestinationOverlaps { .. },
+                LayoutError::Plan(PlanError::NoCommonRefinement { .. })
+                | LayoutError::Plan(PlanError::TooManyPieces { .. })
+                | LayoutError::Plan(PlanError::DestinationOverlaps { .. }),
             ) => return false,
             Err(error) => panic!("{error}"),
         };
