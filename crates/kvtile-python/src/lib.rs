@@ -19,6 +19,7 @@
 mod arguments;
 mod cache;
 mod completion;
+mod directory;
 mod dtype;
 mod ending;
 mod error;
@@ -48,6 +49,8 @@ mod _kvtile {
     use crate::cache::{PyCache, PyEvent, PyMatch, PySnapshot, PySubscriber};
     #[pymodule_export]
     use crate::completion::PyCompletion;
+    #[pymodule_export]
+    use crate::directory::{PyTierDirectory, reading_pays};
     #[pymodule_export]
     use crate::identity::PyIdentity;
     #[pymodule_export]

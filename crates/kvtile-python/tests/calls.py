@@ -135,6 +135,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "Shape": (lambda: w.shape, ["__repr__", "__hash__"]),
         "Plane": (lambda: w.shape.planes[0], ["__repr__", "__hash__"]),
         "TokenHasher": (lambda: w.hasher, ["__repr__"]),
+        "TierDirectory": (lambda: kvtile.TierDirectory(), ["clear", "__len__", "__repr__"]),
         "TraceRecorder": (w.recorder, ["close", "__enter__", "__repr__"]),
         "Plan": (lambda: kvtile.plan(w.layout, w.other), ["__str__", "__repr__", "_repr_html_"]),
         "TransferReport": (lambda: kvtile.copy_blocks(w.layout, w.other, [0]), ["__repr__"]),
@@ -186,6 +187,10 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "TokenSequence.extend": lambda: (sequence().extend, {"tokens": [1, 2]}),
         "TokenSequence.mark": lambda: (sequence().mark, {"start": 4, "stop": 8, "content": b"x"}),
         "TokenSequence.truncate": lambda: (sequence().truncate, {"length": 2}),
+        "TierDirectory": lambda: (kvtile.TierDirectory, {"tiers": ["host"]}),
+        "TierDirectory.apply": lambda: (kvtile.TierDirectory().apply, {"changes": [("stored", "host", b"a", None)]}),
+        "TierDirectory.leading": lambda: (kvtile.TierDirectory().leading, {"keys": w.keys}),
+        "TierDirectory.blocks": lambda: (kvtile.TierDirectory().blocks, {"tier": "host"}),
         "TraceRecorder": lambda: (
             kvtile.TraceRecorder,
             {"path": str(w.folder / f"trace-of-{len(list(w.folder.iterdir()))}.jsonl"), "page_size": 4, "bytes_max": 1 << 20},

@@ -46,8 +46,8 @@ def test_every_block_is_right_and_every_operation_completes(
         assert engine.loaded_blocks["before"] > 20 if on_disk or ranks > 1 else engine.failed_blocks > 0
         for rank, worker in enumerate(engine.workers):
             stored = {(tier, key) for tier, _, key, _ in worker.cache.snapshot().blocks}
-            known = scheduler.directories[rank]._tiers
-            assert stored == {(tier, key) for tier, keys in known.items() for key in keys}
+            known = scheduler.directories[rank]
+            assert stored == {(tier, key) for tier in ("host", "disk") for key in known.blocks(tier)}
         assert all(engine.keys) and len(set().union(*engine.keys)) == sum(map(len, engine.keys)), "ranks share no keys"
     finally:
         for worker in engine.workers:
@@ -56,8 +56,8 @@ def test_every_block_is_right_and_every_operation_completes(
 
 def test_a_block_counts_when_all_workers_have_it(sides: Any) -> None:
     directory = sides.directory
-    one = directory.Directory([("stored", "host", b"a", None), ("stored", "disk", b"b", b"a")])
-    two = directory.Directory([("stored", "disk", b"A", None), ("stored", "host", b"B", b"A"), ("stored", "host", b"C", b"B")])
+    one = directory.directory_of([("stored", "host", b"a", None), ("stored", "disk", b"b", b"a")])
+    two = directory.directory_of([("stored", "disk", b"A", None), ("stored", "host", b"B", b"A"), ("stored", "host", b"C", b"B")])
     keys = {0: [b"a", b"b", b"c"], 1: [b"A", b"B", b"C"]}
     both = {0: one, 1: two}
     assert directory.leading_tiers({0: one}, keys) == ["host", "disk"]

@@ -202,7 +202,7 @@ def in_step_with(worker: Any, scheduler: Any) -> bool:
         scheduler.take(Report({0: report}))
     known = scheduler.directories[0]
     stored = {(tier, key) for tier, _, key, _ in worker.cache.snapshot().blocks}
-    return stored == {(tier, key) for tier, keys in known._tiers.items() for key in keys}
+    return stored == {(tier, key) for tier in ("host", "disk") for key in known.blocks(tier)}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `cache` | the cache: lookups, loads, stores, and transfers between its tiers |
 //! | `clock` | the clock of a cache |
+//! | `directory` | the blocks of other caches, from their events |
 //! | `disk` | the disk tier: slots in a folder, their records, crash consistency |
 //! | `keys` | block keys for one identity |
 //! | `medium` | the file-system operations that the disk tier needs, and their implementation on a folder |
@@ -20,6 +21,7 @@
 
 pub mod cache;
 mod clock;
+mod directory;
 pub mod disk;
 mod error;
 mod keys;
@@ -30,8 +32,10 @@ pub mod replay;
 mod room;
 pub mod tier;
 
+pub use directory::{DIRECTORY_TIERS_MAX, TierDirectory};
 pub use error::{
     BatchError, ConvertError, FileChange, FolderError, MismatchError, RequestError, SettingsError,
     SlotError, TierError,
 };
 pub use keys::{HasherOptions, TokenHasher};
+pub use rate::reading_pays;

@@ -40,3 +40,10 @@ impl TierRate {
         (rate > 0.0).then_some(rate)
     }
 }
+
+/// Whether reading KV from a tier takes no longer than computing it: `reading` against `tokens` at
+/// `tokens_per_second`, a finite number above 0.
+#[must_use]
+pub fn reading_pays(reading: Duration, tokens: u64, tokens_per_second: f64) -> bool {
+    reading.as_secs_f64() <= tokens as f64 / tokens_per_second
+}

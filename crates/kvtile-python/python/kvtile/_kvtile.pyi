@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Protocol, SupportsIndex, TypeAlias, TypeVar, final
 
@@ -21,6 +21,7 @@ __all__ = [
     "Snapshot",
     "StoreReport",
     "Subscriber",
+    "TierDirectory",
     "TokenHasher",
     "TokenSequence",
     "TraceRecorder",
@@ -30,6 +31,7 @@ __all__ = [
     "copy_blocks",
     "copy_blocks_async",
     "plan",
+    "reading_pays",
     "run_program",
 ]
 
@@ -294,6 +296,15 @@ class TokenSequence:
     def __len__(self, /) -> int: ...
 
 @final
+class TierDirectory:
+    def __new__(cls, tiers: Iterable[str] = ("host", "disk")) -> Self: ...
+    def apply(self, changes: Iterable[tuple[str, str, bytes, bytes | None]]) -> None: ...
+    def clear(self) -> None: ...
+    def leading(self, keys: Sequence[bytes]) -> list[str]: ...
+    def blocks(self, tier: str) -> list[bytes]: ...
+    def __len__(self, /) -> int: ...
+
+@final
 class TraceRecorder:
     def __new__(cls, path: str | os.PathLike[str], page_size: int, *, bytes_max: int = 1073741824) -> Self: ...
     def record(
@@ -527,3 +538,5 @@ class Cache:
 
 def close_all() -> None: ...
 def run_program(arguments: Sequence[str]) -> int: ...
+
+def reading_pays(seconds: float, tokens: int, tokens_per_second: float) -> bool: ...

@@ -16,6 +16,7 @@ use kvtile_layout::broken;
 use super::{CacheParts, LookupOptions, below::CacheTier, departures::Departure, tend};
 use crate::{
     metrics::{CacheMetrics, MissReason},
+    rate::reading_pays,
     tier::{TierHold, TierWrites},
 };
 
@@ -324,8 +325,7 @@ fn leave_out_slow(inner: &CacheParts, found: &mut Match) {
     }
     let before = found.tiers().take_while(|tier| !is_below(tier)).count();
     let behind = found.blocks() - before;
-    let computing = (behind as u64 * inner.page_size) as f64 / tokens_per_second;
-    if reading.as_secs_f64() > computing {
+    if !reading_pays(reading, behind as u64 * inner.page_size, tokens_per_second) {
         drop(found.split(before));
     }
 }

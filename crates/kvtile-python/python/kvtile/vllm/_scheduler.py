@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 
-from kvtile import Identity, TokenHasher, TraceRecorder
+from kvtile import Identity, TierDirectory, TokenHasher, TraceRecorder
 from kvtile._errors import InternalError
+from kvtile._kvtile import reading_pays
 from kvtile.vllm._adapters import Adapter, Digests
-from kvtile.vllm._directory import Directory, leading_tiers
+from kvtile.vllm._directory import directory_of, leading_tiers
 from kvtile.vllm._keys import RequestKeys
 from kvtile.vllm._messages import Change, Hello, Keys, LoadOrder, Orders, Report, StoreOrder
 from kvtile.vllm._settings import Settings
@@ -63,7 +64,7 @@ class Scheduler:
     def __init__(self, settings: Settings, page_size: int) -> None:
         self.page_size = page_size
         self.stats = KvtileStats()
-        self.directories: dict[int, Directory] = {}
+        self.directories: dict[int, TierDirectory] = {}
         # The number of ordered stores that have not completed, by request.
         self.announced: dict[str, int] = {}
         # Ended requests whose blocks vLLM keeps until their stores complete.
@@ -91,7 +92,7 @@ class Scheduler:
         salt = self._settings.salt
         hashers = {identity: TokenHasher(Identity.from_json(identity), salt=salt) for identity in identities}
         self._hashers = {rank: hashers[hello.identity] for rank, hello in hellos.items()}
-        self.directories = {rank: Directory(hello.changes) for rank, hello in hellos.items()}
+        self.directories = {rank: directory_of(hello.changes) for rank, hello in hellos.items()}
         if self._settings.record is not None:
             self._recorder = TraceRecorder(self._settings.record, self.page_size)
 
@@ -138,8 +139,8 @@ class Scheduler:
         if rate is None or not on_disk:
             return tiers
         first = tiers.index("disk", here)
-        computing = (len(tiers) - first) * self.page_size / rate
-        return tiers[:first] if on_disk * max(self._disk_seconds.values(), default=0) > computing else tiers
+        reading = on_disk * max(self._disk_seconds.values(), default=0.0)
+        return tiers if reading_pays(reading, (len(tiers) - first) * self.page_size, rate) else tiers[:first]
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, external: int) -> None:
         """vLLM has allocated blocks for the tokens to load, or declines to load them."""
