@@ -1,7 +1,5 @@
 //! A batch that does not fit its tier, or a tier that breaks its contract.
 
-use std::sync::Arc;
-
 use kvtile_blocks::{BlockKey, events::TierId};
 use thiserror::Error;
 
@@ -36,15 +34,5 @@ pub enum BatchError {
         tier: TierId,
         /// What it did wrong.
         what: &'static str,
-    },
-    /// Ends of pieces that do not describe a valid cut of a block.
-    #[error(
-        "a block cannot be cut into pieces that end at {ends:?}; give 1 to {most} ends that ascend"
-    )]
-    Pieces {
-        /// The ends that were given, in bytes.
-        ends: Arc<[u64]>,
-        /// The largest number of pieces of a block.
-        most: usize,
     },
 }

@@ -110,14 +110,14 @@ pub enum SettingsError {
         /// Bytes of a block.
         block_bytes: u64,
     },
-    /// A byte range of a block that does not coincide with whole pieces.
-    #[error("bytes {start} to {end} of a block are no whole pieces; its pieces end at {ends:?}")]
-    NoSuchPieces {
-        /// The first byte.
-        start: u64,
-        /// The end of the range (exclusive).
-        end: u64,
-        /// The offsets at which the pieces of a block end.
+    /// Ends of pieces that do not describe a valid cut of a block.
+    #[error(
+        "a block cannot be cut into pieces that end at {ends:?}; give 1 to {most} ends that ascend"
+    )]
+    Pieces {
+        /// The ends that were given, in bytes.
         ends: Arc<[u64]>,
+        /// The largest number of pieces of a block.
+        most: usize,
     },
 }

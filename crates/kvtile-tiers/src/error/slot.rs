@@ -1,5 +1,7 @@
 //! A slot of a disk tier that is not in the required state.
 
+use std::sync::Arc;
+
 use thiserror::Error;
 
 /// A slot of a disk tier that is not in the required state.
@@ -41,5 +43,15 @@ pub enum SlotError {
     SyncFailedMeanwhile {
         /// The slot.
         slot: u32,
+    },
+    /// A byte range of a block that does not coincide with whole pieces.
+    #[error("bytes {start} to {end} of a block are no whole pieces; its pieces end at {ends:?}")]
+    NoSuchPieces {
+        /// The first byte.
+        start: u64,
+        /// The end of the range (exclusive).
+        end: u64,
+        /// The offsets at which the pieces of a block end.
+        ends: Arc<[u64]>,
     },
 }

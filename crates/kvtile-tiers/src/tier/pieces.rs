@@ -12,7 +12,7 @@ use std::{ops::Range, sync::Arc};
 
 use kvtile_layout::{LayoutError, StridedLayout, broken};
 
-use crate::error::{BatchError, TierError};
+use crate::error::{SettingsError, TierError};
 
 /// The smallest piece if a block has several: smaller reads do not use the disk's bandwidth.
 const PIECE_BYTES_MIN: u64 = 64 << 10;
@@ -103,7 +103,7 @@ impl BlockPieces {
         let starts = [0].iter().chain(ends);
         let ascend = starts.zip(ends).all(|(start, end)| start < end);
         if ends.is_empty() || ends.len() > BlockPieces::MAX || !ascend {
-            return Err(TierError::Batch(BatchError::Pieces {
+            return Err(TierError::Settings(SettingsError::Pieces {
                 ends: ends.into(),
                 most: BlockPieces::MAX,
             }));
@@ -330,7 +330,7 @@ mod tests {
             assert!(
                 matches!(
                     BlockPieces::ending_at(ends),
-                    Err(TierError::Batch(BatchError::Pieces { .. }))
+                    Err(TierError::Settings(SettingsError::Pieces { .. }))
                 ),
                 "{ends:?}"
             );

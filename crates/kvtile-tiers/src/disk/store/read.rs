@@ -11,7 +11,7 @@ use super::{
     report::SlotMiss::{self, Buffer, Checksum, Io, Replaced, Truncated},
     table::SlotEntry,
 };
-use crate::error::{SettingsError, SlotError, TierError};
+use crate::error::{SlotError, TierError};
 
 /// A block of a batch that the table has found.
 struct ReadEntry {
@@ -114,7 +114,7 @@ impl SlotStore {
                 block_bytes: self.block_bytes(),
                 found_bytes: bytes.end,
             }),
-            _ => TierError::Settings(SettingsError::NoSuchPieces {
+            _ => TierError::Slot(SlotError::NoSuchPieces {
                 start: bytes.start,
                 end: bytes.end,
                 ends: self.pieces.ends().into(),
