@@ -78,6 +78,11 @@ impl PyLayoutShared {
         self.word.to_string()
     }
 
+    /// The word.
+    pub(crate) fn word(&self) -> &Word {
+        &self.word
+    }
+
     /// The resolved layout.
     pub(crate) fn strided(&self) -> &StridedLayout {
         &self.strided

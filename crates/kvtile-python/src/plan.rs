@@ -1,6 +1,6 @@
 //! Copy plans, computed without a copy.
 
-use kvtile::layout::{CopyPlan, RangePair, Shape, StridedLayout};
+use kvtile::layout::{CopyPlan, RangePair, Shape, StridedLayout, Word};
 use pyo3::prelude::*;
 
 use crate::{
@@ -27,14 +27,14 @@ pub(crate) struct PyPlan {
 /// One layout of the plan, without its tensors.
 #[derive(Debug)]
 struct PlanSide {
-    word: String,
+    word: Word,
     strided: StridedLayout,
 }
 
 impl PlanSide {
     fn of(layout: &PyLayoutShared) -> PlanSide {
         PlanSide {
-            word: layout.word_text(),
+            word: layout.word().clone(),
             strided: layout.strided().clone(),
         }
     }
@@ -146,8 +146,12 @@ impl PyPlan {
     /// The picture for notebooks: both layouts, and a sample of the runs between them.
     fn _repr_html_(&self, py: Python<'_>) -> PyResult<String> {
         guard::call(py, || {
-            let (from, to) = (&self.source.strided, &self.destination.strided);
-            kvtile_cli::plan_picture(from, to, (&self.plan, self.blocks))
+            let [from, to] = [&self.source, &self.destination];
+            kvtile_cli::plan_picture(
+                (&from.strided, &from.word),
+                (&to.strided, &to.word),
+                (&self.plan, self.blocks),
+            )
         })
     }
 

@@ -157,7 +157,7 @@ def test_a_plan_reads_like_a_plan() -> None:
     assert plan.bytes == 5 * shape().block_bytes
     assert plan.longest_run == 4 * 8 * 4 and plan.shortest_run == 4
     assert "L|BH(kCN,vNC) -> BHLKNC" in repr(plan) and "block pairs" in str(plan)
-    assert plan._repr_html_().startswith("<svg") and "Destination" in plan._repr_html_()
+    assert plan._repr_html_().startswith("<svg") and "Destination: BHLKNC" in plan._repr_html_()
     assert kvtile.plan(dst, dst, [0], [1]).runs == 1
     with pytest.raises(kvtile.LayoutError):
         kvtile.plan(src, dst, [0], [5])

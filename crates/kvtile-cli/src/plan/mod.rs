@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use kvtile::{
-    layout::{CopyPlan, StridedLayout},
+    layout::{CopyPlan, StridedLayout, Word},
     presets::AskedLayout,
 };
 
@@ -192,16 +192,17 @@ fn check_ranks(sides: &SideArgs, shape: &ShapeArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// A picture of a plan for `blocks` blocks as SVG: both layouts, and a sample of the runs between them.
+/// A picture of a plan for `blocks` blocks as SVG: both layouts, each with its word, and a sample of the runs between
+/// them.
 #[must_use]
 pub fn plan_picture(
-    source: &StridedLayout,
-    destination: &StridedLayout,
+    (source, source_word): (&StridedLayout, &Word),
+    (destination, destination_word): (&StridedLayout, &Word),
     (plan, blocks): (&CopyPlan, usize),
 ) -> String {
     let facts = PlanFacts {
-        source: LayoutFacts::of(source, None),
-        destination: LayoutFacts::of(destination, None),
+        source: LayoutFacts::of(source, None).called(source_word),
+        destination: LayoutFacts::of(destination, None).called(destination_word),
         blocks,
         plan,
     };
