@@ -80,7 +80,7 @@ pub type OwnedMemoryRegion = Arc<dyn MemoryRegion>;
 
 /// Where the bytes of a region are.
 ///
-/// Serialised as `"System"`, `"PinnedKeys"`, `{"Device": 0}`, `{"Disk": 3}`.
+/// Serialised as `"System"`, `"Pinned"`, `{"Device": 0}`, `{"Disk": 3}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum StorageKind {
