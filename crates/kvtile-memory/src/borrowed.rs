@@ -37,10 +37,10 @@ impl BorrowedMemory {
     /// # Safety
     ///
     /// As long as `keep_alive` is held, the bytes are as [`MemoryRegion`] demands for `kind`. For
-    /// `System` and `PinnedKeys` they are mapped, initialised, readable, writable (unless
-    /// [`BorrowedMemory::read_only`] follows) and do not move; for `Device` they are an allocation
-    /// of that device. No code accesses them in conflict with the leases under which other code
-    /// copies through this region.
+    /// `System` and `Pinned` they are mapped, initialised, readable, writable (unless
+    /// [`BorrowedMemory::read_only`] follows) and do not move; for `Device` they are allocated
+    /// memory of that device. No code accesses them in conflict with the leases under which other
+    /// code copies through this region.
     ///
     /// # Errors
     ///

@@ -79,7 +79,7 @@ impl<'a, M> AllocateOptions<'a, M> {
     }
 
     /// Whether to request huge pages; on by default. A kernel without them is no error:
-    /// `huge_pages()` of the memory reports whether they are in use.
+    /// `huge_pages()` of the memory reports whether the kernel accepted the request.
     #[must_use]
     pub fn huge_pages(mut self, wanted: bool) -> Self {
         self.huge_pages = wanted;

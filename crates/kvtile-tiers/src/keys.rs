@@ -16,7 +16,9 @@ use crate::error::{SettingsError, TierError};
 /// Makes the keys of full blocks: chained hashes of their tokens, keyed by an identity and a salt.
 ///
 /// Two blocks have one key only if they and all blocks before them have the same tokens, extra keys, identity and
-/// salt. Keys are the same in every process and on every machine.
+/// salt. Keys are the same in every process and on every machine. With [`KeyProfile::Router`] the identity does not
+/// enter the key, and extra keys and a salt are refused: the caller must separate models by other means.
+/// [`kvtile_blocks::key`] describes how hard collisions are to find.
 ///
 /// ```
 /// use kvtile_layout::{Shape, identity::Identity};

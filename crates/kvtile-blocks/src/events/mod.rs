@@ -1,9 +1,9 @@
 //! An ordered log of stored and removed blocks.
 //!
 //! Every pool and tier appends its changes to an [`EventLog`], which several may share; routers and
-//! indexes read it through a [`EventSubscriber`]. Each event has a gapless sequence number, its tier and
-//! its group of layers; a stored event also has the block's parent in its chain. The log does not
-//! know which blocks are stored: the owners list them for a [`EventSnapshot`].
+//! indexes read it through an [`EventSubscriber`]. Each event has a gapless sequence number, its
+//! tier and its group of layers; a stored event also has the block's parent in its chain. The log
+//! does not know which blocks are stored: the owners list them for an [`EventSnapshot`].
 //!
 //! ```text
 //!  sequence   … 41 42 43 │44 45 46 47 48│ 49 …
@@ -20,8 +20,8 @@
 //! ring, one poll reports how many events it missed, and the next continues at the oldest event
 //! left. The subscriber's view of the tiers is then wrong until it takes a snapshot.
 //!
-//! **Snapshots.** A [`EventSnapshot`] is a list of the stored blocks with two sequence numbers, taken
-//! before and after the listing. A reader starts from the list and applies all events from `from`
+//! **Snapshots.** An [`EventSnapshot`] is a list of the stored blocks with two sequence numbers,
+//! taken before and after the listing. A reader starts from the list and applies all events from `from`
 //! on; the last event of a key wins. Its state is exact once all events below `until` are applied.
 //! The listing may span any number of locks, as long as each block is listed under the lock under
 //! which its events are appended: if a key has an event from `from` on, that event decides; if it

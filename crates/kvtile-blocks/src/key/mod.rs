@@ -17,8 +17,8 @@
 //! ┌────────────┬──────────────────┬───────────────────┬───────────┐
 //! │ plain   32 │ with extra    32 │ list           32 │ root   16 │
 //! └────────────┴──────────────────┴───────────────────┴───────────┘
-//! context: "kvtile 2026-11-23 04:22:00 block keys, BLAKE3"     for Profile::Blake3
-//!          "kvtile 2026-11-23 04:22:00 block keys, XXH3-128"   for Profile::Xxh3
+//! context: "kvtile 2026-11-23 04:22:00 block keys, BLAKE3"     for KeyProfile::Blake3
+//!          "kvtile 2026-11-23 04:22:00 block keys, XXH3-128"   for KeyProfile::Xxh3
 //! ```
 //!
 //! **Extra keys** of a block are digested to 16 bytes, if there are any:

@@ -2,8 +2,8 @@
 //!
 //! All printed text goes through this filter, so that text from a foreign file cannot move the
 //! cursor, hide the text around it or change its order. Reports also show text from files through
-//! [`ShownText`] (`Table` does so for every cell), which escapes line breaks and colours too. This
-//! filter is the second line of defence.
+//! [`ShownText`] (`TextTable` does so for every cell), which escapes line breaks and colours too.
+//! This filter is the second line of defence.
 
 use std::fmt::Write;
 

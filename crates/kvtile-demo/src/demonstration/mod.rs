@@ -14,8 +14,8 @@
 //! ```
 //!
 //! Keys and values are in kvtile blocks from the first token on. The caller gets each completed
-//! step as an [`DemoEvent`], and the report at the end contains all of them: this module prints nothing
-//! and reads no environment. The caller gives the command of the second process, whose process
+//! step as a [`DemoEvent`], and the report at the end contains all of them: this module prints
+//! nothing and reads no environment. The caller gives the command of the second process, whose process
 //! calls [`serve`] on its standard input and output.
 
 mod engine;

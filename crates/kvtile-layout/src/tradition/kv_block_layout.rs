@@ -100,7 +100,7 @@ pub enum KvBlockLayout {
     OperationalHND,
     /// Layers, K and V, tokens, heads: the word `BLKNHC`.
     OperationalNHD,
-    /// Any other order, written as a list: `{"Custom": ["Head", "SvgPage", "LayerWeights", "Outer"]}`.
+    /// Any other order, written as a list: `{"Custom": ["Head", "Page", "Layer", "Outer"]}`.
     Custom(BlockOrder),
     /// Not stated: the `inner_shape` of the config alone decides.
     #[default]

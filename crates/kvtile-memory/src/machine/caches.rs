@@ -1,10 +1,10 @@
-//! The data caches of a processor, as the kernel describes them.
+//! The data and unified caches of a processor, as the kernel describes them.
 
 use super::{MachineFact, read, unclear};
 use serde::Serialize;
 use std::path::Path;
 
-/// Data caches of the machine's first processor, in bytes.
+/// Caches of the machine's first processor that hold data (data and unified caches), in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DataCaches {

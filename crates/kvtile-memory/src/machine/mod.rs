@@ -57,7 +57,7 @@ pub struct Machine {
     pub cpus_allowed: MachineFact<usize>,
     /// CPUs that are online.
     pub cpus_online: MachineFact<usize>,
-    /// Data caches of one processor.
+    /// Data and unified caches of one processor.
     pub caches: MachineFact<DataCaches>,
     /// Whether the kernel allows the process to set up an io_uring.
     pub io_uring: IoUring,

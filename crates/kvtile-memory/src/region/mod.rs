@@ -30,8 +30,8 @@ use std::sync::Arc;
 ///   mapped, initialised, readable, at most `isize::MAX` in number and never move; they are
 ///   writable if `is_writable` returns true. The provenance of their pointer is exposed, so that
 ///   [`std::ptr::with_exposed_provenance_mut`] of the address reaches all of them.
-/// - For [`StorageKind::Device`], `addr` is an address of that device, in an allocation that
-///   lives as long as the region.
+/// - For [`StorageKind::Device`], the bytes `addr..addr + size` are memory of that device that
+///   stays allocated as long as the region lives.
 /// - For [`StorageKind::Disk`], `addr` is the byte offset in the file at which the region starts,
 ///   the number is the open file descriptor, and the region is a [`crate::FileMemory`] or a
 ///   [`RegionView`] of one.
@@ -80,7 +80,7 @@ pub type OwnedMemoryRegion = Arc<dyn MemoryRegion>;
 
 /// Where the bytes of a region are.
 ///
-/// Serialised as `"System"`, `"PinnedKeys"`, `{"Device": 0}`, `{"Disk": 3}`.
+/// Serialised as `"System"`, `"Pinned"`, `{"Device": 0}`, `{"Disk": 3}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum StorageKind {
@@ -161,7 +161,7 @@ impl MemoryDescriptor {
     }
 
     /// Whether the two have a byte in common. A descriptor that wraps overlaps every non-empty
-    /// range at or above its start.
+    /// range that ends above its start.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         let starts_before_end_of = |a: &Self, b: &Self| b.end().is_none_or(|end| a.addr < end);

@@ -241,7 +241,8 @@ impl PyCache {
     ///         matches that exceed it.
     ///     priority: how much longer than others to keep the blocks; each step doubles their value.
     ///     lifetime: seconds after which the blocks are evicted first, accurate to about a second;
-    ///         None for no limit. The longest lifetime of all users of a block counts.
+    ///         None for no limit. The longest lifetime of all users of a block counts, and no limit
+    ///         is the longest.
     ///     output_tokens: tokens generated for the request; 0 if unknown.
     ///     partial_tail: whether the last key belongs to a block that is not full.
     ///
@@ -281,7 +282,8 @@ impl PyCache {
     ///     found: the Match.
     ///     blocks: the destination blocks, ids of the engine's layout.
     ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
-    ///     within: deadline in seconds; parts that have not begun by then do not begin.
+    ///     within: deadline in seconds; parts that have not begun by then do not begin, and a load
+    ///         by layers ends before its next layers.
     ///     layout: another layout of the same identity to load into, instead of the engine's.
     ///
     /// Returns:
@@ -289,7 +291,8 @@ impl PyCache {
     ///
     /// Raises:
     ///     BusyError: the queue is full; compute the blocks instead.
-    ///     RequestError: more ids than blocks, or ids that do not exist or occur twice.
+    ///     RequestError: a match of another cache, more ids than blocks, or ids that do not exist or
+    ///         occur twice.
     #[pyo3(
         signature = (
             found, blocks, *, priority=TextArgument::Borrowed("normal"), within=None, layout=None
@@ -330,7 +333,8 @@ impl PyCache {
     ///     within: deadline in seconds; a store that has not begun by then does not begin.
     ///     keep: how much longer than others to keep the blocks; each step doubles their value.
     ///     lifetime: seconds after which the blocks are evicted first, accurate to about a second;
-    ///         None for no limit. The longest lifetime of all users of a block counts.
+    ///         None for no limit. The longest lifetime of all users of a block counts, and no limit
+    ///         is the longest.
     ///     output_tokens: tokens generated for the request; 0 if unknown.
     ///     partial_tail: whether the last block is not full.
     ///     layout: another layout of the same identity that holds the blocks, instead of the

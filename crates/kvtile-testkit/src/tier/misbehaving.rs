@@ -118,7 +118,7 @@ enum KeptBatch {
 
 impl fmt::Debug for MisbehavingTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Misbehaving").field(&self.inner).finish()
+        f.debug_tuple("MisbehavingTier").field(&self.inner).finish()
     }
 }
 

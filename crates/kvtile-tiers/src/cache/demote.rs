@@ -210,7 +210,7 @@ fn take_out(inner: &CacheParts, evict: impl FnOnce() -> EvictedBlocks) -> Evicte
         }
         routes.push((wanted, 0));
     }
-    // Dropping an arrival takes the lock again.
+    // Dropping a `DemotionEnd` takes the lock again.
     drop(departures);
     let route = |(wanted, left_out): (Vec<EvictedBlock>, u64)| DemotionRoute {
         arrival: DemotionEnd {

@@ -1,9 +1,10 @@
 //! Departures: blocks evicted from host memory whose write to a tier is in flight. Lookups find
 //! them as blocks of that tier, and loads wait until the write ends.
 //!
-//! A block moves from host memory to this list, and from this list to the tier, only under the
-//! list's lock. So a lookup that holds the lock sees each block in exactly one place. A lookup
-//! takes the lock only after a miss during which blocks moved ([`Departures::mark`]).
+//! A block leaves host memory and enters this list under the list's lock. It leaves the list, under
+//! the lock again, only after its write to the tier has ended. So a lookup that holds the lock finds
+//! each departing block in at least one place. A lookup takes the lock only after a miss during
+//! which blocks moved ([`Departures::mark`]).
 
 use std::{
     collections::HashMap,
@@ -37,7 +38,7 @@ pub(super) struct Departures {
     mark: AtomicU64,
 }
 
-/// The locked list: no block moves while this lives.
+/// The locked list: no block leaves host memory or the list while this lives.
 pub(super) struct LockedDepartures<'a> {
     blocks: MutexGuard<'a, HashMap<BlockKey, Departure>>,
     of: &'a Departures,

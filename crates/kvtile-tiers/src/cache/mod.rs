@@ -151,8 +151,9 @@ impl Cache {
     /// once. Fewer destinations than blocks load the leading blocks.
     ///
     /// # Errors
-    /// More destinations than blocks; an id that is out of range or occurs twice; a full queue
-    /// ([`RequestError::Busy`](crate::RequestError::Busy)): compute the blocks instead.
+    /// A match of another cache; more destinations than blocks; an id that is out of range or
+    /// occurs twice; a full queue ([`RequestError::Busy`](crate::RequestError::Busy)): compute the
+    /// blocks instead.
     pub fn load(
         &self,
         found: Match,
@@ -195,8 +196,9 @@ impl Cache {
     /// than the engine's.
     ///
     /// # Errors
-    /// As for [`store`](Self::store); a layout that is not registered with the cache's manager, or that is not of
-    /// the cache's identity.
+    /// As for [`store`](Self::store), where `keys` must contain at least [`StoreOptions::first`] keys more than
+    /// there are blocks; a layout that is not registered with the cache's manager, or that is not of the cache's
+    /// identity.
     pub fn store_with(
         &self,
         keys: &[BlockKey],

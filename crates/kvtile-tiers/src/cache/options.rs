@@ -37,8 +37,8 @@ pub struct LookupOptions {
     /// Hints for the eviction policy.
     pub hints: EvictionHints,
     /// How long the blocks are worth keeping (default: for ever), to about a second. Expired blocks are
-    /// evicted first. The longest lifetime of a block's users counts. It replaces `hints.expires`, which
-    /// counts from the start of the cache's clock.
+    /// evicted first. The longest lifetime of a block's users counts; a user without a lifetime counts
+    /// as for ever. It replaces `hints.expires`, which counts from the start of the cache's clock.
     pub lifetime: Option<Duration>,
 }
 
@@ -84,7 +84,8 @@ impl LookupOptions {
 pub struct LoadOptions {
     /// The priority in the queue.
     pub priority: Priority,
-    /// The deadline, from now (default: none). Parts of the load that have not begun by then do not begin.
+    /// The deadline, from now (default: none). Parts of the load that have not begun by then do not begin,
+    /// and a load by layers ends before its next layers.
     pub within: Option<Duration>,
     /// The layout that the blocks are copied to (default: the engine's): one of the same shape and identity
     /// that is registered with the cache's transfer manager.

@@ -65,7 +65,7 @@ pub(super) struct CacheParts {
 
 impl std::fmt::Debug for CacheParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Parts").finish_non_exhaustive()
+        f.debug_struct("CacheParts").finish_non_exhaustive()
     }
 }
 

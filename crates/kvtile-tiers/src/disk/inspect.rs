@@ -1,6 +1,6 @@
 //! Inspecting a folder without using it: which blocks it holds, and whether they are intact.
 //!
-//! An inspection writes nothing, takes no lock, needs no identity, and works on read-only folders:
+//! An inspection writes nothing, keeps no lock, needs no identity, and works on read-only folders:
 //! an image, another user's folder, a read-only mount, a network file system. A cache may use the
 //! folder concurrently. [`Inspection::read`] verifies the checksum of each block, so a block that
 //! changed during the read is never returned. A block that the cache replaced after the scan of the

@@ -127,7 +127,8 @@ pub trait Medium: fmt::Debug + Send + Sync {
     /// The same.
     fn lock_to_read(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError>;
 
-    /// The holder of the lock, if it is held. The call neither takes the lock nor writes.
+    /// The holder of the lock, if it is held. The call writes nothing, and holds the lock at most
+    /// for a moment.
     ///
     /// # Errors
     /// The lock cannot be examined.

@@ -68,7 +68,7 @@ label! {
         QueueFull = "queue_full",
         /// The load was cancelled.
         Cancelled = "cancelled",
-        /// The load did not complete by its deadline.
+        /// The load, or the rest of it, had not begun by its deadline.
         Deadline = "deadline",
         /// The tier that has it did not complete in time.
         Late = "late",

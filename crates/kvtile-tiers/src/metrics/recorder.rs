@@ -193,7 +193,7 @@ impl CacheMetrics {
         });
     }
 
-    /// Counts a transfer that failed as a whole.
+    /// Counts a failed transfer: a batch that failed as a whole, or one block of a batch.
     pub fn move_failed(&self, source: TierId, destination: TierId) {
         self.route(source, destination, |route| {
             route.moves.add(1);
@@ -263,7 +263,7 @@ impl CacheMetrics {
         });
     }
 
-    /// Sets how many blocks a tier holds and has room for.
+    /// Sets how many blocks a tier holds, and its capacity.
     pub fn filled(&self, tier: TierId, present: u64, capacity: u64) {
         self.tiers.with(tier, |place| {
             place.present.set(present);

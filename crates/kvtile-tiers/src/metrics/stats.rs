@@ -35,7 +35,7 @@ pub struct CacheStats {
     pub left_out: BTreeMap<TierId, u64>,
     /// Blocks that the tier holds now.
     pub present: BTreeMap<TierId, u64>,
-    /// Blocks that the tier has room for.
+    /// The capacity of the tier, in blocks.
     pub capacity: BTreeMap<TierId, u64>,
     /// Blocks that left a tier, by tier and reason.
     pub evicted: BTreeMap<TierId, BTreeMap<EvictionReason, u64>>,
@@ -54,7 +54,7 @@ pub struct MoveStats {
     pub destination: TierId,
     /// Transfers, failed ones included.
     pub moves: u64,
-    /// Transfers that failed.
+    /// Failed transfers: batches that failed as a whole, and single blocks of other batches.
     pub failures: u64,
     /// Blocks that arrived.
     pub blocks: u64,
@@ -71,7 +71,7 @@ pub struct QueueStats {
     pub queue: Queue,
     /// Jobs in the queue now.
     pub depth: u64,
-    /// Jobs that the queue has room for.
+    /// The capacity of the queue, in jobs.
     pub capacity: u64,
     /// Jobs offered to the queue, refused ones included.
     pub offered: u64,

@@ -12,7 +12,7 @@ use super::{
 pub enum Workload {
     /// Conversations of several turns, with pauses between the turns.
     Chat,
-    /// Many system prompts, each followed by short questions that do not return.
+    /// Many long system prompts, each followed by short questions that do not return.
     SystemPrompts,
     /// A prompt, one or two of many documents of uneven popularity, and a question.
     Documents,

@@ -131,7 +131,7 @@ pub enum TraceError {
         line: usize,
         /// Tokens of a block of the request.
         found: u32,
-        /// Tokens of a block of the trace.
+        /// The expected tokens of a block: those of the limits, or of the first request.
         page_size: u32,
     },
     /// A block of no tokens.

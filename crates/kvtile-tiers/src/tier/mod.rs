@@ -153,7 +153,7 @@ pub trait Tier: fmt::Debug + Send + Sync {
     /// many. Until the next [`Tier::sync`] a crash may restore some of them.
     fn clear(&self, now: Tick) -> usize;
 
-    /// Makes all earlier writes and removals durable. No operation on a tier that is not durable.
+    /// Makes all earlier writes and removals durable. It does nothing on a tier that is not durable.
     fn sync(&self) -> Completion<SyncReport>;
 
     /// Whether each block is durable now.

@@ -19,7 +19,7 @@ struct FolderHook(Arc<dyn Fn(HookedOperation) + Send + Sync>);
 
 impl fmt::Debug for FolderHook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Hook").finish_non_exhaustive()
+        f.debug_tuple("FolderHook").finish_non_exhaustive()
     }
 }
 

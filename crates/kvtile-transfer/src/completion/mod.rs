@@ -27,7 +27,7 @@ struct CompletionProgress<T> {
     /// For each layer, the number of blocks that have not arrived.
     missing: Vec<usize>,
     end: Option<T>,
-    /// The last waker of each waiter whose poll returned `PendingWrite`.
+    /// The last waker of each waiter whose poll returned `Pending`.
     waiting: BTreeMap<u64, WaitingWaker>,
     next_waiter: u64,
 }
@@ -196,7 +196,7 @@ impl<T: Clone> Completer<T> {
 /// A waiter that is polled. It keeps at most one waker in the list, and removes it on drop.
 struct CompletionWaiter<T> {
     shared: Arc<CompletionShared<T>>,
-    /// Its number, once a poll has returned `PendingWrite`.
+    /// Its number, once a poll has returned `Pending`.
     key: Option<u64>,
 }
 

@@ -95,7 +95,7 @@ pub(crate) struct TransferFlight {
 
 impl fmt::Debug for TransferFlight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flight").finish_non_exhaustive()
+        f.debug_struct("TransferFlight").finish_non_exhaustive()
     }
 }
 

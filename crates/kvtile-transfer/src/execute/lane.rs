@@ -3,7 +3,7 @@
 //! ```text
 //! kinds of memory at both ends ──Lanes::between──► lane     the only place that decides by kind
 //!
-//! Flight ──► LaneQueue ──threads of the lane──► Lane::fly ──► Flight::land
+//! TransferFlight ──► LaneQueue ──threads of the lane──► Lane::fly ──► TransferFlight::land
 //! ```
 //!
 //! A lane is a trait object, not an enum: a lane for a device is one more implementation, without a

@@ -40,7 +40,7 @@ impl BlockScratch {
 
     /// The bytes in canonical order.
     pub(crate) fn bytes(&self) -> Result<&[u8], TransferError> {
-        // SAFETY: only `&mut self` methods write the memory, and no other reference to it exists.
+        // SAFETY: only `&mut self` methods write the memory, and no other code has its address.
         unsafe { access::bytes(&self.bound, self.span) }
     }
 
@@ -85,7 +85,7 @@ impl BlockScratch {
         let sides = (source, &self.bound);
         let lane = one_thread_lane(sides)?;
         // SAFETY: the plan was made from these two; the caller keeps writers away from its units;
-        // the scratch is borrowed exclusively and shares no memory with other layouts.
+        // the scratch is borrowed exclusively and its memory is private to it.
         unsafe { lane.carry(&plan, sides, READ_NEXT) }
     }
 

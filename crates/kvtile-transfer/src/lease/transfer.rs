@@ -1,9 +1,9 @@
 //! A transfer with its plans, and leases on exactly the layers of the blocks that the plans touch.
 //!
 //! ```text
-//! Route           two compatible layouts, with planner and lane  cached and reused
-//! Planned         a route and a list of pairs, with its plans    holds no leases yet
-//! LeasedTransfer  the same, with the leases                      cargo of a lane
+//! TransferRoute    two compatible layouts, with planner and lane  cached and reused
+//! PlannedTransfer  a route and a list of pairs, with its plans    holds no leases yet
+//! LeasedTransfer   the same, with the leases                      cargo of a lane
 //! ```
 
 use std::{sync::Arc, time::Instant};

@@ -7,7 +7,7 @@ use crate::execute::{LaneThreads, Lanes, usual_copy_threads};
 const QUEUE_CAPACITY: usize = 1024;
 
 /// Default number of file transfers that run concurrently. Each keeps staging memory. One transfer
-/// alone has up to 16 MiB in flight, which saturates most devices.
+/// alone has up to 16 MiB in flight, which is enough for most devices.
 const FILE_TRANSFERS: usize = 4;
 
 /// Builds a [`TransferManager`].
@@ -32,10 +32,11 @@ impl Default for TransferManagerBuilder {
 
 impl TransferManagerBuilder {
     /// Sets the maximum number of transfers that wait for a thread (default 1024). Transfers
-    /// between memories have their own threads and queue; file transfers have others. While the
-    /// queue is full, [`execute_transfer`](TransferManager::execute_transfer) blocks and keeps its
-    /// leases. With a capacity of 0 it blocks until a thread is free. Small transfers between
-    /// memories run on the caller's thread and never wait.
+    /// between memories have a thread and a queue of their own and run one at a time; file
+    /// transfers have other threads and another queue. While the queue is full,
+    /// [`execute_transfer`](TransferManager::execute_transfer) blocks and keeps its leases. With a
+    /// capacity of 0 it blocks until a thread is free. Small transfers between memories run on the
+    /// caller's thread and never wait.
     pub fn queue_capacity(mut self, transfers: usize) -> TransferManagerBuilder {
         self.queue_capacity = transfers;
         self

@@ -20,8 +20,8 @@ const GAP: u32 = 0;
 /// Buckets prefetched as one batch: their cache lines fit the L1 cache.
 const WARM: u32 = 128;
 
-/// Places that a small ring grows by at least. Eight of these hold the ghosts that the learned policy keeps
-/// for a small pool, and those that it forgets together.
+/// The most places that a rebuild adds to a small ring. Eight times this number holds the ghosts that
+/// the learned policy keeps for a small pool, and the excess that it drops as a batch.
 const GROWTH: usize = 8_224;
 
 /// Places of the smallest ring.
@@ -191,8 +191,8 @@ impl<T: Copy + Default> GhostRing<T> {
         value
     }
 
-    /// Closes the gaps, with an eighth more places than there are ghosts. A small ring grows faster: to
-    /// twice its size, as far as that adds no more places than an eighth adds to a large one.
+    /// Closes the gaps. Up to [`GROWTH`] ghosts, the new ring has twice as many places as ghosts; up to
+    /// 8 × [`GROWTH`] ghosts, [`GROWTH`] more places than ghosts; beyond that, an eighth more.
     fn rebuild(&mut self) {
         let more = (self.len / 8).max(self.len.min(GROWTH));
         let places = (self.len + more).max(PLACES_MIN);

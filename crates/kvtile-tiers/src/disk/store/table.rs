@@ -454,7 +454,7 @@ impl SlotTable {
     }
 }
 
-/// The outcome of [`Table::begin`].
+/// The outcome of [`SlotTable::begin`].
 #[derive(Debug)]
 pub(super) enum BegunWrite {
     Place(PlacedWrite),

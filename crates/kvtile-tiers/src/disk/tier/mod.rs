@@ -68,7 +68,7 @@ struct DiskTierShared {
 
 impl std::fmt::Debug for DiskTierShared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Disk")
+        f.debug_struct("DiskTierShared")
             .field("id", &self.id)
             .field("store", &self.store)
             .finish_non_exhaustive()

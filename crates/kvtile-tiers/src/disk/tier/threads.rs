@@ -27,7 +27,6 @@ struct DiskJobQueue {
 
 impl DiskJobQueue {
     fn lock(&self) -> MutexGuard<'_, DiskJobState> {
-        // No code that holds the lock can leave the state half changed.
         self.state.lock()
     }
 
@@ -55,7 +54,9 @@ pub(super) struct DiskThreads {
 
 impl std::fmt::Debug for DiskThreads {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Threads").field(&self.handles.len()).finish()
+        f.debug_tuple("DiskThreads")
+            .field(&self.handles.len())
+            .finish()
     }
 }
 

@@ -1,10 +1,10 @@
 //! Programs: the nests of a class of pairs with a kernel for each, compiled once and cached.
 //!
 //! ```text
-//! Programs    cached with the nests of a class, which a planner keeps from plan to plan
-//!   Program     for a manner: the parts of each nest, with variants for whole lines
-//!     Part        a nest, or a range of its runs that is split alike
-//!       Turn …      the loops around a cell: both ends of a cell stay in one region
+//! MannerPrograms   cached with the nests of a class, which a planner keeps from plan to plan
+//!   ClassProgram     for a manner: the parts of each nest, with variants for whole lines
+//!     NestPart         a nest, or a range of its runs that is split alike
+//!       CellLoop …       the loops around a cell: both ends of a cell stay in one region
 //! ```
 //!
 //! This module knows loops and kernels. `copy` decides for which pairs a program runs, at which

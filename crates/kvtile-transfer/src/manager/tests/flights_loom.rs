@@ -168,8 +168,8 @@ fn callers_blocked_on_a_full_queue_all_proceed() {
     });
 }
 
-/// Two flights for two threads; the second thread starts during the first flight. The manager is
-/// dropped at once, and both flights have ended when the drop returns.
+/// Two flights for two threads; the second may start during the first. The manager is dropped at
+/// once, and both flights have ended when the drop returns.
 #[test]
 fn flights_of_two_threads_end_before_the_manager_is_dropped() {
     model(2, (0, 2, false), |manager, handles| {
