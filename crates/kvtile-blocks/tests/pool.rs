@@ -25,10 +25,7 @@ fn pool_of(settings: PoolSettings, kind: PolicyKind) -> Arc<BlockPool> {
 }
 
 fn pool(blocks: usize) -> Arc<BlockPool> {
-    let settings = PoolSettings {
-        blocks,
-        ..PoolSettings::default()
-    };
+    let settings = PoolSettings::new().blocks(blocks);
     pool_of(settings, PolicyKind::Lru)
 }
 
@@ -50,13 +47,7 @@ fn store(pool: &Arc<BlockPool>, keys: &[BlockKey]) -> PinnedBlocks {
 #[test]
 fn a_policy_over_leaves_never_evicts_a_block_before_those_that_follow_it() {
     for kind in [PolicyKind::Lru, PolicyKind::Gittins] {
-        let pool = pool_of(
-            PoolSettings {
-                blocks: 64,
-                ..PoolSettings::default()
-            },
-            kind,
-        );
+        let pool = pool_of(PoolSettings::new().blocks(64), kind);
         let chains: Vec<_> = (0..4).map(|number| chain(number, 16)).collect();
         for keys in &chains {
             drop(store(&pool, keys));
@@ -214,11 +205,9 @@ fn a_callback_for_evicted_blocks_may_panic() {
 
 #[test]
 fn refused_blocks_are_returned() {
-    let settings = PoolSettings {
-        blocks: 8,
-        duplicates: DuplicateHandling::Refuse,
-        ..PoolSettings::default()
-    };
+    let settings = PoolSettings::new()
+        .blocks(8)
+        .duplicates(DuplicateHandling::Refuse);
     let pool = pool_of(settings, PolicyKind::Lru);
     let keys = chain(1, 3);
     let blocks = pool.allocate(3, &AllocateRequest::default()).unwrap();
@@ -314,11 +303,9 @@ fn pins_that_outlive_their_deadline_are_reported_by_guard() {
 #[test]
 fn a_tenant_over_its_quota_evicts_its_own_blocks_and_one_under_it_those_of_others() {
     let tenant = TenantId(1);
-    let settings = PoolSettings {
-        blocks: 16,
-        quotas: vec![TenantQuota { tenant, blocks: 6 }],
-        ..PoolSettings::default()
-    };
+    let settings = PoolSettings::new()
+        .blocks(16)
+        .quotas(vec![TenantQuota { tenant, blocks: 6 }]);
     let pool = pool_of(settings, PolicyKind::Lru);
     drop(store(&pool, &chain(1, 16)));
     drop(store_for(&pool, &chain(2, 4), tenant));
@@ -378,10 +365,7 @@ fn settings_that_contradict_themselves_are_refused() {
         let policy = PolicySettings::default();
         BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap_err()
     };
-    let none = PoolSettings {
-        blocks: 0,
-        ..PoolSettings::default()
-    };
+    let none = PoolSettings::new().blocks(0);
     assert!(matches!(
         build(none),
         BlocksError::PoolSize { blocks: 0, .. }
@@ -390,10 +374,7 @@ fn settings_that_contradict_themselves_are_refused() {
         tenant: TenantId(3),
         blocks,
     };
-    let with = |quotas| PoolSettings {
-        quotas,
-        ..PoolSettings::default()
-    };
+    let with = |quotas| PoolSettings::new().quotas(quotas);
     let tenant = TenantId(3);
     assert_eq!(
         build(with(vec![quota(0)])),
@@ -422,13 +403,7 @@ fn settings_are_plain_data_with_defaults() {
 
 #[test]
 fn policies_learn_outside_of_their_locks() {
-    let pool = pool_of(
-        PoolSettings {
-            blocks: 64,
-            ..PoolSettings::default()
-        },
-        PolicyKind::Gittins,
-    );
+    let pool = pool_of(PoolSettings::new().blocks(64), PolicyKind::Gittins);
     let mut studied = false;
     for round in 0..400_u16 {
         let number = u8::try_from(round % 7).unwrap();

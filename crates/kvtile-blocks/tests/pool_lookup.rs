@@ -29,10 +29,7 @@ fn store(pool: &Arc<BlockPool>, keys: &[BlockKey]) -> PinnedBlocks {
 #[test]
 fn pitfall_26_keys_that_differ_in_any_one_bit_are_different_blocks() {
     let base = 0x0123_4567_89ab_cdef_0f1e_2d3c_4b5a_6978;
-    let settings = PoolSettings {
-        blocks: 129,
-        ..PoolSettings::default()
-    };
+    let settings = PoolSettings::new().blocks(129);
     let policy = PolicySettings::default();
     let pool = BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap();
     let neighbours = (0..128).map(|bit| key(base ^ (1 << bit)));
@@ -62,10 +59,7 @@ fn pitfall_26_keys_that_differ_in_any_one_bit_are_different_blocks() {
 fn has_and_pin_answer_for_each_key_and_are_no_use_of_a_block() {
     for kind in PolicyKind::ALL {
         let policy = PolicySettings::from(kind);
-        let settings = PoolSettings {
-            blocks: 6,
-            ..PoolSettings::default()
-        };
+        let settings = PoolSettings::new().blocks(6);
         let pool = BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap();
         drop(store(&pool, &[key(1)]));
         drop(store(&pool, &[key(2)]));
@@ -164,12 +158,8 @@ impl EvictionPolicy for SignallingPolicy {
 /// Pitfalls 30 and 33: one global lock, which lookups and releases wait for.
 #[test]
 fn pitfall_30_33_finding_and_releasing_do_not_wait_for_an_eviction() {
-    let settings = PoolSettings {
-        blocks: 8,
-        // Full after the first visit: a later visit is counted as lost, and does not wait.
-        visit_queue_blocks: 4,
-        ..PoolSettings::default()
-    };
+    // Full after the first visit: a later visit is counted as lost, and does not wait.
+    let settings = PoolSettings::new().blocks(8).visit_queue_blocks(4);
     let (begun, has_begun) = channel();
     let (tell, go_on) = channel();
     let mut ends = Some((begun, go_on));

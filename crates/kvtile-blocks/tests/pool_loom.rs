@@ -112,25 +112,19 @@ fn key(number: u8) -> BlockKey {
 }
 
 fn pool(blocks: usize) -> Arc<BlockPool> {
-    let settings = PoolSettings {
-        blocks,
-        visit_queue_blocks: 2,
-        ..PoolSettings::default()
-    };
+    let settings = PoolSettings::new().blocks(blocks).visit_queue_blocks(2);
     BlockPool::new(settings, |_| Box::new(Fifo::default())).unwrap()
 }
 
 /// Two tenants; the second one has a policy of its own.
 fn pool_of_two() -> Arc<BlockPool> {
-    let settings = PoolSettings {
-        blocks: 2,
-        quotas: vec![TenantQuota {
+    let settings = PoolSettings::new()
+        .blocks(2)
+        .quotas(vec![TenantQuota {
             tenant: TenantId(1),
             blocks: 1,
-        }],
-        visit_queue_blocks: 2,
-        ..PoolSettings::default()
-    };
+        }])
+        .visit_queue_blocks(2);
     BlockPool::new(settings, |_| Box::new(Fifo::default())).unwrap()
 }
 

@@ -73,10 +73,7 @@ fn request(pool: &std::sync::Arc<BlockPool>, keys: &[BlockKey]) {
 #[test]
 fn bookkeeping_of_a_cached_block_is_within_its_bytes_with_its_policy() {
     for kind in PolicyKind::ALL {
-        let settings = PoolSettings {
-            blocks: BLOCKS,
-            ..PoolSettings::default()
-        };
+        let settings = PoolSettings::new().blocks(BLOCKS);
         let chains: Vec<_> = (0..3 * BLOCKS / CHAIN).map(chain).collect();
         let before = BYTES.get();
         let policy = PolicySettings::from(kind);
@@ -95,10 +92,7 @@ fn bookkeeping_of_a_cached_block_is_within_its_bytes_with_its_policy() {
 #[test]
 fn a_full_pool_allocates_for_batches_and_not_for_blocks() {
     for kind in PolicyKind::ALL {
-        let settings = PoolSettings {
-            blocks: 64 * CHAIN,
-            ..PoolSettings::default()
-        };
+        let settings = PoolSettings::new().blocks(64 * CHAIN);
         let policy = PolicySettings::from(kind);
         let pool = BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap();
         let chains: Vec<_> = (0..1_024).map(chain).collect();

@@ -464,11 +464,7 @@ fn run(kind: PolicyKind, seed: u64, settings: &PoolSettings) {
 }
 
 fn settings() -> PoolSettings {
-    PoolSettings {
-        blocks: BLOCKS,
-        visit_queue_blocks: 16,
-        ..PoolSettings::default()
-    }
+    PoolSettings::new().blocks(BLOCKS).visit_queue_blocks(16)
 }
 
 #[test]
@@ -483,10 +479,7 @@ fn a_pool_does_what_the_model_does_with_every_policy() {
 #[test]
 fn a_pool_that_refuses_duplicates_does_what_the_model_does() {
     for (kind, seed) in PolicyKind::ALL.into_iter().zip(100..) {
-        let settings = PoolSettings {
-            duplicates: DuplicateHandling::Refuse,
-            ..settings()
-        };
+        let settings = settings().duplicates(DuplicateHandling::Refuse);
         run(kind, seed, &settings);
     }
 }
@@ -498,10 +491,7 @@ fn a_pool_with_quotas_does_what_the_model_does_and_no_tenant_is_over_its_quota()
             tenant: TenantId(tenant),
             blocks,
         };
-        let settings = PoolSettings {
-            quotas: vec![quota(1, 12), quota(2, 20)],
-            ..settings()
-        };
+        let settings = settings().quotas(vec![quota(1, 12), quota(2, 20)]);
         for kind in PolicyKind::ALL {
             run(kind, seed, &settings);
         }

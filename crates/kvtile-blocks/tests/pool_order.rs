@@ -29,11 +29,7 @@ fn key(number: u64, position: u64) -> BlockKey {
 }
 
 fn filled(kind: PolicyKind, quotas: Vec<TenantQuota>, seed: u64) -> Arc<BlockPool> {
-    let settings = PoolSettings {
-        blocks: 60,
-        quotas,
-        ..PoolSettings::default()
-    };
+    let settings = PoolSettings::new().blocks(60).quotas(quotas);
     let policy = PolicySettings::from(kind);
     let pool = BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap();
     let mut random = SplitMix64::new(seed);

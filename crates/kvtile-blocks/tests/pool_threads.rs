@@ -102,11 +102,7 @@ fn run(kind: PolicyKind, seed: u64, removing: bool) {
         tier: TierId::HOST,
         group: GroupId(4),
     };
-    let settings = PoolSettings {
-        blocks: BLOCKS,
-        visit_queue_blocks: 32,
-        ..PoolSettings::default()
-    };
+    let settings = PoolSettings::new().blocks(BLOCKS).visit_queue_blocks(32);
     let policy = PolicySettings::from(kind);
     let pool = BlockPool::with_events(settings, |blocks| policy.build(blocks), sink).unwrap();
     std::thread::scope(|scope| {
@@ -138,10 +134,7 @@ fn threads_find_stored_blocks_and_every_event_is_in_order() {
 #[test]
 fn guards_give_their_blocks_back_while_their_thread_panics() {
     let policy = PolicySettings::default();
-    let settings = PoolSettings {
-        blocks: BLOCKS,
-        ..PoolSettings::default()
-    };
+    let settings = PoolSettings::new().blocks(BLOCKS);
     let pool = BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap();
     let theirs = Arc::clone(&pool);
     let thread = std::thread::spawn(move || {

@@ -63,11 +63,10 @@ impl TokenHasher {
                 of_identity,
             }));
         }
-        let settings = KeySettings {
-            profile: options.profile,
-            page_size,
-            salt: options.salt.clone(),
-        };
+        let settings = KeySettings::new()
+            .profile(options.profile)
+            .page_size(page_size)
+            .salt(&options.salt);
         let hasher = BlockHasher::new(&settings, identity.fingerprint().as_bytes())?;
         Ok(TokenHasher { hasher })
     }
@@ -195,10 +194,7 @@ mod tests {
         assert_eq!(hasher.page_size(), 4);
         let tokens: Vec<u32> = (0..11).collect();
         let mut expected = Vec::new();
-        let settings = KeySettings {
-            page_size: 4,
-            ..KeySettings::default()
-        };
+        let settings = KeySettings::new().page_size(4);
         let plain = BlockHasher::new(&settings, identity(4).fingerprint().as_bytes()).unwrap();
         plain.keys(None, &tokens, &mut expected);
         assert_eq!(hasher.keys(&tokens), expected);

@@ -394,10 +394,7 @@ impl ReplayTarget for OneByOnePool {
 
 fn hits_one_by_one(trace: &Trace, kind: PolicyKind, capacity: u32) -> u64 {
     let policy = PolicySettings::from(kind);
-    let settings = PoolSettings {
-        blocks: usize::try_from(capacity).unwrap(),
-        ..PoolSettings::default()
-    };
+    let settings = PoolSettings::new().blocks(usize::try_from(capacity).unwrap());
     let pool = BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap();
     let mut target = OneByOnePool { pool };
     let totals = replay(trace, &mut target, &mut |_| {}).unwrap();

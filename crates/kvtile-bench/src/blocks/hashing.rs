@@ -42,11 +42,7 @@ pub(super) fn rows(rounds: u32) -> Result<Vec<HashRow>, BlocksError> {
             KeyProfile::Xxh3,
             KeyProfile::Router { seed: 1337 },
         ] {
-            let settings = KeySettings {
-                profile,
-                page_size,
-                ..KeySettings::default()
-            };
+            let settings = KeySettings::new().profile(profile).page_size(page_size);
             cells.push((
                 BlockHasher::new(&settings, b"benchmark")?,
                 RoundTimes::default(),

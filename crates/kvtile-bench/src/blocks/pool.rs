@@ -74,10 +74,7 @@ fn key(block: u64, salt: u64) -> BlockKey {
 }
 
 pub(super) fn new_pool(policy: PolicyKind, blocks: usize) -> Result<Arc<BlockPool>, BlocksError> {
-    let settings = PoolSettings {
-        blocks,
-        ..PoolSettings::default()
-    };
+    let settings = PoolSettings::new().blocks(blocks);
     let policy = PolicySettings::from(policy);
     BlockPool::new(settings, |blocks| policy.build(blocks))
 }

@@ -79,10 +79,7 @@ impl StoreUnderTest {
         let slots = 2 * u64::from(blocks) + 8;
         let places = slots + slots / 32;
         let capacity = places * (block_bytes.next_multiple_of(PAGE as u64) + 64) + (64 << 10);
-        let settings = SlotStoreSettings {
-            preallocate: true,
-            ..SlotStoreSettings::new(capacity)
-        };
+        let settings = SlotStoreSettings::new(capacity).preallocate(true);
         let (store, _) =
             SlotStore::create_or_open(&folder.join("store"), &settings, &identity(block_bytes)?)?;
         let mut content = AlignedBuffer::new(all, PAGE)?;

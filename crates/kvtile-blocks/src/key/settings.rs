@@ -44,6 +44,7 @@ impl KeyProfile {
 /// The settings of key derivation.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct KeySettings {
     /// The hash.
     pub profile: KeyProfile,
@@ -52,6 +53,35 @@ pub struct KeySettings {
     /// Separates tenants: a lookup finds only blocks of the same salt. Empty for a cache without
     /// tenant separation.
     pub salt: String,
+}
+
+impl KeySettings {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> KeySettings {
+        KeySettings::default()
+    }
+
+    /// Sets [`profile`](Self::profile).
+    #[must_use]
+    pub fn profile(mut self, profile: KeyProfile) -> KeySettings {
+        self.profile = profile;
+        self
+    }
+
+    /// Sets [`page_size`](Self::page_size).
+    #[must_use]
+    pub fn page_size(mut self, page_size: usize) -> KeySettings {
+        self.page_size = page_size;
+        self
+    }
+
+    /// Sets [`salt`](Self::salt).
+    #[must_use]
+    pub fn salt(mut self, salt: impl Into<String>) -> KeySettings {
+        self.salt = salt.into();
+        self
+    }
 }
 
 impl Default for KeySettings {

@@ -46,6 +46,7 @@ pub struct TenantQuota {
 /// The settings of a [`BlockPool`](super::BlockPool).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct PoolSettings {
     /// The number of blocks, 1 to [`POOL_BLOCKS_MAX`]; their ids are `0..blocks`.
     pub blocks: usize,
@@ -70,6 +71,40 @@ impl Default for PoolSettings {
 }
 
 impl PoolSettings {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> PoolSettings {
+        PoolSettings::default()
+    }
+
+    /// Sets [`blocks`](Self::blocks).
+    #[must_use]
+    pub fn blocks(mut self, blocks: usize) -> PoolSettings {
+        self.blocks = blocks;
+        self
+    }
+
+    /// Sets [`duplicates`](Self::duplicates).
+    #[must_use]
+    pub fn duplicates(mut self, duplicates: DuplicateHandling) -> PoolSettings {
+        self.duplicates = duplicates;
+        self
+    }
+
+    /// Sets [`quotas`](Self::quotas).
+    #[must_use]
+    pub fn quotas(mut self, quotas: Vec<TenantQuota>) -> PoolSettings {
+        self.quotas = quotas;
+        self
+    }
+
+    /// Sets [`visit_queue_blocks`](Self::visit_queue_blocks).
+    #[must_use]
+    pub fn visit_queue_blocks(mut self, visit_queue_blocks: usize) -> PoolSettings {
+        self.visit_queue_blocks = visit_queue_blocks;
+        self
+    }
+
     pub(super) fn validate(&self) -> Result<(), BlocksError> {
         if self.blocks == 0 || self.blocks > POOL_BLOCKS_MAX {
             return Err(BlocksError::PoolSize {

@@ -5,11 +5,7 @@ use crate::key::{KeyProfile, KeySettings};
 use kvtile_random::SplitMix64;
 
 fn hasher(profile: KeyProfile, page_size: usize) -> BlockHasher {
-    let settings = KeySettings {
-        profile,
-        page_size,
-        ..KeySettings::default()
-    };
+    let settings = KeySettings::new().profile(profile).page_size(page_size);
     BlockHasher::new(&settings, b"model").unwrap()
 }
 

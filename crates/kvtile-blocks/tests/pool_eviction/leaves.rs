@@ -205,14 +205,10 @@ fn ancestors_of_a_pinned_block_stay_and_are_evicted_after_it() {
 fn a_tenant_at_its_quota_gives_up_its_own_leaves_and_no_block_that_another_tenant_builds_on() {
     for kind in PolicyKind::ALL {
         let policy = PolicySettings::from(kind);
-        let settings = PoolSettings {
-            blocks: 16,
-            quotas: vec![TenantQuota {
-                tenant: TenantId(1),
-                blocks: 4,
-            }],
-            ..PoolSettings::default()
-        };
+        let settings = PoolSettings::new().blocks(16).quotas(vec![TenantQuota {
+            tenant: TenantId(1),
+            blocks: 4,
+        }]);
         let pool = BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap();
         let (mine, others) = (chain(1, 4), chain(2, 3));
         put(&pool, 1, &mine, None);

@@ -43,10 +43,7 @@ fn pool(blocks: usize) -> Arc<BlockPool> {
 
 fn pool_with(blocks: usize, kind: PolicyKind) -> Arc<BlockPool> {
     let policy = PolicySettings::from(kind);
-    let settings = PoolSettings {
-        blocks,
-        ..PoolSettings::default()
-    };
+    let settings = PoolSettings::new().blocks(blocks);
     BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap()
 }
 

@@ -115,10 +115,7 @@ fn evicting_a_long_chain_takes_as_many_steps_as_it_has_blocks() {
     for kind in PolicyKind::ALL {
         let count = Arc::new(AtomicUsize::new(0));
         let policy = PolicySettings::from(kind);
-        let settings = PoolSettings {
-            blocks: LENGTH,
-            ..PoolSettings::default()
-        };
+        let settings = PoolSettings::new().blocks(LENGTH);
         let pool = BlockPool::new(settings, |blocks| {
             let (inner, count) = (policy.build(blocks), Arc::clone(&count));
             Box::new(RefusalCounter { inner, count })

@@ -85,11 +85,10 @@ struct ConvertReport<'a> {
 }
 
 pub(super) fn run(args: &ConvertArgs) -> Result<(), CliError> {
-    let settings = ConvertSettings {
-        layout: Some(parse(&args.layout)?),
-        stored_layout: args.stored_layout.as_deref().map(parse).transpose()?,
-        capacity_bytes: args.capacity,
-    };
+    let settings = ConvertSettings::new()
+        .layout(parse(&args.layout)?)
+        .stored_layout(args.stored_layout.as_deref().map(parse).transpose()?)
+        .capacity_bytes(args.capacity);
     let bar = output::progress(0, "copying blocks");
     let mut progress = |ConvertProgress { blocks, of, .. }| {
         bar.set_length(of as u64);

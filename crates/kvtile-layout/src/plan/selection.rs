@@ -104,6 +104,7 @@ impl RangePair {
 
 /// The settings of a plan, without its blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct PlanSettings {
     /// Layers; `None` copies all, which both sides must hold alike.
     pub layers: Option<RangePair>,
@@ -111,6 +112,35 @@ pub struct PlanSettings {
     pub heads: Option<RangePair>,
     /// Sort the runs by the source instead of the destination, for a file as source.
     pub source_order: bool,
+}
+
+impl PlanSettings {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> PlanSettings {
+        PlanSettings::default()
+    }
+
+    /// Sets [`layers`](Self::layers).
+    #[must_use]
+    pub fn layers(mut self, layers: impl Into<Option<RangePair>>) -> PlanSettings {
+        self.layers = layers.into();
+        self
+    }
+
+    /// Sets [`heads`](Self::heads).
+    #[must_use]
+    pub fn heads(mut self, heads: impl Into<Option<RangePair>>) -> PlanSettings {
+        self.heads = heads.into();
+        self
+    }
+
+    /// Sets [`source_order`](Self::source_order).
+    #[must_use]
+    pub fn source_order(mut self, source_order: bool) -> PlanSettings {
+        self.source_order = source_order;
+        self
+    }
 }
 
 /// The selection of a copy. An empty list of pairs is an error. A missing range selects the whole

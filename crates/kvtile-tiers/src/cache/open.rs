@@ -249,11 +249,9 @@ fn host_pool(
     blocks: u32,
     events: &Arc<EventLog>,
 ) -> Result<Arc<BlockPool>, TierError> {
-    let pool = PoolSettings {
-        blocks: blocks as usize,
-        quotas: settings.quotas.clone(),
-        ..PoolSettings::default()
-    };
+    let pool = PoolSettings::new()
+        .blocks(blocks as usize)
+        .quotas(settings.quotas.clone());
     let sink = EventSink {
         log: Arc::clone(events),
         tier: TierId::HOST,

@@ -62,6 +62,41 @@ impl DiskSettings {
             answer_within: self.answer_within,
         }
     }
+
+    /// Sets [`name`](Self::name).
+    #[must_use]
+    pub fn name(mut self, name: impl Into<Option<String>>) -> DiskSettings {
+        self.name = name.into();
+        self
+    }
+
+    /// Sets [`writes`](Self::writes).
+    #[must_use]
+    pub fn writes(mut self, writes: TierWrites) -> DiskSettings {
+        self.writes = writes;
+        self
+    }
+
+    /// Sets [`policy`](Self::policy).
+    #[must_use]
+    pub fn policy(mut self, policy: PolicyKind) -> DiskSettings {
+        self.policy = policy;
+        self
+    }
+
+    /// Sets [`close_within`](Self::close_within).
+    #[must_use]
+    pub fn close_within(mut self, close_within: Duration) -> DiskSettings {
+        self.close_within = close_within;
+        self
+    }
+
+    /// Sets [`answer_within`](Self::answer_within).
+    #[must_use]
+    pub fn answer_within(mut self, answer_within: Duration) -> DiskSettings {
+        self.answer_within = answer_within;
+        self
+    }
 }
 
 fn close_within() -> Duration {

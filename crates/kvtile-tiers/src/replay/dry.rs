@@ -25,10 +25,7 @@ impl DryCache {
     /// # Errors
     /// The pool's errors: a capacity of 0, or above its maximum.
     pub fn new(policy: &PolicySettings, capacity: u32) -> Result<DryCache, TierError> {
-        let settings = PoolSettings {
-            blocks: capacity as usize,
-            ..PoolSettings::default()
-        };
+        let settings = PoolSettings::new().blocks(capacity as usize);
         let pool = BlockPool::new(settings, |blocks| policy.build(blocks))?;
         let keys = Vec::new();
         Ok(DryCache { pool, keys })

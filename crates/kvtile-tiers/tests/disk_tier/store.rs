@@ -29,11 +29,9 @@ fn blocks_are_recovered_after_a_restart_with_parents_before_children() {
     for direct_io in [true, false] {
         let path = folder.path().join(format!("tier-{direct_io}"));
         let identity = usual();
-        let settings = SlotStoreSettings {
-            direct_io,
-            preallocate: !direct_io,
-            ..room_for(20, &identity)
-        };
+        let settings = room_for(20, &identity)
+            .direct_io(direct_io)
+            .preallocate(!direct_io);
         let (store, recovered) = SlotStore::create_or_open(&path, &settings, &identity).unwrap();
         assert!(recovered.created && recovered.entries.is_empty());
         assert_eq!(store.slots(), 19);
@@ -271,10 +269,7 @@ fn all_files_together_stay_within_the_capacity_to_the_byte() {
     for preallocate in [false, true] {
         for capacity_bytes in [20 * slot, 20 * slot + 4095, 21 * slot - 1, 30 * slot] {
             let folder = tempfile::tempdir().unwrap();
-            let settings = SlotStoreSettings {
-                preallocate,
-                ..SlotStoreSettings::new(capacity_bytes)
-            };
+            let settings = SlotStoreSettings::new(capacity_bytes).preallocate(preallocate);
             let (store, _) =
                 SlotStore::create_or_open(folder.path(), &settings, &identity).unwrap();
             store_chain(&store, &identity, 0, u64::from(store.slots()));

@@ -41,10 +41,7 @@ impl BlockSpans {
                 &layout.shape().with_num_blocks(1)?,
             )?),
         };
-        let settings = PlanSettings {
-            source_order: true,
-            ..PlanSettings::default()
-        };
+        let settings = PlanSettings::new().source_order(true);
         Ok(BlockSpans {
             planner: CopyPlanner::new(Arc::clone(layout), to, settings)?,
             page_size: layout.shape().page_size(),

@@ -68,11 +68,10 @@ impl TransferRoute {
         }
         let lane = lanes.between((source, destination))?;
         let planning = lane.lane().planning((source, destination));
-        let settings = PlanSettings {
-            layers: key.layers,
-            heads: key.heads,
-            source_order: planning.source_order,
-        };
+        let settings = PlanSettings::new()
+            .layers(key.layers)
+            .heads(key.heads)
+            .source_order(planning.source_order);
         let layouts = (
             Arc::clone(source.layout()),
             Arc::clone(destination.layout()),

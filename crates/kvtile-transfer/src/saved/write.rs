@@ -26,6 +26,7 @@ use crate::{
 
 /// Options of a save.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct SaveOptions {
     /// The logical identity of the blocks.
     pub identity: Identity,
@@ -59,6 +60,41 @@ impl SaveOptions {
             replace: false,
             verify: false,
         })
+    }
+
+    /// Sets [`word`](Self::word).
+    #[must_use]
+    pub fn word(mut self, word: Word) -> SaveOptions {
+        self.word = word;
+        self
+    }
+
+    /// Sets [`alignment`](Self::alignment).
+    #[must_use]
+    pub fn alignment(mut self, alignment: u64) -> SaveOptions {
+        self.alignment = alignment;
+        self
+    }
+
+    /// Sets [`notes`](Self::notes).
+    #[must_use]
+    pub fn notes(mut self, notes: BTreeMap<String, String>) -> SaveOptions {
+        self.notes = notes;
+        self
+    }
+
+    /// Sets [`replace`](Self::replace).
+    #[must_use]
+    pub fn replace(mut self, replace: bool) -> SaveOptions {
+        self.replace = replace;
+        self
+    }
+
+    /// Sets [`verify`](Self::verify).
+    #[must_use]
+    pub fn verify(mut self, verify: bool) -> SaveOptions {
+        self.verify = verify;
+        self
     }
 }
 

@@ -43,6 +43,7 @@ use crate::error::{ConvertError, TierError};
 
 /// The settings of a conversion.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct ConvertSettings {
     /// The layout of the blocks in the new folder (default:
     /// [`STORAGE_WORD`](crate::tier::STORAGE_WORD)).
@@ -53,6 +54,35 @@ pub struct ConvertSettings {
     /// The most bytes that all files of the new folder may take (default: the source's capacity, or
     /// more if the same number of slots needs more).
     pub capacity_bytes: Option<u64>,
+}
+
+impl ConvertSettings {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> ConvertSettings {
+        ConvertSettings::default()
+    }
+
+    /// Sets [`layout`](Self::layout).
+    #[must_use]
+    pub fn layout(mut self, layout: impl Into<Option<Word>>) -> ConvertSettings {
+        self.layout = layout.into();
+        self
+    }
+
+    /// Sets [`stored_layout`](Self::stored_layout).
+    #[must_use]
+    pub fn stored_layout(mut self, stored_layout: impl Into<Option<Word>>) -> ConvertSettings {
+        self.stored_layout = stored_layout.into();
+        self
+    }
+
+    /// Sets [`capacity_bytes`](Self::capacity_bytes).
+    #[must_use]
+    pub fn capacity_bytes(mut self, capacity_bytes: impl Into<Option<u64>>) -> ConvertSettings {
+        self.capacity_bytes = capacity_bytes.into();
+        self
+    }
 }
 
 /// Copies every intact block of the folder `from` to the new folder `to`, in the current format.

@@ -79,6 +79,7 @@ pub struct SlotStore {
 
 /// Settings of a slot store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SlotStoreSettings {
     /// The most bytes that all files of the folder may take. Opening a folder with another capacity
     /// resizes it; blocks that no longer fit are dropped.
@@ -99,6 +100,20 @@ impl SlotStoreSettings {
             direct_io: true,
             preallocate: false,
         }
+    }
+
+    /// Sets [`direct_io`](Self::direct_io).
+    #[must_use]
+    pub fn direct_io(mut self, direct_io: bool) -> SlotStoreSettings {
+        self.direct_io = direct_io;
+        self
+    }
+
+    /// Sets [`preallocate`](Self::preallocate).
+    #[must_use]
+    pub fn preallocate(mut self, preallocate: bool) -> SlotStoreSettings {
+        self.preallocate = preallocate;
+        self
     }
 }
 

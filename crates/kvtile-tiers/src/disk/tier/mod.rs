@@ -225,10 +225,7 @@ impl DiskTier {
                 recovered.dropped
             );
         }
-        let pool = PoolSettings {
-            blocks: store.slots() as usize,
-            ..PoolSettings::default()
-        };
+        let pool = PoolSettings::new().blocks(store.slots() as usize);
         let policy = |blocks| PolicySettings::from(settings.policy).build(blocks);
         let sink = EventSink {
             log: Arc::clone(&context.events),

@@ -104,10 +104,7 @@ fn content_of(number: u64, word: &str, extent: &dyn Fn(char) -> u64) -> Vec<u8> 
 }
 
 fn settings(word: Option<&str>) -> ConvertSettings {
-    ConvertSettings {
-        layout: word.map(|word| word.parse().unwrap()),
-        ..ConvertSettings::default()
-    }
+    ConvertSettings::new().layout(word.map(|word| word.parse().unwrap()))
 }
 
 fn run(from: &Path, to: &Path, settings: &ConvertSettings) -> Result<ConversionReport, TierError> {

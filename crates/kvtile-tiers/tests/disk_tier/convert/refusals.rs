@@ -103,10 +103,7 @@ fn a_capacity_that_is_too_small_is_refused_with_the_needed_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let from = version_1(folder.path());
     let to = folder.path().join("to");
-    let with = |capacity_bytes| ConvertSettings {
-        capacity_bytes: Some(capacity_bytes),
-        ..settings(Some("BHLKNC"))
-    };
+    let with = |bytes: u64| settings(Some("BHLKNC")).capacity_bytes(bytes);
     let error = refused(&from, &to, &with(20_000));
     let TierError::Convert(ConvertError::BlocksDoNotFit {
         blocks,
