@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
 import mmap
+import sys
 import weakref
 
 import ml_dtypes
@@ -32,6 +34,32 @@ def test_arrays_of_any_dtype_are_read() -> None:
         source = np.random.default_rng(3).integers(0, 255, dense(dtype).nbytes, dtype=np.uint8)
         source = source.view(dtype)
         assert (copied(source, dtype).view(np.uint8) == source.view(np.uint8)).all(), dtype
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("uint8", ctypes.c_ubyte), ("float32", ctypes.c_float), ("int16", ctypes.c_short)])
+def test_native_byte_order_is_native_however_it_is_spelled(dtype: str, kind: type) -> None:
+    """ctypes writes the order of the machine before the format: ``<B``, ``<f``."""
+    plain = shape(dtype)
+    size = plain.block_bytes * 5
+    elements = kind * (size // ctypes.sizeof(kind))
+    source = elements.from_buffer_copy(np.random.default_rng(4).bytes(size))
+    target, back = elements(), np.zeros(size // ctypes.sizeof(kind), dtype)
+    assert memoryview(source).format[0] in "<>"
+    layouts = [
+        kvtile.Layout(word, shape=plain, tensors=tensors)
+        for word, tensors in [("BLKNHC", source), ("BHLKNC", target), ("BLKNHC", back)]
+    ]
+    kvtile.copy_blocks(layouts[0], layouts[1], range(5))
+    kvtile.copy_blocks(layouts[1], layouts[2], range(5))
+    assert back.tobytes() == bytes(source) != bytes(target)
+
+
+def test_foreign_byte_order_is_refused() -> None:
+    plain = shape()
+    foreign = ctypes.c_float.__ctype_be__ if sys.byteorder == "little" else ctypes.c_float.__ctype_le__
+    for tensors in [(foreign * (plain.block_bytes * 5 // 4))(), np.zeros(plain.block_bytes * 5 // 4, "f4").view(">f4")]:
+        with pytest.raises(kvtile.TensorError, match="native|byte order"):
+            kvtile.Layout("BLKNHC", shape=plain, tensors=tensors)
 
 
 def test_buffers_are_read_and_written() -> None:

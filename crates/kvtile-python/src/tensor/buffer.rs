@@ -41,9 +41,22 @@ pub(super) fn describe(
     })))
 }
 
-/// The unit of a `struct` format in native byte order.
+/// The unit of a `struct` format in native byte order, which has several spellings: no prefix, `@`, `=`, and the
+/// prefix of this machine's order, which ctypes uses. An element of one byte has no order.
 fn unit(format: &str, bytes: u64) -> Option<Unit> {
-    let kind = match format.strip_prefix('@').unwrap_or(format) {
+    let (prefix, kind) = match format.strip_prefix(['@', '=', '<', '>', '!']) {
+        Some(kind) => (format.strip_suffix(kind)?, kind),
+        None => ("", format),
+    };
+    let is_native = match prefix {
+        "<" => cfg!(target_endian = "little"),
+        ">" | "!" => cfg!(target_endian = "big"),
+        _ => true,
+    };
+    if !is_native && bytes != 1 {
+        return None;
+    }
+    let kind = match kind {
         "e" | "f" | "d" => "float",
         "b" | "h" | "i" | "l" | "q" | "n" => "int",
         "c" | "B" | "H" | "I" | "L" | "Q" | "N" => "uint",
