@@ -54,6 +54,27 @@ def test_native_byte_order_is_native_however_it_is_spelled(dtype: str, kind: typ
     assert back.tobytes() == bytes(source) != bytes(target)
 
 
+@pytest.mark.parametrize(("word", "planes", "sizes"), [
+    ("LK|BNHC", {"k": {"H": 2, "C": 192}, "v": {"H": 2, "C": 128}}, [(5, 4, 2, 192), (5, 4, 2, 128)]),
+    ("LK|BNC", {"c": {"C": 512}, "r": {"C": 64}}, [(5, 4, 512), (5, 4, 64)]),
+])
+def test_planes_of_unequal_width_are_tensors_of_unequal_shape(word: str, planes: dict, sizes: list[tuple[int, ...]]) -> None:
+    unequal = kvtile.Shape(
+        num_blocks=5, num_layers=2, page_size=4,
+        planes=[kvtile.Plane(name, "float16", **extents) for name, extents in planes.items()],
+    )
+    numbers = np.random.default_rng(3)
+    engine = [numbers.random(size, dtype="float32").astype("float16") for _ in range(2) for size in sizes]
+    stored = np.zeros(unequal.block_bytes * 5 // 2, "float16")
+    src = kvtile.Layout(word, shape=unequal, tensors=engine)
+    kvtile.copy_blocks(src, kvtile.Layout("BLK" + word[4:], shape=unequal, tensors=stored), range(5))
+    expected = [engine[2 * layer + plane][block].ravel() for block in range(5) for layer in range(2) for plane in range(2)]
+    assert (stored == np.concatenate(expected)).all()
+    assert kvtile.Identity("m", "1", unequal) == kvtile.Identity("m", "1", unequal)
+    with pytest.raises(kvtile.TensorError, match="tensors of one plane"):
+        kvtile.Layout(word, shape=unequal, tensors=[engine[0], engine[1], engine[2], engine[3].reshape(5, -1)])
+
+
 def test_foreign_byte_order_is_refused() -> None:
     plain = shape()
     foreign = ctypes.c_float.__ctype_be__ if sys.byteorder == "little" else ctypes.c_float.__ctype_le__

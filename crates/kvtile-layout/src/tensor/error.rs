@@ -132,10 +132,14 @@ pub enum TensorError {
         tensor: usize,
     },
     /// A tensor whose sizes, strides or elements differ from those of tensor 0.
-    #[error("tensor {tensor} is {found}, tensor 0 is {expected}; they must have one shape")]
+    #[error(
+        "tensor {tensor} is {found}, tensor {first} is {expected}; tensors of one plane must have one shape"
+    )]
     ShapesDiffer {
         /// The tensor.
         tensor: usize,
+        /// The tensor that it is compared with.
+        first: usize,
         /// The properties of the tensor.
         found: String,
         /// The properties of tensor 0.

@@ -48,17 +48,18 @@ pub(super) fn check_dimensions(
 /// Refuses tensors whose sizes are a permutation of the word's in another order. Sizes that are no
 /// such permutation are accepted, and so are sizes that match one of several planes in this order.
 pub(super) fn check_sizes(
-    view: &TensorView,
+    tensors: &[TensorView],
     word: &Word,
     dense: &StridedLayout,
 ) -> Result<(), LayoutError> {
     let mut regions: Vec<u64> = dense.pieces().iter().map(PlanePiece::region).collect();
     regions.sort_unstable();
     regions.dedup();
-    let refused = regions
-        .iter()
-        .find_map(|&region| other_order(view, region, dense));
-    let Some(axes) = refused else {
+    let refused = regions.iter().find_map(|&region| {
+        let view = tensors.get(usize::try_from(region).ok()?)?;
+        Some((view, other_order(view, region, dense)?))
+    });
+    let Some((view, axes)) = refused else {
         // Every region has one reading.
         return Ok(());
     };

@@ -45,6 +45,7 @@ pub fn validate_tensor_shapes(
         if !same {
             return Err(TensorError::ShapesDiffer {
                 tensor,
+                first: 0,
                 found: describe(view),
                 expected: describe(first),
             }
@@ -58,6 +59,7 @@ pub fn validate_tensor_shapes(
         if *expected != roles {
             return Err(TensorError::ShapesDiffer {
                 tensor,
+                first: 0,
                 found: reading(&roles),
                 expected: reading(expected),
             }

@@ -30,7 +30,7 @@ use crate::{
 ///
 /// # Errors
 /// The errors of [`StridedLayout::resolve`]; a number of tensors that differs from the number of
-/// regions; tensors that differ from each other or have not the bytes of their region; strides that
+/// regions; tensors of one plane that differ from each other, or have not the bytes of their region; strides that
 /// are zero, negative or overlapping; dimensions in another order than their strides, and sizes
 /// that are those of the word's axes in another order, because both allow two readings; a gap
 /// inside what the word keeps contiguous; regions at uneven distances.
@@ -43,26 +43,28 @@ pub fn word_over_tensors(
 ) -> Result<StridedLayout, LayoutError> {
     let dense = StridedLayout::resolve(word, shape, 1)?;
     let needed = dense.region_bytes().len();
-    let Some(first) = tensors.first().filter(|_| tensors.len() == needed) else {
+    if tensors.len() != needed {
         return Err(TensorError::RegionTensors {
             given: tensors.len(),
             needed,
             word: word.to_string(),
         }
         .into());
-    };
+    }
     for (tensor, (view, &bytes)) in tensors.iter().zip(dense.region_bytes()).enumerate() {
         check_tensor(tensor, view)?;
-        check_alike(tensor, view, first)?;
         check_bytes(tensor, view, bytes)?;
         order::check_dimensions(tensor, view, word)?;
     }
-    order::check_sizes(first, word, &dense)?;
-    let dims = TensorDims::of(first)?;
     let mut planes = Vec::new();
     for (plane, piece) in dense.planes() {
-        planes.push(place(plane, piece, &dims, tensors)?);
+        let first = base_of(piece, tensors);
+        for region in regions_of(piece) {
+            check_alike((region, piece.region()), tensors)?;
+        }
+        planes.push(place(plane, piece, &TensorDims::of(first)?, tensors)?);
     }
+    order::check_sizes(tensors, word, &dense)?;
     let layout = StridedLayout::from_digits(shape, &planes, region_bytes, alignment)?;
     if !layout.is_injective() {
         return Err(TensorError::TensorsOverlap {
@@ -73,9 +75,38 @@ pub fn word_over_tensors(
     Ok(layout)
 }
 
-fn check_alike(tensor: usize, view: &TensorView, first: &TensorView) -> Result<(), LayoutError> {
+/// The regions that a plane occupies.
+fn regions_of(piece: &PlanePiece) -> Vec<u64> {
+    let steps = piece.digits().iter().filter(|d| !d.step.is_local());
+    steps.fold(vec![piece.region()], |regions, digit| {
+        let along = |region| (0..digit.extent).map(move |i| region + i * digit.step.regions);
+        regions.into_iter().flat_map(along).collect()
+    })
+}
+
+/// The tensor of a plane's first region.
+fn base_of<'a>(piece: &PlanePiece, tensors: &'a [TensorView]) -> &'a TensorView {
+    match tensor_of(tensors, piece.region()) {
+        Some(view) => view,
+        None => broken(format_args!(
+            "region {} of {} tensors",
+            piece.region(),
+            tensors.len()
+        )),
+    }
+}
+
+/// Refuses a tensor of a plane that differs from the plane's first one.
+fn check_alike((tensor, first): (u64, u64), tensors: &[TensorView]) -> Result<(), LayoutError> {
+    let (Some(view), Some(expected)) = (tensor_of(tensors, tensor), tensor_of(tensors, first))
+    else {
+        broken(format_args!(
+            "regions {tensor} and {first} of {} tensors",
+            tensors.len()
+        ))
+    };
     let numbers = |v: &TensorView| (v.shape.clone(), v.strides.clone(), v.element_bytes);
-    if numbers(view) == numbers(first) {
+    if numbers(view) == numbers(expected) {
         return Ok(());
     }
     let text = |v: &TensorView| {
@@ -83,9 +114,10 @@ fn check_alike(tensor: usize, view: &TensorView, first: &TensorView) -> Result<(
         format!("{sizes:?} with strides {strides:?} of {bytes} bytes an element")
     };
     Err(TensorError::ShapesDiffer {
-        tensor,
+        tensor: usize::try_from(tensor).unwrap_or(usize::MAX),
+        first: usize::try_from(first).unwrap_or(usize::MAX),
         found: text(view),
-        expected: text(first),
+        expected: text(expected),
     }
     .into())
 }
@@ -226,13 +258,7 @@ fn place(
     {
         return Err(gap("its parts side by side".to_owned()).into());
     }
-    let Some(base) = tensor_of(tensors, piece.region()) else {
-        broken(format_args!(
-            "region {} of {} tensors",
-            piece.region(),
-            tensors.len()
-        ))
-    };
+    let base = base_of(piece, tensors);
     for digit in piece.digits().iter().filter(|d| !d.step.is_local()) {
         let step = even_step(plane, piece.region(), digit, tensors)?;
         digits.push(Digit { step, ..*digit });

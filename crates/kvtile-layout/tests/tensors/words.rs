@@ -351,3 +351,66 @@ fn layers_at_uneven_distances_of_one_region_are_refused() {
         "{refused}"
     );
 }
+
+/// Keys of 24 and values of 8 elements, or a latent and a rope part, in tensors of their own.
+#[test]
+fn planes_of_unequal_width_have_tensors_of_unequal_shape() {
+    let plane = |name, heads: u64, content| {
+        let plane = Plane::new(name, bf16()).unwrap();
+        plane.extent(Axis::H, heads).extent(Axis::C, content)
+    };
+    let shape = Shape::new(3, 2, 4, vec![plane("k", 2, 24), plane("v", 2, 8)]).unwrap();
+    let dense = resolve("LK|BNHC", &shape);
+    // Values have a gap after each token, keys have none.
+    let keys = TensorView::new(&[3, 4, 2, 24], &[192, 48, 24, 1], BF16);
+    let values = TensorView::new(&[3, 4, 2, 8], &[80, 20, 8, 1], BF16);
+    let views: Vec<TensorView> = [&keys, &values, &keys, &values]
+        .into_iter()
+        .zip(0..)
+        .map(|(view, region)| view.clone().at(region, 0))
+        .collect();
+    let bytes = [3 * 192 * 2, 3 * 80 * 2, 3 * 192 * 2, 3 * 80 * 2];
+    let word = Word::parse("LK|BNHC").unwrap();
+    let layout = word_over_tensors(&word, &shape, &views, &bytes, 1).unwrap();
+    for (plane, content) in [("k", 24), ("v", 8)] {
+        for (block, layer, token) in
+            (0..3).flat_map(|b| (0..2).flat_map(move |l| (0..4).map(move |n| (b, l, n))))
+        {
+            for (head, at) in (0..2).flat_map(|h| (0..content).map(move |c| (h, c))) {
+                let index = [Axis::B, Axis::L, Axis::N, Axis::H, Axis::C];
+                let index = index.into_iter().zip([block, layer, token, head, at]);
+                let index = index.fold(UnitIndex::new(), |all, (axis, i)| all.at(axis, i));
+                let there = dense.locate(plane, &index).unwrap();
+                let view = &views[usize::try_from(there.region).unwrap()];
+                let found = layout.locate(plane, &index).unwrap();
+                let expected = naive_place(view, there.offset / 2) * 2;
+                assert_eq!((found.region, found.offset), (there.region, expected));
+            }
+        }
+    }
+    // Tensors of one plane still have one shape.
+    let mut other = views.clone();
+    other[3] = TensorView::new(&[3, 4, 2, 8], &[64, 16, 8, 1], BF16).at(3, 0);
+    let refused = refusal(word_over_tensors(&word, &shape, &other, &bytes, 1));
+    assert!(
+        matches!(
+            refused,
+            TensorError::ShapesDiffer {
+                tensor: 3,
+                first: 1,
+                ..
+            }
+        ),
+        "{refused}"
+    );
+    // A value tensor whose sizes are the word's in another order.
+    let mut other = views;
+    for at in [1, 3] {
+        other[at] = TensorView::new(&[4, 3, 2, 8], &[48, 16, 8, 1], BF16).at(at as u64, 0);
+    }
+    let refused = refusal(word_over_tensors(&word, &shape, &other, &bytes, 1));
+    assert!(
+        matches!(refused, TensorError::SizesInOtherOrder { .. }),
+        "{refused}"
+    );
+}
