@@ -87,12 +87,6 @@ pub enum BenchError {
     /// Memory that a transfer did not release.
     #[error("memory of a finished transfer is still held")]
     StillHeld,
-    /// An unsupported number of threads.
-    #[error("transfers on {threads} threads are not supported")]
-    Threads {
-        /// The requested number.
-        threads: u32,
-    },
     /// A failed operation on a file of the system or the user.
     #[error("cannot {operation} {path}", path = .path.display())]
     File {

@@ -95,15 +95,15 @@ pub(crate) struct FileOutcome {
 
 /// Measures a cell.
 pub(crate) fn measure(
-    asked: &FileCell,
+    file_cell: &FileCell,
     settings: &BenchSettings,
     arenas: &mut Arenas,
     with_fio: bool,
 ) -> Result<FileOutcome, BenchError> {
-    let files = match FileCellLayouts::new(asked, settings)? {
+    let files = match FileCellLayouts::new(file_cell, settings)? {
         Ok(files) => files,
         Err(reason) => {
-            let left_out = Some(format!("{}: {reason}", asked.label()));
+            let left_out = Some(format!("{}: {reason}", file_cell.label()));
             return Ok(FileOutcome {
                 left_out,
                 ..FileOutcome::default()
@@ -111,19 +111,19 @@ pub(crate) fn measure(
         }
     };
     let mut outcome = FileOutcome::default();
-    let bytes = asked.cell.bytes()?;
+    let bytes = file_cell.cell.bytes()?;
     let size = usize::try_from(bytes).unwrap_or(usize::MAX);
     let mut flat = FlatCopy {
         bytes: size,
         threads: 1,
     };
-    let mut with_fio = with_fio && asked.direct;
+    let mut with_fio = with_fio && file_cell.direct;
     if with_fio {
         // Creates the file that later jobs read and overwrite.
         let first = fio::run(&files.beside(bytes, FioDirection::Write));
         outcome.left_out = first
             .err()
-            .map(|error| format!("{}: {error}", asked.label()));
+            .map(|error| format!("{}: {error}", file_cell.label()));
         with_fio = outcome.left_out.is_none();
     }
     let mut random = SplitMix64::new(settings.seed);
@@ -138,10 +138,10 @@ pub(crate) fn measure(
         let compared = if round == 0 { usize::MAX } else { SAMPLED };
         for turn in 0..3 {
             let (times, time) = match (round + turn) % 3 {
-                0 => (&mut ours, files.round(asked, &orders, compared)?),
+                0 => (&mut ours, files.round(file_cell, &orders, compared)?),
                 1 => (&mut memcpy, flat.run(arenas, &orders, 1, false)?),
                 _ if with_fio => {
-                    let time = fio::run(&files.beside(bytes, asked.direction))?;
+                    let time = fio::run(&files.beside(bytes, file_cell.direction))?;
                     (&mut others, time)
                 }
                 _ => continue,
@@ -152,8 +152,10 @@ pub(crate) fn measure(
         }
         last = Some(orders);
     }
-    let plan = last.map(|orders| plan(&asked.cell, &orders)).transpose()?;
-    let mut row = row(asked, plan.as_ref(), rounds, &ours, &memcpy)?;
+    let plan = last
+        .map(|orders| plan(&file_cell.cell, &orders))
+        .transpose()?;
+    let mut row = row(file_cell, plan.as_ref(), rounds, &ours, &memcpy)?;
     if with_fio {
         let fio = others.gb_per_s(bytes as f64);
         row.fio_gb_per_s = Some(fio);
@@ -181,7 +183,7 @@ fn plan(cell: &BenchCell, orders: &BlockOrders) -> Result<CopyPlan, BenchError> 
 
 impl FileCellLayouts {
     fn new(
-        asked: &FileCell,
+        file_cell: &FileCell,
         settings: &BenchSettings,
     ) -> Result<Result<FileCellLayouts, String>, BenchError> {
         let folder = TempDir::new_in(&settings.folder).map_err(|source| BenchError::File {
@@ -189,15 +191,15 @@ impl FileCellLayouts {
             path: settings.folder.clone(),
             source,
         })?;
-        let cell = &asked.cell;
-        let (in_file, in_memory) = match asked.direction {
+        let cell = &file_cell.cell;
+        let (in_file, in_memory) = match file_cell.direction {
             FioDirection::Read => (&cell.source, &cell.destination),
             FioDirection::Write => (&cell.destination, &cell.source),
         };
         let bytes = ArenaPacking::new(in_file)?.bytes();
-        let options = FileMemory::options().direct_io(asked.direct);
+        let options = FileMemory::options().direct_io(file_cell.direct);
         let file = Arc::new(options.create_new(folder.path().join("blocks"), bytes)?);
-        if let (true, DirectIo::Unavailable { reason }) = (asked.direct, file.direct_io()) {
+        if let (true, DirectIo::Unavailable { reason }) = (file_cell.direct, file.direct_io()) {
             return Ok(Err(reason));
         }
         let builder = |layout: &StridedLayout| {
@@ -209,7 +211,7 @@ impl FileCellLayouts {
         let region: OwnedMemoryRegion = Arc::<FileMemory>::clone(&file);
         let filed = manager.register(builder(in_file).over_memory(region).build()?)?;
         let held = manager.register(builder(in_memory).allocate_system().build()?)?;
-        let (source, destination) = match asked.direction {
+        let (source, destination) = match file_cell.direction {
             FioDirection::Read => (filed, held),
             FioDirection::Write => (held, filed),
         };
@@ -243,7 +245,7 @@ impl FileCellLayouts {
     /// One transfer of all blocks; the first `compared` are poisoned before and compared after.
     fn round(
         &self,
-        asked: &FileCell,
+        file_cell: &FileCell,
         orders: &BlockOrders,
         compared: usize,
     ) -> Result<Duration, BenchError> {
@@ -263,7 +265,7 @@ impl FileCellLayouts {
             let expected = self.manager.block_digest(self.source, from)?;
             if self.manager.block_digest(self.destination, to)? != expected {
                 return Err(BenchError::WrongCopy {
-                    row: asked.label(),
+                    row: file_cell.label(),
                     method: CopyMethod::Kvtile.name(),
                     block: to as u64,
                 });
@@ -274,18 +276,18 @@ impl FileCellLayouts {
 }
 
 fn row(
-    asked: &FileCell,
+    file_cell: &FileCell,
     plan: Option<&CopyPlan>,
     rounds: u32,
     ours: &RoundTimes,
     memcpy: &RoundTimes,
 ) -> Result<BenchRow, BenchError> {
-    let cell = &asked.cell;
+    let cell = &file_cell.cell;
     let shape = cell.source.shape();
     let bytes = cell.bytes()?;
-    let (source_place, destination_place) = match asked.direction {
-        FioDirection::Read => (asked.place(), SideMemory::Memory),
-        FioDirection::Write => (SideMemory::Memory, asked.place()),
+    let (source_place, destination_place) = match file_cell.direction {
+        FioDirection::Read => (file_cell.place(), SideMemory::Memory),
+        FioDirection::Write => (SideMemory::Memory, file_cell.place()),
     };
     let (longest, shortest) = plan.map_or((0, 0), CopyPlan::run_bytes);
     Ok(BenchRow {

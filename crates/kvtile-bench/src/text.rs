@@ -166,7 +166,7 @@ fn figure(row: &BenchRow) -> String {
     }
 }
 
-/// Aligns columns to their widest cell; the first two to the left, the others to the right.
+/// Pads columns to their widest cell: the first two are left-aligned, the rest right-aligned.
 fn aligned(table: &[Vec<String>], emphasis: Emphasis) -> String {
     let columns = table.first().map_or(0, Vec::len);
     let width = |column: usize| {

@@ -2,13 +2,16 @@
 
 use kvtile::{
     layout::StridedLayout,
-    presets::{AskedLayout, Preset, PresetLayout},
+    presets::{Preset, PresetLayout, RequestedLayout},
 };
 
 use crate::{error::CliError, shape_args::ShapeArgs};
 
 /// Resolves the requested layout for the shape of the options.
-pub(crate) fn resolve(asked: &AskedLayout, shape: &ShapeArgs) -> Result<StridedLayout, CliError> {
+pub(crate) fn resolve(
+    asked: &RequestedLayout,
+    shape: &ShapeArgs,
+) -> Result<StridedLayout, CliError> {
     let resolved = shape.shape(asked.example())?;
     Ok(asked.resolve(&resolved, shape.alignment)?)
 }

@@ -33,8 +33,7 @@ impl ProgramFailure for ProgramError {
             ProgramError::Bench(
                 BenchError::Layout(_)
                 | BenchError::NothingLeft { .. }
-                | BenchError::TooManyBytes { .. }
-                | BenchError::Threads { .. },
+                | BenchError::TooManyBytes { .. },
             ) => USAGE,
             _ => FAILURE,
         }

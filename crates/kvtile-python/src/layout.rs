@@ -7,7 +7,7 @@ use kvtile::{
         LayoutError, LayoutSpec, PhysicalLayout, Plane, PlaneDigits, Shape, StridedLayout, Unit,
         Word, word_over_tensors,
     },
-    presets::{self, AskedLayout},
+    presets::{self, RequestedLayout},
     transfer::LayoutHandle,
 };
 use parking_lot::{Mutex, MutexGuard};
@@ -148,8 +148,8 @@ impl PyLayout {
         others: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyLayout> {
         keywords::refuse("Layout", others, &["word", "shape", "tensors"])?;
-        let asked = AskedLayout::parse(&word).map_err(|error| raise(py, error))?;
-        let AskedLayout::Word(word) = asked else {
+        let asked = RequestedLayout::parse(&word).map_err(|error| raise(py, error))?;
+        let RequestedLayout::Word(word) = asked else {
             return Err(python::LayoutError::new_err(format!(
                 "{:?} is the name of a known layout; give it to Layout.preset({:?}, shape=…)",
                 &*word, &*word
@@ -157,7 +157,7 @@ impl PyLayout {
         };
         // A lower-case engine name also parses as a plane, so resolve the word for the better
         // error.
-        let asked = AskedLayout::Word(word.clone());
+        let asked = RequestedLayout::Word(word.clone());
         if let Err(error @ LayoutError::Preset(_)) = asked.resolve(&shape.get().0, 1) {
             return Err(raise(py, error));
         }

@@ -84,7 +84,7 @@ impl LayoutPair {
 #[serde(rename_all = "snake_case")]
 pub enum PairPurpose {
     /// Requested by the user.
-    Asked,
+    Requested,
     /// Equal layouts on both sides.
     Equal,
     /// From one engine, host pool or store to another.
@@ -102,7 +102,7 @@ impl PairPurpose {
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
-            PairPurpose::Asked => "the requested pair",
+            PairPurpose::Requested => "the requested pair",
             PairPurpose::Equal => "equal layouts",
             PairPurpose::Across => "from one engine, host pool or store to another",
             PairPurpose::Store => "from an engine to the order of stored blocks",
@@ -177,7 +177,7 @@ pub(crate) fn cells(
         for model in &models {
             for size in sizes(settings, cache_bytes, true) {
                 let cell = cell(
-                    (pair, PairPurpose::Asked),
+                    (pair, PairPurpose::Requested),
                     model,
                     None,
                     size,
@@ -238,7 +238,7 @@ pub(crate) fn file_cells(settings: &BenchSettings) -> Result<Vec<FileCell>, Benc
     };
     let heads = |axis: &BenchModel| axis.shape.planes().iter().all(|plane| plane.has(Axis::H));
     let (pairs, purpose) = match &settings.pair {
-        Some(pair) => (vec![pair.clone()], PairPurpose::Asked),
+        Some(pair) => (vec![pair.clone()], PairPurpose::Requested),
         None if heads(model) => {
             let pairs = FILES.iter().map(|(a, b)| LayoutPair::of_words(a, b));
             (pairs.collect::<Result<_, _>>()?, PairPurpose::Extra)

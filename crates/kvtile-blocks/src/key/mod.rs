@@ -85,14 +85,14 @@ use std::fmt;
 pub struct BlockKey([u8; 16]);
 
 impl BlockKey {
-    /// An existing key, taken as it is.
+    /// A key from its 16 bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> BlockKey {
         BlockKey(bytes)
     }
 
-    /// A key that an engine supplies, of any length. A key of 16 bytes is taken as it is. Others
-    /// are hashed, never truncated or padded: the first 16 bytes of BLAKE3's `derive_key("kvtile
+    /// A key that an engine supplies, of any length. The bytes of a 16-byte key stay unchanged.
+    /// Keys of other lengths are hashed, never truncated or padded: the first 16 bytes of BLAKE3's `derive_key("kvtile
     /// 2026-11-23 04:22:00 block keys of an engine", bytes)`.
     ///
     /// Such a key covers only what the engine put into it. If that is the tokens alone, blocks of

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use kvtile::{
     layout::{Digit, Shape, StridedLayout, Word},
-    presets::{AskedLayout, Evidence, Preset},
+    presets::{Evidence, Preset, RequestedLayout},
 };
 use serde::Serialize;
 
@@ -44,10 +44,10 @@ pub(crate) struct PresetFacts {
 
 impl PresetFacts {
     /// The facts of a layout that the user gave by name.
-    pub(crate) fn asked(asked: &AskedLayout) -> Option<PresetFacts> {
+    pub(crate) fn asked(asked: &RequestedLayout) -> Option<PresetFacts> {
         match asked {
-            AskedLayout::Word(_) => None,
-            AskedLayout::Known(preset) => Some(PresetFacts::of(preset)),
+            RequestedLayout::Word(_) => None,
+            RequestedLayout::Known(preset) => Some(PresetFacts::of(preset)),
         }
     }
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::Args;
 use kvtile::{
     layout::{StridedLayout, Word},
-    presets::AskedLayout,
+    presets::RequestedLayout,
 };
 
 pub(crate) use self::{
@@ -115,7 +115,7 @@ fn explain(args: &LayoutArgs) -> Result<(), CliError> {
     let mut text = String::new();
     let mut reports = Vec::new();
     for word in &args.words {
-        let asked = AskedLayout::parse(word)?;
+        let asked = RequestedLayout::parse(word)?;
         let layout = known::resolve(&asked, &args.shape)?;
         let facts = LayoutFacts::of(&layout, PresetFacts::asked(&asked));
         let node = NestingNode::of(&layout);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::Args;
 use kvtile::{
     layout::{CopyPlan, StridedLayout, Word},
-    presets::AskedLayout,
+    presets::RequestedLayout,
 };
 
 use self::facts::PlanFacts;
@@ -113,8 +113,8 @@ pub(crate) struct SideArgs {
 /// Plans and shows the plan.
 pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
     let (from, to) = (
-        AskedLayout::parse(&args.source)?,
-        AskedLayout::parse(&args.destination)?,
+        RequestedLayout::parse(&args.source)?,
+        RequestedLayout::parse(&args.destination)?,
     );
     let sides = &args.sides;
     check_ranks(sides, &args.shape)?;

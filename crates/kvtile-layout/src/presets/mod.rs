@@ -14,16 +14,16 @@
 //! # Ok::<(), kvtile_layout::LayoutError>(())
 //! ```
 
-mod asked;
 mod data;
 mod error;
 mod models;
+mod requested;
 
 use std::{fmt, sync::LazyLock};
 
-pub use asked::AskedLayout;
 pub use error::PresetError;
 pub use models::{ModelCache, ModelPreset, find_model, models};
+pub use requested::RequestedLayout;
 use serde::{Deserialize, Serialize};
 
 use crate::{

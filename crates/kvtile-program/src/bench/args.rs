@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use kvtile::presets::AskedLayout;
+use kvtile::presets::RequestedLayout;
 use kvtile_bench::{
     BenchSettings,
     matrix::{BenchModel, LayoutPair, PairLayout},
@@ -143,11 +143,11 @@ impl BenchArgs {
         })
     }
 
-    fn pair(&self) -> Result<Option<(AskedLayout, AskedLayout)>, CliError> {
+    fn pair(&self) -> Result<Option<(RequestedLayout, RequestedLayout)>, CliError> {
         match self.source.as_deref().zip(self.destination.as_deref()) {
             Some((source, destination)) => Ok(Some((
-                AskedLayout::parse(source)?,
-                AskedLayout::parse(destination)?,
+                RequestedLayout::parse(source)?,
+                RequestedLayout::parse(destination)?,
             ))),
             None => Ok(None),
         }
@@ -156,7 +156,7 @@ impl BenchArgs {
     /// The model of the options; `None` where they give none and the matrix uses its own.
     fn model(
         &self,
-        pair: Option<&(AskedLayout, AskedLayout)>,
+        pair: Option<&(RequestedLayout, RequestedLayout)>,
     ) -> Result<Option<BenchModel>, CliError> {
         let mut options = self.shape.clone();
         let free = options.planes.is_empty()
@@ -184,9 +184,9 @@ impl BenchArgs {
     }
 }
 
-fn order(asked: AskedLayout) -> PairLayout {
+fn order(asked: RequestedLayout) -> PairLayout {
     match asked {
-        AskedLayout::Word(word) => PairLayout::Word(word),
-        AskedLayout::Known(preset) => PairLayout::Known(preset),
+        RequestedLayout::Word(word) => PairLayout::Word(word),
+        RequestedLayout::Known(preset) => PairLayout::Known(preset),
     }
 }

@@ -14,35 +14,35 @@ const LISTED_MAX: usize = 12;
 
 /// A layout that a user gave.
 #[derive(Clone, Debug)]
-pub enum AskedLayout {
+pub enum RequestedLayout {
     /// By a word.
     Word(Word),
     /// By the name of a known layout, `engine:…`.
     Known(&'static Preset),
 }
 
-impl AskedLayout {
+impl RequestedLayout {
     /// Parses a word or a name: names of known layouts contain a colon, words never do.
     ///
     /// ```
-    /// use kvtile_layout::presets::AskedLayout;
+    /// use kvtile_layout::presets::RequestedLayout;
     ///
-    /// assert!(matches!(AskedLayout::parse("L|KBNHC")?, AskedLayout::Word(_)));
-    /// let known = AskedLayout::parse("vllm:LBHNC/cpu/float32/vec")?;
-    /// assert!(matches!(known, AskedLayout::Known(preset) if preset.name == "vllm:LBHNC/cpu/f32/vec"));
+    /// assert!(matches!(RequestedLayout::parse("L|KBNHC")?, RequestedLayout::Word(_)));
+    /// let known = RequestedLayout::parse("vllm:LBHNC/cpu/float32/vec")?;
+    /// assert!(matches!(known, RequestedLayout::Known(preset) if preset.name == "vllm:LBHNC/cpu/f32/vec"));
     /// # Ok::<(), kvtile_layout::LayoutError>(())
     /// ```
     ///
     /// # Errors
     /// A text that is neither a word nor the name of a known layout. For the name of an engine, the
     /// error lists the engine's layouts.
-    pub fn parse(text: &str) -> Result<AskedLayout, LayoutError> {
+    pub fn parse(text: &str) -> Result<RequestedLayout, LayoutError> {
         let text = text.trim();
         if text.contains(':') {
-            return Ok(AskedLayout::Known(find(text)?));
+            return Ok(RequestedLayout::Known(find(text)?));
         }
         match Word::parse(text) {
-            Ok(word) => Ok(AskedLayout::Word(word)),
+            Ok(word) => Ok(RequestedLayout::Word(word)),
             Err(error) => Err(named_instead(text, true)?.unwrap_or_else(|| error.into())),
         }
     }
@@ -54,8 +54,8 @@ impl AskedLayout {
     /// an engine, the error lists the engine's layouts.
     pub fn resolve(&self, shape: &Shape, alignment: u64) -> Result<StridedLayout, LayoutError> {
         let word = match self {
-            AskedLayout::Word(word) => word,
-            AskedLayout::Known(preset) => return preset.resolve(shape, alignment),
+            RequestedLayout::Word(word) => word,
+            RequestedLayout::Known(preset) => return preset.resolve(shape, alignment),
         };
         let resolved = StridedLayout::resolve(word, shape, alignment);
         match resolved {
@@ -75,8 +75,8 @@ impl AskedLayout {
     #[must_use]
     pub fn example(&self) -> Option<&Shape> {
         match self {
-            AskedLayout::Word(_) => None,
-            AskedLayout::Known(preset) => preset.shape.as_ref(),
+            RequestedLayout::Word(_) => None,
+            RequestedLayout::Known(preset) => preset.shape.as_ref(),
         }
     }
 }
@@ -162,7 +162,7 @@ mod tests {
     fn said(text: &str) -> String {
         let unit = Unit::named("bf16").unwrap();
         let shape = Shape::key_value(8, 4, 16, 2, 64, &unit).unwrap();
-        let asked = AskedLayout::parse(text).and_then(|asked| asked.resolve(&shape, 1));
+        let asked = RequestedLayout::parse(text).and_then(|asked| asked.resolve(&shape, 1));
         asked.unwrap_err().to_string()
     }
 

@@ -1,6 +1,10 @@
 //! A small, correct tier in process memory, as a reference for the conformance suite and
 //! simulations. It scans all of its blocks for each decision.
 
+mod hold;
+#[cfg(test)]
+mod tests;
+
 use std::{
     any::Any,
     collections::{HashMap, HashSet},
@@ -15,7 +19,6 @@ use kvtile_blocks::{
     events::{EventLog, StoredBlock, TierId},
     pool::{PinClaim, PinReport},
 };
-use kvtile_layout::broken;
 use kvtile_tiers::{
     RequestError, TierError,
     cache::Clock,
@@ -27,6 +30,8 @@ use kvtile_tiers::{
 };
 use kvtile_transfer::completion::{Completer, Completion};
 use parking_lot::{Mutex, MutexGuard};
+
+use hold::{MemoryHold, PinnedMemoryBlock};
 
 type MemoryTierJob = Box<dyn FnOnce() + Send>;
 
@@ -76,32 +81,9 @@ struct MemoryBlock {
     serial: u64,
 }
 
-/// Pinned blocks of a memory tier.
-struct MemoryHold {
-    shared: Arc<MemoryTierShared>,
-    blocks: Vec<PinnedMemoryBlock>,
-    /// The number of its pin, if it has a deadline.
-    pin: Option<u64>,
-}
-
-struct PinnedMemoryBlock {
-    name: BlockName,
-    serial: u64,
-    parent: Option<BlockKey>,
-    tenant: u32,
-}
-
 impl fmt::Debug for MemoryTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("MemoryTier").field(&self.shared.id).finish()
-    }
-}
-
-impl fmt::Debug for MemoryHold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("MemoryHold")
-            .field(&self.blocks.len())
-            .finish()
     }
 }
 
@@ -502,101 +484,3 @@ impl Tier for MemoryTier {
 const PANICKED: TierError = TierError::Request(RequestError::Panicked {
     what: "a batch of a memory tier",
 });
-
-impl TierHold for MemoryHold {
-    fn blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
-    fn parent(&self, index: usize) -> Option<BlockKey> {
-        self.block(index).parent
-    }
-
-    fn tenant(&self, index: usize) -> u32 {
-        self.block(index).tenant
-    }
-
-    fn split_off(&mut self, at: usize) -> Box<dyn TierHold> {
-        Box::new(MemoryHold {
-            shared: Arc::clone(&self.shared),
-            blocks: self.blocks.split_off(at),
-            pin: self.pin,
-        })
-    }
-}
-
-impl MemoryHold {
-    fn block(&self, index: usize) -> &PinnedMemoryBlock {
-        let Some(block) = self.blocks.get(index) else {
-            broken(format_args!("block {index} of {}", self.blocks.len()))
-        };
-        block
-    }
-}
-
-impl Drop for MemoryHold {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        for pinned in &self.blocks {
-            // A forgotten block may have been stored again, with another serial.
-            if let Some(block) = state.blocks.get_mut(&pinned.name)
-                && block.serial == pinned.serial
-            {
-                block.pins -= 1;
-            }
-        }
-        let Some(number) = self.pin else {
-            return;
-        };
-        if let Some(pin) = state.pins.get_mut(&number) {
-            pin.blocks -= self.blocks.len();
-            if pin.blocks == 0 {
-                state.pins.remove(&number);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tier::HostMemory;
-    use kvtile_tiers::cache::SystemClock;
-
-    #[test]
-    fn the_least_recently_used_leaf_is_evicted_first_and_a_hold_counts_as_no_use() {
-        let host = HostMemory::new(4).unwrap();
-        let context = TierContext {
-            identity: host.identity().clone(),
-            events: Arc::new(EventLog::new(8.try_into().unwrap()).unwrap()),
-            clock: Arc::new(SystemClock::default()),
-            threads: 0,
-        };
-        let tier = MemoryTier::new(TierId::DISK, 3, &context).unwrap();
-        let keys: Vec<BlockKey> = (1..4).map(|n| BlockKey::from_bytes([n; 16])).collect();
-        let write = |key: &BlockKey| {
-            let name = BlockName {
-                group: GroupId(0),
-                key: *key,
-            };
-            tier.write(vec![BlockWrite {
-                name,
-                parent: None,
-                position: 0,
-                tenant: 0,
-                from: host.filled(&name).1,
-            }])
-        };
-        for key in &keys {
-            assert!(write(key).wait().blocks[0].is_ok());
-        }
-        drop(tier.find(GroupId(0), &keys[..1], &PinClaim::default()));
-        drop(tier.hold(GroupId(0), &keys[1..2]));
-        assert_eq!(tier.evict(1, Tick(0)), 1);
-        let there: Vec<bool> = keys.iter().map(|key| tier.has(GroupId(0), key)).collect();
-        assert_eq!(there, [true, false, true]);
-        assert_eq!(tier.evict(1, Tick(0)), 1);
-        assert!(tier.has(GroupId(0), &keys[0]));
-        tier.check_integrity();
-    }
-}
