@@ -22,7 +22,7 @@ use std::{
 
 use kvtile_blocks::BlockKey;
 use kvtile_layout::broken;
-use serde::Serialize;
+use serde::{Serialize, de::IgnoredAny};
 
 use super::trace::{Trace, TraceError, TraceLimits};
 
@@ -31,6 +31,9 @@ const QUEUE_LINES: usize = 1024;
 
 /// The bits of an id that come from a key. With the bit above them an id is exact as a number of JSON.
 const KEY_MASK: u64 = (1 << 52) - 1;
+
+/// The first bytes of every line that a recorder writes.
+const LINE_START: &[u8] = b"{\"timestamp\":";
 
 /// Set in the ids of blocks that are not full.
 const TAIL_BIT: u64 = 1 << 52;
@@ -304,28 +307,49 @@ fn open_file(path: &Path, page_size: u32) -> Result<(File, u64), RecordError> {
         page_size: Some(page_size),
         ..TraceLimits::default()
     };
-    let mut first = Vec::new();
-    let longest = u64::try_from(limits.line_bytes_max).unwrap_or(u64::MAX);
-    BufReader::new(&file)
-        .take(longest)
-        .read_until(b'\n', &mut first)
-        .map_err(failed)?;
-    if first.ends_with(b"\n") {
-        Trace::read(&*first, &limits).map_err(|source| RecordError::NotATrace {
-            path: path.to_owned(),
-            source,
-        })?;
-    } else if !first.is_empty() && !first.starts_with(b"{\"timestamp\":") {
-        // A first line that a crash cut short begins like any other; all else is the user's.
-        let source = TraceError::Empty;
-        return Err(RecordError::NotATrace {
-            path: path.to_owned(),
-            source,
-        });
-    }
+    let not_a_trace = |source| RecordError::NotATrace {
+        path: path.to_owned(),
+        source,
+    };
+    let longest = limits.line_bytes_max as u64;
     let bytes = whole_lines(&mut file).map_err(failed)?;
-    file.set_len(bytes).map_err(failed)?;
-    Ok((file, bytes))
+    if bytes > 0 {
+        let first = line_at(&mut file, 0, longest).map_err(failed)?;
+        Trace::read(&*first, &limits).map_err(not_a_trace)?;
+    }
+    let last = line_at(&mut file, bytes, longest).map_err(failed)?;
+    if last.is_empty() {
+        return Ok((file, bytes));
+    }
+    match Trace::read(&*last, &limits) {
+        // A whole request without a line break, as other tools leave it.
+        Ok(_) => {
+            file.write_all(b"\n").map_err(failed)?;
+            Ok((file, bytes + last.len() as u64 + 1))
+        }
+        Err(_) if is_torn(&last, bytes > 0) => {
+            file.set_len(bytes).map_err(failed)?;
+            Ok((file, bytes))
+        }
+        Err(source) => Err(not_a_trace(source)),
+    }
+}
+
+/// Whether a last line is the start of a line that a crash cut short. In a file without a whole line the start must be
+/// recognisable.
+fn is_torn(last: &[u8], has_lines: bool) -> bool {
+    let starts = last.starts_with(LINE_START) || (has_lines && LINE_START.starts_with(last));
+    starts && serde_json::from_slice::<IgnoredAny>(last).is_err()
+}
+
+/// The line at an offset, up to `longest` bytes of it.
+fn line_at(file: &mut File, offset: u64, longest: u64) -> io::Result<Vec<u8>> {
+    file.seek(SeekFrom::Start(offset))?;
+    let mut line = Vec::new();
+    BufReader::new(&*file)
+        .take(longest)
+        .read_until(b'\n', &mut line)?;
+    Ok(line)
 }
 
 /// Bytes of a file up to its last line break.

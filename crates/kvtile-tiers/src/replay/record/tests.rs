@@ -86,10 +86,43 @@ fn a_later_run_appends_behind_the_last_whole_line() {
 }
 
 #[test]
+fn a_whole_request_without_a_line_break_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace.jsonl");
+    let row = |at: u64| {
+        let (ids, more) = ("[1,2]", r#""page_size":16"#);
+        format!(
+            r#"{{"timestamp": {at}, "input_length":32,"output_length":1,"hash_ids":{ids},{more}}}"#
+        )
+    };
+    for written in [row(1), format!("{}\n{}", row(1), row(2))] {
+        std::fs::write(&path, &written).unwrap();
+        let recorder = TraceRecorder::open(&path, PAGE, &RecordOptions::new()).unwrap();
+        recorder.record(&request(&keys(2, 2), 32));
+        let report = recorder.finish();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with(&written), "{text}");
+        assert_eq!(report.bytes, text.len() as u64);
+        assert_eq!(text.lines().count(), written.lines().count() + 1);
+        assert_eq!(read(&path).requests().len(), text.lines().count());
+    }
+}
+
+#[test]
 fn a_file_that_is_something_else_stays_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notes.txt");
-    let others = ["my notes\n", "my notes", "{\"timestamp\": 1}\n", "\n"];
+    let whole = r#"{"timestamp":1,"input_length":16,"output_length":1,"hash_ids":[1]}"#;
+    let behind = format!("{whole}\nmy notes");
+    let others = [
+        "my notes\n",
+        "my notes",
+        "{",
+        "{\"timestamp\": 1}\n",
+        "{\"timestamp\": 1}",
+        "\n",
+        &behind,
+    ];
     for text in others {
         std::fs::write(&path, text).unwrap();
         let refused = TraceRecorder::open(&path, PAGE, &RecordOptions::new()).unwrap_err();
