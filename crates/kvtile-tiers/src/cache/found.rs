@@ -13,7 +13,12 @@ use kvtile_blocks::{
 };
 use kvtile_layout::broken;
 
-use super::{CacheParts, LookupOptions, below::CacheTier, departures::Departure, tend};
+use super::{
+    CacheParts, LookupOptions,
+    below::{CacheTier, GROUP},
+    departures::Departure,
+    tend,
+};
 use crate::{
     metrics::{CacheMetrics, MissReason},
     rate::reading_pays,
@@ -318,7 +323,7 @@ fn leave_out_slow(inner: &CacheParts, found: &mut Match) {
     for below in &inner.below {
         let blocks = found.blocks_in(below.id);
         if blocks > 0
-            && let Some(time) = below.tier.estimate(blocks)
+            && let Some(time) = below.tier.estimate(GROUP, blocks)
         {
             reading += time;
         }

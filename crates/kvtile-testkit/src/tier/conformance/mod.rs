@@ -24,7 +24,7 @@ use kvtile_tiers::{
     cache::SystemClock,
     tier::{
         BlockName, BlockRead, BlockWrite, GroupId, NotWritten, ReadSuccess, Tier, TierContext,
-        TierHold, TierMiss, WriteSuccess, content_checksum,
+        TierGroup, TierHold, TierMiss, WriteSuccess, content_checksum,
     },
 };
 
@@ -365,7 +365,7 @@ fn context_of(host: &HostMemory, threads: usize) -> TierContext {
         Err(error) => broken(format_args!("no event log: {error}")),
     };
     TierContext {
-        identity: host.identity().clone(),
+        groups: vec![TierGroup::new("kv", host.identity().clone())],
         events: Arc::new(events),
         clock: Arc::new(SystemClock::default()),
         threads,

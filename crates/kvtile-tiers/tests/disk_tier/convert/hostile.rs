@@ -197,7 +197,8 @@ fn no_flipped_byte_makes_another_block() {
             refused += 1;
             continue;
         };
-        let tier = inspect(disk).unwrap();
+        let inspection = inspect(disk).unwrap();
+        let tier = inspection.only().unwrap();
         assert_eq!(tier.blocks().len(), converted.blocks);
         let mut buffer = vec![0; 3072];
         for (index, block) in tier.blocks().enumerate() {
