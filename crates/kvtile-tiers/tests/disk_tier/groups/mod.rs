@@ -1,10 +1,12 @@
 //! Folders of several groups: blocks of unequal sizes under one capacity, one manifest, one lock.
 
+mod crash;
+mod refusals;
 mod store;
 
 use std::{path::Path, sync::Arc};
 
-use kvtile_blocks::{BlockKey, GroupId};
+use kvtile_blocks::GroupId;
 use kvtile_tiers::{
     TierError,
     disk::{RecoveredBlocks, SlotFolder, SlotStore, SlotStoreSettings, SlotWrite, TierGroup},
@@ -28,7 +30,7 @@ fn room(places: u64, groups: &[TierGroup]) -> SlotStoreSettings {
         places * slot + (places * 128).next_multiple_of(4096)
     };
     // Folder and lock, and two manifests.
-    let manifest = (1600 * groups.len() as u64 + 400).next_multiple_of(4096);
+    let manifest = 4096 * (1 + groups.len() as u64);
     let data: u64 = groups.iter().map(of_group).sum();
     SlotStoreSettings::new(2 * 4096 + 2 * manifest + data)
 }
@@ -41,8 +43,9 @@ fn open(
     SlotFolder::create_or_open(path, &room(places, groups), groups)
 }
 
-fn group(folder: &SlotFolder, group: u32) -> &Arc<SlotStore> {
-    folder.store(GroupId(group)).unwrap()
+fn group(folder: &SlotFolder, group: usize) -> &Arc<SlotStore> {
+    let group = GroupId(u32::try_from(group).unwrap());
+    folder.store(group).unwrap()
 }
 
 /// The number that the bytes of block `number` of a group are made of. Its key is the same in all
@@ -105,10 +108,4 @@ fn check_folder(path: &Path, places: u64, groups: &[TierGroup], numbers: &[u64])
         assert_eq!(recovered.dropped.total(), 0, "group {index}");
     }
     folder
-}
-
-/// Whether a store can read a block.
-fn has(store: &SlotStore, slot: u32, key: &BlockKey) -> bool {
-    let mut buffer = vec![0; usize::try_from(store.block_bytes()).unwrap()];
-    store.read(slot, key, &mut buffer).is_ok()
 }
