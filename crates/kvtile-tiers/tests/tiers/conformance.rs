@@ -19,7 +19,7 @@ use kvtile_tiers::{
     tier::{Tier, TierContext},
 };
 
-/// Room for 47 blocks of one page each, or for 22 of each of two groups.
+/// Room for 47 blocks of one page each, or for 20 of each of two groups.
 const DISK_BYTES: u64 = 52 * 4096;
 
 fn memory() -> OpenTierAt {

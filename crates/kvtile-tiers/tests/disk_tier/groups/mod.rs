@@ -3,6 +3,7 @@
 mod crash;
 mod refusals;
 mod store;
+mod tier;
 
 use std::{path::Path, sync::Arc};
 
@@ -15,16 +16,16 @@ use kvtile_tiers::{
 use crate::common::{content, key, sized};
 
 /// Unequal sizes: three pages, part of one page, and more than one page.
-const SIZES: [(&str, u64); 3] = [("full", 12_288), ("state", 600), ("swa", 5000)];
+const SIZES: [(&str, u64); 3] = [("full", 12_288), ("state", 1600), ("swa", 5000)];
 
 /// The first `count` groups.
-fn groups(count: usize) -> Vec<TierGroup> {
+pub(crate) fn groups(count: usize) -> Vec<TierGroup> {
     let group = |(name, bytes): &(&str, u64)| TierGroup::new(*name, sized(*bytes));
     SIZES.iter().take(count).map(group).collect()
 }
 
 /// Settings with room for `places` places of each group.
-fn room(places: u64, groups: &[TierGroup]) -> SlotStoreSettings {
+pub(crate) fn room(places: u64, groups: &[TierGroup]) -> SlotStoreSettings {
     let of_group = |group: &TierGroup| {
         let slot = group.identity.block_bytes().next_multiple_of(4096);
         places * slot + (places * 128).next_multiple_of(4096)
