@@ -2,7 +2,7 @@
 
 use kvtile_blocks::Tick;
 
-use super::DiskGroup;
+use super::group::DiskGroup;
 
 /// Evicts up to `blocks` blocks, and returns how many. Each group loses a part in proportion to the
 /// blocks that it has, the least valuable of the group. Blocks that no group's part covers because
@@ -58,7 +58,7 @@ mod tests {
         assert_eq!(parts(&[60, 30, 10], 10), [6, 3, 1]);
         assert_eq!(parts(&[60, 30, 10], 1), [1, 0, 0]);
         assert_eq!(parts(&[60, 30, 10], 5), [4, 1, 0]);
-        assert_eq!(parts(&[60, 30, 10], 99), [60, 29, 10]);
+        assert_eq!(parts(&[60, 30, 10], 99), [60, 30, 9]);
         assert_eq!(parts(&[60, 30, 10], usize::MAX), [60, 30, 10]);
         assert_eq!(parts(&[0, 3], 2), [0, 2]);
         assert_eq!(parts(&[0, 0], 2), [0, 0]);

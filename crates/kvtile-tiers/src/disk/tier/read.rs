@@ -6,7 +6,7 @@ use kvtile_blocks::{BlockId, BlockKey, pool::PinnedBlocks};
 use kvtile_layout::broken;
 use kvtile_transfer::completion::Completion;
 
-use super::{DiskGroup, DiskTierShared, given_up, threads::DiskThreads};
+use super::{DiskTierShared, given_up, group::DiskGroup, threads::DiskThreads};
 use crate::{
     disk::{SlotMiss, SlotRead},
     tier::{BlockRead, OutcomeGather, ReadReport, ReadSuccess, TierMiss},

@@ -13,7 +13,7 @@ use kvtile_blocks::{
 use kvtile_layout::broken;
 use kvtile_transfer::completion::Completion;
 
-use super::{DiskGroup, DiskTierShared, given_up, threads::DiskThreads};
+use super::{DiskTierShared, given_up, group::DiskGroup, threads::DiskThreads};
 use crate::{
     disk::SlotWrite,
     error::{BatchError, SlotError, TierError},

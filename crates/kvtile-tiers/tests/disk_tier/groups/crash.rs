@@ -79,36 +79,36 @@ fn a_creation_that_loses_power_is_begun_anew_or_complete() {
 /// Groups with shares, and the capacity in places of each group.
 type FolderForm = (u64, [Option<f64>; 3]);
 
+fn folder_of((places, shares): FolderForm) -> (SlotStoreSettings, Vec<TierGroup>) {
+    let groups = groups(3).into_iter().zip(shares);
+    let groups: Vec<TierGroup> = groups.map(|(group, share)| group.share(share)).collect();
+    (room(places, &groups), groups)
+}
+
+/// From one form to another.
+const TRANSITIONS: [(FolderForm, FolderForm); 6] = [
+    ((8, [None; 3]), (20, [None; 3])),
+    ((20, [None; 3]), (8, [None; 3])),
+    ((30, [None; 3]), (30, [Some(1.0), Some(1.0), Some(4.0)])),
+    (
+        (30, [Some(1.0), Some(1.0), Some(4.0)]),
+        (30, [Some(4.0), Some(1.0), Some(1.0)]),
+    ),
+    // Some grow although the capacity shrinks, and the other way round.
+    (
+        (30, [Some(1.0), Some(1.0), Some(9.0)]),
+        (25, [Some(9.0), Some(1.0), Some(1.0)]),
+    ),
+    (
+        (25, [Some(1.0), Some(1.0), Some(9.0)]),
+        (35, [Some(9.0), Some(1.0), Some(1.0)]),
+    ),
+];
+
 #[test]
 fn a_resize_that_loses_power_keeps_every_block_that_fits_before_and_after() {
-    let transitions: [(FolderForm, FolderForm); 6] = [
-        ((8, [None; 3]), (20, [None; 3])),
-        ((20, [None; 3]), (8, [None; 3])),
-        ((30, [None; 3]), (30, [Some(1.0), Some(1.0), Some(4.0)])),
-        (
-            (30, [Some(1.0), Some(1.0), Some(4.0)]),
-            (30, [Some(4.0), Some(1.0), Some(1.0)]),
-        ),
-        // Some grow although the capacity shrinks, and the other way round.
-        (
-            (30, [Some(1.0), Some(1.0), Some(9.0)]),
-            (25, [Some(9.0), Some(1.0), Some(1.0)]),
-        ),
-        (
-            (25, [Some(1.0), Some(1.0), Some(9.0)]),
-            (35, [Some(9.0), Some(1.0), Some(1.0)]),
-        ),
-    ];
-    for (before, after) in transitions {
-        let of = |(places, shares): FolderForm| {
-            let groups: Vec<TierGroup> = groups(3)
-                .into_iter()
-                .zip(shares)
-                .map(|(group, share)| group.share(share))
-                .collect();
-            (room(places, &groups), groups)
-        };
-        let (before, after) = (of(before), of(after));
+    for (before, after) in TRANSITIONS {
+        let (before, after) = (folder_of(before), folder_of(after));
         let fewest = [&before, &after].map(|(settings, groups)| {
             let disk = SimulatedDisk::new(0);
             let (store, _) = open(&disk, settings, groups).unwrap();
