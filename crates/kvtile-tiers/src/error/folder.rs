@@ -82,15 +82,16 @@ pub enum FolderError {
         /// The format version that this kvtile reads and writes.
         ours: u32,
     },
-    /// A folder that stores several groups of layers. The folder is unchanged.
+    /// A folder with several groups, where a folder of one is needed. The folder is unchanged.
     #[error(
-        "{folder} keeps {groups} groups of layers, and this kvtile opens folders of one; use a newer kvtile"
+        "{folder} keeps {} groups ({}), and this works on folders of one group only",
+        .groups.len(), .groups.join(", ")
     )]
     FolderGroups {
         /// The folder.
         folder: String,
-        /// Number of groups in the folder.
-        groups: usize,
+        /// The names of its groups.
+        groups: Vec<String>,
     },
     /// A file of an open folder, or the folder itself, was removed, replaced, truncated or
     /// overwritten. What the store writes to it does not outlive the process, and earlier durable

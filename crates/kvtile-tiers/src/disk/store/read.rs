@@ -67,7 +67,7 @@ impl SlotStore {
             });
         }
         // Each block is verified as soon as its read completes, while others are in flight.
-        self.slots.read_many(&mut reads, &mut |read, bytes| {
+        self.files.slots.read_many(&mut reads, &mut |read, bytes| {
             let Some(there) = entries.get(read) else {
                 broken(format_args!("read {read} of {}", entries.len()));
             };
