@@ -10,10 +10,14 @@
 //! [`SlotStore`] keeps blocks in slots and reports which ones are durable. Its capacity bounds all
 //! of its files. It does not know which blocks are worth keeping: the caller chooses, erases and
 //! pins slots. All file access goes through a [`Medium`](medium::Medium).
+//!
+//! [`DiskTier`] is the tier of the process that writes a folder. [`DiskFollower`] is the tier of
+//! other processes, which only read it at the same time.
 
 mod capacity;
 mod convert;
 mod folder;
+mod follow;
 mod inspect;
 mod manifest;
 mod old;
@@ -28,6 +32,7 @@ pub use convert::{
     ConversionReport, ConvertProgress, ConvertSettings, LeftOutBlock, convert, convert_on,
 };
 pub use folder::clear;
+pub use follow::{DiskFollower, FollowCondition, FollowerStats};
 pub use inspect::{FolderUsage, Inspection};
 pub use manifest::{FolderCreation, Manifest};
 

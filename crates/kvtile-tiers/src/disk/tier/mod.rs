@@ -26,7 +26,10 @@ use kvtile_layout::broken;
 use kvtile_transfer::completion::{Completer, Completion};
 use parking_lot::Mutex;
 
-use self::threads::DiskThreads;
+pub(super) use self::{
+    read::{BatchReader, set, start},
+    threads::DiskThreads,
+};
 use super::{
     DiskSettings, LostBlock, SlotStore, SlotStoreSettings, SlotStoreStats,
     medium::{FolderMedium, Medium},
@@ -295,10 +298,10 @@ impl DiskTier {
 }
 
 /// The most reader threads.
-const READERS_MAX: usize = 16;
+pub(super) const READERS_MAX: usize = 16;
 
 /// The only group of a disk tier.
-const GROUP: GroupId = GroupId(0);
+pub(super) const GROUP: GroupId = GroupId(0);
 
 impl Tier for DiskTier {
     fn id(&self) -> TierId {
@@ -449,7 +452,7 @@ impl Drop for EndOfSync {
 
 /// The error of a job without an outcome: it panicked, or it had not begun when the tier was
 /// closed.
-fn given_up(what: &'static str) -> TierError {
+pub(super) fn given_up(what: &'static str) -> TierError {
     match std::thread::panicking() {
         true => TierError::Request(RequestError::Panicked { what }),
         false => TierError::Request(RequestError::Closed),
