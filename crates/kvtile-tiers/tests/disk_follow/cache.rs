@@ -102,7 +102,7 @@ fn a_cache_over_a_followed_folder_keeps_its_own_blocks_in_host_memory_only() {
     let stored = chain(1, 10);
     TestEngine::new(&writer).store(&stored, 0);
     assert!(writer.flush().durable);
-    let cache = following(folder.path(), 24, reads_only());
+    let cache = following(folder.path(), 64, reads_only());
     let mut engine = TestEngine::new(&cache);
     assert_eq!(engine.load(&stored, 0), 10);
     // Behind a block of the other process, and a chain of its own.
@@ -133,7 +133,7 @@ fn a_cache_over_a_followed_folder_keeps_its_own_blocks_in_host_memory_only() {
     assert_eq!(writer.lookup(&longer).blocks(), 10);
     cache.close();
     // With the settings of an ordinary tier the writes fail, and nothing else does.
-    let cache = following(folder.path(), 24, TierSettings::default());
+    let cache = following(folder.path(), 64, TierSettings::default());
     let mut engine = TestEngine::new(&cache);
     engine.store(&chain(3, 20), 0);
     assert_eq!(engine.load(&stored, 30), 10);

@@ -27,7 +27,7 @@ use kvtile_transfer::completion::Completion;
 /// The only group.
 pub(crate) const GROUP: GroupId = GroupId(0);
 
-/// Room for 47 blocks of one page each.
+/// Room for 43 blocks of one page each.
 pub(crate) const DISK_BYTES: u64 = 52 * 4096;
 
 /// The longest wait for a completion.

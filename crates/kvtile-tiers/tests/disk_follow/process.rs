@@ -25,7 +25,7 @@ const CHAINS: u64 = 8;
 const CHAIN_BLOCKS: u32 = 9;
 
 /// Hits after which the following child ends.
-const HITS: usize = 2000;
+const HITS: usize = 20_000;
 
 /// A child with its lines of output.
 pub(crate) struct TestChild {

@@ -22,6 +22,8 @@ mod index;
 mod read;
 mod refresh;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::{
     any::Any,
