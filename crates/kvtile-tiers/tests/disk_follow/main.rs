@@ -19,5 +19,6 @@ mod faults;
 mod following;
 #[path = "../cache/hooked.rs"]
 mod hooked;
+mod large;
 mod model;
 mod process;

@@ -22,8 +22,6 @@ mod index;
 mod read;
 mod refresh;
 mod stats;
-#[cfg(test)]
-mod tests;
 
 use std::{
     any::Any,

@@ -194,6 +194,7 @@ impl FollowerShared {
             self.take_manifest(watch, bytes);
         }
         let Some(manifest) = watch.manifest.clone() else {
+            // There is no folder to follow, and the index is empty.
             return Ok(());
         };
         let files = self.files(watch, &manifest)?;
