@@ -147,7 +147,10 @@ fn follow_large(blocks: u32, added: u32) {
     let bytes = (resident() - before) as f64 / f64::from(blocks);
     assert_eq!(follower.stats().present, u64::from(blocks));
     println!("{blocks} blocks: opened in {opened:?}, {bytes:.0} bytes a block");
+    let compared = follower.follower_stats().compared_pages;
     println!("nothing written: {:?}", refresh(&follower));
+    let again = follower.follower_stats().compared_pages;
+    assert_eq!(again, compared, "a file that was not written is not read");
     let mut numbers = SplitMix64::new(1);
     let spread = u64::from(folder.places / added);
     // Each behind the blocks there or in place of one of them, on a page of its own.

@@ -278,10 +278,13 @@ impl FollowerShared {
         }
         watch.compared = None;
         let opened = FollowedFiles::open(&*self.medium, manifest, &self.identity.pieces);
-        let opened = opened.map(Arc::new);
-        // Without files every read is a miss.
-        self.view.write().files = opened.as_ref().ok().map(Arc::clone);
-        opened
+        if opened.is_err() {
+            // Blocks that no read can get are not offered.
+            self.reset(false);
+        }
+        let files = Arc::new(opened?);
+        self.view.write().files = Some(Arc::clone(&files));
+        Ok(files)
     }
 
     /// Compares the records, unless their file was not written since the last comparison.
