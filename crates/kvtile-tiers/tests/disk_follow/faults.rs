@@ -6,19 +6,20 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use kvtile_testkit::disk::{DiskFaults, SimulatedDisk, SplitMix64};
 use kvtile_tiers::{
+    cache::Clock,
     disk::{
-        DiskTier,
+        DiskFollower, DiskTier,
         medium::{
             FileRead, FolderMedium, LockError, LockHolder, Medium, MediumFile, MediumLock,
             MediumReadLanded, NameStanding, OpenFile,
         },
     },
-    tier::{Tier, TierMiss},
+    tier::{Tier, TierContext, TierMiss},
 };
 
 use crate::common::{DISK_BYTES, FolderReader, FollowRig, GROUP, chain, ended, keys};
@@ -42,12 +43,22 @@ impl FailingCalls {
     }
 }
 
+/// The time of a file's last write.
+#[derive(Clone, Copy, Debug)]
+enum FileTimes {
+    Exact,
+    /// In whole seconds.
+    Seconds,
+    /// Always the same.
+    Stopped,
+}
+
 /// A folder that can only be read, and whose calls fail.
 #[derive(Debug)]
-struct FailingFolder(FolderMedium, FailingCalls);
+struct FailingFolder(FolderMedium, FailingCalls, FileTimes);
 
 #[derive(Debug)]
-struct FailingFile(Box<dyn MediumFile>, FailingCalls);
+struct FailingFile(Box<dyn MediumFile>, FailingCalls, FileTimes);
 
 fn refused() -> io::Error {
     panic!("a follower writes to its folder")
@@ -119,7 +130,7 @@ impl Medium for FailingFolder {
         self.1.pass()?;
         assert!(!how.writable && !how.preallocate, "{how:?}");
         let file = self.0.open(file, how)?;
-        Ok(Box::new(FailingFile(file, self.1.clone())))
+        Ok(Box::new(FailingFile(file, self.1.clone(), self.2)))
     }
 }
 
@@ -150,7 +161,16 @@ impl MediumFile for FailingFile {
 
     fn modified(&self) -> io::Result<Option<SystemTime>> {
         self.1.pass()?;
-        self.0.modified()
+        let start = SystemTime::UNIX_EPOCH;
+        let seconds = |at: SystemTime| {
+            let since = at.duration_since(start).unwrap();
+            start + Duration::from_secs(since.as_secs())
+        };
+        Ok(match self.2 {
+            FileTimes::Exact => self.0.modified()?,
+            FileTimes::Seconds => self.0.modified()?.map(seconds),
+            FileTimes::Stopped => Some(start),
+        })
     }
 
     fn is_direct(&self) -> bool {
@@ -169,7 +189,8 @@ fn follow_failing(number: i64, forever: bool) -> bool {
         left: Arc::new(AtomicI64::new(number)),
         forever,
     };
-    let medium = FailingFolder(FolderMedium::new(rig.path()), calls.clone());
+    let folder = FolderMedium::new(rig.path());
+    let medium = FailingFolder(folder, calls.clone(), FileTimes::Exact);
     let ask = |reader: &FolderReader<'_>| {
         let answer = ended(&reader.tier.ask(GROUP, &keys(&blocks)));
         reader.tier.check_integrity();
@@ -288,4 +309,61 @@ fn a_disk_with_faults_serves_no_wrong_byte() {
     }
     println!("{hits} blocks read");
     assert!(hits > 1000, "{hits}");
+}
+
+fn with_times(rig: &FollowRig, times: FileTimes) -> Arc<dyn Medium> {
+    let calls = FailingCalls {
+        left: Arc::new(AtomicI64::new(i64::MAX)),
+        forever: false,
+    };
+    Arc::new(FailingFolder(FolderMedium::new(rig.path()), calls, times))
+}
+
+/// Several writes within one tick of the clock of the file system.
+#[test]
+fn writes_that_do_not_change_the_time_of_the_file_are_seen() {
+    let rig = FollowRig::new(0);
+    let writer = rig.writer();
+    let reader = rig
+        .follower_on(with_times(&rig, FileTimes::Seconds))
+        .unwrap();
+    let blocks = chain(1, 30);
+    for (at, block) in blocks.iter().enumerate() {
+        writer.store(std::slice::from_ref(block));
+        assert_eq!(reader.fresh(&blocks), at + 1);
+    }
+}
+
+/// A clock that a test advances.
+#[derive(Default)]
+struct FollowClock(AtomicI64);
+
+impl Clock for FollowClock {
+    fn now(&self) -> Duration {
+        Duration::from_secs(self.0.load(Ordering::SeqCst).unsigned_abs())
+    }
+}
+
+/// A write that was stalled between the time of the file and its bytes.
+#[test]
+fn a_write_without_a_time_is_seen_after_a_while() {
+    let rig = FollowRig::new(0);
+    let writer = rig.writer();
+    let clock = Arc::new(FollowClock::default());
+    let context = TierContext {
+        clock: Arc::clone(&clock) as Arc<dyn Clock>,
+        ..rig.context()
+    };
+    let medium = with_times(&rig, FileTimes::Stopped);
+    let tier = DiskFollower::open_on(medium, &rig.settings(DISK_BYTES), &context).unwrap();
+    let reader = FolderReader::new(tier, &rig.host);
+    let blocks = chain(1, 3);
+    writer.store(&blocks);
+    assert_eq!(
+        reader.fresh(&blocks),
+        0,
+        "the time of the file spares a comparison"
+    );
+    clock.0.store(6, Ordering::SeqCst);
+    assert_eq!(reader.fresh(&blocks), 3);
 }

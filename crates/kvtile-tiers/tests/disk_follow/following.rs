@@ -3,7 +3,8 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
     },
     time::{Duration, Instant},
 };
@@ -14,6 +15,7 @@ use kvtile_tiers::{
     disk::{DiskSettings, FollowCondition},
     tier::{AnswerTime, BlockName, BlockRead, BlockWrite, NotWritten, Tier, TierMiss, TierWrites},
 };
+use parking_lot::Mutex;
 
 use crate::{
     common::{FollowRig, GROUP, NOW, TENANT, chain, ended, keys, name},
@@ -69,8 +71,6 @@ fn a_young_index_is_not_refreshed_by_lookups() {
     let tier = kvtile_tiers::disk::DiskFollower::open(&settings, &rig.context()).unwrap();
     let reader = crate::common::FolderReader::new(tier, &rig.host);
     let blocks = chain(1, 3);
-    // The first lookup follows the opening, which is no refresh of a lookup.
-    reader.found(&blocks);
     rig.writer().store(&blocks);
     for _ in 0..10 {
         assert_eq!(reader.found(&blocks), 0);
@@ -339,4 +339,63 @@ fn other_groups_are_absent() {
         matches!(report.blocks[0], Err(TierMiss::Absent)),
         "{report:?}"
     );
+}
+
+/// The writer erases a block and reuses its place between the follower's read of the record and its
+/// read of the bytes.
+#[test]
+fn a_block_that_is_replaced_during_the_read_is_absent_and_not_damaged() {
+    let rig = FollowRig::new(2);
+    let writer = rig.writer_of(10 * 4096);
+    let block = chain(1, 1);
+    writer.store(&block);
+    let (reached, reaches) = mpsc::channel();
+    let (resume, resumes) = mpsc::channel();
+    let waits = Mutex::new((reached, resumes));
+    let reads = Arc::new(AtomicUsize::new(usize::MAX));
+    let counted = Arc::clone(&reads);
+    let medium = HookedFolder::new(&rig.path(), move |_| {
+        // The record is read first, then the bytes.
+        if counted.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let waits = waits.lock();
+            waits.0.send(()).unwrap();
+            waits.1.recv().unwrap();
+        }
+    });
+    let reader = rig.follower_on(Arc::new(medium)).unwrap();
+    assert_eq!(reader.fresh(&block), 1);
+    for fills in [false, true] {
+        reads.store(2, Ordering::SeqCst);
+        let (reserved, into) = rig.host.empty();
+        let read = BlockRead {
+            name: name(block[0].key),
+            into,
+        };
+        let read = reader.tier.read(vec![read]);
+        reaches.recv().unwrap();
+        writer.forget(&block);
+        if fills {
+            // Two places: this takes the one of the block.
+            for number in 2..6 {
+                let other = chain(number, 1);
+                writer.store(&other);
+                writer.forget(&other);
+            }
+        }
+        resume.send(()).unwrap();
+        let report = ended(&read);
+        match fills {
+            // The bytes are still there: right, although erased.
+            false => assert!(report.blocks[0].is_ok(), "{report:?}"),
+            true => assert!(
+                matches!(report.blocks[0], Err(TierMiss::Absent)),
+                "{report:?}"
+            ),
+        }
+        assert!(reserved.is_let_go());
+        writer.store(&block);
+        assert_eq!(reader.fresh(&block), 1);
+        reader.read_all(&block);
+    }
+    assert_eq!(reader.tier.follower_stats().misses_damaged, 0);
 }

@@ -195,6 +195,7 @@ impl DiskFollower {
         let refusal = shared.watch.lock().refusal(&*shared.medium);
         refusal.map_or(Ok(()), Err)?;
         shared.is_open.store(true, Ordering::Relaxed);
+        shared.pace.lock().opened(shared.clock.now());
         let readers = context.threads.saturating_mul(2).min(READERS_MAX);
         let refreshers = usize::from(context.threads > 0);
         Ok(DiskFollower {

@@ -67,6 +67,13 @@ pub(super) struct FollowerPace {
     asks: Vec<FollowerAsk>,
 }
 
+impl FollowerPace {
+    /// The opening was a refresh.
+    pub(super) fn opened(&mut self, now: Duration) {
+        self.began = Some(now);
+    }
+}
+
 /// A question that waits for a refresh.
 pub(super) struct FollowerAsk {
     pub(super) keys: Box<[BlockKey]>,
