@@ -199,6 +199,25 @@ fn a_damaged_manifest_empties_the_tier_until_it_is_whole_again() {
     }
 }
 
+/// The follower has files open that are no longer those of the folder.
+#[test]
+fn blocks_of_a_cleared_folder_are_absent_and_not_damaged() {
+    let rig = FollowRig::new(0);
+    let blocks = chain(1, 4);
+    rig.writer().store(&blocks);
+    let reader = rig.follower();
+    let content = kvtile_testkit::tier::content(&crate::common::name(blocks[2].key), 64);
+    flip(&rig, "slots", place(&rig, &content) * SLOT_BYTES + 7);
+    rig.clear();
+    let writer = rig.writer();
+    reader.read_none(&blocks[2..3]);
+    assert_eq!(reader.fresh(&blocks), 0);
+    writer.store(&blocks);
+    assert_eq!(reader.fresh(&blocks), 4);
+    reader.read_all(&blocks);
+    assert_eq!(reader.tier.follower_stats().misses_damaged, 0);
+}
+
 /// A whole folder of random bytes, in each file.
 #[test]
 fn garbage_is_no_block() {
