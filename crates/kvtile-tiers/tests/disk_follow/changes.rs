@@ -194,6 +194,14 @@ fn a_folder_that_is_cleared_and_created_anew_is_followed() {
     assert_eq!((stats.misses_damaged, stats.loads), (0, 2), "{stats:?}");
 }
 
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
 /// The folder's name refers to another folder.
 #[test]
 fn a_folder_that_is_moved_and_replaced_is_followed() {
@@ -215,7 +223,17 @@ fn a_folder_that_is_moved_and_replaced_is_followed() {
     std::fs::rename(&aside, rig.path()).unwrap();
     assert_eq!((reader.fresh(&blocks), reader.fresh(&others)), (6, 0));
     reader.read_all(&blocks);
-    // No folder is needed for a long time.
+    // A copy in its place has an equal manifest.
+    copy(&rig.path(), &aside);
+    let moved = rig.folder.path().join("moved");
+    std::fs::rename(rig.path(), &moved).unwrap();
+    std::fs::rename(&aside, rig.path()).unwrap();
+    let writer = rig.writer();
+    writer.store(&others);
+    assert_eq!((reader.fresh(&blocks), reader.fresh(&others)), (6, 7));
+    reader.read_all(&others);
+    drop(writer);
+    // No folder at all, and a file of its name.
     std::fs::remove_dir_all(rig.path()).unwrap();
     std::fs::write(rig.path(), b"a file of the folder's name").unwrap();
     let answer = crate::common::ended(&reader.tier.ask(crate::common::GROUP, &[]));

@@ -211,11 +211,14 @@ impl FollowerShared {
     /// Looks the folder's name up again if it no longer refers to the open folder.
     fn find_folder(&self) -> Result<(), TierError> {
         match self.medium.standing() {
-            Ok(NameStanding::Same) => {}
-            Ok(_) => self.medium.reopen(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.medium.reopen(),
+            Ok(NameStanding::Same) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(TierError::file("look at", self.medium.name(), error)),
         }
+        self.medium.reopen();
+        // The open files are those of the folder before, which may have an equal manifest.
+        self.reset(true);
         Ok(())
     }
 
@@ -265,7 +268,7 @@ impl FollowerShared {
         if keeps {
             return;
         }
-        if view.index.len() > 0 {
+        if view.index.len() > 0 && self.is_open.load(Ordering::Relaxed) {
             self.events.cleared(self.id, GROUP);
         }
         view.index = FollowedIndex::new(RecordForm::of(&self.identity.pieces));
