@@ -144,7 +144,7 @@ fn follow_large(blocks: u32, added: u32) {
     let start = Instant::now();
     let follower = folder.follow();
     let opened = start.elapsed();
-    let bytes = (resident() - before) as f64 / f64::from(blocks);
+    let bytes = resident().saturating_sub(before) as f64 / f64::from(blocks);
     assert_eq!(follower.stats().present, u64::from(blocks));
     println!("{blocks} blocks: opened in {opened:?}, {bytes:.0} bytes a block");
     let compared = follower.follower_stats().compared_pages;
