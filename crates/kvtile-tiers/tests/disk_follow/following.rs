@@ -275,8 +275,7 @@ fn events_and_list_agree() {
         },
         &|| writer.store(&chain(1, 2)),
     ];
-    for change in changes {
-        change();
+    let mut agree = || {
         reader.fresh(&[]);
         subscriber.poll(&mut events, usize::MAX).unwrap();
         for event in events.drain(..) {
@@ -284,8 +283,19 @@ fn events_and_list_agree() {
         }
         let mirrored = mirror.blocks(TierId::DISK, GROUP).collect();
         assert_eq!(reader.list(), mirrored);
+    };
+    for change in changes {
+        change();
+        agree();
         assert_eq!(reader.list(), writer.list());
     }
+    drop(writer);
+    rig.clear();
+    agree();
+    assert!(reader.list().is_empty());
+    rig.writer().store(&chain(4, 3));
+    agree();
+    assert_eq!(reader.list().len(), 3);
 }
 
 /// Only pages of records that changed are decoded.
