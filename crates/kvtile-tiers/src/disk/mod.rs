@@ -14,10 +14,14 @@
 //! [`SlotStore`] keeps the blocks of one group in slots and reports which ones are durable;
 //! [`SlotFolder`] opens and syncs the stores of all groups. The capacity bounds all files. A store does not know which blocks are worth keeping: the caller chooses, erases and
 //! pins slots. All file access goes through a [`Medium`](medium::Medium).
+//!
+//! [`DiskTier`] is the tier of the process that writes a folder. [`DiskFollower`] is the tier of
+//! other processes, which only read it at the same time.
 
 mod capacity;
 mod convert;
 mod folder;
+mod follow;
 mod inspect;
 mod manifest;
 mod old;
@@ -34,6 +38,7 @@ pub use convert::{
     ConversionReport, ConvertProgress, ConvertSettings, LeftOutBlock, convert, convert_on,
 };
 pub use folder::clear;
+pub use follow::{DiskFollower, FollowCondition, FollowerStats};
 pub use inspect::{FolderUsage, InspectedGroup, Inspection};
 pub use manifest::{FolderCreation, Manifest, ManifestGroup};
 

@@ -197,6 +197,12 @@ pub enum SettingsError {
         "a block store writes each block once, right after its store; give `at_once` or leave `writes` out"
     )]
     StoreWrites,
+    /// A follower of a folder with another number of groups than one.
+    #[error("a follower reads folders of one group, and {groups} groups are requested; open a follower for each folder of one group")]
+    FollowerGroups {
+        /// The number of groups.
+        groups: usize,
+    },
     /// Staging memory too small for two blocks of each group.
     #[error(
         "{staging_bytes} bytes of staging memory do not hold two blocks of each group; give at least {needed_bytes}"

@@ -225,7 +225,8 @@ impl Manifest {
         Manifest::from_bytes(&bytes, medium).map(Some)
     }
 
-    fn from_bytes(bytes: &[u8], medium: &dyn Medium) -> Result<Manifest, TierError> {
+    /// Decodes the manifest of a folder.
+    pub(super) fn from_bytes(bytes: &[u8], medium: &dyn Medium) -> Result<Manifest, TierError> {
         let damaged = |problem: String| {
             TierError::Folder(FolderError::ManifestDamaged {
                 folder: medium.name(),

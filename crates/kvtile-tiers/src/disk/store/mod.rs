@@ -40,13 +40,16 @@ pub use report::{
 pub use stats::SlotStoreStats;
 pub use table::SlotState;
 
-pub(super) use scan::{RecordScan, ScanScope, is_end};
+pub(super) use read::{ExpectedBlock, pieces_of, read_expected};
+pub(super) use scan::{RecordRun, RecordScan, ScanScope, each_run, is_end};
 
 use std::{io, sync::Arc};
 
 use kvtile_blocks::BlockKey;
 use kvtile_memory::AlignedBuffer;
 use parking_lot::{Mutex, MutexGuard};
+
+pub(super) use stats::StoreCounter;
 
 use self::{
     standing::{DataFiles, HeldFolder},

@@ -106,14 +106,14 @@ pub(super) struct StoreCounters {
 
 /// A counter with relaxed memory ordering: it synchronises nothing.
 #[derive(Debug, Default)]
-pub(super) struct StoreCounter(AtomicU64);
+pub(in super::super) struct StoreCounter(AtomicU64);
 
 impl StoreCounter {
-    pub(super) fn add(&self, count: u64) {
+    pub(in super::super) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    pub(super) fn get(&self) -> u64 {
+    pub(in super::super) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

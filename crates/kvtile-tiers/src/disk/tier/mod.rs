@@ -15,7 +15,11 @@ use kvtile_blocks::{
 };
 use kvtile_transfer::completion::{Completer, Completion};
 
-use self::{group::DiskGroup, threads::DiskThreads};
+use self::group::DiskGroup;
+pub(super) use self::{
+    read::{BatchReader, set, start},
+    threads::DiskThreads,
+};
 use super::{
     DiskSettings, SlotFolder, SlotStoreSettings, SlotStoreStats,
     medium::{FolderMedium, Medium},
@@ -166,7 +170,10 @@ impl DiskTier {
 }
 
 /// The most reader threads.
-const READERS_MAX: usize = 16;
+pub(super) const READERS_MAX: usize = 16;
+
+/// The only group of a disk tier.
+pub(super) const GROUP: GroupId = GroupId(0);
 
 impl Tier for DiskTier {
     fn id(&self) -> TierId {
@@ -300,7 +307,7 @@ impl Drop for EndOfSync {
 
 /// The error of a job without an outcome: it panicked, or it had not begun when the tier was
 /// closed.
-fn given_up(what: &'static str) -> TierError {
+pub(super) fn given_up(what: &'static str) -> TierError {
     match std::thread::panicking() {
         true => TierError::Request(RequestError::Panicked { what }),
         false => TierError::Request(RequestError::Closed),

@@ -8,16 +8,28 @@ use kvtile_transfer::completion::Completion;
 
 use super::{DiskTierShared, given_up, group::DiskGroup, threads::DiskThreads};
 use crate::{
+    clock::Clock,
     disk::{SlotMiss, SlotRead},
+    rate::TierRate,
     tier::{BlockRead, OutcomeGather, ReadReport, ReadSuccess, TierMiss},
 };
 
 /// The blocks that one thread keeps in flight; a longer batch is split over several threads.
 const BLOCKS_PER_THREAD: usize = 32;
 
+/// The reading part of a tier, which its threads share.
+pub(in super::super) trait BatchReader: Send + Sync + 'static {
+    /// Reads and verifies blocks, or pieces of them. Returns their outcomes and the number of bytes
+    /// read.
+    fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<Result<ReadSuccess, TierMiss>>, u64);
+
+    /// The clock that measures the reads, and their rate.
+    fn measures(&self) -> (&dyn Clock, &TierRate);
+}
+
 /// Starts a batch of reads, split over several threads if it is long.
-pub(super) fn start(
-    disk: &Arc<DiskTierShared>,
+pub(in super::super) fn start<R: BatchReader>(
+    disk: &Arc<R>,
     threads: &DiskThreads,
     mut blocks: Vec<BlockRead>,
 ) -> Completion<ReadReport> {
@@ -37,11 +49,12 @@ pub(super) fn start(
         let ending = std::mem::replace(&mut part, rest);
         let disk = Arc::clone(disk);
         threads.run(move || {
-            let start = disk.clock.now();
+            let (clock, rate) = disk.measures();
+            let start = clock.now();
             let (outcomes, bytes) = disk.read_all(&mut mine);
             drop(mine);
-            let elapsed = disk.clock.now().saturating_sub(start);
-            disk.rate.measured(bytes, elapsed);
+            let elapsed = clock.now().saturating_sub(start);
+            rate.measured(bytes, elapsed);
             ending.end(outcomes, elapsed);
         });
     }
@@ -59,11 +72,15 @@ struct PinnedRead {
     _pin: PinnedBlocks,
 }
 
-type DiskReadOutcome = Result<ReadSuccess, TierMiss>;
+/// The outcome of the read of a block.
+pub(in super::super) type DiskReadOutcome = Result<ReadSuccess, TierMiss>;
 
-impl DiskTierShared {
-    /// Reads and verifies blocks, or pieces of them. Returns their outcomes and the number of bytes
-    /// read. Blocks that are damaged or cannot be read are removed.
+impl BatchReader for DiskTierShared {
+    fn measures(&self) -> (&dyn Clock, &TierRate) {
+        (&*self.clock, &self.rate)
+    }
+
+    /// Blocks that are damaged or cannot be read are removed.
     fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<DiskReadOutcome>, u64) {
         // Blocks of groups that the tier does not have stay absent.
         let mut outcomes: Vec<DiskReadOutcome> =
@@ -129,7 +146,9 @@ impl DiskGroup {
         }
         came
     }
+}
 
+impl DiskGroup {
     /// Maps a miss of the slot store to a miss of the tier; a lost block is removed.
     fn missed(&self, there: &PinnedRead, miss: SlotMiss) -> TierMiss {
         let what = miss.to_string();
@@ -153,7 +172,8 @@ impl DiskGroup {
     }
 }
 
-fn set(outcomes: &mut [DiskReadOutcome], at: usize, outcome: DiskReadOutcome) {
+/// Sets the outcome of block `at` of a batch.
+pub(in super::super) fn set(outcomes: &mut [DiskReadOutcome], at: usize, outcome: DiskReadOutcome) {
     let blocks = outcomes.len();
     let Some(one) = outcomes.get_mut(at) else {
         broken(format_args!("the outcome of block {at} of {blocks}"))
