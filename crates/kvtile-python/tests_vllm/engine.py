@@ -101,6 +101,12 @@ def engine(told: dict[str, Any]) -> Any:
             kv_connector_module_path="kvtile.vllm",
             kv_connector_extra_config=told["kvtile"],
         )
+    if "tiers" in told:
+        settings["kv_transfer_config"] = KVTransferConfig(
+            kv_connector="OffloadingConnector",
+            kv_role="kv_both",
+            kv_connector_extra_config={"spec_name": "CpuTieringSpec", "spec_module_path": "cpu_spec", **told["tiers"]},
+        )
     if "events" in told:
         settings["kv_events_config"] = KVEventsConfig(enable_kv_cache_events=True, endpoint=told["events"])
     return LLM(told["model"], **settings)
@@ -133,6 +139,11 @@ def play(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
         "seconds": time.monotonic() - start,
         "preemptions": getattr(metrics.get("vllm:num_preemptions"), "value", None),
         "kvtile": {name: metric.value for name, metric in metrics.items() if name.startswith("vllm:kvtile_")},
+        "offload": {
+            f"{metric.name.removeprefix('vllm:kv_offload_')} {metric.labels.get('tier', '')}".strip(): metric.value
+            for metric in llm.get_metrics()
+            if metric.name.startswith("vllm:kv_offload_") and hasattr(metric, "value")
+        },
     }
 
 
