@@ -118,15 +118,17 @@ class Tiers:
             self.step()
 
     def store(self, names: list[bytes], request: ReqContext | None = None) -> bool:
-        """What an engine does with computed blocks; whether the primary tier had room."""
-        request = request or context("stores", names)
-        self.manager.on_new_request(request)
-        prepared = self.manager.prepare_store(names, request)
-        if prepared is not None:
+        """What an engine does with computed blocks; whether the primary tier had room. A given request goes on."""
+        stores = request or context("stores", names)
+        if request is None:
+            self.manager.on_new_request(stores)
+        prepared = self.manager.prepare_store(names, stores)
+        if prepared is not None and prepared.keys_to_store:
             for name, row in zip(prepared.keys_to_store, prepared.store_spec.chunk_ids, strict=True):
                 self.rows[row] = content(name)
-            self.manager.complete_store(prepared.keys_to_store, request)
-        self.manager.on_request_finished(request)
+            self.manager.complete_store(prepared.keys_to_store, stores)
+        if request is None:
+            self.manager.on_request_finished(stores)
         self.settle()
         return prepared is not None
 

@@ -24,7 +24,7 @@ from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import Locality, LookupResult, Medium, RequestOffloadingContext
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
-from kvtile import BlockOutcomes, BlockStore, StoreGroup, StoreRows, __version__
+from kvtile import BlockOutcomes, BlockStore, IdentityError, StoreGroup, StoreRows, __version__
 from kvtile.vllm._tier_events import TierEvents
 from kvtile.vllm._tier_identity import folder_of, identity_of_rows
 from kvtile.vllm._tier_options import TierOptions, configured_by_user
@@ -128,14 +128,17 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
             _GROUP, self._row_bytes, model=identity.model, revision=identity.revision, extra=identity.extra
         )
         chosen = {"workers": options.workers, "disk_policy": options.policy}
-        store = BlockStore(
-            groups=group,
-            disk=str(self._folder),
-            disk_bytes=self._capacity,
-            staging_bytes=max(options.staging, _STAGED_ROWS_MIN * self._row_bytes),
-            read_only=options.read_only,
-            **{name: value for name, value in chosen.items() if value is not None},
-        )
+        try:
+            store = BlockStore(
+                groups=group,
+                disk=str(self._folder),
+                disk_bytes=self._capacity,
+                staging_bytes=max(options.staging, _STAGED_ROWS_MIN * self._row_bytes),
+                **{name: value for name, value in chosen.items() if value is not None},
+            )
+        except IdentityError as error:
+            error.args = (f"{error}; give the kvtile tier another path, or remove {self._folder}",)
+            raise
         logger.info(
             "kvtile keeps rows of %d bytes in %s, at most %d bytes; vLLM's primary tier has %d rows",
             self._row_bytes, self._folder, self._capacity, self._count,
