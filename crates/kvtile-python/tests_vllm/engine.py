@@ -139,11 +139,17 @@ def play(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
         "seconds": time.monotonic() - start,
         "preemptions": getattr(metrics.get("vllm:num_preemptions"), "value", None),
         "kvtile": {name: metric.value for name, metric in metrics.items() if name.startswith("vllm:kvtile_")},
-        "offload": {
-            f"{metric.name.removeprefix('vllm:kv_offload_')} {metric.labels.get('tier', '')}".strip(): metric.value
-            for metric in llm.get_metrics()
-            if metric.name.startswith("vllm:kv_offload_") and hasattr(metric, "value")
-        },
+        "tier": tier_counts(llm),
+    }
+
+
+def tier_counts(llm: Any) -> dict[str, float]:
+    """The counters of kvtile's tier, by their names and labels."""
+    prefix, labels = "vllm:kvtile_tier_", ("operation", "outcome", "answer", "method")
+    return {
+        " ".join([metric.name.removeprefix(prefix), *(metric.labels[label] for label in labels if label in metric.labels)]): metric.value
+        for metric in llm.get_metrics()
+        if metric.name.startswith(prefix)
     }
 
 

@@ -50,7 +50,7 @@ def test_other_sizes_are_refused_by_name(text: object) -> None:
         ({"workers": -1}, "not negative"),
         ({"wait_seconds": float("inf")}, "not negative"),
         ({"wait_seconds": float("nan")}, "not negative"),
-        ({"read_only": 1}, "read_only is 1; it takes bool"),
+        ({"enable_kv_events": 1}, "enable_kv_events is 1; it takes bool"),
         ({"path": ""}, "the path of a folder"),
         ({"locality": "NEAR"}, "LOCAL or REMOTE"),
         ({"policy": 3}, "it takes str or null"),

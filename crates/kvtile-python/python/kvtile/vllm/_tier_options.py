@@ -25,7 +25,7 @@ class TierOptions:
         staging: memory for blocks that are on their way to the disk; at least four rows.
         policy: eviction policy of the disk; default: that of ``BlockStore``.
         workers: threads that move blocks; default: that of ``BlockStore``.
-        read_only: serve the folder and write nothing.
+        stage_within: seconds that a block may wait for staging memory, in vLLM's primary tier; then it is not kept.
         wait_seconds: how long a request may wait in total, from its first block that found vLLM's primary tier full.
             After that vLLM computes what is missing. 0 is vLLM's own behaviour.
         close_within: seconds that the end of the engine may take to write what is in staging memory.
@@ -41,7 +41,7 @@ class TierOptions:
     staging: int = 256 << 20
     policy: str | None = None
     workers: int | None = None
-    read_only: bool = False
+    stage_within: float = 1.0
     wait_seconds: float = 5.0
     close_within: float = 30.0
     model: str | None = None

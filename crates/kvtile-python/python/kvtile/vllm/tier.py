@@ -42,6 +42,8 @@ logger = init_logger("vllm.kvtile")
 _GROUP = "kv"
 _STAGED_ROWS_MIN = 4
 _POLL_SECONDS = 0.001
+# How often the contents of the disk are among the metrics.
+_SHOW_SECONDS = 1.0
 # Keys of failed loads; the oldest are forgotten, and then a request's own bounds end its lookups.
 _FAILED_MAX = 1 << 16
 _RESULT_FIELDS = {found.name for found in dataclasses.fields(JobResult)}
@@ -107,6 +109,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
         self._results: list[JobResult] = []
         self._failed: dict[bytes, None] = {}
         self._logged: set[str] = set()
+        self._show_at = 0.0
         self._store: BlockStore | None = self._open(offloading_spec)
         self._rows: StoreRows | None = None
         self._events: TierEvents | None = None
@@ -122,18 +125,19 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
         identity = identity_of_rows(spec.config, self._row_bytes, options)
         self._folder, replicas = folder_of(options.path, spec.config.parallel)
         self._capacity = options.capacity // replicas
-        if not options.read_only:
-            self._folder.parent.mkdir(parents=True, exist_ok=True)
         group = StoreGroup.opaque(
             _GROUP, self._row_bytes, model=identity.model, revision=identity.revision, extra=identity.extra
         )
         chosen = {"workers": options.workers, "disk_policy": options.policy}
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             store = BlockStore(
                 groups=group,
                 disk=str(self._folder),
                 disk_bytes=self._capacity,
                 staging_bytes=max(options.staging, _STAGED_ROWS_MIN * self._row_bytes),
+                stage_within=options.stage_within,
+                close_within=options.close_within,
                 **{name: value for name, value in chosen.items() if value is not None},
             )
         except IdentityError as error:
@@ -216,7 +220,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
                 self._start(job, keys, rows, is_load=is_load)
                 return
             self._stats.add("blocks", "load" if is_load else "store", refusal, count=max(1, len(keys)))
-            self._end(job.job_id, keys, is_load=is_load, success=refusal == "read only")
+            self._end(job.job_id, keys, is_load=is_load, success=False)
         except Exception:
             self._count_error("submit_load" if is_load else "submit_store")
             self._jobs.pop(job.job_id, None)
@@ -230,9 +234,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
             return "closed"
         if len(keys) != len(rows) or any(not 0 <= row < self._count for row in rows):
             return "refused"
-        if is_load and len(set(rows)) != len(rows):
-            return "refused"
-        return "read only" if self.options.read_only and not is_load else None
+        return "refused" if is_load and len(set(rows)) != len(rows) else None
 
     def _start(self, job: TransferJob, keys: list[bytes], rows: list[int], *, is_load: bool) -> None:
         if self._store is None or self._rows is None:
@@ -359,12 +361,18 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
     @_never_raises(lambda: None)
     def get_stats(self) -> OffloadingConnectorStats | None:
         """The metrics since the last call."""
+        now = time.monotonic()
+        if self._store is not None and now >= self._show_at:
+            self._show_at = now + _SHOW_SECONDS
+            found = self._store.stats()
+            disk = {name: found[name].get("disk", 0) for name in ("present", "capacity")}
+            self._stats.show({"disk_blocks": disk["present"], "disk_capacity_blocks": disk["capacity"]})
         return self._stats.take()
 
     @classmethod
     def config_info_keys(cls, tier_config: dict[str, Any]) -> tuple[str, ...]:
         """The labels of this tier in vLLM's info metric."""
-        return ("kvtile_version", "kvtile_path", "kvtile_capacity_bytes", "kvtile_policy", "kvtile_read_only")
+        return ("kvtile_version", "kvtile_path", "kvtile_capacity_bytes", "kvtile_policy")
 
     def config_info(self) -> dict[str, str | int | float | bool]:
         """Their values."""
@@ -373,7 +381,6 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
             "kvtile_path": str(self._folder),
             "kvtile_capacity_bytes": self._capacity,
             "kvtile_policy": self.options.policy or "default",
-            "kvtile_read_only": self.options.read_only,
         }
 
     # The end
