@@ -22,6 +22,9 @@ CACHED = BLOCKS * PAGE
 # The primary tier holds one prompt and not two, so each comes from the tier below.
 PRIMARY_ROWS = 8
 STRIDE = 1 << 16
+# The number of the model's KV heads. Each worker is a process with one thread, and the scheduler is another one.
+RANKS = 3
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def row_bytes() -> int:
@@ -131,11 +134,11 @@ def test_ranks_share_one_folder_and_another_number_of_ranks_is_refused(
     rounds: list[dict[str, Any]], expected: list[Any], tmp_path: Path
 ) -> None:
     tier = kvtile_tier(tmp_path / "kv")
-    parallel = {"tensor_parallel_size": 3}
-    first = engine(tier, rounds[:2] + rounds[:2], engine=parallel)
+    parallel = {"engine": {"tensor_parallel_size": RANKS}, "environment": ENVIRONMENT}
+    first = engine(tier, rounds[:2] + rounds[:2], **parallel)
     assert tokens(first) == expected[:2] + expected[:2]
     assert cached(first) == [0, 0, CACHED, CACHED]
     assert [found.name for found in tmp_path.iterdir()] == ["kv"]
     refused = engine(tier, rounds[:1])
     assert "row.tp_size" in refused["refused"]["message"], refused
-    assert cached(engine(tier, rounds[:1], engine=parallel)) == [CACHED]
+    assert cached(engine(tier, rounds[:1], **parallel)) == [CACHED]
