@@ -177,7 +177,7 @@ def abort(llm: Any, prompts: list[Any], sampling: Any) -> dict[str, Any]:
 
 def connected(llm: Any) -> Any:
     """The worker of the connector, if there is one in this process."""
-    if "kvtile.vllm" not in sys.modules:
+    if "kvtile.vllm._worker" not in sys.modules:
         return None
     from kvtile.vllm._worker import find_worker
 

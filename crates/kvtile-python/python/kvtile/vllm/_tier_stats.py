@@ -18,6 +18,7 @@ _COUNTERS = {
     "lookups": ("Lookups of blocks, by answer", ("tier", "answer")),
     "errors": ("Exceptions that the tier has kept from vLLM, by method", ("tier", "method")),
     "bytes": ("Bytes of blocks that were loaded and stored", ("tier", "operation")),
+    "unwritten_blocks": ("Stored blocks that the disk did not take: it is full, fails, or has no room", ("tier",)),
 }
 _GAUGES = {
     "disk_blocks": ("Blocks on disk", ("tier",)),
@@ -54,12 +55,17 @@ class TierStats:
         self._counts[name, (self._tier, *labels)] += count
         self.totals[(name, *labels)] += count
 
-    def show(self, gauges: Mapping[str, float]) -> None:
-        """Sets gauges; those that have not changed are not sent again."""
-        for name, value in gauges.items():
+    def show(self, found: Mapping[str, Mapping[str, int]]) -> None:
+        """Takes over the store's own statistics. Gauges that have not changed are not sent again."""
+        gauges = {"disk_blocks": found["present"], "disk_capacity_blocks": found["capacity"]}
+        for name, tiers in gauges.items():
+            value = tiers.get("disk", 0)
             if self._gauges.get(name) != value:
                 self._gauges[name] = value
                 self._counts[name, (self._tier,)] = 1
+        unwritten = found["left_out"].get("disk", 0) - self.totals["unwritten_blocks",]
+        if unwritten > 0:
+            self.add("unwritten_blocks", count=unwritten)
 
     def take(self) -> OffloadingConnectorStats | None:
         """Returns the counts and resets them; None if there are none."""

@@ -18,7 +18,7 @@ import functools
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar, cast
 
 from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import Locality, LookupResult, Medium, RequestOffloadingContext
@@ -128,7 +128,6 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
         group = StoreGroup.opaque(
             _GROUP, self._row_bytes, model=identity.model, revision=identity.revision, extra=identity.extra
         )
-        chosen = {"workers": options.workers, "disk_policy": options.policy}
         self._folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             store = BlockStore(
@@ -138,7 +137,8 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
                 staging_bytes=max(options.staging, _STAGED_ROWS_MIN * self._row_bytes),
                 stage_within=options.stage_within,
                 close_within=options.close_within,
-                **{name: value for name, value in chosen.items() if value is not None},
+                workers=options.workers,
+                disk_policy=cast("Any", options.policy),
             )
         except IdentityError as error:
             error.args = (f"{error}; give the kvtile tier another path, or remove {self._folder}",)
@@ -348,10 +348,10 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
 
     # What vLLM shows
 
-    @_never_raises(tuple)
-    def take_events(self) -> Iterable[OffloadingEvent]:
+    @_never_raises(list)
+    def take_events(self) -> list[OffloadingEvent]:
         """The KV events since the last call."""
-        return self._events.take() if self._events is not None else ()
+        return self._events.take() if self._events is not None else []
 
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
@@ -364,9 +364,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
         now = time.monotonic()
         if self._store is not None and now >= self._show_at:
             self._show_at = now + _SHOW_SECONDS
-            found = self._store.stats()
-            disk = {name: found[name].get("disk", 0) for name in ("present", "capacity")}
-            self._stats.show({"disk_blocks": disk["present"], "disk_capacity_blocks": disk["capacity"]})
+            self._stats.show(self._store.stats())
         return self._stats.take()
 
     @classmethod
