@@ -242,6 +242,8 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
         if is_load:
             self._store.submit_load(job.job_id, keys, self._rows, rows)
             return
+        if self._events is not None:
+            self._events.expect(keys)
         hints = self._requests.hints(keys, job.req_context, self._tokens_of)
         parents, positions = hints if hints is not None else (None, None)
         self._store.submit_store(job.job_id, keys, self._rows, rows, parents=parents, positions=positions)
@@ -306,7 +308,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
         for key in kept:
             self._failed.pop(key, None)
         if self._events is not None:
-            self._events.stored(kept)
+            self._events.ended(zip(job.keys, outcomes.outcomes, strict=True))
         return _result(
             job_id=job_id, success=len(kept) == len(job.keys), transfer_time=outcomes.seconds, transfer_bytes=outcomes.bytes,
         )
