@@ -164,6 +164,8 @@ def test_the_folder_stays_within_its_capacity(tmp_path: Path) -> None:
     with tiers(entry(tmp_path / "kv", capacity=capacity)) as made:
         for first in range(0, 256, 8):
             made.store(keys(range(first, first + 8)))
+        # Blocks in staging memory are found too.
+        made.tier._store.flush()
         size = sum(file.stat().st_blocks * 512 for file in (tmp_path / "kv").rglob("*") if file.is_file())
         assert size <= capacity
         there = made.tier._store.contains(keys(range(256)), group="kv")
@@ -357,6 +359,24 @@ def test_a_full_disk_is_counted_and_serves_nothing_wrong(tmp_path: Path) -> None
         assert unwritten >= 192 - len(found) - 4, "every lost block is counted"
         made.forget_primary()
         assert made.lookup(keys(range(4))) == 4
+
+
+def test_a_folder_that_is_taken_away_takes_no_more_blocks(tmp_path: Path) -> None:
+    with tiers(entry(tmp_path / "kv")) as made:
+        made.store(keys(range(4)))
+        made.tier._store.flush()
+        (tmp_path / "kv").rename(tmp_path / "elsewhere")
+        made.store(keys(range(10, 14)))
+        assert not made.tier._store.flush(5.0).durable
+        made.forget_primary()
+        # Every byte that is served is compared.
+        assert made.lookup(keys(range(4))) in range(5)
+        stats = made.tier.get_stats().data["data"]
+        assert stats["vllm:kvtile_tier_unwritten_blocks"][("KvtileTier",)] == 4
+        assert "vllm:kvtile_tier_errors" not in stats
+    with tiers(entry(tmp_path / "elsewhere")) as made:
+        assert made.lookup(keys(range(4))) == 4
+        assert made.lookup(keys([10])) == 0
 
 
 def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ class RequestTable:
 def primary_has_room(spec: Any) -> bool:
     """Whether vLLM's primary tier can take one more row: one is free, or one is not in use.
 
-    vLLM's interface does not tell tiers. Where this version of vLLM keeps the counts elsewhere, the answer is yes, and
+    vLLM's interface does not state it. Where this version of vLLM has the counts elsewhere, the answer is yes, and
     vLLM computes what it cannot promote.
     """
     primary = getattr(getattr(spec, "_manager", None), "primary_tier", None)

@@ -27,7 +27,7 @@ _GAUGES = {
 
 
 def metric_definitions() -> dict[str, OffloadingMetricMetadata]:
-    """The metrics, as vLLM wants them before the engine starts."""
+    """The metrics, which vLLM creates before the engine starts."""
     counters = {
         _PREFIX + name: OffloadingCounterMetadata(documentation=f"kvtile: {text}.", labelnames=labels)
         for name, (text, labels) in _COUNTERS.items()

@@ -191,7 +191,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
 
     @_never_raises(RequestOffloadingContext)
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
-        """The tier wants the blocks that a request computes."""
+        """The tier takes the blocks that a request computes."""
         self._requests.of(req_context)
         return RequestOffloadingContext()
 
@@ -211,7 +211,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
         self._submit(job_metadata, is_load=True)
 
     def _submit(self, job: TransferJob, *, is_load: bool) -> None:
-        """Starts a job. Every job has a result, whatever happens: vLLM pins its rows until then."""
+        """Starts a job. Every job has a result, also one that fails: vLLM pins its rows until then."""
         try:
             keys, rows = list(job.keys), _rows_of(job)
             refusal = self._refusal(keys, rows, is_load=is_load)
@@ -327,7 +327,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
         self._requests.forget_promotions()
         drained = self._drain_store()
         self._collect()
-        # A tier whose jobs do not end blocks here, as vLLM wants it: their I/O may still touch rows.
+        # A tier whose jobs do not end blocks here, as vLLM's interface requires: their I/O may still touch rows.
         while self._jobs and not drained and self._store is not None:
             time.sleep(_POLL_SECONDS)
             self._collect()
