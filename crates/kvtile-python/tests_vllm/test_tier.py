@@ -573,6 +573,15 @@ def test_parents_and_positions_reach_the_store(tmp_path: Path) -> None:
         made.tier._store = real
 
 
+def test_vllms_backpressure_works_for_the_tier(tmp_path: Path) -> None:
+    pressure = {"backpressure_cls": "EMABackpressureDetector", "policy_cls": "DropStorePolicy"}
+    with tiers(entry(tmp_path / "kv", backpressure=pressure)) as made:
+        assert made.tier.bp_detector is not None
+        made.store(keys(range(3)))
+        made.forget_primary()
+        assert made.lookup(keys(range(3))) == 3
+
+
 def test_rows_of_an_older_name(tmp_path: Path) -> None:
     with tiers(entry(tmp_path / "kv")) as made:
         made.rows[3] = content(key(1))
