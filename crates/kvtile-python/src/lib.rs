@@ -65,7 +65,7 @@ mod _kvtile {
     use crate::record::PyTraceRecorder;
     #[pymodule_export]
     use crate::report::{
-        PyBlockOutcomes, PyFlushReport, PyLoadReport, PyStoreReport, PyTransferReport,
+        PyBlockOutcomes, PyFlushReport, PyLoadReport, PyStoreFlush, PyStoreReport, PyTransferReport,
     };
     #[pymodule_export]
     use crate::shape::{PyPlane, PyShape};

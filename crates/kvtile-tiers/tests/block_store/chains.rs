@@ -60,7 +60,7 @@ fn store_chain(store: &BlockStore, rows: &TestRows, chain: &[BlockKey]) {
     }
     let options = RowStoreOptions::new()
         .parents(parents)
-        .positions((0..chain.len() as u32).collect());
+        .positions((0..).take(chain.len()).collect());
     let ids: Vec<usize> = (0..chain.len()).collect();
     let stored = store.store_with(chain, &rows.rows, &ids, &options);
     assert_eq!(stored.unwrap().wait().ok(), chain.len());

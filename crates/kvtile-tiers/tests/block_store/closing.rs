@@ -15,7 +15,8 @@ fn closing_ends_every_job_and_keeps_what_was_stored() {
             rows.fill(key, row);
         }
         let jobs: Vec<_> = (0..16)
-            .map(|job| rows.start_store(&store, &keys(2 * job..2 * job + 2), 2 * job as usize))
+            .zip((0..).step_by(2))
+            .map(|(job, row)| rows.start_store(&store, &keys(2 * job..2 * job + 2), row))
             .collect();
         if round % 2 == 0 {
             std::thread::sleep(Duration::from_micros(50 * round));

@@ -1,11 +1,6 @@
 //! Tests of the block store through its public API, over real memory and a real folder.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "tests"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod chains;
 mod closing;
