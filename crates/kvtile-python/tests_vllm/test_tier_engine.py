@@ -42,10 +42,12 @@ def rounds() -> list[dict[str, Any]]:
     return [{"prompts": [prompt], "max_tokens": 8} for prompt in prompts]
 
 
-def engine(tier: dict[str, Any], rounds: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    """The output of an engine with a tier."""
+def engine(tier: dict[str, Any], rounds: list[dict[str, Any]], *, refused: bool = False, **changes: Any) -> dict[str, Any]:
+    """The output of an engine with a tier; ``refused`` if it does not start."""
     tiers = {"cpu_bytes_to_use": PRIMARY_ROWS * row_bytes(), "secondary_tiers": [tier]}
-    return run({"model": str(MODEL), "tiers": tiers, "rounds": rounds, **changes})
+    said = run({"model": str(MODEL), "tiers": tiers, "rounds": rounds, **changes})
+    assert said["rounds"] or refused, said["refused"]
+    return said
 
 
 def kvtile_tier(folder: Path, **options: Any) -> dict[str, Any]:
@@ -139,6 +141,6 @@ def test_ranks_share_one_folder_and_another_number_of_ranks_is_refused(
     assert tokens(first) == expected[:2] + expected[:2]
     assert cached(first) == [0, 0, CACHED, CACHED]
     assert [found.name for found in tmp_path.iterdir()] == ["kv"]
-    refused = engine(tier, rounds[:1])
-    assert "row.tp_size" in refused["refused"]["message"], refused
+    other = engine(tier, rounds[:1], refused=True)
+    assert "row.tp_size" in other["refused"]["message"], other
     assert cached(engine(tier, rounds[:1], **parallel)) == [CACHED]
