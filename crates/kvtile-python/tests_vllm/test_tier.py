@@ -1,7 +1,7 @@
 """The tier under vLLM's own scheduler side: manager, primary tier, shared region and factory are the real ones.
 
-Every lookup compares every byte of the rows, and every manager is shut down, which fails if the tier still exports
-vLLM's memory.
+Every lookup compares every byte of the rows. Every manager is shut down, and then vLLM's memory is unmapped, which fails
+if the tier still exports it.
 """
 
 from __future__ import annotations

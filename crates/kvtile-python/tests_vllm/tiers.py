@@ -179,10 +179,12 @@ def tiers(described: dict[str, Any], vllm_config: Any = None, **changes: Any) ->
         )
     spec = TieringOffloadingSpec(config)
     manager = spec.get_manager()
+    mapped = manager.primary_tier._mmap_region.mmap_obj
     try:
         yield Tiers(spec, manager)
     finally:
         manager.shutdown()
+    assert mapped.closed, "the tier still exports vLLM's memory"
 
 
 __all__ = ["LAYERS", "ROW", "ROWS", "TOKENS", "Tiers", "content", "context", "engine_config", "entry", "key", "keys", "tiers"]
