@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from helpers import MODEL, PAGE, run
+from tiny import tiny_model
 
 TOKENS = 200
 # Full blocks of a prompt.
@@ -22,14 +23,14 @@ CACHED = BLOCKS * PAGE
 # The primary tier holds one prompt and not two, so each comes from the tier below.
 PRIMARY_ROWS = 8
 STRIDE = 1 << 16
-# The number of the model's KV heads. Each worker is a process with one thread, and the scheduler is another one.
-RANKS = 3
+# Each worker is a process with one thread, and the scheduler is another one.
+RANKS = 2
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
-def row_bytes() -> int:
+def row_bytes(model: Path = MODEL) -> int:
     """Bytes of a block of 32 tokens in float32."""
-    config = json.loads((MODEL / "config.json").read_text())
+    config = json.loads((model / "config.json").read_text())
     head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     return int(PAGE * config["num_hidden_layers"] * config["num_key_value_heads"] * head_size * 2 * 4)
 
@@ -42,11 +43,11 @@ def rounds() -> list[dict[str, Any]]:
     return [{"prompts": [prompt], "max_tokens": 8} for prompt in prompts]
 
 
-def engine(tier: dict[str, Any], rounds: list[dict[str, Any]], *, refused: bool = False, **changes: Any) -> dict[str, Any]:
-    """The output of an engine with a tier; ``refused`` if it does not start."""
+def engine(tier: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The output of an engine with a tier."""
     tiers = {"cpu_bytes_to_use": PRIMARY_ROWS * row_bytes(), "secondary_tiers": [tier]}
-    said = run({"model": str(MODEL), "tiers": tiers, "rounds": rounds, **changes})
-    assert said["rounds"] or refused, said["refused"]
+    said = run({"model": str(MODEL), "tiers": tiers, "rounds": rounds})
+    assert said["rounds"], said["refused"]
     return said
 
 
@@ -132,15 +133,17 @@ def test_the_same_damage_to_vllms_tier_for_files_changes_tokens(
     assert cached(said) == 3 * [CACHED] and tokens(said) != expected
 
 
-def test_ranks_share_one_folder_and_another_number_of_ranks_is_refused(
-    rounds: list[dict[str, Any]], expected: list[Any], tmp_path: Path
-) -> None:
-    tier = kvtile_tier(tmp_path / "kv")
-    parallel = {"engine": {"tensor_parallel_size": RANKS}, "environment": ENVIRONMENT}
-    first = engine(tier, rounds[:2] + rounds[:2], **parallel)
-    assert tokens(first) == expected[:2] + expected[:2]
-    assert cached(first) == [0, 0, CACHED, CACHED]
-    assert [found.name for found in tmp_path.iterdir()] == ["kv"]
-    other = engine(tier, rounds[:1], refused=True)
+def test_ranks_share_one_folder_and_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
+    """With a model of two heads: vLLM starts a process for each rank."""
+    model = tiny_model(tmp_path / "tiny")
+    numbers = random.Random(2)
+    prompts = [[numbers.randrange(3, 990) for _ in range(TOKENS)] for _ in range(2)]
+    rounds = [{"prompts": [prompt], "max_tokens": 8} for prompt in prompts]
+    tiers = {"cpu_bytes_to_use": PRIMARY_ROWS * row_bytes(model), "secondary_tiers": [kvtile_tier(tmp_path / "kv")]}
+    ordered = {"model": str(model), "tiers": tiers}
+    first = run(ordered | {"rounds": rounds + rounds, "engine": {"tensor_parallel_size": RANKS}, "environment": ENVIRONMENT})
+    assert cached(first) == [0, 0, CACHED, CACHED], first
+    assert tokens(first)[2:] == tokens(first)[:2]
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["kv", "tiny"]
+    other = run(ordered | {"rounds": rounds})
     assert "row.tp_size" in other["refused"]["message"], other
-    assert cached(engine(tier, rounds[:1], **parallel)) == [CACHED]
