@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 # Warnings of the engines and of what they import are not ours to mend.
-_THEIRS = ("sglang", "lmcache", "torch", "torchvision", "transformers", "triton", "numba", "importlib", "tvm_ffi")
+_THEIRS = ("sglang", "lmcache", "torch", "torchvision", "transformers", "triton", "numba", "importlib", "opentelemetry", "tvm_ffi")
 
 
 def pytest_configure(config: pytest.Config) -> None:
