@@ -154,11 +154,11 @@ def keys(count: int, start: int = 0) -> list[str]:
     return [f"{number:064x}" for number in range(start, start + count)]
 
 
-def entry(path: Path, **options: Any) -> dict[str, Any]:
+def entry(folder: Path, **options: Any) -> dict[str, Any]:
     """The entry in ``--hicache-storage-backend-extra-config``."""
     given = {
         "backend_name": "kvtile", "module_path": "kvtile.sglang", "class_name": "KvtileHiCache", "interface_v1": 1,
-        "path": str(path), "capacity": "64MiB", "revision": "weights of the test",
+        "path": str(folder), "capacity": "64MiB", "revision": "weights of the test",
     }
     return {name: value for name, value in {**given, **options}.items() if value is not None}
 

@@ -337,16 +337,11 @@ class KvtileHiCache(HiCacheStorage):
     def clear(self) -> bool:
         """Removes all pages of this rank. Whether that succeeded."""
 
-        def work() -> bool:
-            for store in set(self._stores.values()):
-                store.clear()
-            return True
-
-        return self._guard(work, False, "clear the folder")
+        return self._guard(lambda: all([store.clear() for store in self._open_stores()]), False, "clear the folder")
 
     def flush(self) -> bool:
-        """Waits until all stored pages are durable. Whether they are."""
-        return self._guard(lambda: all([store.flush() for store in set(self._stores.values())]), False, "flush")
+        """Waits until all stored pages are durable, at most ``close_within`` seconds. Whether they are."""
+        return self._guard(lambda: all([store.flush() for store in self._open_stores()]), False, "flush")
 
     def get_stats(self) -> object:
         """The transfers since the last call, for SGLang's metrics; None if SGLang does not collect metrics."""
@@ -369,8 +364,12 @@ class KvtileHiCache(HiCacheStorage):
 
     def store_stats(self) -> dict[str, dict[str, object]]:
         """The counters of the block stores, by the names of their pools."""
-        stores = {id(store): store for store in self._stores.values()}.values()
-        return self._guard(lambda: {", ".join(store.names): store.stats() for store in stores}, {}, "count")
+        return self._guard(lambda: {", ".join(store.names): store.stats() for store in self._open_stores()}, {}, "count")
+
+    def _open_stores(self) -> list[PageStore]:
+        if self._is_closed:
+            raise ClosedError("the backend is closed")
+        return list({id(store): store for store in self._stores.values()}.values())
 
     def close(self) -> None:
         """Writes what is in staging memory, and closes the folders. Later calls find nothing. Closing twice is fine."""

@@ -161,19 +161,20 @@ class PageStore:
             while len(self._failed) > _FAILED_MOST:
                 self._failed.popitem(last=False)
 
-    def clear(self) -> None:
-        """Removes all pages."""
+    def clear(self) -> bool:
+        """Removes all pages. False for a rank that only reads: the rank that writes removes them."""
         store = self._opened()
         if store is None or self._reads_only:
-            return
+            return False
         store.clear()
         with self._lock:
             self._failed.clear()
+        return True
 
     def flush(self) -> bool:
-        """Waits until all pages are durable."""
+        """Waits until all pages are durable, as long as closing may take. Whether they are."""
         store = self._opened()
-        return store is not None and not self._reads_only and store.flush().durable
+        return store is not None and not self._reads_only and store.flush(self._options.close_within).durable
 
     def stats(self) -> dict[str, object]:
         """The counters of the block store; empty while the folder is not open."""
