@@ -39,7 +39,7 @@ _TRANSFERS_MOST = 4096
 _QUIET = 10.0
 
 
-class KvtileHiCache(HiCacheStorage):
+class KvtileHiCache(HiCacheStorage):  # type: ignore[misc]
     """Keeps the pages of SGLang's host pools on disk.
 
     Pages are read straight into the pools' memory and verified. They do not depend on ``--hicache-mem-layout``. SGLang's
@@ -263,12 +263,11 @@ class KvtileHiCache(HiCacheStorage):
         self, transfers: list[PoolTransfer], extra_info: HiCacheStorageExtraInfo | None = None
     ) -> dict[str, list[bool]]:
         """Loads pages of several pools. Whether each one came."""
+        def load(transfer: PoolTransfer) -> Callable[[], list[bool]]:
+            return lambda: self._load(str(transfer.name), transfer.keys or [], transfer.host_indices)
+
         return {
-            transfer.name: self._guard(
-                lambda transfer=transfer: self._load(str(transfer.name), transfer.keys or [], transfer.host_indices),
-                [False] * len(transfer.keys or ()),
-                f"load pages of {transfer.name}",
-            )
+            transfer.name: self._guard(load(transfer), [False] * len(transfer.keys or ()), f"load pages of {transfer.name}")
             for transfer in transfers
         }
 
@@ -276,14 +275,12 @@ class KvtileHiCache(HiCacheStorage):
         self, transfers: list[PoolTransfer], extra_info: HiCacheStorageExtraInfo | None = None
     ) -> dict[str, list[bool]]:
         """Stores pages of several pools. Whether each one is stored."""
+        def save(transfer: PoolTransfer) -> Callable[[], list[bool]]:
+            chain = _chain_of(transfer, extra_info)
+            return lambda: self._save(str(transfer.name), transfer.keys or [], transfer.host_indices, chain)
+
         return {
-            transfer.name: self._guard(
-                lambda transfer=transfer: self._save(
-                    str(transfer.name), transfer.keys or [], transfer.host_indices, _chain_of(transfer, extra_info)
-                ),
-                [False] * len(transfer.keys or ()),
-                f"store pages of {transfer.name}",
-            )
+            transfer.name: self._guard(save(transfer), [False] * len(transfer.keys or ()), f"store pages of {transfer.name}")
             for transfer in transfers
         }
 

@@ -70,7 +70,7 @@ class FlatPages:
         """Whether a tensor is one page."""
         if not isinstance(tensor, torch.Tensor) or not tensor.is_contiguous():
             return False
-        return tensor.numel() * tensor.element_size() == self._buffer[0].numel() * self._buffer.element_size()
+        return bool(tensor.numel() * tensor.element_size() == self._buffer[0].numel() * self._buffer.element_size())
 
     def close(self) -> None:
         """Releases the buffer, after the store was closed."""

@@ -165,4 +165,4 @@ def folder_of(path: Path, config: HiCacheStorageConfig, is_shared: bool) -> Path
 
 def folders_of_all_ranks(config: HiCacheStorageConfig, is_shared: bool) -> int:
     """The number of subfolders of this kind that share the capacity."""
-    return config.pp_size * config.attn_cp_size * (1 if is_shared else config.tp_size)
+    return int(config.pp_size * config.attn_cp_size * (1 if is_shared else config.tp_size))

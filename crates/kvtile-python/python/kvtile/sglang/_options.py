@@ -7,9 +7,13 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from kvtile._engine_options import bytes_of, refuse_unknown
 from kvtile._errors import SettingsError
+
+Policy: TypeAlias = Literal["gittins", "lru", "arc", "s3-fifo"]
+"""The eviction policies of a disk."""
 
 _WHERE = "the kvtile entry in --hicache-storage-backend-extra-config"
 _SIZES = ("capacity", "staging")
@@ -43,7 +47,7 @@ class HiCacheOptions:
     path: Path
     capacity: int
     staging: int = 256 << 20
-    policy: str | None = None
+    policy: Policy | None = None
     workers: int | None = None
     answer_within: float = 10.0
     stage_within: float = 5.0
@@ -70,6 +74,10 @@ def _value(name: str, value: object, hint: object) -> object:
     if name in _SIZES:
         return bytes_of(f"{_WHERE}: {name}", value)
     kinds = typing.get_args(hint) or (hint,)
+    if name == "policy":
+        if value is None or value in typing.get_args(Policy):
+            return value
+        raise SettingsError(f"{_WHERE}: policy is {value!r}; it takes {', '.join(typing.get_args(Policy))}")
     if Path in kinds:
         if isinstance(value, str) and value:
             return Path(value)
