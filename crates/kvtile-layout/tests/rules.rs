@@ -30,7 +30,7 @@ struct NaiveGroup {
 impl NaiveGroup {
     fn serves(&self, stop: u64) -> bool {
         let page = |token: u64| usize::try_from(token / self.page).unwrap();
-        stop % self.page == 0
+        stop.is_multiple_of(self.page)
             && tokens(self.rule, stop)
                 .into_iter()
                 .all(|token| self.has[page(token)])
@@ -38,7 +38,7 @@ impl NaiveGroup {
 }
 
 fn check(groups: &[NaiveGroup], most: u64, unit: u64) {
-    let stops = (1..=most).rev().filter(|stop| stop % unit == 0);
+    let stops = (1..=most).rev().filter(|stop| stop.is_multiple_of(unit));
     let expected: Vec<u64> = stops
         .filter(|stop| groups.iter().all(|group| group.serves(*stop)))
         .collect();
