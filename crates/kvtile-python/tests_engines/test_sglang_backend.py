@@ -400,11 +400,39 @@ def test_ranks_have_folders_of_their_own(tmp_path: Path) -> None:
     alone.close()
 
 
-def test_a_read_only_folder_is_refused_with_its_name(tmp_path: Path) -> None:
-    file = tmp_path / "a file"
-    file.write_text("x")
-    with pytest.raises(DiskError, match="a file"):
-        created(file, pools.mha("layer_first"))
+@pytest.mark.parametrize("folder", ["a file", "/proc/kvtile"])
+def test_a_folder_that_cannot_be_written_is_refused_with_its_name(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "a file").write_text("x")
+    with pytest.raises(DiskError, match=folder):
+        created(tmp_path / folder, pools.mha("layer_first"))
+
+
+def test_a_full_disk_loses_pages_and_nothing_else(tmp_path: Path) -> None:
+    script = f"""
+import sys, pathlib, resource
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import sglang_pools as pools
+pool = pools.mha("page_first")
+backend = pools.created(pathlib.Path({str(tmp_path)!r}), pool, stage_within=1, staging=1 << 20)
+# Files cannot grow beyond this: a write fails as on a full disk.
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+stored = []
+for start in range(0, 800, 8):
+    pool.kv_buffer.view(pools.torch.uint8)[:, : 8 * pools.PAGE] = start % 251
+    stored += backend.batch_set_v1(pools.keys(8, start), pools.indices(list(range(8))))
+backend.flush()
+came = 0
+for start in range(0, 800, 8):
+    for page, ok in enumerate(backend.batch_get_v1(pools.keys(8, start), pools.indices(list(range(8, 16))))):
+        came += ok
+        if ok:
+            assert all(bool((plane == start % 251).all()) for plane in pools.values(pool, page + 8))
+assert 0 < came < 800, came
+backend.close()
+print("closed")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240, check=False)
+    assert done.stdout.strip().endswith("closed"), done.stdout + done.stderr[-3000:]
 
 
 @pytest.mark.parametrize(
