@@ -71,6 +71,8 @@ def pages_of(pool: HostKVCache, name: str) -> PoolPages:
         raise SettingsError(
             f"kvtile has no layout word for --hicache-mem-layout {pool.layout} of SGLang's pool {name!r}, a {kind}"
         ) from None
+    if hasattr(pool, "start_layer"):
+        pages.fields["pool.layers"] = f"{pool.start_layer} to {pool.end_layer}"
     for tensor in pages.tensors:
         if tensor.device.type != "cpu" or not tensor.is_contiguous():
             raise SettingsError(f"the memory of SGLang's pool {name!r} is on {tensor.device}, or has gaps")

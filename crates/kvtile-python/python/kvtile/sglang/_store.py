@@ -80,13 +80,18 @@ class PageStore:
         groups = [StoreGroup(name, pool.identity, pool.pages.shape) for name, pool in pools]
         mode: dict[str, bool] = {"read_only": True} if self._reads_only else {}
         options = self._options
-        self._store = BlockStore(
+        store = BlockStore(
             groups, disk=self._folder, disk_bytes=self._capacity, disk_policy=options.policy, workers=options.workers,
             staging_bytes=max(options.staging, 4 * sum(pool.pages.shape.block_bytes for _, pool in pools)),
             answer_within=options.answer_within, stage_within=options.stage_within, close_within=options.close_within,
             **mode,
         )
-        self._rows = {name: self._store.register(pool.pages.layout(), name) for name, pool in pools}
+        try:
+            self._rows = {name: store.register(pool.pages.layout(), name) for name, pool in pools}
+        except BaseException:
+            store.close()
+            raise
+        self._store = store
 
     def _opened(self) -> BlockStore | None:
         """The store, once the folder exists."""
