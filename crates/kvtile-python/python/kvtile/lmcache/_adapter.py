@@ -227,9 +227,10 @@ class KvtileL2Adapter(L2AdapterInterface):
             _LOG.exception("a listener of LMCache failed")
 
     def _signal(self, signal: EventNotifier) -> None:
+        """The descriptors of a closed adapter are closed; its results can still be taken."""
         try:
             signal.notify()
-        except OSError:
+        except (OSError, ValueError):
             if not self._is_closed:
                 raise
 

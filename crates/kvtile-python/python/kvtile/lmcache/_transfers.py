@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from kvtile import BlockOutcomes, BlockStore, StoreRows
 
 _BUFFER_BYTES = 64 << 20
+_START_WITHIN = 60.0
+"""An object that waits longer is "late". LMCache's locks on its memory end after 300 s (reads) and 600 s (writes)."""
 _SLOT_PIECES = 2
 """Pieces of the buffer for one object: a tail, and a trailer."""
 GROUP = "objects"
@@ -51,6 +54,7 @@ class ObjectTransfer:
     jobs: int = 0
     at_last_piece: bool = False
     rows: list[StoreRows] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def is_good(self) -> bool:
@@ -81,6 +85,10 @@ class ObjectTransfers:
         """Starts objects while the buffer has room."""
         while self._free and (self._loads or self._stores):
             transfer = (self._loads or self._stores).popleft()
+            if time.monotonic() - transfer.since > _START_WITHIN:
+                transfer.outcome = "late"
+                transfer.ended(transfer)
+                continue
             transfer.slot = self._free.pop()
             self._guarded(transfer, self._begin)
 
