@@ -263,9 +263,7 @@ class ManagerSide:
     def __init__(self, adapter: dict[str, object]) -> None:
         memory = L1MemoryManagerConfig(8 << 20, use_lazy=False, shm_name="")
         adapters = L2AdaptersConfig([parsed(adapter)])
-        self.manager = StorageManager(
-            StorageManagerConfig(L1ManagerConfig(memory), EvictionConfig("LRU"), adapters)
-        )
+        self.manager = StorageManager(StorageManagerConfig(L1ManagerConfig(memory), EvictionConfig("LRU"), adapters))
 
     def write(self, keys: Sequence[ObjectKey], layout: MemoryLayoutDesc, fill: int | None = None) -> None:
         """Writes objects to L1. The bytes of the first one are 1, of the second one 2."""

@@ -254,9 +254,7 @@ def test_settings_that_are_refused(tmp_path: Path, settings: dict[str, object], 
 
 def test_required_settings() -> None:
     with pytest.raises(kvtile.SettingsError, match="capacity is missing"):
-        side.create_l2_adapter(
-            side.PluginL2AdapterConfig("kvtile.lmcache", "KvtileL2Adapter", {"folder": "anywhere"})
-        )
+        side.create_l2_adapter(side.PluginL2AdapterConfig("kvtile.lmcache", "KvtileL2Adapter", {"folder": "anywhere"}))
 
 
 def test_a_folder_has_one_piece_size_and_revision(tmp_path: Path) -> None:

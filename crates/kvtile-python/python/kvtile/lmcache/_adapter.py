@@ -33,8 +33,8 @@ _LOG = logging.getLogger(__name__)
 _DELETE_WITHIN = 30.0
 
 
-class KvtileL2AdapterConfig(L2AdapterConfigBase):
-    """``adapter_params`` of a ``plugin`` adapter with ``class_name`` ``KvtileL2Adapter``; LMCache finds it by its name."""
+class KvtileL2AdapterConfig(L2AdapterConfigBase):  # type: ignore[misc]
+    """The parsed ``adapter_params``. LMCache finds this class by its name."""
 
     def __init__(self, settings: AdapterSettings) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class KvtileL2AdapterConfig(L2AdapterConfigBase):
         return help_text()
 
 
-class KvtileL2Adapter(L2AdapterInterface):
+class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
     """Keeps LMCache's objects in a folder with checksums and a limit.
 
     The store evicts by itself; LMCache's accounting and listeners follow. A lock makes an object recently used and
@@ -85,16 +85,21 @@ class KvtileL2Adapter(L2AdapterInterface):
         self._numbers = itertools.count(1)
         self._is_closed = False
         self._worker = AdapterWorker(self._store, self._ledger, settings.piece, self)
-        _LOG.info("keeps objects in %s: %d there, limit %d bytes", settings.folder, len(self._ledger), settings.capacity)
+        _LOG.info(
+            "keeps objects in %s: %d there, limit %d bytes", settings.folder, len(self._ledger), settings.capacity
+        )
 
     def get_store_event_fd(self) -> int:
-        return self._store_signal.fileno()
+        descriptor: int = self._store_signal.fileno()
+        return descriptor
 
     def get_lookup_and_lock_event_fd(self) -> int:
-        return self._lookup_signal.fileno()
+        descriptor: int = self._lookup_signal.fileno()
+        return descriptor
 
     def get_load_event_fd(self) -> int:
-        return self._load_signal.fileno()
+        descriptor: int = self._load_signal.fileno()
+        return descriptor
 
     def submit_store_task(self, keys: list[ObjectKey], objects: list[MemoryObj]) -> int:
         task = next(self._numbers)

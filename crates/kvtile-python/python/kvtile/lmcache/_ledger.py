@@ -228,7 +228,14 @@ def _parse(line: bytes, piece: int, size_max: int) -> KeptObject | None:
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
     sound = all(isinstance(number, int) for number in (rank, group, size))
-    sound = sound and isinstance(model, str) and isinstance(salt, str) and rank >= 0 and 0 < size <= size_max and len(kept.generation) == GENERATION_BYTES
+    sound = (
+        sound
+        and isinstance(model, str)
+        and isinstance(salt, str)
+        and rank >= 0
+        and 0 < size <= size_max
+        and len(kept.generation) == GENERATION_BYTES
+    )
     return kept if sound else None
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kvtile._errors import SettingsError
 
@@ -53,8 +54,8 @@ class AdapterSettings:
         for name in ("folder", "capacity"):
             if name not in given:
                 raise SettingsError(f"adapter_params: {name} is missing; folder and capacity are required")
-        values = {name: _READERS[name](name, value) for name, value in given.items()}
-        settings = cls(**values)  # type: ignore[arg-type]
+        values: dict[str, Any] = {name: _READERS[name](name, value) for name, value in given.items()}
+        settings = cls(**values)
         settings._check()
         return settings
 
@@ -71,7 +72,7 @@ class AdapterSettings:
 
 def help_text() -> str:
     """One line for each setting, with its default."""
-    lines = ["kvtile's adapter_params (sizes are bytes, or texts such as \"100GiB\"):"]
+    lines = ['kvtile\'s adapter_params (sizes are bytes, or texts such as "100GiB"):']
     described = _descriptions()
     for field in dataclasses.fields(AdapterSettings):
         required = field.default is dataclasses.MISSING
@@ -100,7 +101,7 @@ def _size(name: str, value: object) -> int:
     size = int(float(matched[1]) * unit) if matched and unit is not None else 0
     if size < 1:
         raise SettingsError(
-            f"adapter_params: {name} is {value!r}; it takes a number of bytes, or a text such as \"100GiB\" "
+            f'adapter_params: {name} is {value!r}; it takes a number of bytes, or a text such as "100GiB" '
             f"with one of {', '.join(unit for unit in _UNITS if unit)}"
         )
     return size
@@ -130,7 +131,7 @@ def _flag(name: str, value: object) -> bool:
     raise SettingsError(f"adapter_params: {name} is {value!r}; it takes true or false")
 
 
-_READERS = {
+_READERS: dict[str, Callable[[str, object], object]] = {
     "folder": _text,
     "capacity": _size,
     "staging": _size,

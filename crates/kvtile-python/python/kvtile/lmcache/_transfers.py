@@ -20,7 +20,7 @@ from kvtile._errors import KvtileError
 from kvtile.lmcache._pieces import GENERATION_BYTES, ObjectForm, PiecePlan, Trailer, inner_keys, last_key
 
 if TYPE_CHECKING:
-    from kvtile import BlockOutcomes, BlockStore, StoreRows
+    from kvtile import BlockStore, StoreRows
 
 _BUFFER_BYTES = 64 << 20
 _START_WITHIN = 60.0

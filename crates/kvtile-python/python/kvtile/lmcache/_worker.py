@@ -13,12 +13,12 @@ import select
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy
 
-from kvtile._errors import KvtileError, LaggedError
+from kvtile._errors import LaggedError
 from kvtile.lmcache._ledger import KeptObject, stored_sizes
 from kvtile.lmcache._pieces import ObjectForm, PiecePlan, inner_keys, last_key, name_of
 from kvtile.lmcache._transfers import GROUP, OTHER_FORM, ObjectTransfer, ObjectTransfers
@@ -144,9 +144,7 @@ class AdapterWorker:
         }
         return now | dict(self.counts)
 
-    def _post(
-        self, command: Callable[[], None], end: Callable[[BatchTask], None], batch: BatchTask
-    ) -> bool:
+    def _post(self, command: Callable[[], None], end: Callable[[BatchTask], None], batch: BatchTask) -> bool:
         def guarded() -> None:
             self._tasks[batch.task] = functools.partial(self._fail, batch, end)
             command()
@@ -432,9 +430,4 @@ class AdapterWorker:
 
 def _bytes_of(memory: MemoryObj) -> memoryview:
     """The bytes of an object that are in use, as a view over its own memory."""
-    return memoryview(numpy.frombuffer(memory.byte_array, dtype=numpy.uint8))
-
-
-def refuse_all(count: int) -> list[bool]:
-    """The result of a task after the end: nothing."""
-    return [False] * count
+    return numpy.frombuffer(memory.byte_array, dtype=numpy.uint8).data
