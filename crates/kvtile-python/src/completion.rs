@@ -9,7 +9,10 @@ use std::{
 };
 
 use kvtile::{
-    tiers::cache::{Completion, LoadReport, StoreReport},
+    tiers::{
+        block_store::BlockOutcomes,
+        cache::{Completion, LoadReport, StoreReport},
+    },
     transfer::TransferCompletion,
 };
 use parking_lot::Mutex;
@@ -23,6 +26,7 @@ use crate::{
     layout::PyLayoutShared,
     pickle,
     report::{PyLoadReport, PyStoreReport, PyTransferReport},
+    store::PyBlockOutcomes,
 };
 
 /// The library's completion of an operation.
@@ -31,6 +35,7 @@ pub(crate) enum PendingOperation {
     Copy(TransferCompletion),
     Load(Completion<LoadReport>),
     Store(Completion<StoreReport>),
+    Rows(Completion<BlockOutcomes>),
 }
 
 /// The report of a completed operation.
@@ -38,6 +43,7 @@ enum CompletedReport {
     Copy(PyTransferReport),
     Load(PyLoadReport),
     Store(PyStoreReport),
+    Rows(PyBlockOutcomes),
 }
 
 impl CompletedReport {
@@ -46,6 +52,7 @@ impl CompletedReport {
             CompletedReport::Copy(report) => Py::new(py, report)?.into_any(),
             CompletedReport::Load(report) => Py::new(py, report)?.into_any(),
             CompletedReport::Store(report) => Py::new(py, report)?.into_any(),
+            CompletedReport::Rows(report) => Py::new(py, report)?.into_any(),
         })
     }
 }
@@ -65,6 +72,10 @@ impl PendingOperation {
                 let report = store.wait_timeout(timeout)?;
                 Some(Ok(CompletedReport::Store(PyStoreReport::from(report))))
             }
+            PendingOperation::Rows(rows) => {
+                let report = rows.wait_timeout(timeout)?;
+                Some(Ok(CompletedReport::Rows(PyBlockOutcomes::from(report))))
+            }
         }
     }
 
@@ -83,6 +94,10 @@ impl PendingOperation {
                 let end = store.wait_layer_timeout(layer, timeout)?;
                 Some(Ok(end.is_ok()))
             }
+            PendingOperation::Rows(rows) => {
+                let end = rows.wait_layer_timeout(layer, timeout)?;
+                Some(Ok(end.is_ok()))
+            }
         }
     }
 
@@ -91,6 +106,7 @@ impl PendingOperation {
             PendingOperation::Copy(copy) => copy.is_complete(),
             PendingOperation::Load(load) => load.is_complete(),
             PendingOperation::Store(store) => store.is_complete(),
+            PendingOperation::Rows(rows) => rows.is_complete(),
         }
     }
 
@@ -103,6 +119,7 @@ impl PendingOperation {
             PendingOperation::Store(store) => {
                 matches!(Pin::new(store).poll(context), Poll::Ready(_))
             }
+            PendingOperation::Rows(rows) => matches!(Pin::new(rows).poll(context), Poll::Ready(_)),
         }
     }
 }
@@ -171,7 +188,7 @@ impl PyCompletion {
     ///     timeout: seconds; default: no timeout.
     ///
     /// Returns:
-    ///     A TransferReport, LoadReport or StoreReport.
+    ///     A TransferReport, LoadReport, StoreReport or BlockOutcomes.
     ///
     /// Raises:
     ///     WaitTimeoutError: the timeout expired; the operation continues.
@@ -253,6 +270,10 @@ impl PyCompletion {
                 store.cancel();
                 true
             }
+            PendingOperation::Rows(rows) => {
+                rows.cancel();
+                true
+            }
         })
     }
 
@@ -273,7 +294,9 @@ impl PyCompletion {
             callback: Mutex::new(Some((callback, slf.clone().unbind()))),
             ended: match slf.get().ending()? {
                 PendingOperation::Copy(_) => CallbackKind::Copy,
-                PendingOperation::Load(_) | PendingOperation::Store(_) => CallbackKind::Job,
+                PendingOperation::Load(_)
+                | PendingOperation::Store(_)
+                | PendingOperation::Rows(_) => CallbackKind::Job,
             },
         });
         let this = slf.get();
@@ -311,6 +334,7 @@ impl PyCompletion {
             PendingOperation::Copy(_) => "copy",
             PendingOperation::Load(_) => "load",
             PendingOperation::Store(_) => "store",
+            PendingOperation::Rows(_) => "job of rows",
         };
         let state = if self.done(py)? { "ended" } else { "under way" };
         Ok(format!("<kvtile.Completion of a {what}: {state}>"))

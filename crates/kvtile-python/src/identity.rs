@@ -212,7 +212,7 @@ fn plain(error: &serde_json::Error) -> String {
 }
 
 /// The entries of `extra`; every value is text.
-fn texts_of(extra: Option<Bound<'_, PyDict>>) -> PyResult<BTreeMap<String, String>> {
+pub(crate) fn texts_of(extra: Option<Bound<'_, PyDict>>) -> PyResult<BTreeMap<String, String>> {
     let mut texts = BTreeMap::new();
     for (name, value) in extra.iter().flatten() {
         let name = text::read("a name in extra", &name)?;

@@ -298,15 +298,30 @@ fn build(
     shape: &Bound<'_, PyShape>,
     tensors: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<PyLayout> {
-    guard::check_fork()?;
     let shape = &shape.get().0;
+    let tensors = tensors
+        .map(|tensors| described(shape, tensors))
+        .transpose()?;
+    let shared = build_over(py, (word, preset), shape, tensors)?;
+    Ok(PyLayout {
+        shared: Some(shared),
+    })
+}
+
+/// The layout of a word over described tensors.
+pub(crate) fn build_over(
+    py: Python<'_>,
+    (word, preset): (Word, Option<String>),
+    shape: &Shape,
+    tensors: Option<Vec<ForeignTensor>>,
+) -> PyResult<Arc<PyLayoutShared>> {
+    guard::check_fork()?;
     let (strided, memory) = match tensors {
         None => (
             StridedLayout::resolve(&word, shape, 1).map_err(|error| raise(py, error))?,
             None,
         ),
         Some(tensors) => {
-            let tensors = described(shape, tensors)?;
             let TensorBacking { regions, views } = tensor::back(py, tensors)?;
             let bytes: Vec<u64> = regions.iter().map(|region| region.size() as u64).collect();
             let memory = guard::run(py, || -> Result<_, CallFailure> {
@@ -321,15 +336,13 @@ fn build(
             (strided, Some(memory))
         }
     };
-    Ok(PyLayout {
-        shared: Some(Arc::new(PyLayoutShared {
-            word,
-            preset,
-            strided,
-            memory,
-            handle: Mutex::new(None),
-        })),
-    })
+    Ok(Arc::new(PyLayoutShared {
+        word,
+        preset,
+        strided,
+        memory,
+        handle: Mutex::new(None),
+    }))
 }
 
 /// Describes the tensors and checks their dtypes against the planes.

@@ -33,6 +33,8 @@ mod record;
 mod report;
 mod selection;
 mod shape;
+mod slot;
+mod store;
 mod tensor;
 mod transfer;
 
@@ -66,6 +68,10 @@ mod _kvtile {
     #[pymodule_export]
     use crate::shape::{PyPlane, PyShape};
     #[pymodule_export]
+    use crate::store::{
+        PyBlockOutcomes, PyBlockStore, PyStoreFlush, PyStoreGroup, PyStoreRows, block_key,
+    };
+    #[pymodule_export]
     use crate::transfer::{copy_blocks, copy_blocks_async};
 
     /// Closes all caches of this process, which is about to end. After that, other threads do not
@@ -73,6 +79,7 @@ mod _kvtile {
     #[pyfunction]
     fn close_all(py: Python<'_>) -> PyResult<()> {
         crate::record::close_all(py)?;
+        crate::store::close_all(py)?;
         crate::cache::close_all(py)
     }
 

@@ -2,13 +2,18 @@
 //!
 //! | module | contents |
 //! | --- | --- |
+//! | `below` | a tier with its owner's state: health, write-behind, syncs |
+//! | `block_store` | blocks in memory that the caller owns, over the tiers of a cache |
 //! | `cache` | the cache: lookups, loads, stores, and transfers between its tiers |
 //! | `clock` | the clock of a cache |
 //! | `directory` | the blocks of other caches, from their events |
 //! | `disk` | the disk tier: slots in a folder, their records, crash consistency |
+//! | `ids` | checks of block ids |
 //! | `keys` | block keys for one identity |
 //! | `medium` | the file-system operations that the disk tier needs, and their implementation on a folder |
 //! | `metrics` | the counters of a cache: names, units, labels |
+//! | `opening` | what a cache and a block store open alike |
+//! | `queue` | the bounded queue of jobs |
 //! | `replay` | replay of request traces through a cache, and upper bounds on the hit rate of any cache |
 //! | `rate` | the measured throughput of a tier |
 //! | `room` | allocation of blocks for a chain, shared by the cache and the dry replay |
@@ -19,14 +24,19 @@
 
 #![forbid(unsafe_code)]
 
+mod below;
+pub mod block_store;
 pub mod cache;
 mod clock;
 mod directory;
 pub mod disk;
 mod error;
+mod ids;
 mod keys;
 pub mod medium;
 pub mod metrics;
+mod opening;
+mod queue;
 mod rate;
 pub mod replay;
 mod room;

@@ -2,7 +2,7 @@
 
 ``Layout`` describes where an engine's KV lies in its own tensors. ``copy_blocks`` moves blocks between layouts;
 ``plan`` computes a copy without running it. ``Cache`` keeps blocks in host memory and on disk, and serves them only to
-engines of the same ``Identity``. Every exception of kvtile is a ``KvtileError``; only a call with a missing,
+engines of the same ``Identity``. ``BlockStore`` keeps blocks of memory that an engine owns on disk. Every exception of kvtile is a ``KvtileError``; only a call with a missing,
 superfluous or unknown argument raises Python's own ``TypeError``.
 """
 
@@ -31,6 +31,8 @@ from kvtile._errors import (
 )
 from kvtile._kvtile import (
     STORAGE_WORD,
+    BlockOutcomes,
+    BlockStore,
     Cache,
     Completion,
     Event,
@@ -43,7 +45,10 @@ from kvtile._kvtile import (
     Plane,
     Shape,
     Snapshot,
+    StoreFlush,
+    StoreGroup,
     StoreReport,
+    StoreRows,
     Subscriber,
     TierDirectory,
     TokenHasher,
@@ -51,6 +56,7 @@ from kvtile._kvtile import (
     TraceRecorder,
     TransferReport,
     __version__,
+    block_key,
     copy_blocks,
     copy_blocks_async,
     plan,
@@ -59,6 +65,8 @@ from kvtile._kvtile import (
 __all__ = [
     "STORAGE_WORD",
     "ArgumentError",
+    "BlockOutcomes",
+    "BlockStore",
     "BusyError",
     "Cache",
     "ClosedError",
@@ -83,7 +91,10 @@ __all__ = [
     "SettingsError",
     "Shape",
     "Snapshot",
+    "StoreFlush",
+    "StoreGroup",
     "StoreReport",
+    "StoreRows",
     "Subscriber",
     "TensorError",
     "TierDirectory",
@@ -94,6 +105,7 @@ __all__ = [
     "TransferReport",
     "WaitTimeoutError",
     "__version__",
+    "block_key",
     "copy_blocks",
     "copy_blocks_async",
     "plan",

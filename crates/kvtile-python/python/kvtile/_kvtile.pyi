@@ -7,6 +7,8 @@ from typing_extensions import Buffer, Self
 
 __all__ = [
     "STORAGE_WORD",
+    "BlockOutcomes",
+    "BlockStore",
     "Cache",
     "Completion",
     "Event",
@@ -19,7 +21,10 @@ __all__ = [
     "Plane",
     "Shape",
     "Snapshot",
+    "StoreFlush",
+    "StoreGroup",
     "StoreReport",
+    "StoreRows",
     "Subscriber",
     "TierDirectory",
     "TokenHasher",
@@ -27,6 +32,7 @@ __all__ = [
     "TraceRecorder",
     "TransferReport",
     "__version__",
+    "block_key",
     "close_all",
     "copy_blocks",
     "copy_blocks_async",
@@ -453,6 +459,126 @@ class Subscriber:
     def resynchronise(self, snapshot: Snapshot) -> None: ...
     @property
     def next_sequence(self) -> int: ...
+
+@final
+class StoreGroup:
+    def __new__(
+        cls, name: str, identity: Identity, shape: Shape, *, word: str | None = None, share: float | None = None
+    ) -> Self: ...
+    @staticmethod
+    def opaque(
+        name: str,
+        block_bytes: int,
+        *,
+        model: str,
+        revision: str,
+        extra: Mapping[str, str] | None = None,
+        share: float | None = None,
+    ) -> StoreGroup: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def block_bytes(self) -> int: ...
+    @property
+    def identity(self) -> Identity: ...
+
+@final
+class StoreRows:
+    @property
+    def group(self) -> str: ...
+    @property
+    def is_direct(self) -> bool: ...
+    def release(self) -> None: ...
+    def __len__(self) -> int: ...
+
+_Outcome: TypeAlias = Literal["ok", "present", "absent", "damaged", "no room", "cancelled", "closed", "failed"]
+
+@final
+class BlockOutcomes:
+    @property
+    def outcomes(self) -> list[_Outcome]: ...
+    @property
+    def ok(self) -> list[bool]: ...
+    @property
+    def detail(self) -> str | None: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    def __len__(self) -> int: ...
+
+@final
+class StoreFlush:
+    @property
+    def durable(self) -> bool: ...
+    @property
+    def unwritten(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+
+@final
+class BlockStore:
+    def __new__(
+        cls,
+        groups: StoreGroup | Sequence[StoreGroup],
+        *,
+        disk: str | os.PathLike[str] | None = ...,
+        disk_bytes: int | None = ...,
+        disk_policy: _Policy | None = ...,
+        close_within: float | None = ...,
+        answer_within: float | None = ...,
+        staging_bytes: int | None = ...,
+        stage_within: float | None = ...,
+        workers: int | None = ...,
+        queue_capacity: int | None = ...,
+        event_capacity: int | None = ...,
+    ) -> Self: ...
+    def register(self, memory: object, group: str | None = None) -> StoreRows: ...
+    def contains(self, keys: Sequence[bytes | str], group: str | None = None) -> list[bool]: ...
+    def touch(self, keys: Sequence[bytes | str], group: str | None = None) -> int: ...
+    def load(self, keys: Sequence[bytes | str], rows: StoreRows, ids: _Ids) -> Completion[BlockOutcomes]: ...
+    def store(
+        self,
+        keys: Sequence[bytes | str],
+        rows: StoreRows,
+        ids: _Ids,
+        *,
+        parents: Sequence[bytes | str | None] | None = None,
+        positions: _Ids | None = None,
+        tenant: int = 0,
+    ) -> Completion[BlockOutcomes]: ...
+    def submit_load(self, job: int, keys: Sequence[bytes | str], rows: StoreRows, ids: _Ids) -> None: ...
+    def submit_store(
+        self,
+        job: int,
+        keys: Sequence[bytes | str],
+        rows: StoreRows,
+        ids: _Ids,
+        *,
+        parents: Sequence[bytes | str | None] | None = None,
+        positions: _Ids | None = None,
+        tenant: int = 0,
+    ) -> None: ...
+    def take_finished(self) -> list[tuple[int, BlockOutcomes]]: ...
+    def fileno(self) -> int: ...
+    @property
+    def pending(self) -> int: ...
+    def drain(self) -> None: ...
+    def forget(self, keys: Sequence[bytes | str], group: str | None = None) -> int: ...
+    def clear(self) -> int: ...
+    def flush(self, within: float | None = None) -> StoreFlush: ...
+    def stats(self) -> dict[str, Any]: ...
+    def subscribe(self) -> Subscriber: ...
+    def snapshot(self) -> Snapshot: ...
+    @property
+    def groups(self) -> list[str]: ...
+    def close(self, within: float | None = None) -> StoreFlush | None: ...
+    @property
+    def closed(self) -> bool: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_exception: object) -> None: ...
+
+def block_key(key: bytes | str) -> bytes: ...
 
 @final
 class Cache:

@@ -8,7 +8,7 @@ use pyo3::{
     types::{PyBool, PyByteArray, PyBytes, PyList, PyRange, PySequence, PyString, PyTuple},
 };
 
-use super::{ArgumentRefusal, number::whole, wrong_type};
+use super::{ArgumentRefusal, number::whole, text, wrong_type};
 use crate::{
     error::python::ArgumentError,
     tensor::{self, IntegerElements},
@@ -59,6 +59,67 @@ pub(crate) fn dst_blocks(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<usize>
         )
         .map(Some),
     }
+}
+
+/// Numbers of rows.
+pub(crate) fn ids(value: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+    numbers(
+        "ids",
+        "row numbers",
+        value,
+        COUNT_MAX,
+        ArgumentRefusal::Request,
+    )
+}
+
+/// Positions in a chain, or None.
+pub(crate) fn positions(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u32>>> {
+    match value.is_none() {
+        true => Ok(None),
+        false => numbers(
+            "positions",
+            "positions",
+            value,
+            u64::from(u32::MAX),
+            ArgumentRefusal::Request,
+        )
+        .map(Some),
+    }
+}
+
+/// Keys of a block store: bytes or text of any length.
+pub(crate) fn names(value: &Bound<'_, PyAny>) -> PyResult<Vec<BlockKey>> {
+    let items = items("keys", "a list of bytes or text", value)?;
+    let key = |(index, item): (usize, &Bound<'_, PyAny>)| name(&format!("keys[{index}]"), item);
+    items.iter().enumerate().map(key).collect()
+}
+
+/// The keys of parents, each of which may be None; or None.
+pub(crate) fn parents(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<Option<BlockKey>>>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    let items = items("parents", "a list of bytes, text or None", value)?;
+    let key = |(index, item): (usize, &Bound<'_, PyAny>)| match item.is_none() {
+        true => Ok(None),
+        false => name(&format!("parents[{index}]"), item).map(Some),
+    };
+    items
+        .iter()
+        .enumerate()
+        .map(key)
+        .collect::<PyResult<Vec<_>>>()
+        .map(Some)
+}
+
+/// A key of bytes or text.
+pub(crate) fn name(what: &str, item: &Bound<'_, PyAny>) -> PyResult<BlockKey> {
+    if item.is_instance_of::<PyString>() {
+        return Ok(BlockKey::from_opaque(text::read(what, item)?.as_bytes()));
+    }
+    let bytes = item.extract::<PyBackedBytes>();
+    let bytes = bytes.map_err(|_| wrong_type(what, "bytes or text", item))?;
+    Ok(BlockKey::from_opaque(&bytes))
 }
 
 /// Token ids.

@@ -36,6 +36,8 @@ numbers! {
     output_tokens: u32, 0, u32::MAX, Request;
     input_tokens: u32, 0, u32::MAX, Request;
     bytes_max: u64, 0, COUNT_MAX, Setting;
+    block_bytes: u64, 0, COUNT_MAX, Setting;
+    job: u64, 0, u64::MAX, Request;
     first: usize, 0, COUNT_MAX, Request;
     blocks: usize, 0, COUNT_MAX, Request;
     count: usize, 0, COUNT_MAX, Request;

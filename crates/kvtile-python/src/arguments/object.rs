@@ -13,6 +13,7 @@ use crate::{
     keys::PyTokenHasher,
     layout::PyLayout,
     shape::{PyPlane, PyShape},
+    store::PyStoreRows,
 };
 
 macro_rules! objects {
@@ -35,6 +36,7 @@ objects! {
     hasher: PyTokenHasher, "a TokenHasher";
     found: PyMatch, "a Match";
     snapshot: PySnapshot, "a Snapshot";
+    rows: PyStoreRows, "the rows that BlockStore.register returns";
 }
 
 fn read<'py, T: PyTypeInfo>(

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 
-use super::number::whole;
+use super::{ArgumentRefusal, number::whole, shown, time::real};
 
 macro_rules! optional {
     ($($name:ident: $kind:ty, $most:expr, $refusal:ident;)*) => {
@@ -17,6 +17,19 @@ macro_rules! optional {
             }
         )*
     };
+}
+
+/// A share of a disk, or None.
+pub(crate) fn share(value: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    let share = real("share", "a number above 0", value)?;
+    let share = share.filter(|share| share.is_finite() && *share > 0.0);
+    share.map(Some).ok_or_else(|| {
+        let text = format!("share is {}; give a number above 0", shown(value));
+        ArgumentRefusal::Setting.error(text)
+    })
 }
 
 /// The same maximum as in [`super::number`].

@@ -23,6 +23,14 @@ macro_rules! texts {
 
 texts! { name word model revision salt profile text tier priority }
 
+/// The name of a group, or None.
+pub(crate) fn optional_group(value: &Bound<'_, PyAny>) -> PyResult<Option<TextArgument>> {
+    match value.is_none() {
+        true => Ok(None),
+        false => read("group", value).map(Some),
+    }
+}
+
 /// Text that Unicode has: no halves of surrogate pairs.
 pub(crate) fn read(name: &str, value: &Bound<'_, PyAny>) -> PyResult<TextArgument> {
     let text = value.cast::<PyString>();

@@ -24,7 +24,7 @@ macro_rules! times {
     };
 }
 
-times! { timeout hold lifetime within close_within answer_within arrived }
+times! { timeout hold lifetime within close_within answer_within stage_within arrived }
 
 fn seconds(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<Duration>> {
     if value.is_none() {

@@ -141,7 +141,7 @@ fn bytes(py: Python<'_>, key: BlockKey) -> Bound<'_, PyBytes> {
 pub(crate) struct PySubscriber(Mutex<EventSubscriber>);
 
 impl PySubscriber {
-    pub(super) fn new(subscriber: EventSubscriber) -> PySubscriber {
+    pub(crate) fn new(subscriber: EventSubscriber) -> PySubscriber {
         PySubscriber(Mutex::new(subscriber))
     }
 }
@@ -197,7 +197,7 @@ impl PySubscriber {
 /// All stored blocks, and the range of events to apply on top of them.
 #[pyclass(name = "Snapshot", module = "kvtile", frozen)]
 #[derive(Debug)]
-pub(crate) struct PySnapshot(pub(super) EventSnapshot);
+pub(crate) struct PySnapshot(pub(crate) EventSnapshot);
 
 /// A stored block: its tier, the number of its group, its key, and its parent's key.
 type SnapshotBlock<'py> = (

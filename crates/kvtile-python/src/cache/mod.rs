@@ -2,17 +2,13 @@
 
 mod events;
 mod found;
-mod settings;
-mod stats;
+pub(crate) mod settings;
+pub(crate) mod stats;
 
 pub(crate) use events::{PyEvent, PySnapshot, PySubscriber};
 pub(crate) use found::PyMatch;
 
-use std::{
-    cell::Cell,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use kvtile::{
     blocks::{
@@ -27,7 +23,6 @@ use kvtile::{
     },
     transfer::LayoutHandle,
 };
-use parking_lot::{Mutex, MutexGuard};
 use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
@@ -44,18 +39,16 @@ use crate::{
     layout::{PyLayout, PyLayoutShared},
     pickle,
     report::PyFlushReport,
+    slot::{OpenSlot, OpenSlots, SlotCall},
     transfer::manager,
 };
 
 /// Alignment of blocks in host memory, in bytes.
 const HOST_PAGE_BYTES: u64 = 4096;
 
-/// The cache, or `None` once it is closed.
-type CacheSlot = Mutex<Option<Arc<Cache>>>;
-
 /// Caches of this process that may still be open. `close_all` closes them before the interpreter
 /// ends.
-static OPEN: Mutex<Vec<Weak<CacheSlot>>> = Mutex::new(Vec::new());
+static OPEN: OpenSlots<Cache> = OpenSlots::new();
 
 /// Keeps blocks of KV in host memory and on disk, for one engine's layout.
 ///
@@ -101,14 +94,13 @@ static OPEN: Mutex<Vec<Weak<CacheSlot>>> = Mutex::new(Vec::new());
 ///     DiskError: a folder that cannot be used.
 #[pyclass(name = "Cache", module = "kvtile", frozen, weakref)]
 pub(crate) struct PyCache {
-    slot: Option<Arc<CacheSlot>>,
+    slot: Option<Arc<OpenSlot<Cache>>>,
     layout: Option<Arc<PyLayoutShared>>,
 }
 
 impl PyCache {
     fn cache(&self) -> PyResult<Arc<Cache>> {
-        let slot = self.slot.as_ref().map(|slot| lock(slot));
-        let cache = slot.and_then(|cache| cache.as_ref().map(Arc::clone));
+        let cache = self.slot.as_ref().and_then(|slot| slot.get());
         cache.ok_or_else(|| python::ClosedError::new_err("the cache is closed"))
     }
 
@@ -127,34 +119,9 @@ impl PyCache {
         guard::check_fork()?;
         let cache = self.cache()?;
         guard::run(py, move || {
-            let _call = CacheCall::enter();
+            let _call = SlotCall::enter();
             work(&cache)
         })
-    }
-}
-
-/// How often closing checks whether calls of other threads have ended.
-const CALLS_INTERVAL: Duration = Duration::from_millis(1);
-
-thread_local! {
-    /// Number of cache calls that this thread is inside of. Log records of the library may call
-    /// back into Python, which may call the cache again.
-    static IN_CALLS: Cell<usize> = const { Cell::new(0) };
-}
-
-/// Marks this thread as inside a cache call, until it is dropped.
-struct CacheCall;
-
-impl CacheCall {
-    fn enter() -> CacheCall {
-        IN_CALLS.set(IN_CALLS.get() + 1);
-        CacheCall
-    }
-}
-
-impl Drop for CacheCall {
-    fn drop(&mut self) {
-        IN_CALLS.set(IN_CALLS.get() - 1);
     }
 }
 
@@ -172,8 +139,7 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
         return Ok(());
     }
     guard::call(py, || {
-        let open = std::mem::take(&mut *OPEN.lock());
-        for slot in open.iter().filter_map(Weak::upgrade) {
+        for slot in OPEN.take() {
             close(&slot);
         }
     })?;
@@ -184,23 +150,10 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
 /// Closes a cache once the calls of other threads have ended. Returns `None` if the cache is closed
 /// already. Also returns `None` if this thread is inside a call of the cache: the last such call
 /// then closes it.
-fn close(slot: &CacheSlot) -> Option<(bool, FlushReport)> {
-    let mut cache = lock(slot).take()?;
-    loop {
-        match Arc::try_unwrap(cache) {
-            Ok(cache) => {
-                let has_disk = cache.pool_stats(TierId::DISK).is_some();
-                return Some((has_disk, cache.close()));
-            }
-            Err(_) if IN_CALLS.get() > 0 => return None,
-            Err(shared) => cache = shared,
-        }
-        std::thread::sleep(CALLS_INTERVAL);
-    }
-}
-
-fn lock(slot: &CacheSlot) -> MutexGuard<'_, Option<Arc<Cache>>> {
-    slot.lock()
+fn close(slot: &OpenSlot<Cache>) -> Option<(bool, FlushReport)> {
+    let cache = slot.take()?;
+    let has_disk = cache.pool_stats(TierId::DISK).is_some();
+    Some((has_disk, cache.close()))
 }
 
 #[pymethods]
@@ -220,13 +173,8 @@ impl PyCache {
             let handle = engine.handle()?;
             Ok(Cache::builder(settings).open_registered(Arc::clone(manager()), handle)?)
         })?;
-        let slot: Arc<CacheSlot> = Arc::new(Mutex::new(Some(Arc::new(cache))));
-        let mut open = OPEN.lock();
-        open.retain(|slot| slot.strong_count() > 0);
-        open.push(Arc::downgrade(&slot));
-        drop(open);
         Ok(PyCache {
-            slot: Some(slot),
+            slot: Some(OPEN.open(cache)),
             layout: Some(layout),
         })
     }
@@ -526,7 +474,7 @@ impl PyCache {
     #[getter]
     fn closed(&self) -> bool {
         let slot = self.slot.as_ref();
-        slot.is_none_or(|slot| lock(slot).is_none())
+        slot.is_none_or(|slot| slot.is_closed())
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {

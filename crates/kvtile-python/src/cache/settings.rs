@@ -34,13 +34,13 @@ use crate::{
 
 /// The keywords of the disk tier, which may come in any order.
 #[derive(Default)]
-struct DiskKeywords {
-    folder: Option<PathBuf>,
-    bytes: Option<u64>,
-    writes: Option<TierWrites>,
-    policy: Option<PolicyKind>,
-    close_within: Option<Duration>,
-    answer_within: Option<Duration>,
+pub(crate) struct DiskKeywords {
+    pub(crate) folder: Option<PathBuf>,
+    pub(crate) bytes: Option<u64>,
+    pub(crate) writes: Option<TierWrites>,
+    pub(crate) policy: Option<PolicyKind>,
+    pub(crate) close_within: Option<Duration>,
+    pub(crate) answer_within: Option<Duration>,
 }
 
 /// Builds settings from keywords. Unknown keywords are refused.
@@ -116,7 +116,8 @@ fn unknown(name: &str) -> PyErr {
 }
 
 impl DiskKeywords {
-    fn settings(self) -> PyResult<Option<DiskSettings>> {
+    /// The settings of the disk tier, if there is one.
+    pub(crate) fn settings(self) -> PyResult<Option<DiskSettings>> {
         let says_nothing = self.says_nothing();
         match (self.folder, self.bytes) {
             (Some(folder), Some(bytes)) => {
@@ -144,7 +145,7 @@ impl DiskKeywords {
 }
 
 /// An integer setting. The library itself checks narrower limits.
-fn number<T: TryFrom<i128>>(name: &str, value: &Bound<'_, PyAny>) -> PyResult<T> {
+pub(crate) fn number<T: TryFrom<i128>>(name: &str, value: &Bound<'_, PyAny>) -> PyResult<T> {
     whole(
         name,
         value,
@@ -153,7 +154,8 @@ fn number<T: TryFrom<i128>>(name: &str, value: &Bound<'_, PyAny>) -> PyResult<T>
     )
 }
 
-fn folder_of(value: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
+/// The path of a folder.
+pub(crate) fn folder_of(value: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
     let folder = value.extract::<PathBuf>();
     folder.map_err(|_| wrong_type("disk", "the path of a folder", value))
 }
@@ -181,14 +183,21 @@ fn writes_of(value: &Bound<'_, PyAny>) -> PyResult<TierWrites> {
     whole("disk_writes", value, limits, ArgumentRefusal::Setting).map(TierWrites::AfterUses)
 }
 
-fn policy_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<PolicyKind> {
+/// An eviction policy by its name.
+pub(crate) fn policy_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<PolicyKind> {
     let policy = text::read(name, value)?.parse::<PolicyKind>();
     policy.map_err(|error| SettingsError::new_err(error.to_string()))
 }
 
-fn word_of(value: &Bound<'_, PyAny>) -> PyResult<Word> {
-    let word = Word::parse(&text::read("storage_word", value)?);
-    word.map_err(|error| raise(value.py(), CallFailure::from(LayoutError::from(error))))
+/// A layout word.
+pub(crate) fn word_of(value: &Bound<'_, PyAny>) -> PyResult<Word> {
+    word_of_text(value.py(), &text::read("storage_word", value)?)
+}
+
+/// A layout word.
+pub(crate) fn word_of_text(py: Python<'_>, text: &str) -> PyResult<Word> {
+    let word = Word::parse(text);
+    word.map_err(|error| raise(py, CallFailure::from(LayoutError::from(error))))
 }
 
 fn quotas_of(value: &Bound<'_, PyAny>) -> PyResult<Vec<TenantQuota>> {

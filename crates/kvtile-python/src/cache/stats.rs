@@ -68,7 +68,7 @@ pub(super) fn of_pins(pins: &[PinReport]) -> Value {
 }
 
 /// Converts JSON to Python objects.
-pub(super) fn object(py: Python<'_>, value: &Value) -> PyResult<Py<PyAny>> {
+pub(crate) fn object(py: Python<'_>, value: &Value) -> PyResult<Py<PyAny>> {
     let object = match value {
         Value::Null => py.None().into_bound(py),
         Value::Bool(flag) => PyBool::new(py, *flag).to_owned().into_any(),

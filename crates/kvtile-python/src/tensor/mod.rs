@@ -77,6 +77,22 @@ impl ForeignTensor {
     }
 }
 
+impl ForeignTensor {
+    /// The tensor as one dimension of bytes; `None` if it has gaps or goes backwards.
+    pub(crate) fn into_bytes(mut self) -> Option<ForeignTensor> {
+        let extent = self.extent()?;
+        let elements: usize = self.sizes.iter().product();
+        let bytes = elements.checked_mul(usize::try_from(self.unit.bytes()).ok()?)?;
+        if bytes != extent.bytes {
+            return None;
+        }
+        self.unit = Unit::named("uint8")?;
+        self.sizes = vec![bytes];
+        self.strides = vec![1];
+        Some(self)
+    }
+}
+
 /// Reads the description of `object`; `index` is for the error message.
 pub(crate) fn describe(index: usize, object: &Bound<'_, PyAny>) -> PyResult<ForeignTensor> {
     let refused = |what: String| TensorError::new_err(format!("tensor {index}: {what}"));

@@ -1,11 +1,10 @@
 //! The statistics of a cache and of its tiers.
 
 use kvtile_blocks::events::TierId;
-use parking_lot::Mutex;
 
 use super::CacheParts;
 use crate::{
-    metrics::{CacheStats, EvictionReason, Queue},
+    metrics::{CacheStats, Queue, observe_tier},
     tier::TierStats,
 };
 
@@ -20,42 +19,11 @@ pub(super) fn observe(inner: &CacheParts) {
     let host = || TierStats::of_pool(inner.host.pool.stats(), 0);
     let mut seen = inner.seen.iter();
     if let Some(seen) = seen.next() {
-        observe_tier(inner, TierId::HOST, seen, host);
+        observe_tier(&inner.metrics, TierId::HOST, seen, host);
     }
     for (below, seen) in inner.below.iter().zip(seen) {
-        observe_tier(inner, below.id, seen, || below.tier.stats());
+        observe_tier(&inner.metrics, below.id, seen, || below.tier.stats());
     }
-}
-
-fn observe_tier(
-    inner: &CacheParts,
-    tier: TierId,
-    seen: &Mutex<TierStats>,
-    stats: impl FnOnce() -> TierStats,
-) {
-    let mut seen = seen.lock();
-    let now = stats();
-    let gone = [
-        (
-            EvictionReason::Capacity,
-            now.evicted_for_room,
-            seen.evicted_for_room,
-        ),
-        (
-            EvictionReason::Quota,
-            now.evicted_for_quota,
-            seen.evicted_for_quota,
-        ),
-        (EvictionReason::Removed, now.removed, seen.removed),
-        (EvictionReason::Damaged, now.damaged, seen.damaged),
-    ];
-    for (reason, now, before) in gone {
-        inner
-            .metrics
-            .evicted(tier, reason, now.saturating_sub(before));
-    }
-    inner.metrics.filled(tier, now.present, now.capacity);
-    *seen = now;
 }
 
 pub(super) fn tier_stats(inner: &CacheParts, tier: TierId) -> Option<TierStats> {

@@ -16,10 +16,10 @@ use kvtile_transfer::LeaseMode;
 
 use super::{
     CacheParts,
-    below::{CacheTier, HostMemoryRef, name},
-    spill::SYNC_BLOCKS,
+    below::{CacheTier, name},
 };
 use crate::{
+    below::{HostMemoryRef, SYNC_BLOCKS},
     error::{FolderError, RequestError, TierError},
     tier::{BlockWrite, NotWritten, TierWrites, WriteSuccess},
 };

@@ -13,7 +13,12 @@ use kvtile_blocks::{
 };
 use kvtile_layout::broken;
 
-use super::{CacheParts, LookupOptions, below::CacheTier, departures::Departure, tend};
+use super::{
+    CacheParts, LookupOptions,
+    below::{CacheTier, GROUP},
+    departures::Departure,
+    tend,
+};
 use crate::{
     metrics::{CacheMetrics, MissReason},
     rate::reading_pays,
@@ -289,7 +294,7 @@ fn advance(
             if rest.is_empty() {
                 return at;
             }
-            if let Some(hold) = below.find(rest, claim, now) {
+            if let Some(hold) = below.find(GROUP, rest, claim, now) {
                 let (mine, _) = rest.split_at(hold.blocks().min(rest.len()));
                 at += mine.len();
                 let place = SegmentPlace::Below(tier, mine.to_vec(), hold);

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 
 use super::{
     CacheParts, Clock, LoadOptions, LookupOptions, Match, Priority, QueueLabel,
-    below::{self, CacheTier},
+    below::CacheTier,
     bring::{self, BroughtBlocks, WantedBlock},
     found::{self, MatchSegment, SegmentPlace},
     host::{NoSpare, ids},
@@ -35,6 +35,7 @@ use super::{
     requests,
 };
 use crate::{
+    below::HostMemoryRef,
     error::{RequestError, TierError},
     metrics::MissReason,
 };
@@ -445,7 +446,7 @@ impl LoadPiece {
         if Arc::strong_count(&spare) > 1 {
             // The tier still holds the memory: it timed out, or did not drop the batch.
             spare.is_late();
-            let kept: below::HostMemoryRef = Arc::downgrade(&(spare as Arc<_>));
+            let kept: HostMemoryRef = Arc::downgrade(&(spare as Arc<_>));
             below.is_late([kept]);
         }
         copied?;

@@ -26,7 +26,6 @@ mod departures;
 mod flights;
 mod flush;
 mod found;
-mod health;
 mod host;
 mod job;
 mod layered;
@@ -35,11 +34,9 @@ mod open;
 mod options;
 mod parent;
 mod parts;
-mod queue;
 mod report;
 mod requests;
 mod settings;
-mod spill;
 mod store;
 mod tend;
 mod work;
@@ -53,6 +50,7 @@ use kvtile_blocks::{
 };
 use kvtile_transfer::{LayoutHandle, TransferManager};
 
+pub use crate::below::{SYNC_BLOCKS, SYNC_WITHIN};
 pub use crate::clock::{Clock, SystemClock};
 pub use crate::disk::DiskSettings;
 pub use crate::tier::{STORAGE_WORD, TierSettings, TierWrites};
@@ -64,7 +62,6 @@ pub use report::{LoadReport, LoadStop};
 pub use settings::{
     CacheSettings, EVENT_CAPACITY_MAX, HOST_BYTES_MAX, QUEUE_CAPACITY_MAX, QUOTAS_MAX, WORKERS_MAX,
 };
-pub use spill::{SYNC_BLOCKS, SYNC_WITHIN};
 pub use store::{StoreReport, StoreStop};
 
 pub use kvtile_transfer::completion::Completion;

@@ -8,31 +8,23 @@ use kvtile_blocks::{
     policy::{EvictionPolicy, PolicyKind, PolicySettings},
     pool::{BlockPool, EventSink, PoolSettings},
 };
-use kvtile_layout::{LayoutError, Word, broken, identity::LayoutIdentity, tradition::LayoutSpec};
+use kvtile_layout::{broken, identity::LayoutIdentity};
 use kvtile_memory::Prefault;
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    Cache, CacheParts, CacheSettings, Clock, SystemClock,
-    below::{CacheTier, GROUP},
-    chains::StoresInFlight,
-    counts,
-    departures::Departures,
-    flights::BlockFlights,
-    host::HostTier,
-    queue::JobQueue,
-    tend, work,
+    Cache, CacheParts, CacheSettings, Clock, SystemClock, below::GROUP, chains::StoresInFlight,
+    counts, departures::Departures, flights::BlockFlights, host::HostTier, tend, work,
 };
 use crate::{
-    disk::{DiskTier, medium::Medium},
-    error::{MismatchError, SettingsError, TierError},
+    disk::medium::Medium,
+    error::{SettingsError, TierError},
     metrics::CacheMetrics,
-    tier::{BlockPieces, STORAGE_WORD, StoreIdentity, Tier, TierContext, TierOpener, TierSettings},
+    opening,
+    queue::JobQueue,
+    tier::{BlockPieces, StoreIdentity, Tier, TierContext, TierOpener, TierSettings},
 };
-
-/// Alignment of blocks in host memory, for direct I/O.
-const ALIGNMENT: u64 = 4096;
 
 /// Opens a [`Cache`] with other components than the defaults.
 #[must_use = "a builder does nothing until `open` is called"]
@@ -122,7 +114,7 @@ impl CacheBuilder {
         let settings = self.settings;
         settings.check()?;
         let layout = manager.layout(engine)?;
-        check_identity(&settings, &layout)?;
+        opening::check_identity(&settings.identity, &layout)?;
         let events = Arc::new(EventLog::new(settings.events()?)?);
         let spares = usize::from(settings.disk.is_some()) + self.tiers.len();
         let blocks = host_blocks(&settings, &layout, spares)?;
@@ -140,7 +132,7 @@ impl CacheBuilder {
             clock: Arc::clone(&self.clock),
             threads: settings.workers,
         };
-        let below = open_below(&settings, self.medium, self.tiers, &context)?;
+        let below = opening::open_below(settings.disk.as_ref(), self.medium, self.tiers, &context)?;
         let mut tiers = vec![TierId::DEVICE, TierId::HOST];
         tiers.extend(below.iter().map(|below| below.id));
         let pool = host_pool(&settings, blocks, &events)?;
@@ -221,28 +213,6 @@ pub(super) fn unregister(inner: &CacheParts) {
     }
 }
 
-/// Refuses a layout whose shape does not match the identity.
-pub(super) fn check_identity(
-    settings: &CacheSettings,
-    engine: &PhysicalLayout,
-) -> Result<(), TierError> {
-    let identity = &settings.identity;
-    if let Some(difference) = identity.difference_to_shape(engine.shape())? {
-        return Err(TierError::Mismatch(MismatchError::IdentityDiffers {
-            difference,
-        }));
-    }
-    match engine.logical_fingerprint() {
-        Some(theirs) if theirs != identity.fingerprint() => {
-            Err(TierError::Mismatch(MismatchError::EngineDiffers {
-                ours: identity.fingerprint(),
-                theirs,
-            }))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// The pool of host memory.
 fn host_pool(
     settings: &CacheSettings,
@@ -276,7 +246,7 @@ fn host_blocks(
     spares: usize,
 ) -> Result<u32, TierError> {
     let block_bytes = engine.shape().block_bytes()?;
-    let Some(stride) = block_bytes.checked_next_multiple_of(ALIGNMENT) else {
+    let Some(stride) = block_bytes.checked_next_multiple_of(opening::ALIGNMENT) else {
         broken(format_args!(
             "a block of {block_bytes} bytes in an engine's memory"
         ))
@@ -302,56 +272,14 @@ fn host_layout(
     engine: &PhysicalLayout,
     (blocks, spares): (u32, usize),
 ) -> Result<PhysicalLayout, TierError> {
-    let word = match &settings.storage_word {
-        Some(word) => word.clone(),
-        None => Word::parse(STORAGE_WORD).map_err(LayoutError::from)?,
-    };
     let all = u64::from(blocks) + spares as u64;
     let shape = engine.shape().with_num_blocks(all)?;
     let prefault = match settings.prefault {
         true => Prefault::Populate { threads: 0 },
         false => Prefault::None,
     };
-    let storage = PhysicalLayout::builder()
-        .with_aligned_shape(shape, ALIGNMENT)
-        .with_logical_fingerprint(settings.identity.fingerprint())
-        .layout(LayoutSpec::Word(word))
-        .allocate_system_with(prefault)
-        .build()?;
-    if !storage.strided().blocks_are_contiguous() {
-        return Err(TierError::Settings(SettingsError::StorageNotContiguous {
-            layout: storage.strided().describe(),
-        }));
-    }
-    Ok(storage)
-}
-
-/// Opens the tiers below host memory, in order.
-fn open_below(
-    settings: &CacheSettings,
-    medium: Option<Arc<dyn Medium>>,
-    tiers: Vec<(TierSettings, TierOpener)>,
-    context: &TierContext,
-) -> Result<Vec<CacheTier>, TierError> {
-    let mut below: Vec<CacheTier> = Vec::new();
-    if let Some(disk) = &settings.disk {
-        let tier = match medium {
-            Some(medium) => DiskTier::open_on(medium, disk, context)?,
-            None => DiskTier::open(disk, context)?,
-        };
-        below.push(CacheTier::new(Arc::new(tier), disk.tier()));
-    }
-    for (settings, open) in tiers {
-        settings.check()?;
-        let tier = open(context)?;
-        let id = tier.id();
-        let known = [TierId::DEVICE, TierId::HOST];
-        if known.contains(&id) || below.iter().any(|below| below.id == id) {
-            return Err(TierError::Settings(SettingsError::TierTwice { tier: id }));
-        }
-        below.push(CacheTier::new(tier, settings));
-    }
-    Ok(below)
+    let word = settings.storage_word.as_ref();
+    opening::storage(shape, &settings.identity, word, prefault)
 }
 
 /// A factory of policies for a pool.

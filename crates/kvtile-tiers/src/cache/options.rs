@@ -9,21 +9,7 @@ use kvtile_blocks::{
 };
 use kvtile_transfer::LayoutHandle;
 
-/// The priority of a job. A worker takes the highest first; every eighth job that it takes is the one that
-/// has waited longest, so that no job starves.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Priority {
-    /// After all others: prefetches.
-    Background,
-    /// The default of stores.
-    Low,
-    /// The default of loads.
-    #[default]
-    Normal,
-    /// Before all others.
-    Urgent,
-}
+pub use crate::queue::Priority;
 
 /// Options of [`Cache::lookup_with`](super::Cache::lookup_with).
 #[derive(Clone, Copy, Debug, Default)]

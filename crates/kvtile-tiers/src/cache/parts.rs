@@ -13,19 +13,14 @@ use kvtile_transfer::{LayoutHandle, TransferManager};
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use super::{
-    CacheSettings, Priority, QueueLabel,
-    below::CacheTier,
-    chains::StoresInFlight,
-    departures::Departures,
-    flights::BlockFlights,
-    host::HostTier,
-    job::BoxedCacheJob,
-    queue::{JobQueue, QueueRefusal},
+    CacheSettings, Priority, QueueLabel, below::CacheTier, chains::StoresInFlight,
+    departures::Departures, flights::BlockFlights, host::HostTier, job::BoxedCacheJob,
 };
 use crate::{
     clock::Clock,
     error::{RequestError, TierError},
     metrics::CacheMetrics,
+    queue::{JobQueue, QueueRefusal},
     tier::{BlockPieces, TierStats},
 };
 

@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use super::{CacheParts, counts, job::BoxedCacheJob, queue::NextJob};
+use super::{CacheParts, counts, job::BoxedCacheJob};
+use crate::queue::NextJob;
 
 /// How long a worker waits for a job before it runs the periodic work.
 const PATIENCE: Duration = Duration::from_millis(200);

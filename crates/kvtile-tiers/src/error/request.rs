@@ -90,4 +90,28 @@ pub enum RequestError {
         /// How long the cache waited.
         within: Duration,
     },
+    /// A group that a block store does not have.
+    #[error("this store has no group {group}; its groups are {groups}")]
+    NoSuchStoreGroup {
+        /// The group.
+        group: String,
+        /// The names of its groups.
+        groups: String,
+    },
+    /// Lists of one job with different lengths.
+    #[error("{keys} keys and {found} {list}; give one for each key")]
+    UnequalLists {
+        /// Number of keys.
+        keys: usize,
+        /// The other list.
+        list: &'static str,
+        /// Its length.
+        found: usize,
+    },
+    /// Rows that another block store registered.
+    #[error("the rows are registered with another store; register them with this one")]
+    OtherStore,
+    /// Rows that were released.
+    #[error("the rows were released; register the memory again")]
+    RowsReleased,
 }

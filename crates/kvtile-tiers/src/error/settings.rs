@@ -120,4 +120,37 @@ pub enum SettingsError {
         /// The largest number of pieces of a block.
         most: usize,
     },
+    /// A block store without a tier.
+    #[error("a block store has no memory of its own for blocks; give it a disk or another tier")]
+    NoTier,
+    /// A tier of a block store that does not verify the blocks it reads.
+    #[error(
+        "the {tier} tier does not verify blocks, and a block store does not serve unverified ones; \
+         use it below a cache"
+    )]
+    TierDoesNotVerify {
+        /// The tier.
+        tier: TierId,
+    },
+    /// A block store with writes after uses.
+    #[error(
+        "a block store writes each block once, right after its store; give `at_once` or leave `writes` out"
+    )]
+    StoreWrites,
+    /// Two groups of one store with the same name, or one without a name.
+    #[error("a group is named {name:?}; give each group a name of its own")]
+    GroupName {
+        /// The name.
+        name: String,
+    },
+    /// Staging memory too small for two blocks of each group.
+    #[error(
+        "{staging_bytes} bytes of staging memory do not hold two blocks of each group; give at least {needed_bytes}"
+    )]
+    StagingTooSmall {
+        /// Bytes that were given.
+        staging_bytes: u64,
+        /// Bytes that are needed.
+        needed_bytes: u64,
+    },
 }

@@ -27,12 +27,15 @@
 mod catalogue;
 mod counter;
 mod label;
+mod observe;
 mod recorder;
 mod stats;
 #[cfg(test)]
 mod tests;
 
 pub use catalogue::{CATALOGUE, Metric, MetricKind, MetricUnit};
+pub(crate) use observe::observe_tier;
+
 pub use label::{EvictionReason, MissReason, Queue};
 pub use recorder::CacheMetrics;
 pub use stats::{CacheStats, MoveStats, QueueStats};

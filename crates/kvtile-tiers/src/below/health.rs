@@ -18,7 +18,7 @@ const DELAY_MAX: Duration = Duration::from_secs(60);
 
 /// The backoff state of one kind of operation.
 #[derive(Debug)]
-pub(super) struct OperationHealth {
+pub(crate) struct OperationHealth {
     /// The operation, as the log names it.
     what: String,
     state: Mutex<HealthState>,
@@ -41,7 +41,7 @@ struct HealthState {
 
 impl OperationHealth {
     /// An operation without failures.
-    pub(super) fn new(what: String) -> OperationHealth {
+    pub(crate) fn new(what: String) -> OperationHealth {
         OperationHealth {
             what,
             state: Mutex::default(),
@@ -54,7 +54,7 @@ impl OperationHealth {
 
     /// Whether the operation may be tried now. After a pause only one caller gets true until the
     /// delay has passed again.
-    pub(super) fn allows(&self, now: Duration) -> bool {
+    pub(crate) fn allows(&self, now: Duration) -> bool {
         let mut state = self.lock();
         if state.failing_since.is_none() {
             return true;
@@ -68,18 +68,18 @@ impl OperationHealth {
     }
 
     /// The end of the pause; `None` if the operation does not fail.
-    pub(super) fn paused_until(&self) -> Option<Duration> {
+    pub(crate) fn paused_until(&self) -> Option<Duration> {
         let state = self.lock();
         state.failing_since.map(|_| state.retry_at)
     }
 
     /// Counts blocks skipped during a pause.
-    pub(super) fn left_out(&self, blocks: u64) {
+    pub(crate) fn left_out(&self, blocks: u64) {
         self.lock().left_out += blocks;
     }
 
     /// Records a failed attempt: the operation pauses.
-    pub(super) fn failed(&self, now: Duration, error: &TierError) {
+    pub(crate) fn failed(&self, now: Duration, error: &TierError) {
         let mut state = self.lock();
         state.failed += 1;
         let is_first = state.failing_since.is_none();
@@ -110,7 +110,7 @@ impl OperationHealth {
     }
 
     /// Records a successful attempt: the pause ends.
-    pub(super) fn succeeded(&self, now: Duration) {
+    pub(crate) fn succeeded(&self, now: Duration) {
         let mut state = self.lock();
         let Some(since) = state.failing_since else {
             return;

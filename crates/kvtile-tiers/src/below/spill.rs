@@ -1,12 +1,11 @@
-//! The spill list of a tier: host blocks to write apart from evictions, and the sync after writes.
-//! A dedicated thread does both, so that neither waits behind loads.
+//! The spill list of a tier: blocks to write apart from evictions, and the sync after writes. A
+//! dedicated thread does both, so that neither waits behind loads.
 //!
-//! The list contains keys and times. It does not know whether a block is still in host memory, nor
-//! how it is written.
+//! The list contains the names of blocks (`K`) and times. It does not know where the bytes are, nor
+//! how they are written.
 
 use std::{collections::VecDeque, time::Duration};
 
-use kvtile_blocks::BlockKey;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// The number of unsynced blocks at which a sync begins.
@@ -18,10 +17,10 @@ pub const SYNC_WITHIN: Duration = Duration::from_millis(250);
 /// The longest sleep of the thread before it reads the cache's clock again.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-#[derive(Debug, Default)]
-struct SpillState {
-    /// Keys of host blocks to write, in the order of their stores.
-    keys: VecDeque<BlockKey>,
+#[derive(Debug)]
+struct SpillState<K> {
+    /// Blocks to write, in the order of their stores.
+    keys: VecDeque<K>,
     /// The time of the oldest unsynced write or erasure.
     dirty_since: Option<Duration>,
     /// Blocks written since the last sync began.
@@ -29,7 +28,7 @@ struct SpillState {
     closed: bool,
 }
 
-impl SpillState {
+impl<K> SpillState<K> {
     fn is_sync_due(&self, now: Duration) -> bool {
         let is_old = |since: Duration| now.saturating_sub(since) >= SYNC_WITHIN;
         self.written >= SYNC_BLOCKS || self.dirty_since.is_some_and(is_old)
@@ -38,10 +37,10 @@ impl SpillState {
 
 /// The operation that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum SpillDue {
-    /// A write of at most [`SYNC_BLOCKS`] blocks; some may have left host memory or be on the tier
+pub(crate) enum SpillDue<K> {
+    /// A write of at most [`SYNC_BLOCKS`] blocks; some may have left memory or be on the tier
     /// already.
-    Write(Vec<BlockKey>),
+    Write(Vec<K>),
     /// A sync.
     Sync,
     /// No operation now.
@@ -52,41 +51,46 @@ pub(super) enum SpillDue {
 
 /// The ends of the backoffs of writes and syncs.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct TierPauses {
-    pub(super) writes: Option<Duration>,
-    pub(super) syncs: Option<Duration>,
+pub(crate) struct TierPauses {
+    pub(crate) writes: Option<Duration>,
+    pub(crate) syncs: Option<Duration>,
 }
 
 /// The spill list of a tier.
 #[derive(Debug)]
-pub(super) struct SpillList {
-    state: Mutex<SpillState>,
+pub(crate) struct SpillList<K> {
+    state: Mutex<SpillState<K>>,
     changed: Condvar,
     /// Whether the tier is durable; other tiers are never synced.
     syncs: bool,
 }
 
-impl SpillList {
+impl<K> SpillList<K> {
     /// The spill list of a tier that is durable, or not.
-    pub(super) fn new(is_durable: bool) -> SpillList {
+    pub(crate) fn new(is_durable: bool) -> SpillList<K> {
         SpillList {
-            state: Mutex::default(),
+            state: Mutex::new(SpillState {
+                keys: VecDeque::new(),
+                dirty_since: None,
+                written: 0,
+                closed: false,
+            }),
             changed: Condvar::default(),
             syncs: is_durable,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, SpillState> {
+    fn lock(&self) -> MutexGuard<'_, SpillState<K>> {
         self.state.lock()
     }
 
     /// Adds blocks to write. If the list is longer than `keys_max`, drops the keys for which
     /// `is_there` is false. Returns how many it dropped.
-    pub(super) fn push(
+    pub(crate) fn push(
         &self,
-        keys: &[BlockKey],
+        keys: impl IntoIterator<Item = K>,
         keys_max: usize,
-        is_there: impl Fn(&BlockKey) -> bool,
+        is_there: impl Fn(&K) -> bool,
     ) -> usize {
         let mut state = self.lock();
         state.keys.extend(keys);
@@ -101,7 +105,7 @@ impl SpillList {
     }
 
     /// Records written blocks: a sync becomes due.
-    pub(super) fn wrote(&self, blocks: usize, now: Duration) {
+    pub(crate) fn wrote(&self, blocks: usize, now: Duration) {
         if !self.syncs {
             return;
         }
@@ -117,7 +121,7 @@ impl SpillList {
     }
 
     /// Records a change other than a written block: a sync becomes due.
-    pub(super) fn touched(&self, now: Duration) {
+    pub(crate) fn touched(&self, now: Duration) {
         if !self.syncs {
             return;
         }
@@ -131,28 +135,28 @@ impl SpillList {
     }
 
     /// Records the start of a sync, which covers all earlier writes.
-    pub(super) fn sync_begins(&self) {
+    pub(crate) fn sync_begins(&self) {
         let mut state = self.lock();
         state.dirty_since = None;
         state.written = 0;
     }
 
     /// Whether anything is unsynced.
-    pub(super) fn is_dirty(&self) -> bool {
+    pub(crate) fn is_dirty(&self) -> bool {
         self.lock().dirty_since.is_some()
     }
 
     /// Blocks written since the last sync began.
-    pub(super) fn written(&self) -> usize {
+    pub(crate) fn written(&self) -> usize {
         self.lock().written
     }
 
     /// The operation that is due at `now`, unless it is paused.
-    pub(super) fn due(&self, now: Duration, pauses: TierPauses) -> SpillDue {
+    pub(crate) fn due(&self, now: Duration, pauses: TierPauses) -> SpillDue<K> {
         SpillList::due_of(&mut self.lock(), now, pauses)
     }
 
-    fn due_of(state: &mut SpillState, now: Duration, pauses: TierPauses) -> SpillDue {
+    fn due_of(state: &mut SpillState<K>, now: Duration, pauses: TierPauses) -> SpillDue<K> {
         let is_paused = |until: Option<Duration>| until.is_some_and(|until| now < until);
         if state.closed {
             return SpillDue::Closed;
@@ -171,10 +175,10 @@ impl SpillList {
     }
 
     /// Waits for a due operation; `Nothing` after a timeout.
-    pub(super) fn wait(&self, now: impl Fn() -> Duration, pauses: TierPauses) -> SpillDue {
+    pub(crate) fn wait(&self, now: impl Fn() -> Duration, pauses: TierPauses) -> SpillDue<K> {
         let mut state = self.lock();
         let due = SpillList::due_of(&mut state, now(), pauses);
-        if due != SpillDue::Nothing {
+        if !matches!(due, SpillDue::Nothing) {
             return due;
         }
         // Without unsynced writes and keys, only a change of the list can make an operation due.
@@ -188,12 +192,12 @@ impl SpillList {
     }
 
     /// Whether the list is closed.
-    pub(super) fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed
     }
 
     /// Closes the list. Returns the number of keys that it dropped.
-    pub(super) fn close(&self) -> usize {
+    pub(crate) fn close(&self) -> usize {
         let mut state = self.lock();
         state.closed = true;
         let left = std::mem::take(&mut state.keys).len();
@@ -205,6 +209,8 @@ impl SpillList {
 
 #[cfg(test)]
 mod tests {
+    use kvtile_blocks::BlockKey;
+
     use super::*;
 
     fn key(number: u8) -> BlockKey {
@@ -215,7 +221,7 @@ mod tests {
     fn a_sync_is_due_after_so_many_blocks_or_so_much_time_and_before_any_write() {
         let spill = SpillList::new(true);
         let start = Duration::from_secs(9);
-        spill.push(&[key(1)], 10, |_| true);
+        spill.push([key(1)], 10, |_| true);
         for _ in 1..SYNC_BLOCKS {
             spill.wrote(1, start);
         }
@@ -229,7 +235,7 @@ mod tests {
             SpillDue::Sync
         );
         spill.wrote(1, start);
-        spill.push(&[key(2)], 10, |_| true);
+        spill.push([key(2)], 10, |_| true);
         assert_eq!(spill.due(start, TierPauses::default()), SpillDue::Sync);
         spill.sync_begins();
         assert_eq!(
@@ -251,7 +257,7 @@ mod tests {
         };
         assert_eq!(spill.due(now, writes), SpillDue::Sync);
         spill.sync_begins();
-        spill.push(&[key(3)], 10, |_| true);
+        spill.push([key(3)], 10, |_| true);
         assert_eq!(spill.due(now, writes), SpillDue::Nothing);
         assert_eq!(spill.due(later, writes), SpillDue::Write(vec![key(3)]));
     }
@@ -264,7 +270,7 @@ mod tests {
         let later = SYNC_WITHIN * 2;
         assert!(!spill.is_dirty() && spill.written() == 0);
         assert_eq!(spill.due(later, TierPauses::default()), SpillDue::Nothing);
-        spill.push(&[key(1)], 10, |_| true);
+        spill.push([key(1)], 10, |_| true);
         assert_eq!(
             spill.due(later, TierPauses::default()),
             SpillDue::Write(vec![key(1)])
@@ -274,13 +280,13 @@ mod tests {
     #[test]
     fn the_list_keeps_the_host_blocks_and_their_order() {
         let spill = SpillList::new(true);
-        assert_eq!(spill.push(&[key(1), key(2), key(3)], 3, |_| false), 0);
-        assert_eq!(spill.push(&[key(4)], 3, |at| *at != key(2)), 1);
+        assert_eq!(spill.push([key(1), key(2), key(3)], 3, |_| false), 0);
+        assert_eq!(spill.push([key(4)], 3, |at| *at != key(2)), 1);
         assert_eq!(
             spill.due(Duration::ZERO, TierPauses::default()),
             SpillDue::Write(vec![key(1), key(3), key(4)])
         );
-        spill.push(&[key(5)], 3, |_| true);
+        spill.push([key(5)], 3, |_| true);
         assert_eq!(spill.close(), 1);
         assert_eq!(
             spill.due(Duration::ZERO, TierPauses::default()),

@@ -1,4 +1,4 @@
-//! The bounded job queue of a cache.
+//! The bounded job queue of a cache or of a block store.
 //!
 //! Pushing never blocks: a full queue refuses the jobs, and the caller continues without the cache.
 
@@ -7,14 +7,28 @@ use std::{collections::VecDeque, time::Duration};
 use kvtile_layout::broken;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::Priority;
-
 /// Every eighth job is the oldest one regardless of its priority, so that stores progress under a
 /// constant stream of loads.
 const FAIR_TURN: u64 = 8;
 
 /// Number of priorities.
 const PRIORITIES: usize = 4;
+
+/// The priority of a job. A worker takes the highest first; every eighth job that it takes is the one that
+/// has waited longest, so that no job starves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Priority {
+    /// After all others: prefetches.
+    Background,
+    /// The default of stores.
+    Low,
+    /// The default of loads.
+    #[default]
+    Normal,
+    /// Before all others.
+    Urgent,
+}
 
 struct JobQueueState<J> {
     /// The waiting jobs of each priority with their numbers, the oldest first.
@@ -60,7 +74,7 @@ impl<J> JobQueueState<J> {
 }
 
 /// The result of waiting for a job.
-pub(super) enum NextJob<J> {
+pub(crate) enum NextJob<J> {
     /// A job to run.
     Job(J),
     /// No job came within the given time.
@@ -71,20 +85,20 @@ pub(super) enum NextJob<J> {
 
 /// Why the queue refused jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum QueueRefusal {
+pub(crate) enum QueueRefusal {
     Full { waiting: usize },
     Closed,
 }
 
 /// A bounded queue of jobs with priorities.
-pub(super) struct JobQueue<J> {
+pub(crate) struct JobQueue<J> {
     state: Mutex<JobQueueState<J>>,
     changed: Condvar,
     capacity: usize,
 }
 
 impl<J> JobQueue<J> {
-    pub(super) fn new(capacity: usize) -> JobQueue<J> {
+    pub(crate) fn new(capacity: usize) -> JobQueue<J> {
         JobQueue {
             state: Mutex::new(JobQueueState {
                 // The deques grow with the jobs: the capacity is a limit, not a size.
@@ -106,7 +120,7 @@ impl<J> JobQueue<J> {
     }
 
     /// Queues all jobs or none, without blocking.
-    pub(super) fn push(
+    pub(crate) fn push(
         &self,
         priority: Priority,
         jobs: Vec<J>,
@@ -128,19 +142,19 @@ impl<J> JobQueue<J> {
     }
 
     /// Marks a taken job as parked: it counts against the capacity until it is resumed.
-    pub(super) fn park(&self) {
+    pub(crate) fn park(&self) {
         self.lock().parked += 1;
     }
 
     /// Reverts [`JobQueue::park`] for a job that was not parked after all.
-    pub(super) fn unpark(&self) {
+    pub(crate) fn unpark(&self) {
         let mut state = self.lock();
         assert!(state.parked > 0, "a job is unparked that was not parked");
         state.parked -= 1;
     }
 
     /// Queues parked jobs again. Returns them if the queue is closed.
-    pub(super) fn resume(&self, jobs: Vec<(Priority, J)>) -> Vec<J> {
+    pub(crate) fn resume(&self, jobs: Vec<(Priority, J)>) -> Vec<J> {
         let mut state = self.lock();
         assert!(
             state.parked >= jobs.len(),
@@ -159,13 +173,13 @@ impl<J> JobQueue<J> {
     }
 
     /// Takes the next job if there is one. [`JobQueue::done`] must follow.
-    pub(super) fn try_next(&self) -> Option<J> {
+    pub(crate) fn try_next(&self) -> Option<J> {
         let mut state = self.lock();
         state.pop()
     }
 
     /// Waits for the next job, at most `patience`. [`JobQueue::done`] must follow a job.
-    pub(super) fn next(&self, patience: Duration) -> NextJob<J> {
+    pub(crate) fn next(&self, patience: Duration) -> NextJob<J> {
         let mut state = self.lock();
         loop {
             if let Some(job) = state.pop() {
@@ -182,7 +196,7 @@ impl<J> JobQueue<J> {
     }
 
     /// Marks a taken job as ended.
-    pub(super) fn done(&self) {
+    pub(crate) fn done(&self) {
         let mut state = self.lock();
         assert!(state.running > 0, "a job has ended that was not taken");
         state.running -= 1;
@@ -191,7 +205,7 @@ impl<J> JobQueue<J> {
     }
 
     /// Closes the queue and returns the waiting jobs.
-    pub(super) fn close(&self) -> Vec<J> {
+    pub(crate) fn close(&self) -> Vec<J> {
         let mut state = self.lock();
         state.closed = true;
         let left = std::mem::take(&mut state.waiting);

@@ -1,0 +1,64 @@
+//! The settings of a block store as keywords.
+
+use std::time::Duration;
+
+use kvtile::tiers::block_store::{BlockStoreSettings, StoreGroup};
+use pyo3::{prelude::*, types::PyDict};
+
+use crate::{
+    arguments::{keywords, text, time},
+    cache::settings::{DiskKeywords, folder_of, number, policy_of},
+    error::python::ArgumentError,
+};
+
+/// All keywords.
+const NAMES: [&str; 10] = [
+    "disk",
+    "disk_bytes",
+    "disk_policy",
+    "close_within",
+    "answer_within",
+    "staging_bytes",
+    "stage_within",
+    "workers",
+    "queue_capacity",
+    "event_capacity",
+];
+
+/// Builds settings from keywords. Unknown keywords are refused.
+pub(super) fn read(
+    groups: Vec<StoreGroup>,
+    keywords: Option<&Bound<'_, PyDict>>,
+) -> PyResult<BlockStoreSettings> {
+    let mut settings = BlockStoreSettings::new(groups);
+    let mut disk = DiskKeywords::default();
+    for (name, value) in keywords.into_iter().flatten() {
+        let name = text::read("the name of a setting", &name)?;
+        if !NAMES.contains(&&*name) {
+            return Err(ArgumentError::new_err(format!(
+                "a block store has no setting {name:?}{}; it has {}",
+                keywords::meant(&name, &NAMES),
+                NAMES.join(", ")
+            )));
+        }
+        if value.is_none() {
+            continue;
+        }
+        match &*name {
+            "disk" => disk.folder = Some(folder_of(&value)?),
+            "disk_bytes" => disk.bytes = Some(number(&name, &value)?),
+            "disk_policy" => disk.policy = Some(policy_of(&name, &value)?),
+            "close_within" => disk.close_within = time::close_within(&value)?,
+            "answer_within" => disk.answer_within = time::answer_within(&value)?,
+            "staging_bytes" => settings.staging_bytes = number(&name, &value)?,
+            "stage_within" => {
+                settings.stage_within = time::stage_within(&value)?.unwrap_or(Duration::MAX);
+            }
+            "workers" => settings.workers = number(&name, &value)?,
+            "queue_capacity" => settings.queue_capacity = number(&name, &value)?,
+            _ => settings.event_capacity = number(&name, &value)?,
+        }
+    }
+    settings.disk = disk.settings()?;
+    Ok(settings)
+}
