@@ -241,7 +241,6 @@ def test_a_failing_listener_does_not_fail_the_task(there: AdapterSide) -> None:
         ({"capacity": True}, "capacity is True"),
         ({"piece": 5000}, "multiple of 4096"),
         ({"workers": "two"}, "whole number"),
-        ({"read_only": 1}, "true or false"),
         ({"folder": 7}, "folder is 7"),
         ({"folder": ""}, "folder is empty"),
     ],

@@ -362,23 +362,6 @@ def test_a_folder_that_cannot_be_written_is_refused(folder: Path) -> None:
     assert shown.startswith("refused:"), shown
 
 
-def test_a_read_only_adapter_loads_and_stores_nothing(folder: Path) -> None:
-    keys, objects = side.keys_of(2), side.objects_of(2)
-    first = AdapterSide.open(folder)
-    assert first.store(keys, objects)
-    first.close()
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    second = AdapterSide.open(folder, read_only=True)
-    into = side.empties_of(2)
-    assert second.fetch(keys, into) == [True, True]
-    assert all(map(side.same, objects, into))
-    assert not second.store(side.keys_of(1, 7), side.objects_of(1))
-    assert second.find(side.keys_of(1, 7)) == [False]
-    assert second.used() == 8 * PIECE
-    second.close()
-    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_a_folder_of_something_else_is_refused(folder: Path) -> None:
     folder.mkdir()
     (folder / "blocks").write_text("a file")

@@ -72,7 +72,6 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
             Path(settings.folder) / "objects.jsonl",
             settings.piece,
             capacity=settings.capacity,
-            read_only=settings.read_only,
         )
         self._ledger.open(lambda keys: self._store.contains(keys, group=GROUP) if keys else [])
         self._results_lock = threading.Lock()
@@ -175,7 +174,6 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
             "is_healthy": self._worker.is_alive,
             "type": type(self).__name__,
             "folder": self._settings.folder,
-            "read_only": self._settings.read_only,
             "bytes_used": used,
             "bytes_capacity": self._max_capacity_bytes,
             **self._worker.status(),
@@ -263,6 +261,5 @@ def _open_store(settings: AdapterSettings) -> kvtile.BlockStore:
         disk_bytes=settings.capacity - 2 * journal_bytes(settings.capacity),
         staging_bytes=settings.staging,
         workers=settings.workers,
-        read_only=settings.read_only,
         **policy,
     )

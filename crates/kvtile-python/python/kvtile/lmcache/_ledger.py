@@ -50,13 +50,12 @@ class ObjectLedger:
     Its size is bounded by the store: each entry has at least one piece there.
     """
 
-    def __init__(self, journal: Path, piece: int, *, capacity: int, read_only: bool) -> None:
+    def __init__(self, journal: Path, piece: int, *, capacity: int) -> None:
         """``capacity`` bounds each object, and the journal: it is a file that anything may have written."""
         self._journal = journal
         self._piece = piece
         self._size_max = capacity
         self._journal_bytes_max = journal_bytes(capacity)
-        self._read_only = read_only
         self._lock = threading.Lock()
         self._objects: dict[ObjectKey, KeptObject] = {}
         self._by_block: dict[bytes, ObjectKey] = {}
@@ -174,8 +173,6 @@ class ObjectLedger:
         return self._file_bytes + len(line) <= self._journal_bytes_max
 
     def _rewrite(self) -> None:
-        if self._read_only:
-            return
         self.close()
         lines = [_line(kept) for kept in self._objects.values()]
         size = sum(map(len, lines))

@@ -30,7 +30,6 @@ class AdapterSettings:
         workers: threads that copy and verify pieces.
         policy: eviction policy, as ``disk_policy`` of ``kvtile.BlockStore``; default: the store's default.
         revision: a name for the weights. Change it when the weights change under the same model name.
-        read_only: serve what the folder has, and store nothing.
         close_within: seconds that closing may take to write objects that are only in staging memory.
     """
 
@@ -41,7 +40,6 @@ class AdapterSettings:
     workers: int = 2
     policy: str | None = None
     revision: str = ""
-    read_only: bool = False
     close_within: float = 30.0
 
     @classmethod
@@ -125,12 +123,6 @@ def _text(name: str, value: object) -> str:
     raise SettingsError(f"adapter_params: {name} is {value!r}; it takes a text")
 
 
-def _flag(name: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise SettingsError(f"adapter_params: {name} is {value!r}; it takes true or false")
-
-
 _READERS: dict[str, Callable[[str, object], object]] = {
     "folder": _text,
     "capacity": _size,
@@ -139,6 +131,5 @@ _READERS: dict[str, Callable[[str, object], object]] = {
     "workers": _whole,
     "policy": _text,
     "revision": _text,
-    "read_only": _flag,
     "close_within": _seconds,
 }
