@@ -200,6 +200,7 @@ def test_the_folder_stays_within_its_capacity(folder: Path) -> None:
         there.store(side.keys_of(20, first), side.objects_of(20))
         assert side.folder_bytes(folder) <= 2 << 20
     keys = side.keys_of(400)
+    side.wait_until(lambda: there.used() <= there.adapter.get_usage().total_capacity_bytes, "all is written")
     side.wait_until(lambda: sum(there.find(keys)) * 4 * PIECE == there.used(), "usage is what is there")
     found = there.find(keys)
     assert 50 < sum(found) < 128
@@ -218,15 +219,15 @@ def test_evicted_while_locked_is_a_miss_that_is_counted(folder: Path) -> None:
     key, stored = side.key_of(1000), side.object_of()
     assert there.store([key], [stored])
     assert there.lookup([key]) == [True]
-    number = 0
-    while there.find([key]) == [True] and number < 2000:
-        there.store(side.keys_of(20, number), side.objects_of(20))
-        number += 20
+    others = side.keys_of(1000)
+    for first in range(0, 1000, 20):
+        assert there.store(others[first : first + 20], side.objects_of(20))
+        there.find(others[max(0, first - 60) : first + 20])
+    side.wait_until(lambda: there.used() <= there.adapter.get_usage().total_capacity_bytes, "all is written")
     into = side.object_of(content=0xA5)
     loaded = there.load([key], [into])
     there.adapter.submit_unlock([key])
-    assert loaded == [False] or side.same(stored, into)
-    assert loaded == [False], f"a locked object outlived {number} others"
+    assert loaded == [False], "a locked object outlived 1000 others that were used more"
     assert there.status("load_failed_absent") == 1
     side.wait_until(lambda: there.status("locked") == 0, "the lock is released")
     there.close()
@@ -321,19 +322,19 @@ def test_a_disk_without_room_fails_stores_and_nothing_else(folder: Path) -> None
     keys, objects = side.keys_of(4), side.objects_of(4)
     assert there.store(keys, objects)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
-    results = [there.store(side.keys_of(50, 50 * turn), side.objects_of(50)) for turn in range(1, 30)]
+    results = [there.store(side.keys_of(50, 50 * turn), side.objects_of(50)) for turn in range(1, 8)]
     into = side.empties_of(4)
     loaded = there.fetch(keys, into)
     assert all(side.same(objects[index], into[index]) for index in range(4) if loaded[index])
-    every = side.keys_of(1500)
+    every = side.keys_of(400)
     there.find(every)
-    came = there.fetch(every, side.empties_of(1500))
+    came = there.fetch(every, side.empties_of(400))
     found = there.find(every)
     assert there.adapter.report_status()["is_healthy"], "it goes on"
     assert there.status("errors") == 0
     used, left = there.used(), sum(found) * 4 * side.PIECE
     assert used == left, (used, left)
-    assert sum(found) < 1400, "more than the disk has room for"
+    assert sum(found) < 300, "more than the disk has room for"
     there.close()
     print("done", flush=True)
     """

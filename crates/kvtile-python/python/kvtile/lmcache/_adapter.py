@@ -65,9 +65,9 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
             KvtileError: the folder is in use, has another identity, or cannot hold one piece.
         """
         settings = config.settings
-        super().__init__(max_capacity_bytes=settings.capacity)
         self._settings = settings
         self._store = _open_store(settings)
+        super().__init__(max_capacity_bytes=self._store.stats()["capacity"]["disk"] * settings.piece)
         self._ledger = ObjectLedger(
             Path(settings.folder) / "objects.jsonl",
             settings.piece,
@@ -84,9 +84,8 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         self._numbers = itertools.count(1)
         self._is_closed = False
         self._worker = AdapterWorker(self._store, self._ledger, settings.piece, self)
-        _LOG.info(
-            "keeps objects in %s: %d there, limit %d bytes", settings.folder, len(self._ledger), settings.capacity
-        )
+        room = self._max_capacity_bytes
+        _LOG.info("%s has %d objects, and room for %d bytes", settings.folder, len(self._ledger), room)
 
     def get_store_event_fd(self) -> int:
         descriptor: int = self._store_signal.fileno()

@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from lmcache.v1.distributed.api import ObjectKey
     from lmcache.v1.memory_management import MemoryObj
 
-    from kvtile import BlockStore, Subscriber
+    from kvtile import BlockStore, Event, Subscriber
     from kvtile.lmcache._ledger import ObjectLedger
 
 _LOG = logging.getLogger(__name__)
 _EVENTS_EVERY = 0.2
+_EVENTS_AT_ONCE = 1024
+_EVENT_ROUNDS = 16
 _AUDIT_EVERY = 60.0
+_WRITES_EVERY = 1.0
 _GONE = frozenset({"absent", "damaged", OTHER_FORM})
 """Outcomes after which the object is removed, so that LMCache does not find it again."""
 
@@ -84,12 +87,14 @@ class AdapterWorker:
         self._doomed: set[ObjectKey] = set()
         self._storing: dict[ObjectKey, list[Callable[[str], None]]] = {}
         self._tasks: dict[int, Callable[[], None]] = {}
+        self._unwritten: dict[ObjectKey, float] = {}
         self.counts: Counter[str] = Counter()
         self._inbox: deque[Callable[[], None]] = deque()
         self._inbox_lock = threading.Lock()
         self._is_open = True
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._next_audit = time.monotonic() + _AUDIT_EVERY
+        self._next_writes = 0.0
         self._thread = threading.Thread(target=self._run, name="kvtile-lmcache", daemon=True)
         self._thread.start()
 
@@ -125,10 +130,12 @@ class AdapterWorker:
     def close(self) -> None:
         """Ends all tasks and the thread. Returns when no I/O touches LMCache's memory any more."""
         with self._inbox_lock:
-            was_open, self._is_open = self._is_open, False
-        if was_open:
+            if not self._is_open:
+                return
+            self._is_open = False
             os.eventfd_write(self._wake, 1)
         self._thread.join()
+        os.close(self._wake)
 
     @property
     def is_alive(self) -> bool:
@@ -156,7 +163,7 @@ class AdapterWorker:
             if not self._is_open:
                 return False
             self._inbox.append(command)
-        os.eventfd_write(self._wake, 1)
+            os.eventfd_write(self._wake, 1)
         return True
 
     # The thread.
@@ -171,7 +178,6 @@ class AdapterWorker:
         self._guarded(self._shut)
         for fail in list(self._tasks.values()):
             self._guarded(fail)
-        os.close(self._wake)
 
     def _turn(self) -> None:
         try:
@@ -183,7 +189,10 @@ class AdapterWorker:
         self._guarded(self._transfers.take_finished)
         self._guarded(self._transfers.start_waiting)
         self._guarded(self._poll_events)
-        if time.monotonic() >= self._next_audit:
+        now = time.monotonic()
+        if self._unwritten and now >= self._next_writes:
+            self._guarded(self._check_writes)
+        if now >= self._next_audit:
             self._guarded(self._audit)
 
     def _shut(self) -> None:
@@ -236,6 +245,7 @@ class AdapterWorker:
         if transfer.is_good and transfer.plan is not None:
             kept = KeptObject(key, transfer.plan, transfer.form.digest, transfer.generation)
             self._ledger.add(kept)
+            self._unwritten[key] = time.monotonic() + _AUDIT_EVERY
             self._results.keys_stored([key], [kept.plan.stored_bytes])
         elif transfer.plan is not None:
             self._forget(inner_keys(transfer.generation, transfer.plan))
@@ -390,28 +400,46 @@ class AdapterWorker:
         self._results.keys_deleted([key], stored_sizes([kept]))
         return True
 
-    def _settle(self, key: ObjectKey) -> None:
-        """Strikes an object that the store has evicted."""
+    def _settle(self, key: ObjectKey, counter: str = "evicted") -> None:
+        """Strikes an object that the store does not have any more."""
         if not self._store.contains([last_key(name_of(key))], group=GROUP)[0] and self._strike(key):
-            self.counts["evicted"] += 1
+            self.counts[counter] += 1
 
     def _forget(self, keys: list[bytes]) -> None:
         if keys:
             self._store.forget(keys, group=GROUP)
 
     def _poll_events(self) -> None:
-        try:
-            events = self._subscriber.poll()
-        except LaggedError:
-            self._audit()
-            return
-        for event in events:
-            if event.kind == "cleared":
+        for _ in range(_EVENT_ROUNDS):
+            try:
+                events = self._subscriber.poll(_EVENTS_AT_ONCE)
+            except LaggedError:
                 self._audit()
-            elif event.kind == "removed" and event.key is not None:
-                key = self._ledger.of_block(event.key)
-                if key is not None:
-                    self._settle(key)
+                return
+            for event in events:
+                self._handle(event)
+            if len(events) < _EVENTS_AT_ONCE:
+                return
+
+    def _handle(self, event: Event) -> None:
+        if event.kind == "cleared":
+            self._audit()
+        key = self._ledger.of_block(event.key) if event.key is not None else None
+        if key is None:
+            return
+        if event.kind == "stored":
+            self._unwritten.pop(key, None)
+        elif event.kind == "removed":
+            self._settle(key)
+
+    def _check_writes(self) -> None:
+        """Strikes objects whose writes failed after their store had ended: there is no event for that."""
+        now = time.monotonic()
+        self._next_writes = now + _WRITES_EVERY
+        for key, until in list(self._unwritten.items()):
+            self._settle(key, "write_failed")
+            if now >= until or self._ledger.get(key) is None:
+                del self._unwritten[key]
 
     def _audit(self) -> None:
         """Compares the ledger with the store. No I/O."""
