@@ -318,7 +318,7 @@ def test_a_killed_process_leaves_whole_objects(folder: Path) -> None:
 def test_a_disk_without_room_fails_stores_and_nothing_else(folder: Path) -> None:
     script = """
     import resource
-    there = AdapterSide.open(folder, capacity="64MiB", staging="4MiB")
+    there = AdapterSide.open(folder, capacity="64MiB", staging="4MiB", close_within=1)
     keys, objects = side.keys_of(4), side.objects_of(4)
     assert there.store(keys, objects)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
@@ -326,15 +326,18 @@ def test_a_disk_without_room_fails_stores_and_nothing_else(folder: Path) -> None
     into = side.empties_of(4)
     loaded = there.fetch(keys, into)
     assert all(side.same(objects[index], into[index]) for index in range(4) if loaded[index])
+    assert False in results, "more than staging memory and the disk have room for"
     every = side.keys_of(400)
-    there.find(every)
     came = there.fetch(every, side.empties_of(400))
-    found = there.find(every)
+    side.wait_until(lambda: there.used() == sum(there.find(every)) * 4 * side.PIECE, "usage is what is there")
+    assert sum(there.find(every)) < 350
     assert there.adapter.report_status()["is_healthy"], "it goes on"
     assert there.status("errors") == 0
-    used, left = there.used(), sum(found) * 4 * side.PIECE
-    assert used == left, (used, left)
-    assert sum(found) < 300, "more than the disk has room for"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    again = side.objects_of(4)
+    side.wait_until(lambda: there.store(side.keys_of(4, 800), again), "it stores again")
+    assert there.fetch(side.keys_of(4, 800), into) == [True] * 4
+    assert all(map(side.same, again, into))
     there.close()
     print("done", flush=True)
     """
@@ -361,6 +364,27 @@ def test_a_folder_that_cannot_be_written_is_refused(folder: Path) -> None:
     with child(script, folder) as process:
         shown, _ = process.communicate(timeout=60)
     assert shown.startswith("refused:"), shown
+
+
+def test_what_waits_too_long_is_not_started(there: AdapterSide, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, objects = side.keys_of(1), side.objects_of(1)
+    assert there.store(keys, objects)
+    monkeypatch.setattr("kvtile.lmcache._transfers._START_WITHIN", -1.0)
+    into = side.object_of(content=0xA5)
+    assert there.load(keys, [into]) == [False]
+    assert set(into.raw_data.tolist()) == {0xA5}, "LMCache may have given this memory to others"
+    assert not there.store(side.keys_of(1, 5), objects)
+    assert there.status("load_failed_late") == there.status("store_failed_late") == 1
+    monkeypatch.undo()
+    assert there.fetch(keys, [into]) == [True]
+
+
+def test_an_object_larger_than_the_folder_evicts_nothing(there: AdapterSide) -> None:
+    keys, objects = side.keys_of(3), side.objects_of(3)
+    assert there.store(keys, objects)
+    assert not there.store([side.key_of(9)], [side.object_of(5 << 20)])
+    assert there.find(keys) == [True] * 3
+    assert there.status("store_failed_no_room") == 1
 
 
 def test_a_folder_of_something_else_is_refused(folder: Path) -> None:

@@ -67,7 +67,8 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         settings = config.settings
         self._settings = settings
         self._store = _open_store(settings)
-        super().__init__(max_capacity_bytes=self._store.stats()["capacity"]["disk"] * settings.piece)
+        room = self._store.stats()["capacity"]["disk"] * settings.piece
+        super().__init__(max_capacity_bytes=room)
         self._ledger = ObjectLedger(
             Path(settings.folder) / "objects.jsonl",
             settings.piece,
@@ -83,8 +84,7 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         self._load_signal = create_event_notifier()
         self._numbers = itertools.count(1)
         self._is_closed = False
-        self._worker = AdapterWorker(self._store, self._ledger, settings.piece, self)
-        room = self._max_capacity_bytes
+        self._worker = AdapterWorker(self._store, self._ledger, (settings.piece, room), self)
         _LOG.info("%s has %d objects, and room for %d bytes", settings.folder, len(self._ledger), room)
 
     def get_store_event_fd(self) -> int:

@@ -75,6 +75,7 @@ class ObjectTransfers:
         self._loads: deque[ObjectTransfer] = deque()
         self._stores: deque[ObjectTransfer] = deque()
         self._jobs: dict[int, ObjectTransfer] = {}
+        self._slots = slots
         self._numbers = itertools.count()
 
     def add(self, transfer: ObjectTransfer) -> None:
@@ -118,7 +119,7 @@ class ObjectTransfers:
     @property
     def under_way(self) -> int:
         """Objects that have started and not ended."""
-        return len({id(transfer) for transfer in self._jobs.values()})
+        return self._slots - len(self._free)
 
     @property
     def waiting(self) -> int:

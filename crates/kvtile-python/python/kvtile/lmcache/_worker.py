@@ -76,12 +76,15 @@ class BatchTask:
 class AdapterWorker:
     """The thread, its locks and its counters."""
 
-    def __init__(self, store: BlockStore, ledger: ObjectLedger, piece: int, results: TaskResults) -> None:
+    def __init__(
+        self, store: BlockStore, ledger: ObjectLedger, sizes: tuple[int, int], results: TaskResults
+    ) -> None:
+        """``sizes`` are the bytes of a piece, and of all pieces that the store has room for."""
         self._store = store
         self._ledger = ledger
         self._results = results
-        self._piece = piece
-        self._transfers = ObjectTransfers(store, piece)
+        self._piece, self._capacity = sizes
+        self._transfers = ObjectTransfers(store, self._piece)
         self._subscriber: Subscriber = store.subscribe()
         self._locks: Counter[ObjectKey] = Counter()
         self._doomed: set[ObjectKey] = set()
@@ -199,11 +202,14 @@ class AdapterWorker:
         """Commands that were posted before the end still run, then what has not started ends."""
         while self._inbox:
             self._guarded(self._inbox.popleft())
-        self._transfers.abandon_waiting()
-        while self._transfers.under_way:
+        self._guarded(self._transfers.abandon_waiting)
+        try:
+            while self._transfers.under_way:
+                self._store.drain()
+                self._transfers.take_finished()
+            self._transfers.close()
+        finally:
             self._store.drain()
-            self._transfers.take_finished()
-        self._transfers.close()
 
     def _guarded(self, step: Callable[[], None]) -> None:
         """No exception ends the thread: LMCache would wait for its tasks for ever."""
@@ -230,6 +236,9 @@ class AdapterWorker:
             self._storing[key].append(end)
             return
         form = ObjectForm.of(memory)
+        if PiecePlan(form.size, self._piece).stored_bytes > self._capacity:
+            end("no room")
+            return
         if self._is_kept(key, form):
             self._results.keys_stored([key], [0])
             end("present")
