@@ -48,7 +48,7 @@ _SEEDS = itertools.count(1)
 
 def config_of(at: Path, **settings: object) -> PluginL2AdapterConfig:
     """The config of a plugin adapter, as LMCache parses it."""
-    params = {"folder": str(at), "capacity": "4MiB", "piece": PIECE, **settings}
+    params = {"path": str(at), "capacity": "4MiB", "revision": "one", "piece": PIECE, **settings}
     return PluginL2AdapterConfig.from_dict(
         {"module_path": "kvtile.lmcache", "class_name": "KvtileL2Adapter", "adapter_params": params}
     )
@@ -247,7 +247,7 @@ def fs_config_of(at: Path) -> FSL2AdapterConfig:
 def plugin_of(at: Path, **given: object) -> dict[str, object]:
     """The JSON object of ``--l2-adapter``. ``eviction`` and ``serde`` are LMCache's own keys."""
     outer = {name: given.pop(name) for name in ("eviction", "serde") if name in given}
-    params = {"folder": str(at), "piece": PIECE, **given}
+    params = {"path": str(at), "revision": "one", "piece": PIECE, **given}
     plugin = {"type": "plugin", "module_path": "kvtile.lmcache", "class_name": "KvtileL2Adapter"}
     return {**plugin, **outer, "adapter_params": params}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from lmcache_side import PIECE, SIZE, AdapterSide, RecordingListener
 
 import kvtile
-from kvtile.lmcache import KvtileL2Adapter
+from kvtile.lmcache import AdapterOptions, KvtileL2Adapter, KvtileL2AdapterConfig
 
 pytestmark = side.QUIET
 
@@ -29,7 +30,7 @@ def there(tmp_path: Path) -> Iterator[AdapterSide]:
 def test_lmcaches_own_check_passes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], elements: int, again: bool
 ) -> None:
-    params = {"folder": str(tmp_path / "kv"), "capacity": "4MiB", "piece": PIECE}
+    params = {"path": str(tmp_path / "kv"), "capacity": "4MiB", "revision": "one", "piece": PIECE}
     spec = {"type": "plugin", "module_path": "kvtile.lmcache", "class_name": "KvtileL2Adapter"}
     adapters = [json.dumps(spec | {"adapter_params": params})]
     for _ in range(1 + again):
@@ -240,20 +241,36 @@ def test_a_failing_listener_does_not_fail_the_task(there: AdapterSide) -> None:
         ({"capacity": 0}, "capacity is 0"),
         ({"capacity": True}, "capacity is True"),
         ({"piece": 5000}, "multiple of 4096"),
-        ({"workers": "two"}, "whole number"),
-        ({"folder": 7}, "folder is 7"),
-        ({"folder": ""}, "folder is empty"),
+        ({"workers": "two"}, "workers is 'two'; it takes int"),
+        ({"workers": True}, "workers is True"),
+        ({"workers": 0}, "above 0"),
+        ({"close_within": float("inf")}, "above 0"),
+        ({"path": 7}, "path is 7"),
+        ({"path": ""}, "it takes the path of a folder"),
+        ({"revision": ""}, "revision is empty"),
+        ({"policy": "fifo"}, "fifo"),
+        ({"capacity": "16kB"}, "too few for blocks of 4096 bytes"),
     ],
 )
-def test_settings_that_are_refused(tmp_path: Path, settings: dict[str, object], message: str) -> None:
+def test_options_that_are_refused(tmp_path: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as refused:
         AdapterSide.open(tmp_path / "kv", **settings)
     assert isinstance(refused.value, kvtile.SettingsError)
 
 
-def test_required_settings() -> None:
-    with pytest.raises(kvtile.SettingsError, match="capacity is missing"):
-        side.create_l2_adapter(side.PluginL2AdapterConfig("kvtile.lmcache", "KvtileL2Adapter", {"folder": "anywhere"}))
+@pytest.mark.parametrize("name", ["path", "capacity", "revision"])
+def test_required_options(name: str) -> None:
+    params = {"path": "anywhere", "capacity": "1GiB", "revision": "one"}
+    del params[name]
+    with pytest.raises(kvtile.SettingsError, match=f"need '{name}'"):
+        side.create_l2_adapter(side.PluginL2AdapterConfig("kvtile.lmcache", "KvtileL2Adapter", params))
+
+
+def test_help_lists_every_option() -> None:
+    shown = KvtileL2AdapterConfig.help().splitlines()
+    names = [line.split()[1] for line in shown[1:]]
+    assert names == [field.name for field in dataclasses.fields(AdapterOptions)]
+    assert all(line.rstrip().endswith(".") for line in shown[1:])
 
 
 def test_a_folder_has_one_piece_size_and_revision(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 LMCache loads it by its module path::
 
     --l2-adapter '{"type": "plugin", "module_path": "kvtile.lmcache", "class_name": "KvtileL2Adapter",
-                   "adapter_params": {"folder": "/var/cache/kv", "capacity": "100GiB"}}'
+                   "adapter_params": {"path": "/var/cache/kv", "capacity": "100GiB", "revision": "1"}}'
 """
 
 from __future__ import annotations
 
 from kvtile.lmcache._adapter import KvtileL2Adapter, KvtileL2AdapterConfig
-from kvtile.lmcache._settings import AdapterSettings
+from kvtile.lmcache._options import AdapterOptions
 
-__all__ = ["AdapterSettings", "KvtileL2Adapter", "KvtileL2AdapterConfig"]
+__all__ = ["AdapterOptions", "KvtileL2Adapter", "KvtileL2AdapterConfig"]

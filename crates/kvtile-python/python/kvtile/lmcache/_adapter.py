@@ -6,7 +6,6 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from lmcache.v1.platform import create_event_notifier
 
 import kvtile
 from kvtile.lmcache._ledger import ObjectLedger, journal_bytes
-from kvtile.lmcache._settings import AdapterSettings, help_text
+from kvtile.lmcache._options import AdapterOptions
 from kvtile.lmcache._transfers import GROUP
 from kvtile.lmcache._worker import AdapterWorker
 
@@ -36,19 +35,19 @@ _DELETE_WITHIN = 30.0
 class KvtileL2AdapterConfig(L2AdapterConfigBase):  # type: ignore[misc]
     """The parsed ``adapter_params``. LMCache finds this class by its name."""
 
-    def __init__(self, settings: AdapterSettings) -> None:
+    def __init__(self, options: AdapterOptions) -> None:
         super().__init__()
-        self.settings = settings
+        self.options = options
 
     @classmethod
     def from_dict(cls, given: Mapping[str, object]) -> KvtileL2AdapterConfig:
         """Parses ``adapter_params``. Raises SettingsError, a ValueError."""
-        return cls(AdapterSettings.read(given))
+        return cls(AdapterOptions.read(given))
 
     @classmethod
     def help(cls) -> str:
-        """The settings and their defaults."""
-        return help_text()
+        """The options and their defaults."""
+        return AdapterOptions.help()
 
 
 class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
@@ -64,15 +63,15 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         Raises:
             KvtileError: the folder is in use, has another identity, or cannot hold one piece.
         """
-        settings = config.settings
-        self._settings = settings
-        self._store = _open_store(settings)
-        room = self._store.stats()["capacity"]["disk"] * settings.piece
+        options = config.options
+        self._options = options
+        self._store = _open_store(options)
+        room = self._store.stats()["capacity"]["disk"] * options.piece
         super().__init__(max_capacity_bytes=room)
         self._ledger = ObjectLedger(
-            Path(settings.folder) / "objects.jsonl",
-            settings.piece,
-            capacity=settings.capacity,
+            options.path / "objects.jsonl",
+            options.piece,
+            capacity=options.capacity,
         )
         self._ledger.open(lambda keys: self._store.contains(keys, group=GROUP) if keys else [])
         self._results_lock = threading.Lock()
@@ -84,8 +83,8 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         self._load_signal = create_event_notifier()
         self._numbers = itertools.count(1)
         self._is_closed = False
-        self._worker = AdapterWorker(self._store, self._ledger, (settings.piece, room), self)
-        _LOG.info("%s has %d objects, and room for %d bytes", settings.folder, len(self._ledger), room)
+        self._worker = AdapterWorker(self._store, self._ledger, (options.piece, room), self)
+        _LOG.info("%s has %d objects, and room for %d bytes", options.path, len(self._ledger), room)
 
     def get_store_event_fd(self) -> int:
         descriptor: int = self._store_signal.fileno()
@@ -172,7 +171,7 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         return {
             "is_healthy": self._worker.is_alive,
             "type": type(self).__name__,
-            "folder": self._settings.folder,
+            "folder": self._options.path,
             "bytes_used": used,
             "bytes_capacity": self._max_capacity_bytes,
             **self._worker.status(),
@@ -184,7 +183,7 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
             return
         self._is_closed = True
         self._worker.close()
-        self._store.close(within=self._settings.close_within)
+        self._store.close(within=self._options.close_within)
         self._ledger.close()
         for signal in (self._store_signal, self._lookup_signal, self._load_signal):
             signal.close()
@@ -245,20 +244,22 @@ def _bitmap(bits: list[bool]) -> Bitmap:
     return bitmap
 
 
-def _open_store(settings: AdapterSettings) -> kvtile.BlockStore:
+def _open_store(options: AdapterOptions) -> kvtile.BlockStore:
     group = kvtile.StoreGroup.opaque(
         GROUP,
-        settings.piece,
-        model="lmcache",
-        revision=settings.revision or "unnamed",
-        extra={"format": "pieces with trailer 1"},
+        options.piece,
+        model="objects of LMCache",
+        revision=options.revision,
+        extra={"format": "pieces with a trailer, 1"},
     )
-    policy = {} if settings.policy is None else {"disk_policy": settings.policy}
     return kvtile.BlockStore(
-        groups=group,
-        disk=str(Path(settings.folder) / "blocks"),
-        disk_bytes=settings.capacity - 2 * journal_bytes(settings.capacity),
-        staging_bytes=settings.staging,
-        workers=settings.workers,
-        **policy,
+        group,
+        disk=options.path / "blocks",
+        disk_bytes=options.capacity - 2 * journal_bytes(options.capacity),
+        disk_policy=options.policy,  # type: ignore[arg-type]
+        close_within=options.close_within,
+        answer_within=options.answer_within,
+        staging_bytes=options.staging,
+        stage_within=options.stage_within,
+        workers=options.workers,
     )

@@ -76,9 +76,7 @@ class BatchTask:
 class AdapterWorker:
     """The thread, its locks and its counters."""
 
-    def __init__(
-        self, store: BlockStore, ledger: ObjectLedger, sizes: tuple[int, int], results: TaskResults
-    ) -> None:
+    def __init__(self, store: BlockStore, ledger: ObjectLedger, sizes: tuple[int, int], results: TaskResults) -> None:
         """``sizes`` are the bytes of a piece, and of all pieces that the store has room for."""
         self._store = store
         self._ledger = ledger
