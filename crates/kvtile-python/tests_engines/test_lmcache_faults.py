@@ -203,10 +203,10 @@ def test_the_folder_stays_within_its_capacity(folder: Path) -> None:
     side.wait_until(lambda: there.used() <= there.adapter.get_usage().total_capacity_bytes, "all is written")
     side.wait_until(lambda: sum(there.find(keys)) * 4 * PIECE == there.used(), "usage is what is there")
     found = there.find(keys)
-    assert 50 < sum(found) < 128
+    assert 40 < sum(found) < 128
     assert {key for key, is_there in zip(keys, found, strict=True) if is_there} == set(listener.sizes)
     assert sum(listener.sizes.values()) == there.used()
-    assert there.status("evicted") == 400 - sum(found)
+    assert there.status("evicted") + there.status("write_failed") == 400 - sum(found)
     into = side.empties_of(400)
     loaded = there.fetch(keys, into)
     assert loaded == found, "an object is there whole, or not at all"

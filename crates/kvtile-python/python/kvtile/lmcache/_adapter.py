@@ -255,7 +255,7 @@ def _open_store(options: AdapterOptions) -> kvtile.BlockStore:
     return kvtile.BlockStore(
         group,
         disk=options.path / "blocks",
-        disk_bytes=options.capacity - 2 * journal_bytes(options.capacity),
+        disk_bytes=options.capacity - 2 * journal_bytes(options.capacity, options.piece),
         disk_policy=options.policy,  # type: ignore[arg-type]
         close_within=options.close_within,
         answer_within=options.answer_within,

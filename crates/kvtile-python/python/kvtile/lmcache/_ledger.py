@@ -55,7 +55,7 @@ class ObjectLedger:
         self._journal = journal
         self._piece = piece
         self._size_max = capacity
-        self._journal_bytes_max = journal_bytes(capacity)
+        self._journal_bytes_max = journal_bytes(capacity, piece)
         self._lock = threading.Lock()
         self._objects: dict[ObjectKey, KeptObject] = {}
         self._by_block: dict[bytes, ObjectKey] = {}
@@ -177,7 +177,7 @@ class ObjectLedger:
         lines = [_line(kept) for kept in self._objects.values()]
         size = sum(map(len, lines))
         if size > self._journal_bytes_max * 9 // 10:
-            self._give_up(f"the names of {len(lines)} objects take {size} bytes, more than a hundredth of the capacity")
+            self._give_up(f"the names of {len(lines)} objects take {size} bytes, of {self._journal_bytes_max}")
             return
         fresh = self._journal.with_name(f"{self._journal.name}.partial")
         try:
@@ -200,9 +200,9 @@ class ObjectLedger:
                 _LOG.debug("closing the journal failed too: %s", again)
 
 
-def journal_bytes(capacity: int) -> int:
-    """The limit for a journal, of which two exist while one is written anew."""
-    return capacity // 100
+def journal_bytes(capacity: int, piece: int) -> int:
+    """The limit for a journal, of which two exist while one is written anew. A line has some 200 bytes."""
+    return capacity // piece * 512
 
 
 def _block_of(key: ObjectKey) -> bytes:

@@ -17,7 +17,7 @@ _PAGE = 4096
 _NEEDED = {
     "path": 'for example "path": "/var/cache/kv"',
     "capacity": 'for example "capacity": "100GiB"',
-    "revision": "a text that you change when weights change under the same name: LMCache's keys have the model's name only",
+    "revision": "a text that you change when weights change under the same name: LMCache's keys have a name only",
 }
 
 
