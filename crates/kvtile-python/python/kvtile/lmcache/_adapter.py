@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import threading
@@ -73,7 +74,8 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
             options.piece,
             capacity=options.capacity,
         )
-        self._ledger.open(lambda keys: self._store.contains(keys, group=GROUP) if keys else [])
+        for broken in self._ledger.open(functools.partial(self._store.contains, group=GROUP)):
+            self._store.forget(broken.pieces(), group=GROUP)
         self._results_lock = threading.Lock()
         self._stores: dict[int, L2StoreResult] = {}
         self._lookups: dict[int, Bitmap] = {}
@@ -171,7 +173,7 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         return {
             "is_healthy": self._worker.is_alive,
             "type": type(self).__name__,
-            "folder": self._options.path,
+            "folder": str(self._options.path),
             "bytes_used": used,
             "bytes_capacity": self._max_capacity_bytes,
             **self._worker.status(),

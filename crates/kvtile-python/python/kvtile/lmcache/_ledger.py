@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 from lmcache.v1.distributed.api import ObjectKey
 
 import kvtile
-from kvtile.lmcache._pieces import GENERATION_BYTES, ObjectForm, PiecePlan, last_key, name_of
+from kvtile.lmcache._pieces import GENERATION_BYTES, ObjectForm, PiecePlan, inner_keys, last_key, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +43,10 @@ class KeptObject:
     def form(self) -> ObjectForm:
         return ObjectForm(self.plan.size, self.digest)
 
+    def pieces(self) -> list[bytes]:
+        """The keys of all pieces."""
+        return [*inner_keys(self.generation, self.plan), last_key(name_of(self.key))]
+
 
 class ObjectLedger:
     """The objects of a folder, and their sums. Threads may read while one thread writes.
@@ -65,14 +69,17 @@ class ObjectLedger:
         self._lines = 0
         self._file_bytes = 0
 
-    def open(self, contains: Callable[[Sequence[bytes]], list[bool]]) -> None:
-        """Reads the journal, keeps what the store has, and writes the journal anew."""
-        read = list({kept.key: kept for kept in self._read()}.values())
-        there = contains([last_key(name_of(kept.key)) for kept in read])
-        for kept, is_there in zip(read, there, strict=True):
-            if is_there:
+    def open(self, contains: Callable[[Sequence[bytes]], list[bool]]) -> list[KeptObject]:
+        """Reads the journal, keeps what the store has, and writes the journal anew. Returns objects that lack pieces."""
+        broken: list[KeptObject] = []
+        for kept in {kept.key: kept for kept in self._read()}.values():
+            there = contains(kept.pieces())
+            if all(there):
                 self._insert(kept)
+            elif there[-1]:
+                broken.append(kept)
         self._rewrite()
+        return broken
 
     def close(self) -> None:
         """Closes the journal."""
@@ -92,7 +99,7 @@ class ObjectLedger:
             kept = self._objects.pop(key, None)
             if kept is None:
                 return None
-            self._by_block.pop(_block_of(key), None)
+            self._by_block.pop(block_of(key), None)
             self._count(kept, -kept.plan.stored_bytes)
         return kept
 
@@ -127,7 +134,7 @@ class ObjectLedger:
     def _insert(self, kept: KeptObject) -> None:
         with self._lock:
             self._objects[kept.key] = kept
-            self._by_block[_block_of(kept.key)] = kept.key
+            self._by_block[block_of(kept.key)] = kept.key
             self._count(kept, kept.plan.stored_bytes)
 
     def _count(self, kept: KeptObject, change: int) -> None:
@@ -205,7 +212,8 @@ def journal_bytes(capacity: int, piece: int) -> int:
     return capacity // piece * 512
 
 
-def _block_of(key: ObjectKey) -> bytes:
+def block_of(key: ObjectKey) -> bytes:
+    """The block key of the last piece of an object, as events have it."""
     return kvtile.block_key(last_key(name_of(key)))
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy
 
 from kvtile._errors import LaggedError
-from kvtile.lmcache._ledger import KeptObject, stored_sizes
+from kvtile.lmcache._ledger import KeptObject, block_of, stored_sizes
 from kvtile.lmcache._pieces import ObjectForm, PiecePlan, inner_keys, last_key, name_of
 from kvtile.lmcache._transfers import GROUP, OTHER_FORM, ObjectTransfer, ObjectTransfers
 
@@ -89,6 +89,8 @@ class AdapterWorker:
         self._storing: dict[ObjectKey, list[Callable[[str], None]]] = {}
         self._tasks: dict[int, Callable[[], None]] = {}
         self._unwritten: dict[ObjectKey, float] = {}
+        self._unsure: dict[ObjectKey, float] = {}
+        self._expected: dict[bytes, bool] = {}
         self.counts: Counter[str] = Counter()
         self._inbox: deque[Callable[[], None]] = deque()
         self._inbox_lock = threading.Lock()
@@ -191,7 +193,7 @@ class AdapterWorker:
         self._guarded(self._transfers.start_waiting)
         self._guarded(self._poll_events)
         now = time.monotonic()
-        if self._unwritten and now >= self._next_writes:
+        if (self._unwritten or self._unsure) and now >= self._next_writes:
             self._guarded(self._check_writes)
         if now >= self._next_audit:
             self._guarded(self._audit)
@@ -225,7 +227,6 @@ class AdapterWorker:
             try:
                 self._store_object(key, memory, end)
             except Exception as error:
-                self._storing.pop(key, None)
                 end(f"failed: {error}")
         self._end_if_over(batch, self._store_ended)
 
@@ -246,14 +247,19 @@ class AdapterWorker:
         )
         self._remove(key)
         self._storing[key] = [end]
+        self._expected[block_of(key)] = False
         self._transfers.add(transfer)
 
     def _stored(self, key: ObjectKey, transfer: ObjectTransfer) -> None:
+        is_written = self._expected.pop(block_of(key), False)
         if transfer.is_good and transfer.plan is not None:
             kept = KeptObject(key, transfer.plan, transfer.form.digest, transfer.generation)
             self._ledger.add(kept)
-            self._unwritten[key] = time.monotonic() + _AUDIT_EVERY
             self._results.keys_stored([key], [kept.plan.stored_bytes])
+            if is_written:
+                self._settle_whole(key)
+            else:
+                self._unwritten[key] = time.monotonic() + _AUDIT_EVERY
         elif transfer.plan is not None:
             self._forget(inner_keys(transfer.generation, transfer.plan))
         for end in self._storing.pop(key, []):
@@ -371,10 +377,7 @@ class AdapterWorker:
     def _is_kept(self, key: ObjectKey, form: ObjectForm) -> bool:
         """Whether the store has this object whole. No I/O."""
         kept = self._ledger.get(key)
-        if kept is None or kept.form != form or key in self._doomed:
-            return False
-        pieces = [*inner_keys(kept.generation, kept.plan), last_key(name_of(key))]
-        return all(self._store.contains(pieces, group=GROUP))
+        return kept is not None and kept.form == form and key not in self._doomed and self._is_whole(kept)
 
     def _adopt(self, key: ObjectKey, transfer: ObjectTransfer, plan: PiecePlan) -> None:
         """Counts an object that the folder had and the journal did not."""
@@ -412,6 +415,19 @@ class AdapterWorker:
         if not self._store.contains([last_key(name_of(key))], group=GROUP)[0] and self._strike(key):
             self.counts[counter] += 1
 
+    def _settle_whole(self, key: ObjectKey) -> None:
+        """Removes an object of which a piece was evicted before its last piece was written.
+
+        Once all pieces are on the disk, the last one is evicted first, because it is the leaf of their chain.
+        """
+        kept = self._ledger.get(key)
+        if kept is not None and not self._is_whole(kept):
+            self._remove(key)
+            self.counts["evicted"] += 1
+
+    def _is_whole(self, kept: KeptObject) -> bool:
+        return all(self._store.contains(kept.pieces(), group=GROUP))
+
     def _forget(self, keys: list[bytes]) -> None:
         if keys:
             self._store.forget(keys, group=GROUP)
@@ -432,21 +448,29 @@ class AdapterWorker:
         if event.kind == "cleared":
             self._audit()
         key = self._ledger.of_block(event.key) if event.key is not None else None
+        if event.kind == "stored" and event.key in self._expected:
+            self._expected[event.key] = True
         if key is None:
             return
         if event.kind == "stored":
             self._unwritten.pop(key, None)
+            self._settle_whole(key)
         elif event.kind == "removed":
             self._settle(key)
+            # A block may be in staging memory for a moment after the disk has evicted it.
+            self._unsure[key] = time.monotonic() + _AUDIT_EVERY
 
     def _check_writes(self) -> None:
-        """Strikes objects whose writes failed after their store had ended: there is no event for that."""
+        """Strikes objects without an event: those whose writes failed after their store had ended, and others."""
         now = time.monotonic()
         self._next_writes = now + _WRITES_EVERY
-        for key, until in list(self._unwritten.items()):
-            self._settle(key, "write_failed")
-            if now >= until or self._ledger.get(key) is None:
-                del self._unwritten[key]
+        for keys, counter in ((self._unwritten, "write_failed"), (self._unsure, "evicted")):
+            for key, until in list(keys.items()):
+                self._settle(key, counter)
+                if now >= until:
+                    self._settle_whole(key)
+                if now >= until or self._ledger.get(key) is None:
+                    del keys[key]
 
     def _audit(self) -> None:
         """Compares the ledger with the store. No I/O."""
