@@ -88,6 +88,13 @@ enum XtaskCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measures the rate from disk into the caller's rows: kvtile's block store, the files of vLLM's
+    /// `fs` tier and `fio`, in turns.
+    BenchRows {
+        /// Options of the benchmark: `--rounds N`, `--row-bytes N`, … (`-- --help` lists all).
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measures how long transformers takes to the first token, by the source of the prompt's KV.
     DemoTransformers {
         /// Options of the demonstration: `--rounds N`, `--json FILE`, … (`-- --help` lists all).
@@ -115,6 +122,7 @@ fn main() -> ExitCode {
         XtaskCommand::Wheel { target, .. } => wheels::build(target.as_deref()).map(|_| ()),
         XtaskCommand::TestVllm => vllm::test(),
         XtaskCommand::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),
+        XtaskCommand::BenchRows { arguments } => vllm::demonstrate(vllm::BENCH_ROWS, &arguments),
         XtaskCommand::DemoTransformers { arguments } => {
             vllm::demonstrate(vllm::DEMO_TRANSFORMERS, &arguments)
         }

@@ -39,6 +39,7 @@ const TESTS_WITH_TORCH: [&str; 9] = [
     "crates/kvtile-python/tests/test_transformers_options.py",
     "crates/kvtile-python/tests/test_transformers_requests.py",
 ];
+pub(crate) const BENCH_ROWS: &str = "crates/kvtile-python/bench_rows";
 pub(crate) const DEMO_VLLM: &str = "crates/kvtile-python/demo_vllm";
 pub(crate) const DEMO_TRANSFORMERS: &str = "crates/kvtile-python/demo_transformers";
 /// Disk space for creating the environment, in GB.

@@ -25,8 +25,7 @@ use crate::{
     guard::{self, CallbackKind},
     layout::PyLayoutShared,
     pickle,
-    report::{PyLoadReport, PyStoreReport, PyTransferReport},
-    store::PyBlockOutcomes,
+    report::{PyBlockOutcomes, PyLoadReport, PyStoreReport, PyTransferReport},
 };
 
 /// The library's completion of an operation.

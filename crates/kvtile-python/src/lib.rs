@@ -64,13 +64,13 @@ mod _kvtile {
     #[pymodule_export]
     use crate::record::PyTraceRecorder;
     #[pymodule_export]
-    use crate::report::{PyFlushReport, PyLoadReport, PyStoreReport, PyTransferReport};
+    use crate::report::{
+        PyBlockOutcomes, PyFlushReport, PyLoadReport, PyStoreFlush, PyStoreReport, PyTransferReport,
+    };
     #[pymodule_export]
     use crate::shape::{PyPlane, PyShape};
     #[pymodule_export]
-    use crate::store::{
-        PyBlockOutcomes, PyBlockStore, PyStoreFlush, PyStoreGroup, PyStoreRows, block_key,
-    };
+    use crate::store::{PyBlockStore, PyStoreGroup, PyStoreRows, block_key};
     #[pymodule_export]
     use crate::transfer::{copy_blocks, copy_blocks_async};
 

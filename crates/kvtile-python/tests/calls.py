@@ -14,6 +14,7 @@ import kvtile
 
 # Reports, events and similar objects have no constructor: only the library makes them.
 MADE_BY_KVTILE = {
+    "BlockOutcomes",
     "Completion",
     "Event",
     "FlushReport",
@@ -21,7 +22,9 @@ MADE_BY_KVTILE = {
     "Match",
     "Plan",
     "Snapshot",
+    "StoreFlush",
     "StoreReport",
+    "StoreRows",
     "Subscriber",
     "TransferReport",
 }
@@ -47,6 +50,18 @@ SETTINGS = {
     "event_capacity": 16,
 }
 
+STORE_SETTINGS = {
+    "disk_bytes": 8 << 20,
+    "disk_policy": "lru",
+    "close_within": 5.0,
+    "answer_within": 5.0,
+    "staging_bytes": 1 << 20,
+    "stage_within": 5.0,
+    "workers": 1,
+    "queue_capacity": 4,
+    "event_capacity": 16,
+}
+
 
 @dataclass
 class World:
@@ -54,6 +69,7 @@ class World:
 
     folder: Path
     caches: list[kvtile.Cache] = field(default_factory=list)
+    stores: list[kvtile.BlockStore] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.shape = kvtile.Shape(num_blocks=8, num_layers=2, page_size=4, num_heads=2, head_size=512, dtype="float32")
@@ -67,6 +83,8 @@ class World:
         self.cache = self.open(workers=1)
         self.cache.store(self.keys, [0, 1, 2, 3]).wait()
         self.traces = 0
+        self.group = kvtile.StoreGroup.opaque("kv", 65536, model="a/model", revision="1")
+        self.store = self.open_store()
 
     def recorder(self) -> kvtile.TraceRecorder:
         self.traces += 1
@@ -77,12 +95,24 @@ class World:
         self.caches.append(cache)
         return cache
 
+    def open_store(self) -> kvtile.BlockStore:
+        store = kvtile.BlockStore(self.group, **self.store_settings())
+        self.stores.append(store)
+        return store
+
+    def rows(self) -> kvtile.StoreRows:
+        return self.store.register(bytearray(8 * 65536))
+
+    def store_settings(self) -> dict[str, Any]:
+        folder = self.folder / f"store-{len(self.stores)}-{len(list(self.folder.iterdir()))}"
+        return {**STORE_SETTINGS, "disk": str(folder)}
+
     def settings(self) -> dict[str, Any]:
         return {**SETTINGS, "disk": str(self.folder / f"disk-{len(self.caches)}")}
 
     def close(self) -> None:
-        for cache in self.caches:
-            cache.close()
+        for opened in (*self.caches, *self.stores):
+            opened.close()
 
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
@@ -106,6 +136,8 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
     w = world
     ranges = {"layers": (0, 1), "tokens": (0, 2), "heads": ((0, 1), (1, 2))}
     copy = {"src": w.layout, "dst": w.other, "src_blocks": [0], "dst_blocks": [1], **ranges, "verify": False}
+    names: list[bytes | str] = [b"a", "b"]
+    chain = {"parents": [None, b"a"], "positions": [0, 1], "tenant": 1}
     hints = {"lifetime": 5.0, "output_tokens": 0, "partial_tail": False}
 
     def sequence() -> kvtile.TokenSequence:
@@ -143,6 +175,14 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "LoadReport": (lambda: w.cache.prefetch(w.keys).wait(), ["__repr__"]),
         "FlushReport": (w.cache.flush, ["__repr__"]),
         "Event": (lambda: events(w), ["__repr__"]),
+        "StoreGroup": (lambda: w.group, ["__repr__"]),
+        "StoreRows": (w.rows, ["release", "__len__", "__repr__"]),
+        "BlockOutcomes": (lambda: w.store.load([], w.rows(), []).wait(), ["__len__", "__repr__"]),
+        "StoreFlush": (w.store.flush, ["__repr__"]),
+        "BlockStore": (
+            w.open_store,
+            ["take_finished", "fileno", "drain", "clear", "stats", "subscribe", "snapshot", "__enter__", "__repr__"],
+        ),
     }
     made: dict[str, Callable[[], Call]] = {
         "Plane": lambda: (
@@ -236,11 +276,36 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "Cache.prefetch": lambda: (w.cache.prefetch, {"keys": w.keys}),
         "Cache.evict": lambda: (fresh().evict, {"tier": "host", "blocks": 1}),
         "Cache.pool_stats": lambda: (w.cache.pool_stats, {"tier": "host"}),
+        "StoreGroup": lambda: (
+            kvtile.StoreGroup,
+            {"name": "kv", "identity": w.identity, "shape": w.shape, "word": "BHLKNC", "share": 0.5},
+        ),
+        "StoreGroup.opaque": lambda: (
+            kvtile.StoreGroup.opaque,
+            {"name": "kv", "block_bytes": 4096, "model": "a", "revision": "1", "extra": {"dtype": "f16"}, "share": 0.5},
+        ),
+        "BlockStore": lambda: (kvtile.BlockStore, {"groups": w.group, **w.store_settings()}),
+        "BlockStore.register": lambda: (w.store.register, {"memory": bytearray(65536), "group": "kv"}),
+        "BlockStore.contains": lambda: (w.store.contains, {"keys": names, "group": "kv"}),
+        "BlockStore.touch": lambda: (w.store.touch, {"keys": names, "group": "kv"}),
+        "BlockStore.load": lambda: (w.store.load, rows_of(w)),
+        "BlockStore.store": lambda: (w.store.store, {**rows_of(w), **chain}),
+        "BlockStore.submit_load": lambda: (w.store.submit_load, {"job": 1, **rows_of(w)}),
+        "BlockStore.submit_store": lambda: (w.store.submit_store, {"job": 1, **rows_of(w), **chain}),
+        "BlockStore.forget": lambda: (w.store.forget, {"keys": names, "group": "kv"}),
+        "BlockStore.flush": lambda: (w.store.flush, {"within": 5.0}),
+        "BlockStore.close": lambda: (w.open_store().close, {"within": 5.0}),
+        "block_key": lambda: (kvtile.block_key, {"key": b"a"}),
     }
     for name, (maker, methods) in bare.items():
         for method in methods:
             made[f"{name}.{method}"] = lambda maker=maker, method=method: (getattr(maker(), method), {})
     return made
+
+
+def rows_of(world: World) -> dict[str, Any]:
+    """The arguments of a job over new rows."""
+    return {"keys": [b"a", "b"], "rows": world.rows(), "ids": [0, 1]}
 
 
 def events(world: World) -> kvtile.Event:

@@ -61,6 +61,10 @@ pub use kvtile_layout::{
 pub use kvtile_memory::{BorrowedMemory, MemoryError, SharedMemory, SystemMemory};
 pub use kvtile_tiers::{
     HasherOptions, TierError, TokenHasher,
+    block_store::{
+        BlockOutcome, BlockOutcomes, BlockStore, BlockStoreSettings, RowStoreOptions, StoreFlush,
+        StoreGroup, StoreRows,
+    },
     cache::{
         Cache, CacheBuilder, CacheSettings, DiskSettings, FlushReport, LoadOptions, LoadReport,
         LookupOptions, Match, Priority, StoreOptions, StoreReport,

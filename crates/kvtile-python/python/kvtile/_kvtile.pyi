@@ -64,6 +64,7 @@ class _Dtype(Protocol):
 _Tensor: TypeAlias = _ArrayInterface | _Dlpack | Buffer
 _DtypeLike: TypeAlias = str | type | _Dtype | Any
 _Tokens: TypeAlias = Sequence[SupportsIndex] | _ToList
+_Ids: TypeAlias = Sequence[SupportsIndex] | _ToList
 _Range: TypeAlias = tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 _Priority: TypeAlias = Literal["background", "low", "normal", "urgent"]
 _Policy: TypeAlias = Literal["gittins", "lru", "arc", "s3-fifo"]

@@ -13,7 +13,6 @@ use crate::{
     keys::PyTokenHasher,
     layout::PyLayout,
     shape::{PyPlane, PyShape},
-    store::PyStoreRows,
 };
 
 macro_rules! objects {
@@ -36,7 +35,6 @@ objects! {
     hasher: PyTokenHasher, "a TokenHasher";
     found: PyMatch, "a Match";
     snapshot: PySnapshot, "a Snapshot";
-    rows: PyStoreRows, "the rows that BlockStore.register returns";
 }
 
 fn read<'py, T: PyTypeInfo>(

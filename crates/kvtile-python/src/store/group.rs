@@ -72,6 +72,7 @@ impl PyStoreGroup {
     ///     LayoutError: names that are empty or too long.
     #[staticmethod]
     #[pyo3(signature = (name, block_bytes, *, model, revision, extra=None, share=None))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn opaque(
         py: Python<'_>,
         #[pyo3(from_py_with = text::name)] name: TextArgument,

@@ -1,12 +1,10 @@
 //! The Python class `BlockStore`, over the library's block store.
 
 mod group;
-mod outcomes;
 mod rows;
 mod settings;
 
 pub(crate) use group::PyStoreGroup;
-pub(crate) use outcomes::{PyBlockOutcomes, PyStoreFlush};
 pub(crate) use rows::PyStoreRows;
 
 use std::{
@@ -32,7 +30,7 @@ use serde_json::json;
 use self::rows::RowMemory;
 use crate::{
     arguments::{
-        list, number, object,
+        list, number,
         text::{self, TextArgument},
         time, wrong_type,
     },
@@ -40,6 +38,7 @@ use crate::{
     completion::{PendingOperation, PyCompletion},
     error::{CallFailure, python::ClosedError, python::RequestError},
     guard, pickle,
+    report::{PyBlockOutcomes, PyStoreFlush},
     slot::{OpenSlot, OpenSlots, SlotCall},
     transfer::manager,
 };
@@ -316,7 +315,7 @@ impl PyBlockStore {
         &self,
         py: Python<'_>,
         #[pyo3(from_py_with = list::names)] keys: Vec<BlockKey>,
-        #[pyo3(from_py_with = object::rows)] rows: Bound<'_, PyStoreRows>,
+        #[pyo3(from_py_with = rows::read)] rows: Bound<'_, PyStoreRows>,
         #[pyo3(from_py_with = list::ids)] ids: Vec<usize>,
     ) -> PyResult<Option<PyCompletion>> {
         self.start(py, RowJob::load(keys, &rows, ids)?, None)
@@ -346,7 +345,7 @@ impl PyBlockStore {
         &self,
         py: Python<'_>,
         #[pyo3(from_py_with = list::names)] keys: Vec<BlockKey>,
-        #[pyo3(from_py_with = object::rows)] rows: Bound<'_, PyStoreRows>,
+        #[pyo3(from_py_with = rows::read)] rows: Bound<'_, PyStoreRows>,
         #[pyo3(from_py_with = list::ids)] ids: Vec<usize>,
         #[pyo3(from_py_with = list::parents)] parents: Option<Vec<Option<BlockKey>>>,
         #[pyo3(from_py_with = list::positions)] positions: Option<Vec<u32>>,
@@ -366,7 +365,7 @@ impl PyBlockStore {
         py: Python<'_>,
         #[pyo3(from_py_with = number::job)] job: u64,
         #[pyo3(from_py_with = list::names)] keys: Vec<BlockKey>,
-        #[pyo3(from_py_with = object::rows)] rows: Bound<'_, PyStoreRows>,
+        #[pyo3(from_py_with = rows::read)] rows: Bound<'_, PyStoreRows>,
         #[pyo3(from_py_with = list::ids)] ids: Vec<usize>,
     ) -> PyResult<()> {
         let load = RowJob::load(keys, &rows, ids)?;
@@ -385,7 +384,7 @@ impl PyBlockStore {
         py: Python<'_>,
         #[pyo3(from_py_with = number::job)] job: u64,
         #[pyo3(from_py_with = list::names)] keys: Vec<BlockKey>,
-        #[pyo3(from_py_with = object::rows)] rows: Bound<'_, PyStoreRows>,
+        #[pyo3(from_py_with = rows::read)] rows: Bound<'_, PyStoreRows>,
         #[pyo3(from_py_with = list::ids)] ids: Vec<usize>,
         #[pyo3(from_py_with = list::parents)] parents: Option<Vec<Option<BlockKey>>>,
         #[pyo3(from_py_with = list::positions)] positions: Option<Vec<u32>>,

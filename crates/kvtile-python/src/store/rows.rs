@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 
 use super::group::{OPAQUE_WORD, PyStoreGroup, opaque_shape};
 use crate::{
+    arguments::wrong_type,
     cache::settings::word_of_text,
     error::{
         CallFailure,
@@ -86,6 +87,12 @@ fn as_bytes(tensor: ForeignTensor, block_bytes: u64) -> PyResult<(u64, ForeignTe
         ));
     }
     Ok((bytes / block_bytes, tensor))
+}
+
+/// The argument `rows`.
+pub(super) fn read<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyStoreRows>> {
+    let rows = value.cast::<PyStoreRows>().cloned();
+    rows.map_err(|_| wrong_type("rows", "the rows that BlockStore.register returns", value))
 }
 
 impl PyStoreRows {

@@ -191,6 +191,11 @@ impl<K> SpillList<K> {
         SpillList::due_of(&mut state, now(), pauses)
     }
 
+    /// Takes all blocks of the list.
+    pub(crate) fn take(&self) -> Vec<K> {
+        self.lock().keys.drain(..).collect()
+    }
+
     /// Whether the list is closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed

@@ -2,14 +2,18 @@
 
 use std::{sync::atomic::Ordering, thread, time::Duration};
 
-use super::{BlockStore, StoreFlush};
+use super::{BlockStore, StoreFlush, write};
 use crate::error::{FolderError, TierError};
 
 impl BlockStore {
-    /// Waits until all stored blocks are written to the tiers, at most for `within`, and syncs the
-    /// durable tiers, on the caller's thread.
+    /// Writes all stored blocks to the tiers and syncs the durable tiers, on the caller's thread, even
+    /// while a tier is in a backoff after failures. It waits for writes of other threads at most
+    /// for `within`.
     pub fn flush(&self, within: Option<Duration>) -> StoreFlush {
         let parts = &self.parts;
+        for below in &parts.below {
+            write::write_waiting(parts, below);
+        }
         match within {
             None => parts.unwritten.wait(),
             Some(within) => {

@@ -224,7 +224,7 @@ mod tests {
             for part in completers.chunks(100) {
                 scope.spawn(move || {
                     part.iter()
-                        .for_each(|completer| completer.finish(outcomes()))
+                        .for_each(|completer| completer.finish(outcomes()));
                 });
             }
             while taken.len() < 400 {

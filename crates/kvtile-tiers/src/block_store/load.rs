@@ -81,7 +81,7 @@ impl LoadProgress {
 
 impl StoreLoadJob {
     /// Executes the load.
-    pub(super) fn run(mut self: Box<Self>, parts: &BlockStoreParts) {
+    pub(super) fn run(mut self, parts: &BlockStoreParts) {
         self.has_begun = true;
         if self.completer.is_cancelled() {
             self.finish_all(parts, &BlockOutcome::Cancelled);

@@ -311,7 +311,7 @@ impl BlockStore {
         let counted = self.enter(keys, rows, ids)?;
         let completer = Completer::new(0, 0);
         let completion = completer.completion();
-        let job = Box::new(StoreLoadJob {
+        let job = StoreLoadJob {
             completer: completer.clone(),
             keys: keys.to_vec(),
             ids: ids.to_vec(),
@@ -319,7 +319,7 @@ impl BlockStore {
             has_begun: false,
             _counted: counted,
             rows: Arc::clone(&rows.parts),
-        });
+        };
         self.queue(
             (&self.parts.loads, Queue::Load),
             job,
@@ -358,7 +358,7 @@ impl BlockStore {
         let counted = self.enter(keys, rows, ids)?;
         let completer = Completer::new(0, 0);
         let completion = completer.completion();
-        let job = Box::new(RowStoreJob {
+        let job = RowStoreJob {
             completer: completer.clone(),
             keys: keys.to_vec(),
             names,
@@ -368,7 +368,7 @@ impl BlockStore {
             has_begun: false,
             _counted: counted,
             rows: Arc::clone(&rows.parts),
-        });
+        };
         self.queue(
             (&self.parts.stores, Queue::Store),
             job,

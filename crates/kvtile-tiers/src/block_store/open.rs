@@ -204,8 +204,11 @@ fn context(
     identities: &[StoreIdentity],
     (events, clock): (&Arc<EventLog>, &Arc<dyn Clock>),
 ) -> TierContext {
+    let Some(identity) = identities.first() else {
+        broken(format_args!("a store of no group passed the check"))
+    };
     TierContext {
-        identity: identities[0].clone(),
+        identity: identity.clone(),
         events: Arc::clone(events),
         clock: Arc::clone(clock),
         threads: settings.workers,

@@ -56,8 +56,8 @@ pub(super) struct BlockStoreParts {
     pub(super) names: HashMap<String, GroupId>,
     /// The tiers in lookup order; at least one.
     pub(super) below: Vec<StoreTier>,
-    pub(super) loads: JobQueue<Box<StoreLoadJob>>,
-    pub(super) stores: JobQueue<Box<RowStoreJob>>,
+    pub(super) loads: JobQueue<StoreLoadJob>,
+    pub(super) stores: JobQueue<RowStoreJob>,
     /// Jobs that have not ended.
     pub(super) jobs: Arc<JobCount>,
     /// Staged blocks that are not on all tiers.

@@ -86,7 +86,8 @@ impl BlockOutcomes {
 #[non_exhaustive]
 pub struct StoreFlush {
     /// Whether the store has a durable tier and every block that was stored before the flush is
-    /// durable on each of them, or was evicted or removed since.
+    /// durable on each of them, or was evicted or removed since. Blocks that an earlier flush
+    /// reported as failed do not count again.
     pub durable: bool,
     /// Blocks that still wait in staging memory.
     pub unwritten: usize,

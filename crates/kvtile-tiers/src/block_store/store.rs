@@ -61,7 +61,7 @@ impl RowStoreProgress {
 
 impl RowStoreJob {
     /// Executes the store.
-    pub(super) fn run(mut self: Box<Self>, parts: &BlockStoreParts) {
+    pub(super) fn run(mut self, parts: &BlockStoreParts) {
         self.has_begun = true;
         let mut progress = RowStoreProgress {
             blocks: vec![BlockOutcome::NoRoom; self.keys.len()],

@@ -11,6 +11,7 @@ use super::{
     staging::StagedBlock,
 };
 use crate::{
+    below::SYNC_BLOCKS,
     error::TierError,
     metrics::Queue,
     tier::{BlockName, BlockWrite, NotWritten, WriteReport, WriteSuccess},
@@ -31,16 +32,32 @@ impl Drop for HandledBlocks<'_> {
     }
 }
 
-/// Writes staged blocks to a tier. A block that cannot be written is dropped and counted.
+/// Writes staged blocks to a tier, unless its writes pause after a failure. A block that cannot be
+/// written is dropped and counted.
 pub(super) fn write(parts: &BlockStoreParts, below: &StoreTier, blocks: Vec<Arc<StagedBlock>>) {
     let handled = HandledBlocks { parts, blocks };
-    let wanted = handled.blocks.iter().filter(|block| !block.is_forgotten());
-    let wanted: Vec<&Arc<StagedBlock>> = wanted.collect();
-    if !below.takes_blocks(parts.clock.now()) {
-        below.writes.left_out(wanted.len() as u64);
-        drop_blocks(parts, below, wanted.len());
+    if below.takes_blocks(parts.clock.now()) {
+        write_all(parts, below, &handled);
         return;
     }
+    let blocks = handled.blocks.len();
+    below.writes.left_out(blocks as u64);
+    drop_blocks(parts, below, blocks);
+}
+
+/// Writes all blocks that wait for a tier, on the caller's thread, even while its writes pause.
+pub(super) fn write_waiting(parts: &BlockStoreParts, below: &StoreTier) {
+    let mut waiting = below.spill.take();
+    while !waiting.is_empty() {
+        let rest = waiting.split_off(waiting.len().min(SYNC_BLOCKS));
+        let blocks = std::mem::replace(&mut waiting, rest);
+        write_all(parts, below, &HandledBlocks { parts, blocks });
+    }
+}
+
+fn write_all(parts: &BlockStoreParts, below: &StoreTier, handled: &HandledBlocks<'_>) {
+    let wanted = handled.blocks.iter().filter(|block| !block.is_forgotten());
+    let wanted: Vec<&Arc<StagedBlock>> = wanted.collect();
     // A parent is a hint for the eviction policy: a block whose parent was not stored, or was
     // evicted before this write, begins a chain.
     let orphans = write_batch(parts, below, &wanted, true);

@@ -1,5 +1,9 @@
 //! Reports of copies, loads, stores and flushes.
 
+mod rows;
+
+pub(crate) use rows::{PyBlockOutcomes, PyStoreFlush};
+
 use std::collections::BTreeMap;
 
 use kvtile::{

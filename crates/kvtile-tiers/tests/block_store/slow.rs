@@ -1,0 +1,132 @@
+//! Disks that hang: loads keep their rows until the disk has let go of them, stores are bounded.
+
+use std::{sync::Arc, time::Duration};
+
+use kvtile_testkit::gate::{Gate, wait_until};
+use kvtile_tiers::{block_store::BlockStore, disk::DiskSettings};
+
+use super::{
+    common::{DIRECT, PERMUTED, TestRows, keys, manager, names, settings},
+    hooked::{HookedFolder, HookedOperation},
+};
+
+fn gated(
+    folder: &std::path::Path,
+    at: HookedOperation,
+    word: &str,
+) -> (BlockStore, TestRows, Arc<Gate>) {
+    let gate = Arc::new(Gate::default());
+    let hook = Arc::clone(&gate);
+    let medium = HookedFolder::new(folder, move |operation| {
+        if operation == at {
+            hook.pass();
+        }
+    });
+    let manager = manager();
+    let disk = DiskSettings::new(folder, 4 << 20).answer_within(Duration::from_millis(50));
+    let settings = settings(folder)
+        .disk(disk)
+        .stage_within(Duration::from_millis(50));
+    let store = BlockStore::builder(settings)
+        .manager(Arc::clone(&manager))
+        .medium(Arc::new(medium))
+        .open()
+        .unwrap();
+    let rows = TestRows::new(&store, &manager, word);
+    (store, rows, gate)
+}
+
+#[test]
+fn a_load_into_rows_ends_only_when_the_disk_no_longer_touches_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, rows, gate) = gated(folder.path(), HookedOperation::Read, DIRECT);
+    let group = rows.rows.group();
+    rows.store(&store, &keys(0..2), 0);
+    store.flush(None);
+    let shut = gate.shut(1);
+    let load = rows.start_load(&store, &keys(0..1), 10);
+    shut.wait_until_stopped(1);
+    wait_until("the reads of the disk pause", || {
+        store.contains(group, &keys(0..2)).unwrap() == [false, false]
+    });
+    assert!(load.wait_timeout(Duration::from_millis(20)).is_none());
+    assert_eq!(store.pending(), 1);
+    // While the disk hangs, further loads are misses.
+    assert_eq!(rows.load(&store, &keys(1..2), 20), ["absent"]);
+    shut.open();
+    assert_eq!(names(&load.wait()), ["ok"]);
+    assert!(rows.holds(&keys([0])[0], 10, 63));
+    assert_eq!(store.stats().lost_hits.values().sum::<u64>(), 1);
+}
+
+#[test]
+fn a_load_through_staging_memory_ends_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, rows, gate) = gated(folder.path(), HookedOperation::Read, PERMUTED);
+    rows.store(&store, &keys(0..2), 0);
+    store.flush(None);
+    let shut = gate.shut(1);
+    let load = rows.start_load(&store, &keys(0..2), 10);
+    assert_eq!(names(&load.wait()), ["failed", "failed"]);
+    shut.open();
+    store.drain();
+    drop(rows);
+    store.close(None);
+}
+
+#[test]
+fn a_disk_that_takes_no_write_fills_staging_memory_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, rows, gate) = gated(folder.path(), HookedOperation::Write, DIRECT);
+    let shut = gate.shut(1);
+    let stored = rows.store(&store, &keys(0..40), 0);
+    let ok = stored.ok();
+    // Staging memory has 16 blocks; a batch that the disk failed to take in time frees none.
+    assert_eq!(ok, 16, "{:?}", names(&stored));
+    assert_eq!(names(&stored)[ok..], vec!["no room"; 40 - ok]);
+    // The blocks in staging memory are served from there.
+    let flushed = store.flush(Some(Duration::from_millis(10)));
+    let left = flushed.unwritten + flushed.failed;
+    assert!(!flushed.durable && left > 0, "{flushed:?}");
+    shut.open();
+    wait_until("the disk takes blocks again", || {
+        rows.store(&store, &keys(40..41), 0).ok() == 1
+    });
+    // What the first flush reported as failed is not there; all else is.
+    let lost = flushed.failed + store.flush(None).failed;
+    let there = store.contains(rows.rows.group(), &keys(0..16)).unwrap();
+    let missing = there.iter().filter(|there| !**there).count();
+    assert!(missing <= lost, "{missing} missing, {lost} reported");
+    assert!(store.flush(None).durable);
+}
+
+#[test]
+fn staged_blocks_are_served_while_their_write_is_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = Arc::new(Gate::default());
+    let hook = Arc::clone(&gate);
+    let medium = HookedFolder::new(folder.path(), move |operation| {
+        if operation == HookedOperation::Write {
+            hook.pass();
+        }
+    });
+    let manager = manager();
+    let store = BlockStore::builder(settings(folder.path()))
+        .manager(Arc::clone(&manager))
+        .medium(Arc::new(medium))
+        .open()
+        .unwrap();
+    for word in [DIRECT, PERMUTED] {
+        let rows = TestRows::new(&store, &manager, word);
+        let first = if word == DIRECT { 0 } else { 10 };
+        let shut = gate.shut(1);
+        assert_eq!(rows.store(&store, &keys(first..first + 10), 0).ok(), 10);
+        shut.wait_until_stopped(1);
+        assert_eq!(rows.load(&store, &keys(first..first + 10), 20), ["ok"; 10]);
+        let group = rows.rows.group();
+        let there = store.contains(group, &keys(first..first + 10)).unwrap();
+        assert_eq!(there, [true; 10]);
+        shut.open();
+        assert!(store.flush(None).durable);
+    }
+}
