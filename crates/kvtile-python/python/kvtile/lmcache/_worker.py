@@ -339,7 +339,7 @@ class AdapterWorker:
         if outcome in ("ok", "present"):
             self.counts[good if outcome == "ok" else outcome] += 1
             return
-        reason = outcome.partition(":")[0].replace(" ", "_")
+        reason = outcome.partition(":")[0].replace(" ", "_").replace("failed", "error")
         counter = f"{bad}_{reason}"
         self.counts[counter] += 1
         level = logging.WARNING if self.counts[counter] == 1 else logging.DEBUG
