@@ -8,6 +8,7 @@ calls everything here, and nothing waits.
 from __future__ import annotations
 
 import itertools
+import logging
 import mmap
 import os
 import time
@@ -22,6 +23,7 @@ from kvtile.lmcache._pieces import GENERATION_BYTES, ObjectForm, PiecePlan, Trai
 if TYPE_CHECKING:
     from kvtile import BlockStore, StoreRows
 
+_LOG = logging.getLogger(__name__)
 _BUFFER_BYTES = 64 << 20
 _START_WITHIN = 60.0
 """An object that waits longer is "late". LMCache's locks on its memory end after 300 s (reads) and 600 s (writes)."""
@@ -38,11 +40,13 @@ class ObjectTransfer:
     """An object under way.
 
     Attributes:
+        owner: the memory object, which must live as long as the transfer.
         form: what the caller's memory holds (a store) or takes (a load).
         ended: called once, at the end. ``outcome`` is then "ok", or why it failed.
     """
 
     name: str
+    owner: object
     memory: memoryview
     form: ObjectForm
     loads: bool
@@ -88,7 +92,7 @@ class ObjectTransfers:
             transfer = (self._loads or self._stores).popleft()
             if time.monotonic() - transfer.since > _START_WITHIN:
                 transfer.outcome = "late"
-                transfer.ended(transfer)
+                self._report(transfer)
                 continue
             transfer.slot = self._free.pop()
             self._guarded(transfer, self._begin)
@@ -108,7 +112,7 @@ class ObjectTransfers:
         """Ends the objects that have not started."""
         for transfer in [*self._loads, *self._stores]:
             transfer.outcome = "closed"
-            transfer.ended(transfer)
+            self._report(transfer)
         self._loads.clear()
         self._stores.clear()
 
@@ -237,8 +241,18 @@ class ObjectTransfers:
         transfer.memory[plan.whole_bytes : plan.size] = self._tail_piece(transfer, plan)[: plan.tail]
 
     def _end(self, transfer: ObjectTransfer) -> None:
-        for rows in transfer.rows:
-            rows.release()
+        try:
+            for rows in transfer.rows:
+                rows.release()
+        except KvtileError:
+            _LOG.exception("rows of an object cannot be released")
         transfer.rows.clear()
         self._free.append(transfer.slot)
-        transfer.ended(transfer)
+        self._report(transfer)
+
+    def _report(self, transfer: ObjectTransfer) -> None:
+        """One object's report must not keep the others from ending."""
+        try:
+            transfer.ended(transfer)
+        except Exception:
+            _LOG.exception("the end of an object cannot be reported")

@@ -157,7 +157,11 @@ class AdapterWorker:
     def _post(self, command: Callable[[], None], end: Callable[[BatchTask], None], batch: BatchTask) -> bool:
         def guarded() -> None:
             self._tasks[batch.task] = functools.partial(self._fail, batch, end)
-            command()
+            try:
+                command()
+            except Exception:
+                self._fail(batch, end)
+                raise
 
         return self._post_plain(guarded)
 
@@ -243,7 +247,7 @@ class AdapterWorker:
             end("present")
             return
         transfer = ObjectTransfer(
-            name_of(key), _bytes_of(memory), form, loads=False, ended=functools.partial(self._stored, key)
+            name_of(key), memory, _bytes_of(memory), form, loads=False, ended=functools.partial(self._stored, key)
         )
         self._remove(key)
         self._storing[key] = [end]
@@ -251,20 +255,25 @@ class AdapterWorker:
         self._transfers.add(transfer)
 
     def _stored(self, key: ObjectKey, transfer: ObjectTransfer) -> None:
-        is_written = self._expected.pop(block_of(key), False)
-        if transfer.is_good and transfer.plan is not None:
-            kept = KeptObject(key, transfer.plan, transfer.form.digest, transfer.generation)
-            self._ledger.add(kept)
-            self._results.keys_stored([key], [kept.plan.stored_bytes])
-            if is_written:
-                self._settle_whole(key)
-            else:
-                self._unwritten[key] = time.monotonic() + _AUDIT_EVERY
-        elif transfer.plan is not None:
-            self._forget(inner_keys(transfer.generation, transfer.plan))
+        self._guarded(functools.partial(self._settle_store, key, transfer))
         for end in self._storing.pop(key, []):
             end(transfer.outcome)
         self._delete_if_doomed(key)
+
+    def _settle_store(self, key: ObjectKey, transfer: ObjectTransfer) -> None:
+        is_written = self._expected.pop(block_of(key), False)
+        if transfer.plan is None:
+            return
+        if not transfer.is_good:
+            self._forget(inner_keys(transfer.generation, transfer.plan))
+            return
+        kept = KeptObject(key, transfer.plan, transfer.form.digest, transfer.generation)
+        self._ledger.add(kept)
+        self._results.keys_stored([key], [kept.plan.stored_bytes])
+        if is_written:
+            self._settle_whole(key)
+        else:
+            self._unwritten[key] = time.monotonic() + _AUDIT_EVERY
 
     def _key_stored(self, batch: BatchTask, index: int, outcome: str) -> None:
         batch.outcomes[index] = outcome
@@ -296,7 +305,7 @@ class AdapterWorker:
             ended = functools.partial(self._loaded, batch, index)
             try:
                 form = ObjectForm.of(memory)
-                transfer = ObjectTransfer(name_of(key), _bytes_of(memory), form, loads=True, ended=ended)
+                transfer = ObjectTransfer(name_of(key), memory, _bytes_of(memory), form, loads=True, ended=ended)
             except Exception as error:
                 batch.outcomes[index] = f"failed: {error}"
                 self._count("loaded", "load_failed", batch.outcomes[index] or "")
@@ -305,15 +314,17 @@ class AdapterWorker:
         self._end_if_over(batch, self._load_ended)
 
     def _loaded(self, batch: BatchTask, index: int, transfer: ObjectTransfer) -> None:
-        key = batch.keys[index]
         batch.outcomes[index] = transfer.outcome
         self._count("loaded", "load_failed", transfer.outcome)
+        self._guarded(functools.partial(self._settle_load, batch.keys[index], transfer))
+        self._end_if_over(batch, self._load_ended)
+
+    def _settle_load(self, key: ObjectKey, transfer: ObjectTransfer) -> None:
         if transfer.is_good and transfer.plan is not None:
             self._adopt(key, transfer, transfer.plan)
             self._results.keys_accessed([key])
         elif transfer.outcome in _GONE:
             self._drop(key, transfer)
-        self._end_if_over(batch, self._load_ended)
 
     def _end_if_over(self, batch: BatchTask, end: Callable[[BatchTask], None]) -> None:
         if batch.is_over and batch.task in self._tasks:
