@@ -110,6 +110,9 @@ def check_sums(there: AdapterSide, listener: RecordingListener) -> None:
         into = [side.object_of(SIZES[number % 4], content=0xFF) for number in range(KEYS)]
         return {key for key, came in zip(keys, there.fetch(keys, into), strict=True) if came}
 
-    side.wait_until(lambda: set(listener.sizes) == there_now(), "LMCache knows what is there")
-    assert sum(listener.sizes.values()) == there.used()
-    assert there.used() <= there.adapter.get_usage().total_capacity_bytes
+    def agree() -> bool:
+        used = there.used()
+        counted = sum(listener.sizes.values()) == used <= there.adapter.get_usage().total_capacity_bytes
+        return counted and set(listener.sizes) == there_now() and there.used() == used
+
+    side.wait_until(agree, "LMCache counts what is there, once all is written")

@@ -391,10 +391,15 @@ class AdapterWorker:
         return kept is not None and kept.form == form and key not in self._doomed and self._is_whole(kept)
 
     def _adopt(self, key: ObjectKey, transfer: ObjectTransfer, plan: PiecePlan) -> None:
-        """Counts an object that the folder had and the journal did not."""
-        kept = self._ledger.get(key)
-        if kept is None or kept.generation != transfer.generation:
-            self._ledger.add(KeptObject(key, plan, transfer.form.digest, transfer.generation))
+        """Counts an object that the folder had and the journal did not.
+
+        An object that was deleted or stored anew during its load is loaded all right, and is not this one any more.
+        """
+        if self._ledger.get(key) is not None or key in self._storing:
+            return
+        kept = KeptObject(key, plan, transfer.form.digest, transfer.generation)
+        if self._is_whole(kept):
+            self._ledger.add(kept)
             self._results.keys_stored([key], [plan.stored_bytes])
 
     def _drop(self, key: ObjectKey, transfer: ObjectTransfer) -> None:
