@@ -152,7 +152,8 @@ fn the_second_request_stores_only_what_is_new() {
     );
     // The folder is unlocked, and its blocks are whole.
     let inspection = Inspection::open(&first.request().store.folder).unwrap();
-    assert_eq!(inspection.blocks().len(), report.flushed.blocks);
+    let blocks = inspection.only().unwrap().blocks();
+    assert_eq!(blocks.len(), report.flushed.blocks);
 }
 
 /// Pitfall 36: no checksum on stored data. Pitfall 23: a model reads the stored bytes of another

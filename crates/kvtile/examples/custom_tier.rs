@@ -201,7 +201,7 @@ impl Tier for PoolTier {
         stats
     }
 
-    fn estimate(&self, _blocks: usize) -> Option<Duration> {
+    fn estimate(&self, _group: GroupId, _blocks: usize) -> Option<Duration> {
         None // not measured
     }
 
@@ -255,7 +255,8 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
         let pools = Arc::clone(&pools);
         let settings = CacheSettings::new(identity.clone()).host_bytes(16 << 20);
         let cache = Cache::builder(settings).tier(TierSettings::default(), move |context| {
-            let stored = &context.identity;
+            // A cache has one group today; each group would be a pool of its own.
+            let stored = &context.groups[0].identity;
             let names = [
                 stored.logical.fingerprint(),
                 stored.block_layout.fingerprint(),

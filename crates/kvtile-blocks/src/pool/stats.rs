@@ -51,6 +51,62 @@ pub struct PoolStats {
     pub tenants: Vec<TenantStats>,
 }
 
+impl PoolStats {
+    /// Adds the counts of another pool of the same tier. Tenants with the same number become one.
+    pub fn add(&mut self, other: &PoolStats) {
+        let PoolStats {
+            blocks,
+            free,
+            cached,
+            lookups,
+            looked_up_blocks,
+            hit_blocks,
+            lost_visits,
+            allocations,
+            allocated_blocks,
+            refused_allocations,
+            registered_blocks,
+            duplicate_blocks,
+            evicted_for_room,
+            evicted_for_quota,
+            evicted_on_request,
+            removed_blocks,
+            cleared_blocks,
+            open_claims,
+            tenants,
+        } = other;
+        self.blocks += blocks;
+        self.free += free;
+        self.cached += cached;
+        self.lookups += lookups;
+        self.looked_up_blocks += looked_up_blocks;
+        self.hit_blocks += hit_blocks;
+        self.lost_visits += lost_visits;
+        self.allocations += allocations;
+        self.allocated_blocks += allocated_blocks;
+        self.refused_allocations += refused_allocations;
+        self.registered_blocks += registered_blocks;
+        self.duplicate_blocks += duplicate_blocks;
+        self.evicted_for_room += evicted_for_room;
+        self.evicted_for_quota += evicted_for_quota;
+        self.evicted_on_request += evicted_on_request;
+        self.removed_blocks += removed_blocks;
+        self.cleared_blocks += cleared_blocks;
+        self.open_claims += open_claims;
+        for theirs in tenants {
+            let mut ours = self.tenants.iter_mut();
+            match ours.find(|ours| ours.tenant == theirs.tenant) {
+                Some(ours) => {
+                    ours.used += theirs.used;
+                    let limits = ours.limit.zip(theirs.limit);
+                    ours.limit = limits.map(|(ours, theirs)| ours + theirs);
+                }
+                None => self.tenants.push(*theirs),
+            }
+        }
+    }
+}
+
 /// The blocks charged to a tenant, or to all tenants without a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TenantStats {

@@ -15,7 +15,7 @@ use kvtile::{
 };
 use serde::Serialize;
 
-use super::report::{BadStoredBlock, failed_json, push_bad};
+use super::report::{BadStoredBlock, RecordPlace, failed_json, push_bad};
 use crate::{
     error::CliError,
     numbers,
@@ -26,7 +26,7 @@ use crate::{
 pub(super) const EXAMPLES: &str = "\
 The command reads FROM and holds its lock, so no cache can open it during the conversion.
 Blocks keep their keys, parents, positions and tenants. Blocks that fail their checksum are
-left out and named; those after them in their chain stay.
+left out and named; those after them in their chain stay. A folder of several groups is refused.
 
 The command writes the manifest of TO last, and on an error removes what it made. An
 interrupted conversion leaves a folder that is no disk tier: run the command again, or remove
@@ -182,7 +182,11 @@ impl<'a> ConvertReport<'a> {
                 "  the folder could not be locked ({reason}); a cache may have written there"
             );
         }
-        push_bad(&mut text, &self.bad, (self.torn, self.unreadable));
+        let places = |slots: &[u32]| -> Vec<RecordPlace> {
+            slots.iter().copied().map(RecordPlace::Slot).collect()
+        };
+        let (torn, unreadable) = (places(self.torn), places(self.unreadable));
+        push_bad(&mut text, &self.bad, (&torn, &unreadable));
         text
     }
 }

@@ -14,7 +14,7 @@ use std::{
     io::{BufWriter, Seek, SeekFrom, Write},
 };
 
-use kvtile::tiers::disk::{Inspection, SlotMiss, StoredSlot};
+use kvtile::tiers::disk::{InspectedGroup, SlotMiss, StoredSlot};
 use serde::Serialize;
 
 use super::{
@@ -65,17 +65,17 @@ struct SafetensorsHeader<'a> {
 }
 
 /// Writes every whole block to a new file. After an error, no file exists.
-pub(super) fn export(inspection: &Inspection, new: NewFile) -> Result<BlockExport, CliError> {
+pub(super) fn export(group: &InspectedGroup, new: NewFile) -> Result<BlockExport, CliError> {
     let path = new.path().to_owned();
     let failed = |operation| {
         let path = path.clone();
         move |source| files::failed(operation, &path, source)
     };
     let mut out = BufWriter::new(new);
-    let block_bytes = inspection.manifest().block_bytes();
-    let all = newest(inspection);
+    let block_bytes = group.manifest().block_bytes();
+    let all = newest(group);
     // The header with all blocks is the longest possible one; it comes first in the file.
-    let longest = header(inspection, &all)?.len();
+    let longest = header(group, &all)?.len();
     let room = (8 + longest).next_multiple_of(HEADER_ALIGNMENT) - 8;
     if room > HEADER_BYTES_MAX {
         return Err(CliError::TooManyBlocks {
@@ -85,10 +85,10 @@ pub(super) fn export(inspection: &Inspection, new: NewFile) -> Result<BlockExpor
     }
     out.seek(SeekFrom::Start(8 + room as u64))
         .map_err(failed("write"))?;
-    let exported = read_whole(inspection, |_, bytes| {
+    let exported = read_whole(group, |_, bytes| {
         out.write_all(bytes).map_err(failed("write"))
     })?;
-    let mut header = header(inspection, &exported.whole)?;
+    let mut header = header(group, &exported.whole)?;
     header.resize(room, b' ');
     out.seek(SeekFrom::Start(0)).map_err(failed("write"))?;
     out.write_all(&(room as u64).to_le_bytes())
@@ -103,30 +103,27 @@ pub(super) fn export(inspection: &Inspection, new: NewFile) -> Result<BlockExpor
     Ok(exported)
 }
 
-/// The blocks of a folder without duplicates: a crash can leave a block twice, and the newer one
+/// The blocks of a group without duplicates: a crash can leave a block twice, and the newer one
 /// counts.
-pub(super) fn newest(inspection: &Inspection) -> Vec<StoredSlot> {
-    let newest: HashMap<_, _> = inspection.blocks().map(|b| (b.key, b.sequence)).collect();
-    inspection
+pub(super) fn newest(group: &InspectedGroup) -> Vec<StoredSlot> {
+    let newest: HashMap<_, _> = group.blocks().map(|b| (b.key, b.sequence)).collect();
+    group
         .blocks()
         .filter(|b| newest.get(&b.key) == Some(&b.sequence))
         .collect()
 }
 
-/// Reads every block of a folder once, passes the whole ones to `take`, and counts the others.
+/// Reads every block of a group once, passes the whole ones to `take`, and counts the others.
 pub(super) fn read_whole(
-    inspection: &Inspection,
+    group: &InspectedGroup,
     mut take: impl FnMut(&StoredSlot, &[u8]) -> Result<(), CliError>,
 ) -> Result<BlockExport, CliError> {
-    let newest: HashSet<_> = newest(inspection)
-        .iter()
-        .map(|b| (b.key, b.sequence))
-        .collect();
+    let newest: HashSet<_> = newest(group).iter().map(|b| (b.key, b.sequence)).collect();
     let mut exported = BlockExport {
         whole: Vec::new(),
         read: ReadBlocks::default(),
     };
-    read_all(inspection, "exporting blocks", |block, read| {
+    read_all(group, "exporting blocks", |block, read| {
         match read {
             _ if !newest.contains(&(block.key, block.sequence)) => {}
             Ok(bytes) => {
@@ -152,8 +149,8 @@ pub(super) fn facts(blocks: &[StoredSlot]) -> Vec<BlockFacts> {
     facts.collect()
 }
 
-fn header(inspection: &Inspection, blocks: &[StoredSlot]) -> Result<Vec<u8>, CliError> {
-    let manifest = inspection.manifest();
+fn header(group: &InspectedGroup, blocks: &[StoredSlot]) -> Result<Vec<u8>, CliError> {
+    let manifest = group.manifest();
     let bytes = manifest.block_bytes();
     let facts = facts(blocks);
     let tensors: Vec<SafetensorsEntry> = (0..blocks.len() as u64)

@@ -16,7 +16,7 @@ use kvtile::layout::{LayoutError, ShownText, Word};
 use kvtile::tiers::{
     FolderError, TierError,
     cache::STORAGE_WORD,
-    disk::{self, Inspection, SlotMiss, StoredSlot, medium::FolderMedium},
+    disk::{self, InspectedGroup, Inspection, SlotMiss, StoredSlot, medium::FolderMedium},
 };
 
 use self::report::{BadStoredBlock, CheckReport, ReadBlocks, StatReport, failed_json};
@@ -28,9 +28,10 @@ use crate::{
 
 /// The end of `--help`.
 pub(crate) const EXAMPLES: &str = "\
-A folder keeps the blocks of one model in one layout, each with its key and a checksum. It belongs
-to one process at a time. stat, verify and export only read: they work while a cache uses the folder,
-and in read-only folders, and report the use. clear and convert are refused during use.
+A folder keeps the blocks of one model in one layout, each with its key and a checksum; or several
+groups of blocks, each in a layout of its own. It belongs to one process at a time. stat, verify and
+export only read: they work while a cache uses the folder, and in read-only folders, and report the
+use. clear and convert are refused during use. export and convert are for folders of one group.
 
 Exit codes: 0 done and whole, 1 damaged, refused or in use, 2 a request that makes no sense.
 
@@ -141,14 +142,16 @@ fn stat(folder: &FolderArgs) -> Result<(), CliError> {
 fn verify(folder: &FolderArgs) -> Result<(), CliError> {
     let inspection = open(&folder.dir)?;
     let (mut bad, mut replaced) = (Vec::new(), 0);
-    read_all(&inspection, "checking blocks", |block, read| {
-        if let Err(SlotMiss::Replaced) = read {
-            replaced += 1;
-        } else if let Err(miss) = read {
-            bad.push(BadStoredBlock::of(&block, &miss));
-        }
-        Ok(())
-    })?;
+    for group in inspection.groups() {
+        read_all(group, "checking blocks", |block, read| {
+            if let Err(SlotMiss::Replaced) = read {
+                replaced += 1;
+            } else if let Err(miss) = read {
+                bad.push(BadStoredBlock::of_group(group, &block, &miss));
+            }
+            Ok(())
+        })?;
+    }
     let read = ReadBlocks { bad, replaced };
     let checked = CheckReport::of(&folder.dir, &inspection, read, None);
     finish(folder, &checked)
@@ -164,11 +167,12 @@ fn export(folder: &FolderArgs, args: &ExportArgs) -> Result<(), CliError> {
     // Created before the folder is read, so that an unwritable file fails at once.
     let new = files::NewFile::create(file)?;
     let inspection = open(&folder.dir)?;
+    let group = inspection.only()?;
     let exported = match &word {
-        None => export::export(&inspection, new)?,
+        None => export::export(group, new)?,
         Some(word) => {
             drop(new);
-            save::export(&inspection, file, word)?
+            save::export(group, file, word)?
         }
     };
     let blocks = exported.whole.len();
@@ -199,7 +203,7 @@ fn export_saved_to_standard(folder: &FolderArgs, args: &ExportArgs) -> Result<()
         .saved_word()?
         .ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
     let inspection = open(&folder.dir)?;
-    let exported = save::export(&inspection, &file, &word)?;
+    let exported = save::export(inspection.only()?, &file, &word)?;
     let checked = CheckReport::of(&folder.dir, &inspection, exported.read, None);
     if !exported.whole.is_empty() {
         let mut whole = std::fs::File::open(&file).map_err(failed)?;
@@ -283,18 +287,18 @@ fn checked_exit(folder: &FolderArgs, checked: &CheckReport<'_>) -> Result<(), Cl
     }
 }
 
-/// Reads and verifies every block of a folder.
+/// Reads and verifies every block of a group.
 fn read_all(
-    inspection: &Inspection,
+    group: &InspectedGroup,
     what: &'static str,
     mut take: impl FnMut(StoredSlot, Result<&[u8], SlotMiss>) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
-    let bytes = usize::try_from(inspection.manifest().block_bytes()).unwrap_or(usize::MAX);
+    let bytes = usize::try_from(group.manifest().block_bytes()).unwrap_or(usize::MAX);
     let mut buffer = vec![0; bytes];
-    let blocks = inspection.blocks();
+    let blocks = group.blocks();
     let bar = output::progress(blocks.len() as u64, what);
     for (index, block) in blocks.enumerate() {
-        let read = inspection.read(index, &mut buffer);
+        let read = group.read(index, &mut buffer);
         take(block, read.map(|()| buffer.as_slice()))?;
         bar.inc(1);
     }
@@ -333,7 +337,10 @@ fn confirm(dir: &Path) -> Result<(), CliError> {
         return Err(refused());
     }
     let held = match Inspection::open(dir) {
-        Ok(inspection) => HeldBlocks(Some(inspection.blocks().len())),
+        Ok(inspection) => {
+            let groups = inspection.groups().iter();
+            HeldBlocks(Some(groups.map(|group| group.blocks().len()).sum()))
+        }
         // Clearing a damaged folder is a common case.
         Err(TierError::Folder(
             FolderError::ManifestDamaged { .. } | FolderError::NotAStore { .. },

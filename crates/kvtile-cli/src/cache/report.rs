@@ -12,7 +12,7 @@ use kvtile::{
     layout::ShownText,
     tiers::{
         ConvertError, FolderError, MismatchError, TierError,
-        disk::{FolderUsage, Inspection, SlotMiss, StoredSlot},
+        disk::{FolderUsage, InspectedGroup, Inspection, SlotMiss, StoredSlot},
     },
 };
 use serde::Serialize;
@@ -22,20 +22,58 @@ use crate::output::{Align, Screen, TextTable, bytes, thousands};
 /// Most bad blocks in a list.
 const BAD_SHOWN: usize = 8;
 
+/// The place of a record, in JSON a number; with its group where the folder has several.
+#[derive(Clone, Serialize)]
+#[serde(untagged)]
+pub(super) enum RecordPlace {
+    /// A slot of the only group.
+    Slot(u32),
+    /// A slot of a named group.
+    OfGroup {
+        /// The name of the group.
+        group: String,
+        /// The slot.
+        slot: u32,
+    },
+}
+
+impl RecordPlace {
+    fn of(group: &InspectedGroup, slot: u32) -> RecordPlace {
+        match group.manifest().name() {
+            None => RecordPlace::Slot(slot),
+            Some(name) => RecordPlace::OfGroup {
+                group: name.to_owned(),
+                slot,
+            },
+        }
+    }
+}
+
+impl fmt::Display for RecordPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RecordPlace::Slot(slot) => write!(f, "slot {slot}"),
+            RecordPlace::OfGroup { group, slot } => {
+                write!(f, "slot {slot} of group {}", ShownText(group))
+            }
+        }
+    }
+}
+
 /// Lists the first blocks and records that are bad.
 pub(super) fn push_bad(
     text: &mut String,
     bad: &[BadStoredBlock],
-    (torn, unreadable): (&[u32], &[u32]),
+    (torn, unreadable): (&[RecordPlace], &[RecordPlace]),
 ) {
     for bad in bad.iter().take(BAD_SHOWN) {
         let _ = writeln!(text, "    {bad}");
     }
     for slot in torn.iter().take(BAD_SHOWN) {
-        let _ = writeln!(text, "    slot {slot}: its record is torn");
+        let _ = writeln!(text, "    {slot}: its record is torn");
     }
     for slot in unreadable.iter().take(BAD_SHOWN) {
-        let _ = writeln!(text, "    slot {slot}: its record cannot be read");
+        let _ = writeln!(text, "    {slot}: its record cannot be read");
     }
 }
 
@@ -43,6 +81,33 @@ pub(super) fn push_bad(
 #[derive(Serialize)]
 pub(super) struct StatReport<'a> {
     path: &'a Path,
+    /// The facts of the only group.
+    #[serde(flatten)]
+    only: Option<GroupStat<'a>>,
+    /// The groups, if there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<NamedGroupStat<'a>>,
+    files_bytes: u64,
+    capacity_bytes: u64,
+    created_unix_seconds: u64,
+    age_seconds: u64,
+    created_by: &'a str,
+    #[serde(flatten)]
+    usage: UsageReport,
+}
+
+/// The contents of one of several groups.
+#[derive(Serialize)]
+struct NamedGroupStat<'a> {
+    name: &'a str,
+    #[serde(flatten)]
+    stat: GroupStat<'a>,
+    files_bytes: u64,
+}
+
+/// The contents of a group.
+#[derive(Serialize)]
+struct GroupStat<'a> {
     identity: &'a Identity,
     identity_fingerprint: Fingerprint,
     block_layout_fingerprint: Fingerprint,
@@ -54,13 +119,49 @@ pub(super) struct StatReport<'a> {
     unreadable: usize,
     tenants: usize,
     longest_chain: u32,
-    files_bytes: u64,
-    capacity_bytes: u64,
-    created_unix_seconds: u64,
-    age_seconds: u64,
-    created_by: &'a str,
-    #[serde(flatten)]
-    usage: UsageReport,
+}
+
+impl<'a> GroupStat<'a> {
+    fn of(group: &'a InspectedGroup) -> GroupStat<'a> {
+        let manifest = group.manifest();
+        let tenants: BTreeSet<u32> = group.blocks().map(|block| block.tenant).collect();
+        let last = group.blocks().map(|block| block.position).max();
+        GroupStat {
+            identity: manifest.identity(),
+            identity_fingerprint: manifest.identity().fingerprint(),
+            block_layout_fingerprint: manifest.block_layout().fingerprint(),
+            block_bytes: manifest.block_bytes(),
+            slot_bytes: manifest.slot_bytes(),
+            blocks: group.blocks().len(),
+            blocks_max: manifest.blocks_max(),
+            torn: group.torn().len(),
+            unreadable: group.unreadable().len(),
+            tenants: tenants.len(),
+            longest_chain: last.map_or(0, |last| last.saturating_add(1)),
+        }
+    }
+
+    /// `5 of 63 (7.9 %)`.
+    fn fill(&self) -> String {
+        format!(
+            "{} of {} ({:.1} %)",
+            thousands(self.blocks as u64),
+            thousands(u64::from(self.blocks_max)),
+            100.0 * self.blocks as f64 / f64::from(self.blocks_max.max(1)),
+        )
+    }
+
+    /// Adds the facts of the only group of a folder.
+    fn push_facts(&self, fact: &mut impl FnMut(&str, String)) {
+        fact("model", self.identity.model().to_owned());
+        fact("revision", self.identity.revision().to_owned());
+        fact("identity", self.identity_fingerprint.to_string());
+        fact("block layout", self.block_layout_fingerprint.to_string());
+        fact("blocks", self.fill());
+        fact("block", bytes(self.block_bytes));
+        fact("tenants", thousands(self.tenants as u64));
+        fact("longest chain", thousands(u64::from(self.longest_chain)));
+    }
 }
 
 /// Whether a cache uses the folder.
@@ -100,24 +201,20 @@ impl UsageReport {
 impl<'a> StatReport<'a> {
     pub(super) fn of(path: &'a Path, inspection: &'a Inspection) -> StatReport<'a> {
         let manifest = inspection.manifest();
-        let tenants: BTreeSet<u32> = inspection.blocks().map(|block| block.tenant).collect();
-        let last = inspection.blocks().map(|block| block.position).max();
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |now| now.as_secs());
         let created = manifest.created();
+        let named = |group: &'a InspectedGroup| {
+            Some(NamedGroupStat {
+                name: group.manifest().name()?,
+                stat: GroupStat::of(group),
+                files_bytes: group.files_bytes(),
+            })
+        };
         StatReport {
             path,
-            identity: manifest.identity(),
-            identity_fingerprint: manifest.identity().fingerprint(),
-            block_layout_fingerprint: manifest.block_layout().fingerprint(),
-            block_bytes: manifest.block_bytes(),
-            slot_bytes: manifest.slot_bytes(),
-            blocks: inspection.blocks().len(),
-            blocks_max: manifest.blocks_max(),
-            torn: inspection.torn().len(),
-            unreadable: inspection.unreadable().len(),
-            tenants: tenants.len(),
-            longest_chain: last.map_or(0, |last| last.saturating_add(1)),
+            only: inspection.only().ok().map(GroupStat::of),
+            groups: inspection.groups().iter().filter_map(named).collect(),
             files_bytes: inspection.files_bytes(),
             capacity_bytes: manifest.capacity_bytes(),
             created_unix_seconds: created.unix_seconds,
@@ -133,22 +230,11 @@ impl<'a> StatReport<'a> {
         text.push('\n');
         let mut table = TextTable::bare([Align::Left, Align::Left]);
         let mut fact = |name: &str, value: String| table.row([name.to_owned(), value]);
-        fact("model", self.identity.model().to_owned());
-        fact("revision", self.identity.revision().to_owned());
-        fact("identity", self.identity_fingerprint.to_string());
-        fact("block layout", self.block_layout_fingerprint.to_string());
-        fact(
-            "blocks",
-            format!(
-                "{} of {} ({:.1} %)",
-                thousands(self.blocks as u64),
-                thousands(u64::from(self.blocks_max)),
-                100.0 * self.blocks as f64 / f64::from(self.blocks_max.max(1)),
-            ),
-        );
-        fact("block", bytes(self.block_bytes));
-        fact("tenants", thousands(self.tenants as u64));
-        fact("longest chain", thousands(u64::from(self.longest_chain)));
+        let named = self.groups.iter().map(|group| &group.stat);
+        let stats: Vec<&GroupStat<'_>> = self.only.iter().chain(named).collect();
+        if let Some(only) = &self.only {
+            only.push_facts(&mut fact);
+        }
         fact("files", bytes(self.files_bytes));
         fact("capacity", bytes(self.capacity_bytes));
         fact(
@@ -159,13 +245,41 @@ impl<'a> StatReport<'a> {
                 self.created_by
             ),
         );
-        if self.torn + self.unreadable > 0 {
-            let (torn, unreadable) = (self.torn, self.unreadable);
+        let torn: usize = stats.iter().map(|stat| stat.torn).sum();
+        let unreadable: usize = stats.iter().map(|stat| stat.unreadable).sum();
+        if torn + unreadable > 0 {
             fact("records", format!("{torn} torn, {unreadable} unreadable"));
         }
         fact("used", self.usage.text.clone());
         text.push_str(&table.text());
+        if !self.groups.is_empty() {
+            text.push_str(&self.groups_text());
+        }
         text
+    }
+
+    /// The groups as a table.
+    fn groups_text(&self) -> String {
+        let mut table = TextTable::new([
+            ("group", Align::Left),
+            ("blocks", Align::Left),
+            ("block", Align::Right),
+            ("files", Align::Right),
+            ("model", Align::Left),
+            ("identity", Align::Left),
+        ]);
+        for group in &self.groups {
+            let stat = &group.stat;
+            table.row([
+                group.name.to_owned(),
+                stat.fill(),
+                bytes(stat.block_bytes),
+                bytes(group.files_bytes),
+                stat.identity.model().to_owned(),
+                stat.identity_fingerprint.to_string(),
+            ]);
+        }
+        table.text()
     }
 }
 
@@ -189,6 +303,9 @@ fn age(seconds: u64) -> String {
 #[derive(Serialize)]
 pub(super) struct BadStoredBlock {
     key: String,
+    /// Where the folder has several groups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
     slot: u32,
     problem: String,
 }
@@ -196,7 +313,11 @@ pub(super) struct BadStoredBlock {
 impl fmt::Display for BadStoredBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let problem = ShownText(&self.problem);
-        write!(f, "{} in slot {}: {problem}", self.key, self.slot)
+        write!(f, "{} in slot {}", self.key, self.slot)?;
+        if let Some(group) = &self.group {
+            write!(f, " of group {}", ShownText(group))?;
+        }
+        write!(f, ": {problem}")
     }
 }
 
@@ -204,8 +325,21 @@ impl BadStoredBlock {
     pub(super) fn of(block: &StoredSlot, miss: &SlotMiss) -> BadStoredBlock {
         BadStoredBlock {
             key: block.key.to_string(),
+            group: None,
             slot: block.slot,
             problem: miss.to_string(),
+        }
+    }
+
+    /// The block of a group, which is named if the folder has several.
+    pub(super) fn of_group(
+        group: &InspectedGroup,
+        block: &StoredSlot,
+        miss: &SlotMiss,
+    ) -> BadStoredBlock {
+        BadStoredBlock {
+            group: group.manifest().name().map(str::to_owned),
+            ..BadStoredBlock::of(block, miss)
         }
     }
 }
@@ -228,8 +362,8 @@ pub(super) struct CheckReport<'a> {
     bad: Vec<BadStoredBlock>,
     /// Blocks that were replaced or erased during the read, which is no damage.
     replaced: usize,
-    torn: &'a [u32],
-    unreadable: &'a [u32],
+    torn: Vec<RecordPlace>,
+    unreadable: Vec<RecordPlace>,
     #[serde(flatten)]
     usage: UsageReport,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -249,13 +383,23 @@ impl<'a> CheckReport<'a> {
         read: ReadBlocks,
         exported: Option<(&'a Path, usize)>,
     ) -> CheckReport<'a> {
-        let (torn, unreadable) = (inspection.torn(), inspection.unreadable());
+        let places = |slots: fn(&InspectedGroup) -> &[u32]| -> Vec<RecordPlace> {
+            let groups = inspection.groups().iter();
+            let of_group = |group| {
+                let place = move |slot: &u32| RecordPlace::of(group, *slot);
+                slots(group).iter().map(place)
+            };
+            groups.flat_map(of_group).collect()
+        };
+        let torn = places(InspectedGroup::torn);
+        let unreadable = places(InspectedGroup::unreadable);
+        let blocks = inspection.groups().iter().map(|group| group.blocks().len());
         let ReadBlocks { bad, replaced } = read;
         let whole = bad.is_empty() && torn.is_empty() && unreadable.is_empty();
         CheckReport {
             path,
             verdict: if whole { "whole" } else { "damaged" },
-            checked: inspection.blocks().len(),
+            checked: blocks.sum(),
             bad,
             replaced,
             torn,
@@ -301,7 +445,7 @@ impl<'a> CheckReport<'a> {
             let replaced = thousands(self.replaced as u64);
             let _ = writeln!(text, "  {replaced} were replaced during the read");
         }
-        push_bad(&mut text, &self.bad, (self.torn, self.unreadable));
+        push_bad(&mut text, &self.bad, (&self.torn, &self.unreadable));
         if let Some(ExportedTo { file, blocks }) = &self.exported {
             let _ = writeln!(
                 text,
@@ -323,6 +467,7 @@ pub(super) fn failed_json(path: &Path, error: &TierError) -> impl Serialize {
         | TierError::Folder(FolderError::NotAPlainFile { .. }) => "refused",
         TierError::Folder(FolderError::ManifestDamaged { .. }) => "damaged",
         TierError::Mismatch(MismatchError::FolderDiffers { .. })
+        | TierError::Folder(FolderError::FolderGroups { .. })
         | TierError::Folder(FolderError::ForeignFolder { .. })
         | TierError::Folder(FolderError::FolderVersion { .. })
         | TierError::Convert(ConvertError::AlreadyAStore { .. })

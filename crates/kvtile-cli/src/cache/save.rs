@@ -14,7 +14,7 @@ use kvtile::{
     layout::{Axis, LayoutSpec, OwnedMemoryRegion, PhysicalLayout, Shape, StridedLayout, Word},
     memory::{FileMemory, RegionView},
     saved::{SaveOptions, save},
-    tiers::disk::{Inspection, Manifest, StoredSlot},
+    tiers::disk::{InspectedGroup, ManifestGroup, StoredSlot},
     transfer::TransferManager,
 };
 
@@ -27,14 +27,14 @@ pub(super) const STORE_LAYOUT: &str = "--store-layout";
 /// Writes every whole block to a new saved cache. After an error, or without a whole block, no file
 /// exists.
 pub(super) fn export(
-    inspection: &Inspection,
+    group: &InspectedGroup,
     path: &Path,
     word: &Word,
 ) -> Result<BlockExport, CliError> {
-    let manifest = inspection.manifest();
-    let all = newest(inspection);
+    let manifest = group.manifest();
+    let all = newest(group);
     if all.is_empty() {
-        return read_whole(inspection, |_, _| Ok(()));
+        return read_whole(group, |_, _| Ok(()));
     }
     // Checked before the first byte is read, so that a wrong word fails at once.
     let _ = layout(manifest, all.len(), word)?;
@@ -43,7 +43,7 @@ pub(super) fn export(
     let folder = folder.unwrap_or(Path::new("."));
     let staged = FileMemory::options().scratch(folder, bytes_of(block_bytes, all.len())?)?;
     let mut end = 0;
-    let exported = read_whole(inspection, |_, bytes| {
+    let exported = read_whole(group, |_, bytes| {
         staged.write_all_at(end, bytes)?;
         end += block_bytes;
         Ok(())
@@ -56,7 +56,7 @@ pub(super) fn export(
 
 /// Saves the consecutive blocks of `staged`.
 fn save_staged(
-    manifest: &Manifest,
+    manifest: &ManifestGroup,
     staged: FileMemory,
     whole: &[StoredSlot],
     path: &Path,
@@ -85,7 +85,7 @@ fn save_staged(
 }
 
 /// The layout of consecutive blocks.
-fn layout(manifest: &Manifest, blocks: usize, word: &Word) -> Result<StridedLayout, CliError> {
+fn layout(manifest: &ManifestGroup, blocks: usize, word: &Word) -> Result<StridedLayout, CliError> {
     let refused = |problem: String| CliError::Option {
         option: STORE_LAYOUT,
         value: word.to_string(),

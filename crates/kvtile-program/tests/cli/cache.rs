@@ -9,7 +9,10 @@ use kvtile::{
     saved::SavedCache,
     tiers::{
         cache::STORAGE_WORD,
-        disk::{BlockPieces, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+        disk::{
+            BlockPieces, SlotFolder, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity,
+            TierGroup,
+        },
     },
     transfer::{LeaseMode, TransferManager},
 };
@@ -282,4 +285,81 @@ fn what_cannot_be_saved_is_refused_and_leaves_no_file() {
         "{:?}",
         files(folder.path())
     );
+}
+
+/// A folder of two groups: the blocks of the second are full of their number plus 101.
+fn groups(folder: &Path) -> PathBuf {
+    let path = folder.join("groups");
+    let small = StoreIdentity {
+        pieces: BlockPieces::whole(600),
+        ..identity()
+    };
+    let groups = [
+        TierGroup::new("full", identity()),
+        TierGroup::new("swa", small),
+    ];
+    let settings = SlotStoreSettings::new(1 << 20);
+    let (store, _) = SlotFolder::create_or_open(&path, &settings, &groups).unwrap();
+    for (store, first) in store.stores().iter().zip([1, 101]) {
+        for slot in 0..3 {
+            let number = u8::try_from(slot).unwrap() + 1;
+            let bytes = vec![first + number - 1; usize::try_from(store.block_bytes()).unwrap()];
+            let write = SlotWrite {
+                slot,
+                key: BlockKey::from_bytes([number; 16]),
+                parent: None,
+                position: 0,
+                tenant: 3,
+                bytes: &bytes,
+            };
+            assert!(store.write(&[write]).failed.is_empty());
+        }
+    }
+    assert!(store.sync().iter().all(|synced| synced.failure.is_none()));
+    path
+}
+
+#[test]
+fn a_folder_of_several_groups_is_shown_and_verified_by_group() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = groups(folder.path());
+    let report = kvtile(&["cache", "stat", text(&path)]).ok();
+    for part in ["full", "swa", "3 of ", "600 bytes", "16 KiB", "1 MiB"] {
+        assert!(report.contains(part), "{part:?} is missing in\n{report}");
+    }
+    let json = kvtile(&["cache", "stat", text(&path), "--json"]).json();
+    let of = |group: usize, field: &str| json["groups"][group][field].clone();
+    assert_eq!(
+        (of(0, "name"), of(1, "name")),
+        ("full".into(), "swa".into())
+    );
+    assert_eq!((of(0, "blocks"), of(1, "blocks")), (3.into(), 3.into()));
+    assert_eq!(of(0, "blocks_max"), of(1, "blocks_max"));
+    assert_eq!(of(1, "block_bytes"), 600);
+    assert!(json.get("blocks").is_none());
+    let report = kvtile(&["cache", "verify", text(&path)]).ok();
+    assert!(report.contains("6 of 6 blocks are whole"), "{report}");
+    let slots = path.join("slots-1");
+    let mut bytes = std::fs::read(&slots).unwrap();
+    bytes[4096] ^= 1;
+    std::fs::write(&slots, bytes).unwrap();
+    let ran = kvtile(&["cache", "verify", text(&path), "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    let bad = &json["bad"][0];
+    assert_eq!(
+        (&bad["group"], &bad["key"]),
+        (&"swa".into(), &"02".repeat(16).into())
+    );
+    let file = folder.path().join("out");
+    let target = folder.path().join("to");
+    for args in [
+        ["cache", "export", text(&path), text(&file)],
+        ["cache", "convert", text(&path), text(&target)],
+    ] {
+        let error = kvtile(&args).fails(1);
+        assert!(error.contains("2 groups (full, swa)"), "{error}");
+    }
+    assert!(!file.exists() && !target.exists());
+    kvtile(&["cache", "clear", text(&path), "--yes"]).ok();
+    assert!(!slots.exists());
 }

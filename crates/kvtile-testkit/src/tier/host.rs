@@ -77,8 +77,17 @@ impl HostMemory {
     /// # Errors
     /// The memory cannot be allocated.
     pub fn new(blocks: usize) -> Result<HostMemory, TierError> {
+        HostMemory::with_page_size(blocks, 4)
+    }
+
+    /// As [`new`](HostMemory::new), with another number of tokens per block, so that blocks have
+    /// 256 bytes for each token.
+    ///
+    /// # Errors
+    /// The memory cannot be allocated.
+    pub fn with_page_size(blocks: usize, page_size: u64) -> Result<HostMemory, TierError> {
         let unit = Unit::new("f32", 4, 1)?;
-        let shape = Shape::key_value(blocks as u64, 2, 4, 2, 8, &unit)?;
+        let shape = Shape::key_value(blocks as u64, 2, page_size, 2, 8, &unit)?;
         let word: Word = "BLHKNC".parse().map_err(kvtile_layout::LayoutError::from)?;
         let layout = PhysicalLayout::builder()
             .with_aligned_shape(shape.clone(), ALIGNMENT)

@@ -492,8 +492,8 @@ impl Tier for MisbehavingTier {
         self.inner.stats()
     }
 
-    fn estimate(&self, blocks: usize) -> Option<Duration> {
-        self.inner.estimate(blocks)
+    fn estimate(&self, group: GroupId, blocks: usize) -> Option<Duration> {
+        self.inner.estimate(group, blocks)
     }
 
     fn list(&self, blocks: &mut Vec<StoredBlock>) {

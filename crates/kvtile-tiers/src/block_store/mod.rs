@@ -52,7 +52,7 @@ pub use finished::{FinishedJob, FinishedJobs};
 pub use open::BlockStoreBuilder;
 pub use report::{BlockOutcome, BlockOutcomes, StoreFlush};
 pub use rows::StoreRows;
-pub use settings::{BlockStoreSettings, GROUPS_MAX, StoreGroup};
+pub use settings::{BlockStoreSettings, StoreGroup};
 
 use load::StoreLoadJob;
 use parts::BlockStoreParts;

@@ -27,12 +27,12 @@ use super::{
 };
 use crate::{
     clock::{Clock, SystemClock},
-    disk::medium::Medium,
+    disk::{self, medium::Medium},
     error::{SettingsError, TierError},
     metrics::{CacheMetrics, Queue},
     opening,
     queue::JobQueue,
-    tier::{BlockPieces, StoreIdentity, Tier, TierContext, TierOpener, TierSettings},
+    tier::{BlockPieces, StoreIdentity, Tier, TierContext, TierGroup, TierOpener, TierSettings},
 };
 
 /// Opens a [`BlockStore`] with other components than the defaults.
@@ -75,7 +75,7 @@ impl BlockStore {
 /// The blocks of a group: their staging memory and their identity.
 struct OpenedGroup {
     parts: GroupParts,
-    identity: StoreIdentity,
+    tier_group: TierGroup,
 }
 
 impl BlockStoreBuilder {
@@ -124,11 +124,17 @@ impl BlockStoreBuilder {
         };
         let events = Arc::new(EventLog::new(capacity)?);
         let opened = groups(&settings, &manager)?;
-        let (groups, identities): (Vec<GroupParts>, Vec<StoreIdentity>) = opened
+        let (groups, tier_groups): (Vec<GroupParts>, Vec<TierGroup>) = opened
             .into_iter()
-            .map(|group| (group.parts, group.identity))
+            .map(|group| (group.parts, group.tier_group))
             .unzip();
-        let context = context(&settings, &identities, (&events, &self.clock));
+        disk::check_groups(&tier_groups)?;
+        let context = TierContext {
+            groups: tier_groups,
+            events: Arc::clone(&events),
+            clock: Arc::clone(&self.clock),
+            threads: settings.workers,
+        };
         let disk = settings.disk.as_ref();
         let below: Vec<StoreTier> = opening::open_below(disk, self.medium, self.tiers, &context)?;
         check_tiers(&below)?;
@@ -198,23 +204,6 @@ impl BlockStore {
     }
 }
 
-/// The context of the tiers.
-fn context(
-    settings: &BlockStoreSettings,
-    identities: &[StoreIdentity],
-    (events, clock): (&Arc<EventLog>, &Arc<dyn Clock>),
-) -> TierContext {
-    let Some(identity) = identities.first() else {
-        broken(format_args!("a store of no group passed the check"))
-    };
-    TierContext {
-        identity: identity.clone(),
-        events: Arc::clone(events),
-        clock: Arc::clone(clock),
-        threads: settings.workers,
-    }
-}
-
 /// Refuses a store without tiers, and tiers that do not verify.
 fn check_tiers(below: &[StoreTier]) -> Result<(), TierError> {
     if below.is_empty() {
@@ -235,13 +224,7 @@ fn groups(
     manager: &Arc<TransferManager>,
 ) -> Result<Vec<OpenedGroup>, TierError> {
     let mut strides = Vec::with_capacity(settings.groups.len());
-    for (at, group) in settings.groups.iter().enumerate() {
-        let (before, _) = settings.groups.split_at(at);
-        if group.name.is_empty() || before.iter().any(|other| other.name == group.name) {
-            return Err(TierError::Settings(SettingsError::GroupName {
-                name: group.name.clone(),
-            }));
-        }
+    for group in &settings.groups {
         let block_bytes = group.shape.block_bytes()?;
         strides.push(block_bytes.next_multiple_of(opening::ALIGNMENT));
     }
@@ -254,7 +237,8 @@ fn groups(
         }));
     }
     // What remains after two blocks of each group is divided equally.
-    let each = (staging_bytes - needed_bytes) / settings.groups.len() as u64;
+    let groups = settings.groups.len().max(1) as u64;
+    let each = (staging_bytes - needed_bytes) / groups;
     let groups = settings.groups.iter().zip(strides);
     groups
         .map(|(group, stride)| open_group(group, 2 + each / stride, manager))
@@ -275,12 +259,13 @@ fn open_group(
     let block_bytes = shape.block_bytes()?;
     let handle = manager.register(staging)?;
     let blocks = usize::try_from(blocks).unwrap_or(usize::MAX);
+    let identity = StoreIdentity {
+        logical: group.identity.clone(),
+        block_layout: block_layout.clone(),
+        pieces,
+    };
     Ok(OpenedGroup {
-        identity: StoreIdentity {
-            logical: group.identity.clone(),
-            block_layout: block_layout.clone(),
-            pieces,
-        },
+        tier_group: TierGroup::new(&group.name, identity).share(group.share),
         parts: GroupParts {
             name: group.name.clone(),
             identity: group.identity.clone(),

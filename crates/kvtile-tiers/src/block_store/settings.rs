@@ -145,7 +145,6 @@ impl BlockStoreSettings {
             ("workers", self.workers, WORKERS_MAX),
             ("queue_capacity", self.queue_capacity, QUEUE_CAPACITY_MAX),
             ("event_capacity", self.event_capacity, EVENT_CAPACITY_MAX),
-            ("the number of groups", self.groups.len(), GROUPS_MAX),
         ];
         for (setting, value, most) in ranges {
             if !(1..=most).contains(&value) {
@@ -164,6 +163,3 @@ impl BlockStoreSettings {
         }
     }
 }
-
-/// The most groups of a block store.
-pub const GROUPS_MAX: usize = 64;

@@ -106,6 +106,7 @@ pub(super) fn belongs_on(inner: &CacheParts, below: &CacheTier, block: BlockId) 
     match below.settings.writes {
         TierWrites::OnEviction | TierWrites::AtOnce => true,
         TierWrites::AfterUses(uses) => inner.host.uses(block) >= uses,
+        TierWrites::Never => false,
     }
 }
 

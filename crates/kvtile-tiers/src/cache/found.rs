@@ -323,7 +323,7 @@ fn leave_out_slow(inner: &CacheParts, found: &mut Match) {
     for below in &inner.below {
         let blocks = found.blocks_in(below.id);
         if blocks > 0
-            && let Some(time) = below.tier.estimate(blocks)
+            && let Some(time) = below.tier.estimate(GROUP, blocks)
         {
             reading += time;
         }

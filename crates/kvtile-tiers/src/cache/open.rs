@@ -23,8 +23,11 @@ use crate::{
     metrics::CacheMetrics,
     opening,
     queue::JobQueue,
-    tier::{BlockPieces, StoreIdentity, Tier, TierContext, TierOpener, TierSettings},
+    tier::{BlockPieces, StoreIdentity, Tier, TierContext, TierGroup, TierOpener, TierSettings},
 };
+
+/// The name of the only group of a cache.
+const GROUP_NAME: &str = "kv";
 
 /// Opens a [`Cache`] with other components than the defaults.
 #[must_use = "a builder does nothing until `open` is called"]
@@ -123,11 +126,14 @@ impl CacheBuilder {
         let block_bytes = shape.block_bytes()?;
         let pieces = BlockPieces::of_layout(storage.strided())?;
         let context = TierContext {
-            identity: StoreIdentity {
-                logical: settings.identity.clone(),
-                block_layout: LayoutIdentity::of_block(storage.strided()),
-                pieces: pieces.clone(),
-            },
+            groups: vec![TierGroup::new(
+                GROUP_NAME,
+                StoreIdentity {
+                    logical: settings.identity.clone(),
+                    block_layout: LayoutIdentity::of_block(storage.strided()),
+                    pieces: pieces.clone(),
+                },
+            )],
             events: Arc::clone(&events),
             clock: Arc::clone(&self.clock),
             threads: settings.workers,

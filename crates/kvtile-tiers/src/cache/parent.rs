@@ -103,7 +103,8 @@ fn write_below(inner: &CacheParts, below: &CacheTier, key: &BlockKey) -> Option<
     if let Some(hold) = below.hold_one(key) {
         return Some(hold);
     }
-    let may_write = !matches!(below.settings.writes, TierWrites::AfterUses(_))
+    let writes = below.settings.writes;
+    let may_write = matches!(writes, TierWrites::OnEviction | TierWrites::AtOnce)
         && below.takes_blocks(inner.clock.now());
     if !may_write {
         return None;

@@ -3,9 +3,11 @@
 //! ```text
 //! folder and lock       one page each
 //! manifest              its length in pages, twice: while it is replaced there are two
-//! records               a record a slot, in pages
-//! slots                 a block a slot, in pages
+//! records               a record a slot, in pages, for each group
+//! slots                 a block a slot, in pages, for each group
 //! ```
+//!
+//! `share` divides the capacity among several groups.
 
 use super::record::RecordForm;
 use crate::error::{SettingsError, TierError};
@@ -28,8 +30,11 @@ const RESERVE_MAX: u32 = 1024;
 /// The most slots; it bounds the memory that the store keeps for each slot.
 pub const SLOTS_MAX: u32 = 1 << 26;
 
+/// The most groups of a folder.
+pub const GROUPS_MAX: usize = 64;
+
 /// The fewest slots: one that holds a block and an erased one.
-const PHYSICAL_MIN: u32 = 2;
+pub(super) const PHYSICAL_MIN: u32 = 2;
 
 /// Bytes of a slot for blocks of `block_bytes`.
 pub(super) fn slot_bytes(block_bytes: u64) -> Result<u64, TierError> {
@@ -73,15 +78,41 @@ pub(super) fn records_bytes(physical: u32, record: RecordForm) -> u64 {
     (u64::from(physical) * record.stride()).next_multiple_of(PAGE_BYTES)
 }
 
-/// Bytes of all files with `physical` slots; `None` if they exceed 2^64.
-pub(super) fn total_bytes(physical: u32, form: SlotForm, manifest_bytes: u64) -> Option<u64> {
+/// Bytes of the slots and records of `physical` slots; `None` if they exceed 2^64.
+pub(super) fn group_bytes(physical: u32, form: SlotForm) -> Option<u64> {
     let slot_bytes = slot_bytes(form.block_bytes).ok()?;
-    let manifest = manifest_bytes.checked_next_multiple_of(PAGE_BYTES)?;
-    let fixed = manifest.checked_mul(2)?.checked_add(2 * PAGE_BYTES)?;
     let slots = u64::from(physical).checked_mul(slot_bytes)?;
-    fixed
-        .checked_add(slots)?
-        .checked_add(records_bytes(physical, form.record))
+    slots.checked_add(records_bytes(physical, form.record))
+}
+
+/// Bytes that a folder takes once, however many groups it has: the folder itself, its lock and two
+/// manifests.
+pub(super) fn fixed_bytes(manifest_bytes: u64) -> Option<u64> {
+    let manifest = manifest_bytes.checked_next_multiple_of(PAGE_BYTES)?;
+    manifest.checked_mul(2)?.checked_add(2 * PAGE_BYTES)
+}
+
+/// Bytes of all files of a folder of one group with `physical` slots; `None` if they exceed 2^64.
+pub(super) fn total_bytes(physical: u32, form: SlotForm, manifest_bytes: u64) -> Option<u64> {
+    fixed_bytes(manifest_bytes)?.checked_add(group_bytes(physical, form)?)
+}
+
+/// The most slots for which `fits` holds: at most `SLOTS_MAX + 1`, and 0 if not even the fewest fit.
+/// Fewer slots than some that fit must fit too.
+pub(super) fn most_slots(fits: impl Fn(u32) -> bool) -> u32 {
+    if !fits(PHYSICAL_MIN) {
+        return 0;
+    }
+    let (mut most, mut too_many) = (PHYSICAL_MIN, SLOTS_MAX + 2);
+    while too_many - most > 1 {
+        let middle = most + (too_many - most) / 2;
+        if fits(middle) {
+            most = middle;
+        } else {
+            too_many = middle;
+        }
+    }
+    most
 }
 
 /// The most slots, erased ones included, that fit `capacity_bytes`.
@@ -96,7 +127,8 @@ pub(super) fn physical_slots(
         let total = total_bytes(physical, form, manifest_bytes);
         total.is_some_and(|total| total <= capacity_bytes)
     };
-    if !fits(PHYSICAL_MIN) {
+    let physical = most_slots(fits);
+    if physical < PHYSICAL_MIN {
         let needed = total_bytes(PHYSICAL_MIN, form, manifest_bytes);
         return Err(TierError::Settings(SettingsError::CapacityTooSmall {
             capacity_bytes,
@@ -104,7 +136,7 @@ pub(super) fn physical_slots(
             needed_bytes: needed.unwrap_or(u64::MAX),
         }));
     }
-    if total_bytes(SLOTS_MAX + 1, form, manifest_bytes).is_some_and(|b| b <= capacity_bytes) {
+    if physical > SLOTS_MAX {
         let most = total_bytes(SLOTS_MAX, form, manifest_bytes);
         return Err(TierError::Settings(SettingsError::CapacityTooLarge {
             capacity_bytes,
@@ -113,16 +145,7 @@ pub(super) fn physical_slots(
             most_bytes: most.unwrap_or(u64::MAX),
         }));
     }
-    let (mut most, mut too_many) = (PHYSICAL_MIN, SLOTS_MAX + 1);
-    while too_many - most > 1 {
-        let middle = most + (too_many - most) / 2;
-        if fits(middle) {
-            most = middle;
-        } else {
-            too_many = middle;
-        }
-    }
-    Ok(most)
+    Ok(physical)
 }
 
 #[cfg(test)]

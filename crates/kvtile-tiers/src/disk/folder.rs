@@ -1,6 +1,7 @@
 //! The file names of a folder, its lock, and how the folder is cleared.
 
 use super::{
+    capacity::GROUPS_MAX,
     manifest::{MANIFEST_FILE, MANIFEST_PARTIAL_FILE, file_name},
     medium::{LockError, Medium, MediumFile, MediumLock, NotPlain, OpenFile},
     store::{SlotMiss, is_end},
@@ -10,20 +11,47 @@ use crate::error::{ConvertError, FolderError, TierError};
 /// Names the process that uses the folder.
 pub(super) const LOCK_FILE: &str = "lock";
 
-/// One record per slot.
+/// One record per slot of the first group.
 pub(super) const RECORDS_FILE: &str = "records";
 
-/// The slots: the bytes of the blocks.
+/// The slots of the first group: the bytes of its blocks.
 pub(super) const SLOTS_FILE: &str = "slots";
 
-/// Every file name that a store creates.
-const OURS: [&str; 5] = [
-    LOCK_FILE,
-    MANIFEST_FILE,
-    MANIFEST_PARTIAL_FILE,
-    RECORDS_FILE,
-    SLOTS_FILE,
-];
+/// The file with the records of group number `group`: `records`, `records-1`, `records-2`, …
+pub(super) fn records_file(group: usize) -> String {
+    data_file(RECORDS_FILE, group)
+}
+
+/// The file with the slots of group number `group`: `slots`, `slots-1`, `slots-2`, …
+pub(super) fn slots_file(group: usize) -> String {
+    data_file(SLOTS_FILE, group)
+}
+
+fn data_file(of_first: &str, group: usize) -> String {
+    match group {
+        0 => of_first.to_owned(),
+        group => format!("{of_first}-{group}"),
+    }
+}
+
+/// Whether a file has the name of the records or the slots of a group.
+fn is_data_file(name: &str) -> bool {
+    [RECORDS_FILE, SLOTS_FILE].into_iter().any(|of_first| {
+        let rest = name.strip_prefix(of_first);
+        let group = match rest.map(|rest| rest.strip_prefix('-')) {
+            None => return false,
+            Some(None) => Some(0),
+            Some(Some(number)) => number.parse().ok(),
+        };
+        // The name of a number is compared too: `records-01` is foreign.
+        group.is_some_and(|group| group < GROUPS_MAX && name == data_file(of_first, group))
+    })
+}
+
+/// Whether a store creates files of this name.
+fn is_ours(name: &str) -> bool {
+    [LOCK_FILE, MANIFEST_FILE, MANIFEST_PARTIAL_FILE].contains(&name) || is_data_file(name)
+}
 
 /// A folder that file systems create in their root.
 const LOST_AND_FOUND: &str = "lost+found";
@@ -39,7 +67,7 @@ pub(super) fn check_ours(medium: &dyn Medium) -> Result<(), TierError> {
     }
     let begun = names.iter().any(|name| name == LOCK_FILE);
     let foreign = names.into_iter().find(|name| {
-        let ours = begun && OURS.contains(&name.as_str());
+        let ours = begun && is_ours(name);
         !ours && name != LOST_AND_FOUND
     });
     match foreign {
@@ -107,10 +135,10 @@ pub(super) fn open_to_read(
     medium.open(file, &how).map(Some).map_err(failed)
 }
 
-/// Fills `buffer` with the bytes of a slot. The caller verifies them.
+/// Fills `buffer` with the bytes of a slot of the file `file`. The caller verifies them.
 pub(super) fn read_slot(
     medium: &dyn Medium,
-    slots: Option<&dyn MediumFile>,
+    (file, slots): (&str, Option<&dyn MediumFile>),
     offset: u64,
     buffer: &mut [u8],
 ) -> Result<(), SlotMiss> {
@@ -118,11 +146,7 @@ pub(super) fn read_slot(
     let read = slots.read_exact_at(offset, buffer);
     read.map_err(|error| match is_end(&error) {
         true => SlotMiss::Truncated,
-        false => SlotMiss::Io(TierError::file(
-            "read",
-            file_name(medium, SLOTS_FILE),
-            error,
-        )),
+        false => SlotMiss::Io(TierError::file("read", file_name(medium, file), error)),
     })
 }
 
@@ -153,11 +177,13 @@ fn lock_error(medium: &dyn Medium, error: LockError) -> TierError {
     }
 }
 
-/// Removes the data files of a folder without a manifest. The lock file stays: another process may
+/// Removes the data files of all groups of a folder without a manifest. The lock file stays: another process may
 /// be waiting for it.
 pub(super) fn remove_data(medium: &dyn Medium) -> Result<(), TierError> {
     let failed = |error| TierError::file("clear", medium.name(), error);
-    for file in [MANIFEST_PARTIAL_FILE, RECORDS_FILE, SLOTS_FILE] {
+    let names = medium.names().map_err(failed)?;
+    medium.remove(MANIFEST_PARTIAL_FILE).map_err(failed)?;
+    for file in names.iter().filter(|name| is_data_file(name)) {
         medium.remove(file).map_err(failed)?;
     }
     medium.sync_folder().map_err(failed)
@@ -172,7 +198,7 @@ pub fn clear(medium: &dyn Medium) -> Result<(), TierError> {
     let names = medium.names();
     let names = names.map_err(|error| TierError::file("list", medium.name(), error))?;
     check_ours(medium)?;
-    if !names.iter().any(|name| OURS.contains(&name.as_str())) {
+    if !names.iter().any(|name| is_ours(name)) {
         return Err(TierError::Folder(FolderError::NotAStore {
             folder: medium.name(),
         }));
@@ -182,4 +208,32 @@ pub fn clear(medium: &dyn Medium) -> Result<(), TierError> {
     medium.remove(MANIFEST_FILE).map_err(failed)?;
     medium.sync_folder().map_err(failed)?;
     remove_data(medium)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_names_of_possible_groups_are_those_of_data_files() {
+        for ours in ["records", "slots", "records-1", "slots-1", "slots-63"] {
+            assert!(is_data_file(ours), "{ours}");
+        }
+        for foreign in [
+            "records-0",
+            "records-01",
+            "records-+1",
+            "records-64",
+            "slots-",
+            "slots-1 ",
+            "slots1",
+            "slots-1-1",
+            "slots-99999999999999999999",
+            "Slots",
+            "lock",
+            "",
+        ] {
+            assert!(!is_data_file(foreign), "{foreign}");
+        }
+    }
 }

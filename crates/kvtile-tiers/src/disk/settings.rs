@@ -12,7 +12,8 @@ use crate::tier::{TierSettings, TierWrites};
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct DiskSettings {
-    /// The folder, created if it is missing. One cache at a time may use it.
+    /// The folder, created if it is missing. One cache at a time may write it; others may follow it
+    /// ([`DiskFollower`](super::DiskFollower)).
     pub folder: PathBuf,
     /// The most bytes that all files of the folder may take: room for at least two blocks and for
     /// at most [`SLOTS_MAX`](super::SLOTS_MAX).
@@ -36,6 +37,11 @@ pub struct DiskSettings {
     /// miss, and the cache stops using the disk for a while.
     #[serde(default = "answer_within")]
     pub answer_within: Duration,
+    /// The age of its index at which a [`DiskFollower`](super::DiskFollower) compares it with the
+    /// folder again, when a lookup comes (default 100 ms). The cache that writes the folder ignores
+    /// it.
+    #[serde(default = "refresh_after")]
+    pub refresh_after: Duration,
 }
 
 impl DiskSettings {
@@ -50,6 +56,7 @@ impl DiskSettings {
             policy: PolicyKind::default(),
             close_within: close_within(),
             answer_within: answer_within(),
+            refresh_after: refresh_after(),
         }
     }
 
@@ -61,6 +68,13 @@ impl DiskSettings {
             close_within: self.close_within,
             answer_within: self.answer_within,
         }
+    }
+
+    /// The settings that the cache applies to the tier of a [`DiskFollower`](super::DiskFollower):
+    /// as [`tier`](Self::tier), but the cache writes no blocks to it.
+    #[must_use]
+    pub fn follower(&self) -> TierSettings {
+        self.tier().writes(TierWrites::Never)
     }
 
     /// Sets [`name`](Self::name).
@@ -97,6 +111,13 @@ impl DiskSettings {
         self.answer_within = answer_within;
         self
     }
+
+    /// Sets [`refresh_after`](Self::refresh_after).
+    #[must_use]
+    pub fn refresh_after(mut self, refresh_after: Duration) -> DiskSettings {
+        self.refresh_after = refresh_after;
+        self
+    }
 }
 
 fn close_within() -> Duration {
@@ -105,4 +126,8 @@ fn close_within() -> Duration {
 
 fn answer_within() -> Duration {
     TierSettings::default().answer_within
+}
+
+fn refresh_after() -> Duration {
+    Duration::from_millis(100)
 }

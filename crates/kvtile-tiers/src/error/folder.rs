@@ -23,6 +23,17 @@ pub enum FolderError {
         /// The process that holds the lock, as far as it is visible.
         holder: LockHolder,
     },
+    /// A write through a tier that only reads its folder.
+    #[error(
+        "this process only reads {folder}, {}; store blocks in the process that writes there",
+        writer(.holder.as_ref())
+    )]
+    ReadsOnly {
+        /// The folder.
+        folder: String,
+        /// The process that writes there, as far as it is visible; `None` if there is none.
+        holder: Option<LockHolder>,
+    },
     /// A store is used in a forked child of the process that opened it.
     #[error(
         "the store was opened by process {opened_by}, and this is a child of it made by fork; open a \
@@ -82,15 +93,16 @@ pub enum FolderError {
         /// The format version that this kvtile reads and writes.
         ours: u32,
     },
-    /// A folder that stores several groups of layers. The folder is unchanged.
+    /// A folder with several groups, where a folder of one is needed. The folder is unchanged.
     #[error(
-        "{folder} keeps {groups} groups of layers, and this kvtile opens folders of one; use a newer kvtile"
+        "{folder} keeps {} groups ({}), and this works on folders of one group only",
+        .groups.len(), .groups.join(", ")
     )]
     FolderGroups {
         /// The folder.
         folder: String,
-        /// Number of groups in the folder.
-        groups: usize,
+        /// The names of its groups.
+        groups: Vec<String>,
     },
     /// A file of an open folder, or the folder itself, was removed, replaced, truncated or
     /// overwritten. What the store writes to it does not outlive the process, and earlier durable
@@ -136,6 +148,20 @@ pub enum FolderError {
         /// The system's error.
         source: Arc<io::Error>,
     },
+}
+
+/// The part of the message that names the process that writes a folder.
+fn writer(holder: Option<&LockHolder>) -> String {
+    let Some(holder) = holder else {
+        return "which no process writes now".to_owned();
+    };
+    match (holder.pid.or(holder.opened_by), &holder.program) {
+        (Some(pid), Some(program)) => {
+            format!("which process {pid} ({}) writes", ShownText(program))
+        }
+        (Some(pid), None) => format!("which process {pid} writes"),
+        (None, _) => "which a process that cannot be seen from here writes".to_owned(),
+    }
 }
 
 /// The part of the message that names the holder of the lock and a remedy.

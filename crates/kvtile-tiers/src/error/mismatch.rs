@@ -32,4 +32,27 @@ pub enum MismatchError {
         /// The first field that differs.
         difference: Difference,
     },
+    /// A folder of other groups. The folder is unchanged.
+    #[error(
+        "{folder} keeps {}, and the cache has {}; give the same groups under the same names in the \
+         same order, or another folder, or clear it",
+        list(.theirs), list(.ours)
+    )]
+    GroupsDiffer {
+        /// The folder.
+        folder: String,
+        /// The names of the requested groups.
+        ours: Vec<String>,
+        /// The names of the folder's groups; empty if the folder has one group, which has no name.
+        theirs: Vec<String>,
+    },
+}
+
+/// The names of groups, for messages.
+pub(super) fn list(names: &[String]) -> String {
+    match names {
+        [] => "one group without a name".to_owned(),
+        [name] => format!("the group {name}"),
+        names => format!("the groups {}", names.join(", ")),
+    }
 }

@@ -96,6 +96,66 @@ pub enum SettingsError {
         /// The largest allowed capacity.
         most_bytes: u64,
     },
+    /// A capacity in which a group has no room for the two slots that it needs.
+    #[error(
+        "{capacity_bytes} bytes of disk leave too little for group {group} with blocks of \
+         {block_bytes} bytes; give at least {needed_bytes}, or the group a larger share"
+    )]
+    GroupTooSmall {
+        /// The name of the group.
+        group: String,
+        /// Bytes of a block of the group.
+        block_bytes: u64,
+        /// The capacity given.
+        capacity_bytes: u64,
+        /// The smallest sufficient capacity with these shares.
+        needed_bytes: u64,
+    },
+    /// A capacity in which a group has more blocks than a disk tier can address.
+    #[error(
+        "{capacity_bytes} bytes of disk leave group {group} more than {blocks_max} blocks of \
+         {block_bytes} bytes; give at most {most_bytes}, or the group a smaller share"
+    )]
+    GroupTooLarge {
+        /// The name of the group.
+        group: String,
+        /// Bytes of a block of the group.
+        block_bytes: u64,
+        /// The capacity given.
+        capacity_bytes: u64,
+        /// The largest number of blocks.
+        blocks_max: u32,
+        /// The largest allowed capacity with these shares.
+        most_bytes: u64,
+    },
+    /// A number of groups that no disk tier can have.
+    #[error("a disk tier cannot keep {groups} groups; give 1 to {most}")]
+    GroupCount {
+        /// The number of groups.
+        groups: usize,
+        /// The largest number of groups.
+        most: usize,
+    },
+    /// A name that no group can have.
+    #[error("{name:?} is no name of a group; give 1 to 64 visible ASCII characters")]
+    GroupName {
+        /// The name, or its beginning.
+        name: String,
+    },
+    /// Two groups with the same name.
+    #[error("two groups are named {name}; give each of them a name of its own")]
+    GroupTwice {
+        /// The name.
+        name: String,
+    },
+    /// A share that does not divide the capacity.
+    #[error("the share of group {group} is {share}; give a number of 0.000001 to 1000000, or none")]
+    GroupShare {
+        /// The name of the group.
+        group: String,
+        /// The share.
+        share: f64,
+    },
     /// A block size outside the range of a slot.
     #[error("blocks of {block_bytes} bytes cannot be stored; a block has 1 byte to 1 TiB")]
     BlockBytes {
@@ -137,11 +197,11 @@ pub enum SettingsError {
         "a block store writes each block once, right after its store; give `at_once` or leave `writes` out"
     )]
     StoreWrites,
-    /// Two groups of one store with the same name, or one without a name.
-    #[error("a group is named {name:?}; give each group a name of its own")]
-    GroupName {
-        /// The name.
-        name: String,
+    /// A follower of a folder with another number of groups than one.
+    #[error("a follower reads folders of one group, and {groups} groups are requested; open a follower for each folder of one group")]
+    FollowerGroups {
+        /// The number of groups.
+        groups: usize,
     },
     /// Staging memory too small for two blocks of each group.
     #[error(

@@ -17,7 +17,7 @@ mod folder;
 pub use folder::{FolderMedium, FoundInstead, NotLocal, NotPlain};
 pub use kvtile_transfer::{FileIo, FileRead, FileWay, FileWrite};
 
-use std::{fmt, io};
+use std::{fmt, io, time::SystemTime};
 
 /// How [`Medium::open`] opens a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +111,10 @@ pub trait Medium: fmt::Debug + Send + Sync {
     /// # Errors
     /// The file system fails.
     fn standing(&self) -> io::Result<NameStanding>;
+
+    /// Closes the opened folder: the next use looks its name up again, and finds a folder that was
+    /// created or replaced since. A medium without names of folders does nothing.
+    fn reopen(&self) {}
 
     /// Takes the lock of the folder for writing, until the guard is dropped or the process ends.
     /// The process writes its number to the file `file`.
@@ -208,6 +212,15 @@ pub trait MediumFile: fmt::Debug + Send + Sync {
     /// # Errors
     /// The file system fails.
     fn standing(&self) -> io::Result<NameStanding>;
+
+    /// When the file was last written, by the clock of the file system, which may be coarse; `None`
+    /// if the medium does not record it.
+    ///
+    /// # Errors
+    /// The file system fails.
+    fn modified(&self) -> io::Result<Option<SystemTime>> {
+        Ok(None)
+    }
 
     /// Whether transfers bypass the page cache.
     fn is_direct(&self) -> bool;

@@ -1,4 +1,4 @@
-//! The identity of a tier's blocks.
+//! The identity of a tier's blocks, and the groups of blocks that a tier stores.
 
 use kvtile_layout::identity::{Identity, LayoutIdentity};
 
@@ -24,5 +24,47 @@ impl StoreIdentity {
     #[must_use]
     pub fn block_bytes(&self) -> u64 {
         self.pieces.block_bytes()
+    }
+}
+
+/// One group of blocks of a tier: layers whose blocks have one size and one identity.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TierGroup {
+    /// The name of the group, unique within the tier: 1 to [`TierGroup::NAME_BYTES_MAX`] visible
+    /// ASCII characters.
+    pub name: String,
+    /// The identity, the layout and the size of its blocks.
+    pub identity: StoreIdentity,
+    /// Its share of the capacity, relative to the sum of all shares. Groups without a share count 1
+    /// on average; they divide that part so that each of them has the same number of blocks.
+    pub share: Option<f64>,
+}
+
+impl TierGroup {
+    /// The longest name, in bytes.
+    pub const NAME_BYTES_MAX: usize = 64;
+
+    /// A group without a share.
+    #[must_use]
+    pub fn new(name: impl Into<String>, identity: StoreIdentity) -> TierGroup {
+        TierGroup {
+            name: name.into(),
+            identity,
+            share: None,
+        }
+    }
+
+    /// Sets [`share`](Self::share).
+    #[must_use]
+    pub fn share(mut self, share: impl Into<Option<f64>>) -> TierGroup {
+        self.share = share.into();
+        self
+    }
+
+    /// Whether a group may have this name.
+    pub(crate) fn is_name(name: &str) -> bool {
+        (1..=TierGroup::NAME_BYTES_MAX).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_graphic())
     }
 }

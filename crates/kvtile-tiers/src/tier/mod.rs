@@ -22,6 +22,10 @@
 //!   ([`TierAbilities::verifies`]).
 //! - Presence is a hint on a shared tier: the block may be evicted before the read. The outcome of
 //!   the read counts.
+//! - Groups are independent: equal keys of two groups are two blocks, a parent is a block of the same
+//!   group, and a batch may contain blocks of several groups. A group that the tier does not have is
+//!   absent from lookups and reads; a write to it fails with
+//!   [`BatchError::NoSuchGroup`](crate::BatchError::NoSuchGroup).
 
 mod batch;
 mod gather;
@@ -42,7 +46,7 @@ use kvtile_transfer::completion::Completion;
 
 pub use batch::{BlockName, BlockRead, BlockWrite, content_checksum};
 pub use gather::{BatchPart, OutcomeGather};
-pub use identity::{STORAGE_WORD, StoreIdentity};
+pub use identity::{STORAGE_WORD, StoreIdentity, TierGroup};
 pub use kvtile_blocks::GroupId;
 pub use memory::HostBlock;
 pub use pieces::BlockPieces;
@@ -146,7 +150,7 @@ pub trait Tier: fmt::Debug + Send + Sync {
     /// they are pinned.
     fn forget(&self, group: GroupId, keys: &[BlockKey]) -> usize;
 
-    /// Evicts up to `blocks` blocks, the least valuable first. Returns how many.
+    /// Evicts up to `blocks` blocks, the least valuable of each group first. Returns how many.
     fn evict(&self, blocks: usize, now: Tick) -> usize;
 
     /// Removes all blocks that are not in use; on a shared tier only for this cache. Returns how
@@ -162,9 +166,9 @@ pub trait Tier: fmt::Debug + Send + Sync {
     /// The counters and contents of the tier.
     fn stats(&self) -> TierStats;
 
-    /// The estimated time to read `blocks` blocks, from earlier reads; `None` before the first
-    /// measurement.
-    fn estimate(&self, blocks: usize) -> Option<Duration>;
+    /// The estimated time to read `blocks` blocks of a group, from earlier reads; `None` before the
+    /// first measurement, and for a group that the tier does not have.
+    fn estimate(&self, group: GroupId, blocks: usize) -> Option<Duration>;
 
     /// Appends all blocks of all groups that lookups can find, each under the lock that also orders
     /// its events.
@@ -191,8 +195,8 @@ pub trait Tier: fmt::Debug + Send + Sync {
 /// The context that a cache passes to the tiers it opens.
 #[derive(Clone)]
 pub struct TierContext {
-    /// The identity, the layout and the size of the blocks.
-    pub identity: StoreIdentity,
+    /// The groups of blocks; group `i` is `GroupId(i)`.
+    pub groups: Vec<TierGroup>,
     /// The log in which the tier records stored and removed blocks.
     pub events: Arc<EventLog>,
     /// The clock of the cache.
@@ -205,7 +209,7 @@ pub struct TierContext {
 impl fmt::Debug for TierContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TierContext")
-            .field("identity", &self.identity)
+            .field("groups", &self.groups)
             .field("threads", &self.threads)
             .finish_non_exhaustive()
     }

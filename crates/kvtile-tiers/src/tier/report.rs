@@ -139,4 +139,24 @@ impl TierStats {
             pool: Some(pool),
         }
     }
+
+    /// The sum over several groups of a tier, the counters of their pools included.
+    #[must_use]
+    pub fn sum(groups: impl IntoIterator<Item = TierStats>) -> TierStats {
+        let mut sum = TierStats::default();
+        for group in groups {
+            sum.present += group.present;
+            sum.capacity += group.capacity;
+            sum.evicted_for_room += group.evicted_for_room;
+            sum.evicted_for_quota += group.evicted_for_quota;
+            sum.removed += group.removed;
+            sum.damaged += group.damaged;
+            match (&mut sum.pool, group.pool) {
+                (Some(sum), Some(pool)) => sum.add(&pool),
+                (of_sum, Some(pool)) => *of_sum = Some(pool),
+                (_, None) => {}
+            }
+        }
+        sum
+    }
 }

@@ -18,6 +18,8 @@ pub enum TierWrites {
     AtOnce,
     /// Once a block was found this number of times.
     AfterUses(u32),
+    /// Not at all: the tier only reads.
+    Never,
 }
 
 /// The settings of a tier within a cache.

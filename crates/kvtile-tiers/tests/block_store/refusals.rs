@@ -101,7 +101,7 @@ fn settings_that_contradict_each_other() {
         (good().workers(0), "workers is 0"),
         (good().queue_capacity(0), "queue_capacity is 0"),
         (good().event_capacity(usize::MAX), "event_capacity"),
-        (BlockStoreSettings::new(vec![]), "the number of groups is 0"),
+        (BlockStoreSettings::new(vec![]), "cannot keep 0 groups"),
         (good().disk(uses), "right after its store"),
         (
             BlockStoreSettings::new(vec![other]).disk(DiskSettings::new(folder.path(), 4 << 20)),

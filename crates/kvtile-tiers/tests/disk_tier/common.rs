@@ -126,3 +126,14 @@ pub(crate) fn check_offered(
         assert!(buffer == content(number, identity), "block {number}");
     }
 }
+
+/// A changed manifest with a valid checksum.
+pub(crate) fn forged(manifest: &str, change: &dyn Fn(&str) -> String) -> String {
+    let compact: String = manifest.lines().map(str::trim_start).collect();
+    let compact = compact.replace("\": ", "\":");
+    let (_, rest) = compact.split_once("{\"manifest\":").unwrap();
+    let (body, _) = rest.rsplit_once(",\"checksum\":").unwrap();
+    let body = change(body);
+    let checksum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, body.as_bytes());
+    format!("{{\"manifest\":{body},\"checksum\":\"{checksum:016x}\"}}")
+}

@@ -11,6 +11,7 @@ mod common;
 mod convert;
 mod crash;
 mod gone;
+mod groups;
 #[path = "../cache/hooked.rs"]
 mod hooked;
 mod links;

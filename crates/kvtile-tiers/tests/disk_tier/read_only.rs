@@ -47,11 +47,12 @@ fn seen(path: &Path) -> Vec<(PathBuf, u64, i64, i64, u64)> {
 fn check_read(path: &Path) -> Inspection {
     let identity = usual();
     let inspection = Inspection::open(path).unwrap();
-    assert_eq!(inspection.blocks().len() as u64, BLOCKS);
-    assert!(inspection.torn().is_empty() && inspection.unreadable().is_empty());
+    let group = inspection.only().unwrap();
+    assert_eq!(group.blocks().len() as u64, BLOCKS);
+    assert!(group.torn().is_empty() && group.unreadable().is_empty());
     let mut buffer = content(99, &identity);
     for index in 0..usize::try_from(BLOCKS).unwrap() {
-        inspection.read(index, &mut buffer).unwrap();
+        group.read(index, &mut buffer).unwrap();
         assert!(buffer == content(index as u64, &identity));
     }
     inspection
@@ -201,12 +202,12 @@ fn a_reader_beside_a_writer_gets_intact_blocks_or_replaced() {
         );
     }
     let mut buffer = content(99, &identity);
-    inspection.read(0, &mut buffer).unwrap();
+    inspection.only().unwrap().read(0, &mut buffer).unwrap();
     assert!(matches!(
-        inspection.read(1, &mut buffer),
+        inspection.only().unwrap().read(1, &mut buffer),
         Err(SlotMiss::Replaced)
     ));
-    inspection.read(2, &mut buffer).unwrap();
+    inspection.only().unwrap().read(2, &mut buffer).unwrap();
     assert_eq!(store.key(0), Some(key(0)));
 }
 
@@ -222,9 +223,10 @@ fn readers_that_never_stop_see_no_damage_while_a_store_writes() {
             let mut buffer = content(99, &identity);
             while !ends.load(std::sync::atomic::Ordering::Relaxed) {
                 let inspection = Inspection::open(folder.path()).unwrap();
-                assert!(inspection.torn().is_empty(), "a record is torn");
-                for (index, block) in inspection.blocks().enumerate() {
-                    match inspection.read(index, &mut buffer) {
+                let group = inspection.only().unwrap();
+                assert!(group.torn().is_empty(), "a record is torn");
+                for (index, block) in group.blocks().enumerate() {
+                    match group.read(index, &mut buffer) {
                         Ok(()) => {
                             let number = u64::from(block.position);
                             assert!(buffer == content(number, &identity), "block {number}");

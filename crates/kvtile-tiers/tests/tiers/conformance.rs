@@ -10,7 +10,7 @@ use kvtile_testkit::{
     disk::SimulatedDisk,
     tier::{
         MemoryTier, MisbehavingTier, TierFaults,
-        conformance::{OpenTierAt, check_tier},
+        conformance::{OpenTierAt, check_tier, check_tier_groups},
     },
 };
 use kvtile_tiers::{
@@ -19,7 +19,7 @@ use kvtile_tiers::{
     tier::{Tier, TierContext},
 };
 
-/// Room for 47 blocks of one page each.
+/// Room for 47 blocks of one page each, or for 20 of each of two groups.
 const DISK_BYTES: u64 = 52 * 4096;
 
 fn memory() -> OpenTierAt {
@@ -87,6 +87,19 @@ fn a_disk_keeps_the_contract_with_each_policy() {
     for policy in [PolicyKind::default(), PolicyKind::Lru] {
         check_tier(0, &|| simulated(policy));
         check_tier(2, &|| simulated(policy));
+    }
+}
+
+#[test]
+fn tiers_with_several_groups_keep_the_contract_for_each_of_them() {
+    for threads in [0, 2] {
+        check_tier_groups(threads, &memory);
+        check_tier_groups(threads, &shared);
+        check_tier_groups(threads, &folder);
+        for policy in [PolicyKind::default(), PolicyKind::Lru] {
+            check_tier_groups(threads, &|| simulated(policy));
+        }
+        check_tier_groups(threads, &|| misbehaving(TierFaults::default()));
     }
 }
 

@@ -134,12 +134,16 @@ fn overdue_pins(rig: &mut TierRig) {
 }
 
 fn estimates(rig: &mut TierRig) {
-    assert_eq!(rig.tier().estimate(1), None, "before the first measurement");
+    assert_eq!(
+        rig.tier().estimate(GROUP, 1),
+        None,
+        "before the first measurement"
+    );
     let links = chain(1, 8);
     rig.write_new(&links);
     rig.read_all(&links);
     rig.read_all(&links[..1]);
-    let of = |blocks| rig.tier().estimate(blocks);
+    let of = |blocks| rig.tier().estimate(GROUP, blocks);
     if let (Some(one), Some(some), Some(many)) = (of(1), of(10), of(1000)) {
         assert!(one <= some && some <= many, "{one:?} {some:?} {many:?}");
         assert!(many < Duration::from_secs(3600), "{many:?}");

@@ -8,6 +8,7 @@
 
 mod batches;
 mod content;
+mod groups;
 mod keeping;
 mod model;
 mod room;
@@ -24,13 +25,15 @@ use kvtile_tiers::{
     cache::SystemClock,
     tier::{
         BlockName, BlockRead, BlockWrite, GroupId, NotWritten, ReadSuccess, Tier, TierContext,
-        TierHold, TierMiss, WriteSuccess, content_checksum,
+        TierGroup, TierHold, TierMiss, WriteSuccess, content_checksum,
     },
 };
 
 use kvtile_transfer::completion::Completion;
 
 use super::{HostMemory, ReservedBlock, content as bytes_of};
+
+pub use groups::check_tier_groups;
 
 /// Opens a tier in one place. After that tier was dropped, it can open it again, with its durable
 /// blocks.
@@ -61,14 +64,17 @@ pub fn check_tier(threads: usize, new_place: &dyn Fn() -> OpenTierAt) {
         .chain(batches::CHECKS)
         .chain(model::CHECKS);
     for (name, check) in checks {
-        println!("{name}");
-        let mut rig = TierRig::new(threads, new_place());
-        check(&mut rig);
-        rig.check();
-        assert!(
-            rig.host.wait_until_free(PATIENCE),
-            "{name}: host memory was not released"
-        );
+        run_check(name, *check, TierRig::new(threads, new_place()));
+    }
+}
+
+fn run_check(name: &str, check: fn(&mut TierRig), mut rig: TierRig) {
+    println!("{name}");
+    check(&mut rig);
+    rig.check();
+    for host in std::iter::once(&rig.host).chain(&rig.others) {
+        let is_free = host.wait_until_free(PATIENCE);
+        assert!(is_free, "{name}: host memory was not released");
     }
 }
 
@@ -80,6 +86,8 @@ struct TierRig {
     open: OpenTierAt,
     context: TierContext,
     host: HostMemory,
+    /// Host memory of the groups after the first.
+    others: Vec<HostMemory>,
     /// `None` only while the tier is being reopened.
     opened: Option<Arc<dyn Tier>>,
     subscriber: EventSubscriber,
@@ -129,13 +137,24 @@ impl TierRig {
             Ok(host) => host,
             Err(error) => broken(format_args!("no host memory: {error}")),
         };
-        let context = context_of(&host, threads);
+        let groups = vec![TierGroup::new("kv", host.identity().clone())];
+        TierRig::with_groups((host, Vec::new()), groups, (threads, open))
+    }
+
+    /// A rig for several groups: `host` is memory of the first, `others` of the groups after it.
+    fn with_groups(
+        (host, others): (HostMemory, Vec<HostMemory>),
+        groups: Vec<TierGroup>,
+        (threads, open): (usize, OpenTierAt),
+    ) -> TierRig {
+        let context = context_of(groups, threads);
         let tier = open(&context);
         let subscriber = context.events.subscribe();
         let rig = TierRig {
             open,
             context,
             host,
+            others,
             opened: Some(tier),
             subscriber,
             mirror: EventMirror::new(),
@@ -151,7 +170,7 @@ impl TierRig {
     /// Drops the tier and opens it again.
     fn reopen(&mut self) {
         drop(self.opened.take());
-        self.context = context_of(&self.host, self.context.threads);
+        self.context = context_of(self.context.groups.clone(), self.context.threads);
         self.opened = Some((self.open)(&self.context));
         // Blocks that the tier finds when it is opened have no events.
         self.subscriber = self.context.events.subscribe();
@@ -175,6 +194,7 @@ impl TierRig {
         RigHandle {
             tier: self.tier(),
             host: &self.host,
+            others: &self.others,
         }
     }
 
@@ -279,12 +299,23 @@ impl TierRig {
 struct RigHandle<'a> {
     tier: &'a dyn Tier,
     host: &'a HostMemory,
+    others: &'a [HostMemory],
 }
 
 impl RigHandle<'_> {
+    /// Host memory for blocks of a group; that of the first for a group without any.
+    fn host_of(&self, group: GroupId) -> &HostMemory {
+        let other = usize::try_from(group.0)
+            .ok()
+            .and_then(|group| group.checked_sub(1));
+        other
+            .and_then(|other| self.others.get(other))
+            .unwrap_or(self.host)
+    }
+
     fn writes(&self, links: &[ChainLink]) -> (Vec<ReservedBlock>, Vec<BlockWrite>) {
         let write = |link: &ChainLink| {
-            let (reserved, from) = self.host.filled(&link.name);
+            let (reserved, from) = self.host_of(link.name.group).filled(&link.name);
             let write = BlockWrite {
                 name: link.name,
                 parent: link.parent,
@@ -299,7 +330,7 @@ impl RigHandle<'_> {
 
     fn reads(&self, links: &[ChainLink]) -> (Vec<ReservedBlock>, Vec<BlockRead>) {
         let read = |link: &ChainLink| {
-            let (reserved, into) = self.host.empty();
+            let (reserved, into) = self.host_of(link.name.group).empty();
             let name = link.name;
             (reserved, BlockRead { name, into })
         };
@@ -336,8 +367,9 @@ impl RigHandle<'_> {
         let right =
             |((outcome, link), reserved): ((&Result<ReadSuccess, TierMiss>, &ChainLink), _)| {
                 let came = outcome.clone()?;
-                let found = self.host.bytes(reserved);
-                let written = bytes_of(&link.name, self.host.block_bytes());
+                let host = self.host_of(link.name.group);
+                let found = host.bytes(reserved);
+                let written = bytes_of(&link.name, host.block_bytes());
                 assert_eq!(found, written, "{link:?}");
                 let checksum = content_checksum(&link.name.key, link.position, &found);
                 match came.checksum {
@@ -358,14 +390,14 @@ fn ended<T: Clone>(completion: &Completion<T>) -> T {
     }
 }
 
-fn context_of(host: &HostMemory, threads: usize) -> TierContext {
+fn context_of(groups: Vec<TierGroup>, threads: usize) -> TierContext {
     let capacity = std::num::NonZeroUsize::MIN.saturating_add(1 << 16);
     let events = match EventLog::new(capacity) {
         Ok(events) => events,
         Err(error) => broken(format_args!("no event log: {error}")),
     };
     TierContext {
-        identity: host.identity().clone(),
+        groups,
         events: Arc::new(events),
         clock: Arc::new(SystemClock::default()),
         threads,

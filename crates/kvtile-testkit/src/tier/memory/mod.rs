@@ -441,7 +441,7 @@ impl Tier for MemoryTier {
         stats
     }
 
-    fn estimate(&self, blocks: usize) -> Option<Duration> {
+    fn estimate(&self, _group: GroupId, blocks: usize) -> Option<Duration> {
         let state = self.shared.lock();
         let one = state.read_time.checked_div(state.read_blocks)?;
         Some(one.saturating_mul(u32::try_from(blocks).unwrap_or(u32::MAX)))

@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::tier::HostMemory;
-use kvtile_tiers::cache::SystemClock;
+use kvtile_tiers::{cache::SystemClock, tier::TierGroup};
 
 #[test]
 fn the_least_recently_used_leaf_is_evicted_first_and_a_hold_counts_as_no_use() {
     let host = HostMemory::new(4).unwrap();
     let context = TierContext {
-        identity: host.identity().clone(),
+        groups: vec![TierGroup::new("kv", host.identity().clone())],
         events: Arc::new(EventLog::new(8.try_into().unwrap()).unwrap()),
         clock: Arc::new(SystemClock::default()),
         threads: 0,

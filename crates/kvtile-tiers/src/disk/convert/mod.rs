@@ -32,12 +32,10 @@ use self::{
     unfinished::UnfinishedFolder,
 };
 use super::{
-    SlotStore, SlotStoreSettings, StoreIdentity, StoredSlot, capacity,
-    capacity::SlotForm,
-    folder,
+    SlotStore, SlotStoreSettings, StoreIdentity, StoredSlot, TierGroup, capacity, folder,
     manifest::Manifest,
     medium::{FolderMedium, Medium},
-    record::RecordForm,
+    share,
 };
 use crate::error::{ConvertError, TierError};
 
@@ -94,7 +92,7 @@ impl ConvertSettings {
 ///
 /// # Errors
 /// `to` is `from`, lies in it, is a disk tier, or holds other files; `from` is in use, is no disk
-/// tier, is of an unknown version, or has a damaged manifest; a word is not the layout of its
+/// tier, has several groups, is of an unknown version, or has a damaged manifest; a word is not the layout of its
 /// blocks; the capacity is too small; a file system fails. `to` is no disk tier then, and the files
 /// that the conversion created are removed where possible.
 pub fn convert(
@@ -143,22 +141,23 @@ pub fn convert_on(
         let batches = ConvertBatches::new(&source, &orders, blocks.len())?;
         batches.copy((&source, &blocks), store, (&mut converted, progress))
     });
-    let manifest = made.inspect_err(|_| {
+    let (capacity_bytes, blocks_max) = made.inspect_err(|_| {
         // The caller needs the first error; the next attempt removes the remaining files.
         drop(folder::remove_unfinished(&*to));
     })?;
-    converted.capacity_bytes = manifest.capacity_bytes();
-    converted.blocks_max = manifest.blocks_max();
+    converted.capacity_bytes = capacity_bytes;
+    converted.blocks_max = blocks_max;
     Ok(converted)
 }
 
 /// Creates the folder `to`, lets `fill` write its blocks, and then gives the manifest its name.
+/// Returns the capacity of the folder in bytes and in blocks.
 fn make(
     to: &Arc<dyn Medium>,
     settings: &SlotStoreSettings,
     identity: &StoreIdentity,
     fill: impl FnOnce(&SlotStore) -> Result<(), TierError>,
-) -> Result<Manifest, TierError> {
+) -> Result<(u64, u32), TierError> {
     let unfinished = Arc::new(UnfinishedFolder::new(Arc::clone(to)));
     let medium: Arc<dyn Medium> = Arc::clone(&unfinished) as Arc<dyn Medium>;
     let (store, recovered) = SlotStore::create_or_open_on(medium, settings, identity)?;
@@ -170,7 +169,7 @@ fn make(
     }
     fill(&store)?;
     unfinished.finish()?;
-    Ok(store.manifest().clone())
+    Ok((store.manifest().capacity_bytes(), store.slots()))
 }
 
 /// The capacity of the new folder in bytes. A requested capacity must have room for all blocks.
@@ -179,11 +178,9 @@ fn capacity_bytes(
     (blocks, identity): (&[(usize, StoredSlot)], &StoreIdentity),
     asked: Option<u64>,
 ) -> Result<u64, TierError> {
-    let manifest_bytes = Manifest::new(identity, 0, 0)?.bytes_max()?;
-    let form = SlotForm {
-        block_bytes: identity.block_bytes(),
-        record: RecordForm::of(&identity.pieces),
-    };
+    let group = TierGroup::new("kv", identity.clone());
+    let form = share::form(&group);
+    let manifest_bytes = Manifest::new(&[group], 0)?.bytes_max()?;
     let blocks = blocks.len() as u64;
     let fewest = capacity::physical_for(u32::try_from(blocks).unwrap_or(u32::MAX));
     let bytes = |slots| {

@@ -1,4 +1,4 @@
-//! The source folder of a conversion, of either version.
+//! The source folder of a conversion, of either version. A folder of several groups is refused.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -6,7 +6,7 @@ use kvtile_blocks::BlockKey;
 use kvtile_layout::identity::{Identity, LayoutIdentity};
 
 use super::super::{
-    Inspection, SlotMiss, StoredSlot,
+    InspectedGroup, Inspection, SlotMiss, StoredSlot,
     manifest::VERSION,
     medium::Medium,
     old::{OLD_VERSION, OldFolder},
@@ -25,7 +25,11 @@ pub(super) struct ConvertSource {
 #[derive(Debug)]
 enum SourceFolder {
     Old(OldFolder),
-    Current(Inspection),
+    /// A folder of the current version with one group.
+    Current {
+        group: InspectedGroup,
+        capacity_bytes: u64,
+    },
 }
 
 impl ConvertSource {
@@ -38,11 +42,19 @@ impl ConvertSource {
             {
                 SourceFolder::Old(OldFolder::open(medium)?)
             }
-            opened => SourceFolder::Current(opened?),
+            opened => {
+                let opened = opened?;
+                let capacity_bytes = opened.manifest().capacity_bytes();
+                let group = opened.into_only()?;
+                SourceFolder::Current {
+                    group,
+                    capacity_bytes,
+                }
+            }
         };
         let blocks = match &folder {
             SourceFolder::Old(old) => old.blocks().collect(),
-            SourceFolder::Current(current) => current.blocks().collect(),
+            SourceFolder::Current { group, .. } => group.blocks().collect(),
         };
         Ok(ConvertSource {
             name,
@@ -59,56 +71,56 @@ impl ConvertSource {
     pub(super) fn version(&self) -> u32 {
         match &self.folder {
             SourceFolder::Old(_) => OLD_VERSION,
-            SourceFolder::Current(_) => VERSION,
+            SourceFolder::Current { .. } => VERSION,
         }
     }
 
     pub(super) fn identity(&self) -> &Identity {
         match &self.folder {
             SourceFolder::Old(old) => old.manifest().identity(),
-            SourceFolder::Current(current) => current.manifest().identity(),
+            SourceFolder::Current { group, .. } => group.manifest().identity(),
         }
     }
 
     pub(super) fn block_layout(&self) -> &LayoutIdentity {
         match &self.folder {
             SourceFolder::Old(old) => old.manifest().block_layout(),
-            SourceFolder::Current(current) => current.manifest().block_layout(),
+            SourceFolder::Current { group, .. } => group.manifest().block_layout(),
         }
     }
 
     pub(super) fn block_bytes(&self) -> u64 {
         match &self.folder {
             SourceFolder::Old(old) => old.manifest().block_bytes(),
-            SourceFolder::Current(current) => current.manifest().block_bytes(),
+            SourceFolder::Current { group, .. } => group.manifest().block_bytes(),
         }
     }
 
     pub(super) fn slots(&self) -> u32 {
         match &self.folder {
             SourceFolder::Old(old) => old.manifest().slots(),
-            SourceFolder::Current(current) => current.manifest().slots(),
+            SourceFolder::Current { group, .. } => group.manifest().slots(),
         }
     }
 
     pub(super) fn capacity_bytes(&self) -> u64 {
         match &self.folder {
             SourceFolder::Old(old) => old.manifest().capacity_bytes(),
-            SourceFolder::Current(current) => current.manifest().capacity_bytes(),
+            SourceFolder::Current { capacity_bytes, .. } => *capacity_bytes,
         }
     }
 
     pub(super) fn torn(&self) -> &[u32] {
         match &self.folder {
             SourceFolder::Old(old) => old.torn(),
-            SourceFolder::Current(current) => current.torn(),
+            SourceFolder::Current { group, .. } => group.torn(),
         }
     }
 
     pub(super) fn unreadable(&self) -> &[u32] {
         match &self.folder {
             SourceFolder::Old(old) => old.unreadable(),
-            SourceFolder::Current(current) => current.unreadable(),
+            SourceFolder::Current { group, .. } => group.unreadable(),
         }
     }
 
@@ -136,7 +148,7 @@ impl ConvertSource {
     pub(super) fn read(&self, index: usize, buffer: &mut [u8]) -> Result<(), SlotMiss> {
         match &self.folder {
             SourceFolder::Old(old) => old.read(index, buffer),
-            SourceFolder::Current(current) => current.read(index, buffer),
+            SourceFolder::Current { group, .. } => group.read(index, buffer),
         }
     }
 }

@@ -121,7 +121,8 @@ impl OldFolder {
     pub(super) fn read(&self, index: usize, buffer: &mut [u8]) -> Result<(), SlotMiss> {
         let (slot, record) = self.stored.get(index).ok_or(SlotMiss::Empty)?;
         let offset = u64::from(*slot) * self.manifest.slot_bytes();
-        folder::read_slot(&*self.medium, self.slots.as_deref(), offset, buffer)?;
+        let slots = (SLOTS_FILE, self.slots.as_deref());
+        folder::read_slot(&*self.medium, slots, offset, buffer)?;
         match content_checksum(&record.key, record.position, buffer) == record.content {
             true => Ok(()),
             false => Err(SlotMiss::Checksum),

@@ -11,10 +11,9 @@ use parking_lot::MutexGuard;
 
 use super::{
     super::{
-        folder::{RECORDS_FILE, SLOTS_FILE},
-        manifest::{Manifest, file_name},
+        manifest::file_name,
         medium::MediumFile,
-        record::RecordForm,
+        record::{RecordForm, StoreId},
     },
     LostBlock, SlotStore, SlotSyncReport, WriteTicket,
     table::{CommitOutcome, PendingWrite, SlotCommit},
@@ -33,18 +32,7 @@ impl SlotStore {
     /// files was removed, replaced or truncated since the store was opened, nothing is durable,
     /// blocks of earlier syncs included ([`FolderError::FileGone`](crate::FolderError::FileGone)).
     pub fn sync(&self) -> SlotSyncReport {
-        if let Err(error) = self.check_process() {
-            return SlotSyncReport {
-                durable: WriteTicket(0),
-                blocks: 0,
-                erased: 0,
-                lost: Vec::new(),
-                failure: Some(error),
-            };
-        }
-        let turn = self.turn();
-        let commit = self.table().take_commit();
-        self.commit(commit, turn)
+        only(sync_all(&[self]))
     }
 
     /// Takes the blocks that were lost by the syncs that a [`write`](SlotStore::write) had to run.
@@ -76,7 +64,7 @@ impl SlotStore {
             }
             table.take_commit()
         };
-        let synced = self.commit(commit, turn);
+        let synced = only(commit_all(&[self], vec![commit], vec![turn]));
         self.unreported().extend(synced.lost);
         synced.erased > 0
     }
@@ -85,22 +73,12 @@ impl SlotStore {
         self.commit.lock()
     }
 
-    fn commit(&self, commit: SlotCommit, _turn: MutexGuard<'_, ()>) -> SlotSyncReport {
-        // The commit returns to the table even if the medium panics. The state of the disk is
-        // unknown then.
-        let brought = catch_unwind(AssertUnwindSafe(|| self.bring_to_files(&commit)));
-        let (outcome, failure) = brought.unwrap_or_else(|_| {
-            let unknown = CommitOutcome {
-                blocks: false,
-                records: false,
-                refused: Vec::new(),
-            };
-            let what = "a sync of the disk tier";
-            (
-                unknown,
-                Some(TierError::Request(RequestError::Panicked { what })),
-            )
-        });
+    /// Applies the outcome of a sync to the table.
+    fn finish(
+        &self,
+        commit: SlotCommit,
+        (outcome, failure): (CommitOutcome, Option<TierError>),
+    ) -> SlotSyncReport {
         self.counters.syncs.add(u64::from(!commit.is_empty()));
         self.counters
             .sync_failures
@@ -123,54 +101,145 @@ impl SlotStore {
         }
     }
 
-    /// As [`bring`](SlotStore::bring), with a check of the files before and after it. The second
-    /// check alone could miss a truncated file, because a write to it restores its length.
-    fn bring_to_files(&self, commit: &SlotCommit) -> (CommitOutcome, Option<TierError>) {
-        let untouched = CommitOutcome {
-            blocks: true,
-            records: false,
-            refused: Vec::new(),
-        };
-        if let Err(gone) = self.check_files() {
-            return (untouched, Some(gone));
-        }
-        let (mut outcome, failure) = self.bring(commit);
-        match self.check_files() {
-            Ok(()) => (outcome, failure),
-            Err(gone) => {
-                outcome.records = false;
-                (outcome, Some(gone))
-            }
+    /// Waits until the bytes of a commit are durable.
+    fn bring_blocks(&self, commit: &SlotCommit) -> io::Result<()> {
+        match commit.pending.is_empty() {
+            true => Ok(()),
+            false => self.files.slots.sync_data(),
         }
     }
 
-    /// Blocks come first: a durable record must never refer to bytes that are not durable.
-    fn bring(&self, commit: &SlotCommit) -> (CommitOutcome, Option<TierError>) {
-        let failed = |operation, file, error| {
-            TierError::file(operation, file_name(&*self.medium, file), error)
-        };
-        let blocks = match commit.pending.is_empty() {
-            true => Ok(()),
-            false => self.slots.sync_data(),
+    /// Writes the records and erasures of a commit and waits until they are durable. `blocks` is the
+    /// outcome of [`bring_blocks`](SlotStore::bring_blocks): no record is written after a failure.
+    fn bring_records(
+        &self,
+        commit: &SlotCommit,
+        blocks: io::Result<()>,
+    ) -> (CommitOutcome, Option<TierError>) {
+        let failed = |operation, file: &str, error| {
+            TierError::file(operation, file_name(&*self.folder.medium, file), error)
         };
         let mut changes = RecordChanges::new(self.record_form);
         commit.stale.iter().for_each(|place| changes.erase(*place));
         if blocks.is_ok() {
             let pending = commit.pending.iter();
-            pending.for_each(|pending| changes.record(pending, &self.manifest));
+            pending.for_each(|pending| changes.record(pending, &self.id));
         }
-        let records = changes.bring(&*self.records);
+        let files = &self.files;
+        let records = changes.bring(&*files.records);
         let outcome = CommitOutcome {
             blocks: blocks.is_ok(),
             records: records.synced.is_ok(),
             refused: records.refused,
         };
-        let blocks = blocks.map_err(|error| failed("sync", SLOTS_FILE, error));
+        let blocks = blocks.map_err(|error| failed("sync", &files.slots_name, error));
         let synced = records.synced;
-        let synced = synced.map_err(|error| failed("sync", RECORDS_FILE, error));
+        let synced = synced.map_err(|error| failed("sync", &files.records_name, error));
         let refused = records.refusal;
-        let refused = refused.map(|error| failed("write", RECORDS_FILE, error));
+        let refused = refused.map(|error| failed("write", &files.records_name, error));
         (outcome, blocks.err().or(synced.err()).or(refused))
+    }
+}
+
+/// The outcome of a commit on the disk, and the first error.
+type BroughtCommit = (CommitOutcome, Option<TierError>);
+
+/// Syncs stores of one folder, which are different groups in ascending order.
+pub(super) fn sync_all(stores: &[&SlotStore]) -> Vec<SlotSyncReport> {
+    let forked = |store: &&SlotStore| {
+        let error = store.check_process().err()?;
+        Some(SlotSyncReport {
+            durable: WriteTicket(0),
+            blocks: 0,
+            erased: 0,
+            lost: Vec::new(),
+            failure: Some(error),
+        })
+    };
+    let refused: Vec<SlotSyncReport> = stores.iter().filter_map(forked).collect();
+    if !refused.is_empty() {
+        return refused;
+    }
+    let turns = stores.iter().map(|store| store.turn()).collect();
+    let commits = stores.iter().map(|store| store.table().take_commit());
+    let commits = commits.collect();
+    commit_all(stores, commits, turns)
+}
+
+fn commit_all(
+    stores: &[&SlotStore],
+    commits: Vec<SlotCommit>,
+    _turns: Vec<MutexGuard<'_, ()>>,
+) -> Vec<SlotSyncReport> {
+    // The commits return to their tables even if the medium panics. The state of the disk is
+    // unknown then.
+    let brought = catch_unwind(AssertUnwindSafe(|| bring_to_files(stores, &commits)));
+    let brought = brought.unwrap_or_else(|_| {
+        let what = "a sync of the disk tier";
+        let panicked = TierError::Request(RequestError::Panicked { what });
+        alike(stores, false, &panicked)
+    });
+    let ended = stores.iter().zip(commits).zip(brought);
+    ended
+        .map(|((store, commit), brought)| store.finish(commit, brought))
+        .collect()
+}
+
+/// As [`bring`], with a check of the files before and after it. The second check alone could miss a
+/// truncated file, because a write to it restores its length.
+fn bring_to_files(stores: &[&SlotStore], commits: &[SlotCommit]) -> Vec<BroughtCommit> {
+    let check = || {
+        stores
+            .iter()
+            .take(1)
+            .try_for_each(|store| store.check_files())
+    };
+    if let Err(gone) = check() {
+        return alike(stores, true, &gone);
+    }
+    let mut brought = bring(stores, commits);
+    if let Err(gone) = check() {
+        for (outcome, failure) in &mut brought {
+            outcome.records = false;
+            *failure = Some(gone.clone());
+        }
+    }
+    brought
+}
+
+/// The blocks of all stores come first: a durable record must never refer to bytes that are not
+/// durable.
+fn bring(stores: &[&SlotStore], commits: &[SlotCommit]) -> Vec<BroughtCommit> {
+    let pairs = || stores.iter().zip(commits);
+    let blocks: Vec<io::Result<()>> = pairs()
+        .map(|(store, commit)| store.bring_blocks(commit))
+        .collect();
+    pairs()
+        .zip(blocks)
+        .map(|((store, commit), blocks)| store.bring_records(commit, blocks))
+        .collect()
+}
+
+/// The same failure for each store, with nothing written; `blocks` is whether the blocks are on the
+/// disk for all that is known.
+fn alike(stores: &[&SlotStore], blocks: bool, failure: &TierError) -> Vec<BroughtCommit> {
+    let one = |_| {
+        let outcome = CommitOutcome {
+            blocks,
+            records: false,
+            refused: Vec::new(),
+        };
+        (outcome, Some(failure.clone()))
+    };
+    stores.iter().map(one).collect()
+}
+
+/// The report of the only store of a sync.
+fn only(reports: Vec<SlotSyncReport>) -> SlotSyncReport {
+    let count = reports.len();
+    match reports.into_iter().next() {
+        Some(report) if count == 1 => report,
+        _ => broken(format_args!("{count} reports of a sync of one group")),
     }
 }
 
@@ -208,8 +277,8 @@ impl RecordChanges {
         self.changes.push((place, None));
     }
 
-    fn record(&mut self, pending: &PendingWrite, manifest: &Manifest) {
-        let (place, store) = (pending.place, manifest.store());
+    fn record(&mut self, pending: &PendingWrite, store: &StoreId) {
+        let place = pending.place;
         self.changes.push((place, Some(self.bytes.len())));
         let record = &pending.record;
         record.encode(self.form, (store, place), &mut self.bytes);

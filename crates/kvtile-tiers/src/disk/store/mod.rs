@@ -1,4 +1,4 @@
-//! Blocks in the slots of one folder.
+//! Blocks in the slots of a folder: one store for each group, over files of its own.
 //!
 //! # What is durable when
 //!
@@ -14,10 +14,15 @@
 //! So a record on the disk never refers to bytes that are not there, regardless of which writes
 //! between two syncs survive a crash.
 //!
+//! A sync of a folder with several groups does this for all of them together: first the bytes of all
+//! groups, then the records of all ([`SlotFolder::sync`]).
+//!
 //! The store knows neither which blocks are worth keeping, nor their readers, nor their layout.
 
 mod commit;
+mod found;
 mod free;
+mod groups;
 mod open;
 mod read;
 mod report;
@@ -27,6 +32,7 @@ mod stats;
 mod table;
 mod write;
 
+pub use groups::SlotFolder;
 pub use report::{
     DroppedSlots, FailedWrite, LostBlock, RecoveredBlocks, SlotMiss, SlotRead, SlotSyncReport,
     SlotWrite, SlotWriteReport, StoredSlot, WriteTicket,
@@ -34,47 +40,53 @@ pub use report::{
 pub use stats::SlotStoreStats;
 pub use table::SlotState;
 
-pub(super) use scan::{RecordScan, ScanScope, is_end};
+pub(super) use read::{ExpectedBlock, pieces_of, read_expected};
+pub(super) use scan::{RecordRun, RecordScan, ScanScope, each_run, is_end};
 
 use std::{io, sync::Arc};
 
 use kvtile_blocks::BlockKey;
-use kvtile_memory::{AlignedBuffer, ProcessMark};
+use kvtile_memory::AlignedBuffer;
 use parking_lot::{Mutex, MutexGuard};
 
-use self::{standing::HeldManifest, stats::StoreCounters, table::SlotTable};
+pub(super) use stats::StoreCounter;
+
+use self::{
+    standing::{DataFiles, HeldFolder},
+    stats::StoreCounters,
+    table::SlotTable,
+};
 use super::{
     capacity::PAGE,
-    folder::SLOTS_FILE,
-    manifest::{Manifest, file_name},
-    medium::{BatchIo, Medium, MediumFile, MediumLock},
-    record::RecordForm,
+    manifest::{Manifest, ManifestGroup, file_name},
+    medium::BatchIo,
+    record::{RecordForm, StoreId},
 };
 use crate::{
-    error::{FolderError, SlotError, TierError},
+    error::{SlotError, TierError},
     tier::BlockPieces,
 };
 
-/// Blocks in the slots of one folder. All methods are thread-safe.
+/// The blocks of one group, in the slots of a folder. All methods are thread-safe.
+///
+/// Stores of several groups of a folder share its lock, its manifest and its capacity
+/// ([`SlotFolder`]).
 #[derive(Debug)]
 pub struct SlotStore {
-    medium: Arc<dyn Medium>,
-    manifest: Manifest,
+    folder: Arc<HeldFolder>,
+    /// The group, as the manifest has it.
+    group: ManifestGroup,
+    files: Arc<DataFiles>,
+    /// The number that seals the records of the group.
+    id: StoreId,
     pieces: BlockPieces,
     record_form: RecordForm,
-    held_manifest: HeldManifest,
-    slots: Box<dyn MediumFile>,
-    records: Box<dyn MediumFile>,
     table: Mutex<SlotTable>,
-    /// Held during a sync; syncs run one at a time.
+    /// Held during a sync; syncs of a group run one at a time.
     commit: Mutex<()>,
     /// Lost blocks that [`SlotStore::take_lost`] has not yet reported.
     unreported: Mutex<Vec<LostBlock>>,
     counters: StoreCounters,
-    /// The process that opened the store: a forked child has neither its lock nor its threads.
-    process: ProcessMark,
-    /// Held as long as the store lives.
-    _lock: Box<dyn MediumLock>,
 }
 
 /// Settings of a slot store.
@@ -121,13 +133,13 @@ impl SlotStore {
     /// The number of slots; slots are `0..slots`.
     #[must_use]
     pub fn slots(&self) -> u32 {
-        self.manifest.blocks_max()
+        self.group.blocks_max()
     }
 
     /// Bytes of one block.
     #[must_use]
     pub fn block_bytes(&self) -> u64 {
-        self.manifest.block_bytes()
+        self.group.block_bytes()
     }
 
     /// How a block is cut into pieces; each piece can be read and verified alone.
@@ -139,20 +151,26 @@ impl SlotStore {
     /// The manifest of the folder.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
-        &self.manifest
+        &self.folder.manifest
+    }
+
+    /// The group in the manifest.
+    #[must_use]
+    pub fn group(&self) -> &ManifestGroup {
+        &self.group
     }
 
     /// Whether blocks bypass the page cache.
     #[must_use]
     pub fn is_direct(&self) -> bool {
-        self.slots.is_direct()
+        self.files.slots.is_direct()
     }
 
     /// How batches of blocks are executed: by io_uring, by worker threads, or one block after the
     /// other.
     #[must_use]
     pub fn batch_io(&self) -> BatchIo {
-        self.slots.batch_io()
+        self.files.slots.batch_io()
     }
 
     /// Empties slots; empty slots stay empty. After a crash, blocks that were durable may be found
@@ -223,7 +241,8 @@ impl SlotStore {
     ///
     /// # Errors
     /// None of them is durable, because the folder or one of its files is removed, replaced,
-    /// truncated or overwritten ([`FolderError::FileGone`]), or cannot be examined.
+    /// truncated or overwritten
+    /// ([`FolderError::FileGone`](crate::FolderError::FileGone)), or cannot be examined.
     pub fn are_durable(&self, blocks: &[(u32, BlockKey)]) -> Result<Vec<bool>, TierError> {
         self.check_process()?;
         let durable = {
@@ -262,19 +281,16 @@ impl SlotStore {
         table.check_integrity();
     }
 
-    /// Fails in a forked child of the process that opened the store: the lock belongs to the
-    /// parent, and another process may hold the folder by now.
     fn check_process(&self) -> Result<(), TierError> {
-        match self.process.is_current() {
-            true => Ok(()),
-            false => Err(TierError::Folder(FolderError::Forked {
-                opened_by: self.process.id(),
-            })),
-        }
+        self.folder.check_process()
+    }
+
+    fn check_files(&self) -> Result<(), TierError> {
+        self.folder.check_files()
     }
 
     fn offset(&self, place: u32) -> u64 {
-        u64::from(place) * self.manifest.slot_bytes()
+        u64::from(place) * self.group.slot_bytes()
     }
 
     fn table(&self) -> MutexGuard<'_, SlotTable> {
@@ -283,6 +299,7 @@ impl SlotStore {
     }
 
     fn failed(&self, operation: &'static str, error: io::Error) -> TierError {
-        TierError::file(operation, file_name(&*self.medium, SLOTS_FILE), error)
+        let file = &self.files.slots_name;
+        TierError::file(operation, file_name(&*self.folder.medium, file), error)
     }
 }

@@ -1,7 +1,8 @@
-//! Creates, opens and resizes a folder, and recovers its blocks after a crash.
+//! Creates, opens and resizes a folder, and recovers the blocks of its groups after a crash.
 
-use std::{cmp::Reverse, path::Path, sync::Arc};
+use std::sync::Arc;
 
+use kvtile_layout::broken;
 use kvtile_memory::ProcessMark;
 use parking_lot::Mutex;
 
@@ -10,106 +11,73 @@ use super::{
         capacity,
         capacity::SlotForm,
         folder,
-        folder::{RECORDS_FILE, SLOTS_FILE},
-        manifest::{MANIFEST_PARTIAL_FILE, Manifest, file_name},
-        medium::{FolderMedium, Medium, MediumFile, MediumLock, OpenFile},
-        record::{RecordForm, SEQUENCE_MAX, SlotRecord},
+        manifest::{MANIFEST_PARTIAL_FILE, Manifest, ManifestGroup, file_name},
+        medium::{Medium, MediumFile, MediumLock, OpenFile},
+        record::{RecordForm, SEQUENCE_MAX},
+        share,
     },
-    DroppedSlots, RecordScan, RecoveredBlocks, ScanScope, SlotStore, SlotStoreSettings, StoredSlot,
-    commit::RecordChanges,
-    standing::HeldManifest,
+    RecordScan, RecoveredBlocks, ScanScope, SlotStore, SlotStoreSettings,
+    found::FoundRecords,
+    standing::{DataFiles, HeldFolder, HeldManifest},
     stats::StoreCounters,
     table::SlotTable,
 };
-use crate::{
-    error::{MismatchError, TierError},
-    tier::{BlockPieces, StoreIdentity},
-};
+use crate::{error::TierError, tier::TierGroup};
 
-impl SlotStore {
-    /// Opens the folder at `path`, or creates it, and reports the blocks that it holds.
-    ///
-    /// # Errors
-    /// The folder is in use; contains foreign files; belongs to another identity, block layout,
-    /// block size or version (the error names the first field that differs); its manifest is
-    /// damaged; the capacity is too small for one block; the file system fails.
-    pub fn create_or_open(
-        path: &Path,
-        settings: &SlotStoreSettings,
-        identity: &StoreIdentity,
-    ) -> Result<(SlotStore, RecoveredBlocks), TierError> {
-        let medium = Arc::new(FolderMedium::new(path));
-        SlotStore::create_or_open_on(medium, settings, identity)
-    }
-
-    /// As [`create_or_open`](SlotStore::create_or_open), on any medium.
-    ///
-    /// # Errors
-    /// The same.
-    pub fn create_or_open_on(
-        medium: Arc<dyn Medium>,
-        settings: &SlotStoreSettings,
-        identity: &StoreIdentity,
-    ) -> Result<(SlotStore, RecoveredBlocks), TierError> {
-        capacity::slot_bytes(identity.block_bytes())?;
-        let failed = |error| TierError::file("make", medium.name(), error);
-        medium.create().map_err(failed)?;
-        folder::check_ours(&*medium)?;
-        let lock = folder::lock(&*medium)?;
-        let opening = FolderOpening {
-            medium: &medium,
-            settings,
-            form: SlotForm {
-                block_bytes: identity.block_bytes(),
-                record: RecordForm::of(&identity.pieces),
-            },
-        };
-        let opened = match Manifest::read(&*medium)? {
-            Some(manifest) => opening.open(manifest, identity)?,
-            None => opening.create(identity)?,
-        };
-        let held_manifest = HeldManifest::open(&*medium)?;
-        let parts = (Arc::clone(&medium), identity.pieces.clone());
-        Ok(opened.into_store(parts, lock, held_manifest))
-    }
+/// Opens a folder with these groups, or creates it. Returns the store of each group, with the blocks
+/// that it holds.
+pub(super) fn open_groups(
+    medium: Arc<dyn Medium>,
+    settings: &SlotStoreSettings,
+    groups: &[TierGroup],
+) -> Result<Vec<(SlotStore, RecoveredBlocks)>, TierError> {
+    share::check_groups(groups)?;
+    let failed = |error| TierError::file("make", medium.name(), error);
+    medium.create().map_err(failed)?;
+    folder::check_ours(&*medium)?;
+    let lock = folder::lock(&*medium)?;
+    let opening = FolderOpening {
+        medium: &medium,
+        settings,
+        groups,
+    };
+    let opened = match Manifest::read(&*medium)? {
+        Some(manifest) => opening.open(manifest)?,
+        None => opening.create()?,
+    };
+    let held_manifest = HeldManifest::open(&*medium)?;
+    Ok(opened.into_stores(groups, Arc::clone(&medium), (lock, held_manifest)))
 }
 
 struct FolderOpening<'a> {
     medium: &'a Arc<dyn Medium>,
     settings: &'a SlotStoreSettings,
-    /// The form of the requested identity; a folder of another identity is refused.
-    form: SlotForm,
-}
-
-/// The two data files.
-struct DataFiles {
-    slots: Box<dyn MediumFile>,
-    records: Box<dyn MediumFile>,
+    /// The requested groups; a folder of others is refused.
+    groups: &'a [TierGroup],
 }
 
 struct OpenedFolder {
     manifest: Manifest,
-    files: DataFiles,
-    found: FoundRecords,
+    /// The files of each group.
+    files: Vec<DataFiles>,
+    /// The records of each group.
+    found: Vec<FoundRecords>,
     created: bool,
 }
 
-/// The scanned records, sorted into blocks to offer and places to erase.
-#[derive(Default)]
-struct FoundRecords {
-    stored: Vec<(u32, SlotRecord)>,
-    /// Places whose records must be erased.
-    stale: Vec<u32>,
-    dropped: DroppedSlots,
-    last_sequence: u64,
+/// A group of the folder that is being opened.
+#[derive(Clone, Copy)]
+struct OpeningGroup<'a> {
+    index: usize,
+    form: SlotForm,
+    manifest: &'a ManifestGroup,
 }
 
 impl FolderOpening<'_> {
-    fn create(&self, identity: &StoreIdentity) -> Result<OpenedFolder, TierError> {
+    fn create(&self) -> Result<OpenedFolder, TierError> {
         let capacity_bytes = self.settings.capacity_bytes;
-        let manifest = Manifest::new(identity, capacity_bytes, 0)?;
-        let places = self.places(&manifest)?;
-        let manifest = manifest.resized(capacity_bytes, places);
+        let manifest = Manifest::new(self.groups, capacity_bytes)?;
+        let manifest = manifest.resized(capacity_bytes, &self.places(&manifest)?);
         folder::remove_data(&**self.medium)?;
         let made = self.make_files(&manifest);
         if made.is_err() {
@@ -119,61 +87,41 @@ impl FolderOpening<'_> {
         Ok(OpenedFolder {
             files: made?,
             manifest,
-            found: FoundRecords::default(),
+            found: self
+                .groups
+                .iter()
+                .map(|_| FoundRecords::default())
+                .collect(),
             created: true,
         })
     }
 
-    fn make_files(&self, manifest: &Manifest) -> Result<DataFiles, TierError> {
+    fn make_files(&self, manifest: &Manifest) -> Result<Vec<DataFiles>, TierError> {
         let files = self.files(manifest)?;
         self.sync(&files)?;
         manifest.write(&**self.medium)?;
         Ok(files)
     }
 
-    fn open(
-        &self,
-        manifest: Manifest,
-        identity: &StoreIdentity,
-    ) -> Result<OpenedFolder, TierError> {
-        if let Some(difference) = manifest.first_difference(identity) {
-            let folder = self.medium.name();
-            return Err(TierError::Mismatch(MismatchError::FolderDiffers {
-                folder,
-                difference,
-            }));
-        }
+    fn open(&self, manifest: Manifest) -> Result<OpenedFolder, TierError> {
+        manifest.check(self.groups, &**self.medium)?;
         let failed = |error| TierError::file("clear", self.medium.name(), error);
         self.medium.remove(MANIFEST_PARTIAL_FILE).map_err(failed)?;
-        let lengths = (self.length(SLOTS_FILE)?, self.length(RECORDS_FILE)?);
-        let records = self.records_file(&manifest)?;
-        let mut scan = RecordScan::read(
-            &*records,
-            ScanScope {
-                store: manifest.store(),
-                places: manifest.slots(),
-                form: self.form.record,
-                write_back: true,
-            },
-        );
-        // A killed process may have left names, records and erasures that only the page cache
-        // holds. The scan writes them back, and this sync makes them durable before the store
-        // relies on them.
-        let failed = |error| TierError::file("write", self.file_name(RECORDS_FILE), error);
-        scan.failure.take().map_or(Ok(()), Err).map_err(failed)?;
-        self.sync_file(&*records, RECORDS_FILE)?;
-        let mut found = FoundRecords::of(scan, (&manifest, self.form.record), lengths);
         let places = self.places(&manifest)?;
-        let resized = manifest.resized(self.settings.capacity_bytes, places);
-        found.fit(&resized);
-        // Before the files get their length back: otherwise the next open would offer truncated
-        // blocks.
-        found.erase((&*records, self.form.record), places);
+        let resized = manifest.resized(self.settings.capacity_bytes, &places);
+        let mut found = Vec::new();
+        let mut records = Vec::new();
+        for (before, after) in self.groups_of(&manifest).zip(resized.groups()) {
+            let (file, of_group) = self.recover(before, &manifest, after)?;
+            records.push(file);
+            found.push(of_group);
+        }
         let files = match resized == manifest {
-            true => DataFiles {
-                slots: self.slots_file(&manifest)?,
-                records,
-            },
+            true => self
+                .groups_of(&manifest)
+                .zip(records)
+                .map(|(group, records)| self.with_slots(group, records))
+                .collect::<Result<_, _>>()?,
             false => self.resize(records, &manifest, &resized)?,
         };
         // Last: a missing file was created just now.
@@ -186,74 +134,153 @@ impl FolderOpening<'_> {
         })
     }
 
-    /// The number of places for the requested capacity.
-    fn places(&self, manifest: &Manifest) -> Result<u32, TierError> {
-        if self.settings.capacity_bytes == manifest.capacity_bytes() && manifest.slots() > 0 {
-            return Ok(manifest.slots());
-        }
-        capacity::physical_slots(
-            self.settings.capacity_bytes,
-            self.form,
-            manifest.bytes_max()?,
-        )
+    /// Scans the records of a group, and erases those of blocks that are not offered in a group of
+    /// the size `after`.
+    fn recover(
+        &self,
+        group: OpeningGroup<'_>,
+        manifest: &Manifest,
+        after: &ManifestGroup,
+    ) -> Result<(Box<dyn MediumFile>, FoundRecords), TierError> {
+        let (slots_name, records_name) = (
+            folder::slots_file(group.index),
+            folder::records_file(group.index),
+        );
+        let lengths = (self.length(&slots_name)?, self.length(&records_name)?);
+        let form = group.form.record;
+        let records = self.open_records(group)?;
+        let mut scan = RecordScan::read(
+            &*records,
+            ScanScope {
+                store: &manifest.store(group.index),
+                places: group.manifest.slots(),
+                form,
+                write_back: true,
+            },
+        );
+        // A killed process may have left names, records and erasures that only the page cache
+        // holds. The scan writes them back, and this sync makes them durable before the store
+        // relies on them.
+        let failed = |error| TierError::file("write", self.file_name(&records_name), error);
+        scan.failure.take().map_or(Ok(()), Err).map_err(failed)?;
+        self.sync_file(&*records, &records_name)?;
+        let mut found = FoundRecords::of(scan, (group.manifest, form), lengths);
+        found.fit(after);
+        // Before the files get their length back: otherwise the next open would offer truncated
+        // blocks.
+        found.erase((&*records, form), after.slots());
+        Ok((records, found))
     }
 
-    /// A growing folder gets its space before the new manifest, a shrinking one loses it after.
+    /// The number of places of each group for the requested capacity and shares.
+    fn places(&self, manifest: &Manifest) -> Result<Vec<u32>, TierError> {
+        // The only group keeps its places, even if its manifest would be longer today.
+        if let [group] = manifest.groups()
+            && self.settings.capacity_bytes == manifest.capacity_bytes()
+            && group.slots() > 0
+        {
+            return Ok(vec![group.slots()]);
+        }
+        let capacity_bytes = self.settings.capacity_bytes;
+        share::divide(capacity_bytes, self.groups, manifest.bytes_max()?)
+    }
+
+    /// Resizes all groups. Growing groups get their space before the new manifest, shrinking ones
+    /// lose it after. Where some grow and others shrink, the shrinking ones come first, with a
+    /// manifest of their own, so that the files never exceed the capacity.
     fn resize(
         &self,
-        records: Box<dyn MediumFile>,
+        records: Vec<Box<dyn MediumFile>>,
         before: &Manifest,
         after: &Manifest,
-    ) -> Result<DataFiles, TierError> {
+    ) -> Result<Vec<DataFiles>, TierError> {
         // First, cut off what an earlier resize may have left behind the end of the files.
-        drop((records, self.slots_file(before)?));
-        if after.slots() <= before.slots() {
-            after.write(&**self.medium)?;
-            return self.files(after);
+        drop(records);
+        for group in self.groups_of(before) {
+            drop(self.open_slots(group)?);
+        }
+        let (was, will) = (before.slots(), after.slots());
+        let pairs = || was.iter().zip(&will);
+        let smaller: Vec<u32> = pairs().map(|(was, will)| *was.min(will)).collect();
+        let grows = smaller != will;
+        let between = after.resized(after.capacity_bytes(), &smaller);
+        if smaller != was || !grows {
+            between.write(&**self.medium)?;
+            let files = self.files(&between)?;
+            if !grows {
+                return Ok(files);
+            }
         }
         let files = self.files(after)?;
-        self.erase_tail(&*files.records, before)?;
+        for ((group, files), will) in self.groups_of(&between).zip(&files).zip(will) {
+            if group.manifest.slots() < will {
+                self.erase_tail(files, group)?;
+            }
+        }
         self.sync(&files)?;
         after.write(&**self.medium)?;
         Ok(files)
     }
 
     /// Erases the remainder of the last record's page: files end at page boundaries, and a formerly
-    /// larger folder may have left records there.
-    fn erase_tail(&self, records: &dyn MediumFile, before: &Manifest) -> Result<(), TierError> {
-        let used = u64::from(before.slots()) * self.form.record.stride();
-        let tail = capacity::records_bytes(before.slots(), self.form.record) - used;
+    /// larger group may have left records there.
+    fn erase_tail(&self, files: &DataFiles, group: OpeningGroup<'_>) -> Result<(), TierError> {
+        let (slots, form) = (group.manifest.slots(), group.form.record);
+        let used = u64::from(slots) * form.stride();
+        let tail = capacity::records_bytes(slots, form) - used;
         let zeroes = vec![0; usize::try_from(tail).unwrap_or(0)];
-        let failed = |error| TierError::file("write", self.file_name(RECORDS_FILE), error);
-        records.write_all_at(used, &zeroes).map_err(failed)
+        let failed = |error| TierError::file("write", self.file_name(&files.records_name), error);
+        files.records.write_all_at(used, &zeroes).map_err(failed)
     }
 
-    fn files(&self, manifest: &Manifest) -> Result<DataFiles, TierError> {
-        Ok(DataFiles {
-            slots: self.slots_file(manifest)?,
-            records: self.records_file(manifest)?,
+    /// The groups with their numbers, and with the sizes of a manifest.
+    fn groups_of<'m>(&self, manifest: &'m Manifest) -> impl Iterator<Item = OpeningGroup<'m>> {
+        let forms: Vec<SlotForm> = self.groups.iter().map(share::form).collect();
+        let groups = manifest.groups().iter().zip(forms).enumerate();
+        groups.map(|(index, (manifest, form))| OpeningGroup {
+            index,
+            form,
+            manifest,
         })
     }
 
-    fn records_file(&self, manifest: &Manifest) -> Result<Box<dyn MediumFile>, TierError> {
+    fn files(&self, manifest: &Manifest) -> Result<Vec<DataFiles>, TierError> {
+        self.groups_of(manifest)
+            .map(|group| {
+                let slots = self.open_slots(group)?;
+                let records = self.open_records(group)?;
+                Ok(data_files(group.index, slots, records))
+            })
+            .collect()
+    }
+
+    fn with_slots(
+        &self,
+        group: OpeningGroup<'_>,
+        records: Box<dyn MediumFile>,
+    ) -> Result<DataFiles, TierError> {
+        Ok(data_files(group.index, self.open_slots(group)?, records))
+    }
+
+    fn open_records(&self, group: OpeningGroup<'_>) -> Result<Box<dyn MediumFile>, TierError> {
         let how = OpenFile {
-            length_bytes: capacity::records_bytes(manifest.slots(), self.form.record),
+            length_bytes: capacity::records_bytes(group.manifest.slots(), group.form.record),
             writable: true,
             direct: false,
             // A record must not fail for lack of disk space after its block is durable.
             preallocate: true,
         };
-        self.file(RECORDS_FILE, &how)
+        self.file(&folder::records_file(group.index), &how)
     }
 
-    fn slots_file(&self, manifest: &Manifest) -> Result<Box<dyn MediumFile>, TierError> {
+    fn open_slots(&self, group: OpeningGroup<'_>) -> Result<Box<dyn MediumFile>, TierError> {
         let how = OpenFile {
-            length_bytes: manifest.data_bytes(),
+            length_bytes: group.manifest.data_bytes(),
             writable: true,
             direct: self.settings.direct_io,
             preallocate: self.settings.preallocate,
         };
-        self.file(SLOTS_FILE, &how)
+        self.file(&folder::slots_file(group.index), &how)
     }
 
     fn file(&self, file: &str, how: &OpenFile) -> Result<Box<dyn MediumFile>, TierError> {
@@ -270,9 +297,12 @@ impl FolderOpening<'_> {
         Ok(self.medium.length(file).map_err(failed)?.unwrap_or(0))
     }
 
-    fn sync(&self, files: &DataFiles) -> Result<(), TierError> {
-        self.sync_file(&*files.slots, SLOTS_FILE)?;
-        self.sync_file(&*files.records, RECORDS_FILE)
+    fn sync(&self, files: &[DataFiles]) -> Result<(), TierError> {
+        for files in files {
+            self.sync_file(&*files.slots, &files.slots_name)?;
+            self.sync_file(&*files.records, &files.records_name)?;
+        }
+        Ok(())
     }
 
     fn sync_file(&self, opened: &dyn MediumFile, file: &str) -> Result<(), TierError> {
@@ -281,142 +311,65 @@ impl FolderOpening<'_> {
     }
 }
 
-impl FoundRecords {
-    /// Leaves out the blocks that cannot be offered. `lengths` are those of the files before this
-    /// open.
-    fn of(
-        scan: RecordScan,
-        (manifest, form): (&Manifest, RecordForm),
-        lengths: (u64, u64),
-    ) -> FoundRecords {
-        let (slots_bytes, records_bytes) = lengths;
-        let whole = u32::try_from(records_bytes / form.stride()).unwrap_or(u32::MAX);
-        let mut dropped = DroppedSlots {
-            torn: count(&scan.torn),
-            unreadable: count(&scan.unreadable),
-            truncated: manifest.slots().saturating_sub(whole),
-            ..DroppedSlots::default()
-        };
-        let mut stale = scan.torn;
-        stale.extend(scan.unreadable);
-        let mut stored = scan.stored;
-        let last = stored.iter().map(|(_, record)| record.sequence).max();
-        stored.retain(|(place, _)| {
-            let end = u64::from(*place) * manifest.slot_bytes() + manifest.block_bytes();
-            if end > slots_bytes {
-                dropped.truncated += 1;
-                stale.push(*place);
-            }
-            end <= slots_bytes
-        });
-        stored.sort_unstable_by_key(|(_, record)| (record.key, Reverse(record.sequence)));
-        stored.dedup_by(|later, first| {
-            let same = later.1.key == first.1.key;
-            if same {
-                dropped.duplicate += 1;
-                stale.push(later.0);
-            }
-            same
-        });
-        FoundRecords {
-            stored,
-            stale,
-            dropped,
-            last_sequence: last.unwrap_or(0),
-        }
+fn data_files(group: usize, slots: Box<dyn MediumFile>, records: Box<dyn MediumFile>) -> DataFiles {
+    DataFiles {
+        slots,
+        slots_name: folder::slots_file(group),
+        records,
+        records_name: folder::records_file(group),
     }
-
-    /// Leaves out the blocks that a folder of this size has no room for, and sorts the others.
-    ///
-    /// A crash during a sync can leave more blocks than there are slots: old blocks that the sync
-    /// was to erase, and the new blocks that replace them. The blocks that were durable before fit
-    /// the slots, so the newest are left out.
-    fn fit(&mut self, after: &Manifest) {
-        self.stored
-            .sort_unstable_by_key(|(_, record)| record.sequence);
-        let found = self.stored.len();
-        let mut room = usize::try_from(after.blocks_max()).unwrap_or(usize::MAX);
-        let stale = &mut self.stale;
-        self.stored.retain(|(place, _)| {
-            let fits = *place < after.slots() && room > 0;
-            if fits {
-                room -= 1;
-            } else {
-                stale.push(*place);
-            }
-            fits
-        });
-        let gone = found - self.stored.len();
-        self.dropped.over_capacity += u32::try_from(gone).unwrap_or(u32::MAX);
-        // The sort is stable, so older blocks stay before newer ones.
-        self.stored.sort_by_key(|(_, record)| record.position);
-    }
-
-    /// Erases the records of the places left out. Later syncs retry the erasures that the disk
-    /// refused.
-    fn erase(&mut self, (records, form): (&dyn MediumFile, RecordForm), places: u32) {
-        let mut changes = RecordChanges::new(form);
-        self.stale.iter().for_each(|place| changes.erase(*place));
-        let brought = changes.bring(records);
-        self.stale.retain(|place| {
-            let erased = brought.synced.is_ok() && brought.refused.binary_search(place).is_err();
-            !erased && *place < places
-        });
-    }
-}
-
-fn count(places: &[u32]) -> u32 {
-    u32::try_from(places.len()).unwrap_or(u32::MAX)
 }
 
 impl OpenedFolder {
-    fn into_store(
+    fn into_stores(
         self,
-        (medium, pieces): (Arc<dyn Medium>, BlockPieces),
-        lock: Box<dyn MediumLock>,
-        held_manifest: HeldManifest,
-    ) -> (SlotStore, RecoveredBlocks) {
-        let FoundRecords {
-            stored,
-            stale,
-            dropped,
-            last_sequence,
-        } = self.found;
-        let entry = |(slot, (_, record)): (u32, &(u32, SlotRecord))| StoredSlot {
-            slot,
-            key: record.key,
-            parent: record.parent,
-            position: record.position,
-            tenant: record.tenant,
-            sequence: record.sequence,
-        };
-        let recovered = RecoveredBlocks {
-            entries: (0..).zip(&stored).map(entry).collect(),
-            dropped,
-            created: self.created,
-        };
-        let (slots, places) = (self.manifest.blocks_max(), self.manifest.slots());
-        let next = last_sequence.saturating_add(1).min(SEQUENCE_MAX);
-        let store = SlotStore {
-            table: Mutex::new(SlotTable::new(
-                (slots, places, &pieces),
-                &stored,
-                stale,
-                next,
-            )),
-            record_form: RecordForm::of(&pieces),
-            pieces,
+        groups: &[TierGroup],
+        medium: Arc<dyn Medium>,
+        (lock, held_manifest): (Box<dyn MediumLock>, HeldManifest),
+    ) -> Vec<(SlotStore, RecoveredBlocks)> {
+        let folder = Arc::new(HeldFolder {
             medium,
             manifest: self.manifest,
             held_manifest,
-            slots: self.files.slots,
-            records: self.files.records,
-            commit: Mutex::new(()),
-            unreported: Mutex::default(),
-            counters: StoreCounters::default(),
+            files: self.files.into_iter().map(Arc::new).collect(),
             process: ProcessMark::now(),
             _lock: lock,
-        };
-        (store, recovered)
+        });
+        let parts = groups.iter().zip(self.found).enumerate();
+        parts
+            .map(|(index, (group, found))| {
+                let recovered = found.recovered(self.created);
+                let store = group_store(&folder, (index, group), found);
+                (store, recovered)
+            })
+            .collect()
+    }
+}
+
+/// The store of one group of an open folder.
+fn group_store(
+    folder: &Arc<HeldFolder>,
+    (index, group): (usize, &TierGroup),
+    found: FoundRecords,
+) -> SlotStore {
+    let of_manifest = folder.manifest.groups().get(index);
+    let (Some(of_manifest), Some(files)) = (of_manifest, folder.files.get(index)) else {
+        broken(format_args!("group {index} of {}", folder.files.len()))
+    };
+    let pieces = group.identity.pieces.clone();
+    let (slots, places) = (of_manifest.blocks_max(), of_manifest.slots());
+    let next = found.last_sequence.saturating_add(1).min(SEQUENCE_MAX);
+    let table = SlotTable::new((slots, places, &pieces), &found.stored, found.stale, next);
+    SlotStore {
+        folder: Arc::clone(folder),
+        group: of_manifest.clone(),
+        files: Arc::clone(files),
+        id: folder.manifest.store(index),
+        record_form: RecordForm::of(&pieces),
+        pieces,
+        table: Mutex::new(table),
+        commit: Mutex::new(()),
+        unreported: Mutex::default(),
+        counters: StoreCounters::default(),
     }
 }

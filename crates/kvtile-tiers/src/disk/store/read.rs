@@ -1,17 +1,23 @@
 //! Reads blocks in batches.
 
-use std::ops::Range;
+use std::{io, ops::Range};
 
 use kvtile_blocks::BlockKey;
 use kvtile_layout::broken;
 
 use super::{
-    super::{medium::FileRead, record::are_whole},
+    super::{
+        medium::{FileRead, MediumFile},
+        record::are_whole,
+    },
     SlotRead, SlotStore, is_end,
     report::SlotMiss::{self, Buffer, Checksum, Io, Replaced, Truncated},
     table::SlotEntry,
 };
-use crate::error::{SlotError, TierError};
+use crate::{
+    error::{SlotError, TierError},
+    tier::BlockPieces,
+};
 
 /// A block of a batch that the table has found.
 struct ReadEntry {
@@ -19,9 +25,65 @@ struct ReadEntry {
     at: usize,
     slot: u32,
     entry: SlotEntry,
-    /// The pieces to read; `sums` are the checksums of all pieces.
-    pieces: Range<usize>,
-    sums: Box<[u64]>,
+}
+
+/// The facts that verify a read.
+pub(in super::super) struct ExpectedBlock {
+    pub(in super::super) key: BlockKey,
+    pub(in super::super) position: u32,
+    /// The pieces to read.
+    pub(in super::super) pieces: Range<usize>,
+    /// The checksums of all pieces of the block.
+    pub(in super::super) sums: Box<[u64]>,
+}
+
+/// Reads blocks of the data file, many at a time, and verifies each as soon as its bytes arrive,
+/// while others are in flight. `reads` and `expected` belong together; `ended` receives the index
+/// and the outcome of each.
+pub(in super::super) fn read_expected(
+    (slots, pieces): (&dyn MediumFile, &BlockPieces),
+    (reads, expected): (&mut [FileRead<'_>], &[ExpectedBlock]),
+    failed: &dyn Fn(io::Error) -> TierError,
+    ended: &mut dyn FnMut(usize, Result<(), SlotMiss>),
+) {
+    slots.read_many(reads, &mut |read, bytes| {
+        let Some(block) = expected.get(read) else {
+            broken(format_args!("read {read} of {}", expected.len()));
+        };
+        let verified = bytes.map_err(|error| match is_end(&error) {
+            true => Truncated,
+            false => Io(failed(error)),
+        });
+        let of = (&block.key, block.position, &*block.sums);
+        let outcome = match verified {
+            Ok(bytes) if are_whole(pieces, block.pieces.clone(), of, bytes) => Ok(()),
+            Ok(_) => Err(Checksum),
+            Err(miss) => Err(miss),
+        };
+        ended(read, outcome);
+    });
+}
+
+/// The pieces of a block that are exactly the `length` bytes from `start` on.
+pub(in super::super) fn pieces_of(
+    pieces: &BlockPieces,
+    (start, length): (u64, u64),
+) -> Result<Range<usize>, TierError> {
+    let bytes = start..start.saturating_add(length);
+    if let Some(pieces) = pieces.at(&bytes) {
+        return Ok(pieces);
+    }
+    Err(match start {
+        0 => TierError::Slot(SlotError::WrongBlockBytes {
+            block_bytes: pieces.block_bytes(),
+            found_bytes: bytes.end,
+        }),
+        _ => TierError::Slot(SlotError::NoSuchPieces {
+            start: bytes.start,
+            end: bytes.end,
+            ends: pieces.ends().into(),
+        }),
+    })
 }
 
 impl SlotStore {
@@ -52,29 +114,35 @@ impl SlotStore {
         let found = self.find(batch);
         let mut outcomes = Vec::with_capacity(batch.len());
         let mut entries = Vec::with_capacity(batch.len());
+        let mut expected = Vec::with_capacity(batch.len());
         let mut reads = Vec::with_capacity(batch.len());
         for (read, found) in batch.iter_mut().zip(found) {
             outcomes.push(match found {
-                Ok(there) => {
+                Ok((there, block)) => {
                     reads.push(FileRead {
                         offset: self.offset(there.entry.place) + read.start,
                         bytes: read.buffer,
                     });
                     entries.push(there);
+                    expected.push(block);
                     None
                 }
                 Err(miss) => Some(Err(miss)),
             });
         }
-        // Each block is verified as soon as its read completes, while others are in flight.
-        self.slots.read_many(&mut reads, &mut |read, bytes| {
-            let Some(there) = entries.get(read) else {
-                broken(format_args!("read {read} of {}", entries.len()));
-            };
-            if let Some(outcome) = outcomes.get_mut(there.at) {
-                *outcome = Some(self.verified(there, bytes));
-            }
-        });
+        let from = (&*self.files.slots, &self.pieces);
+        let failed = |error| self.failed("read", error);
+        read_expected(
+            from,
+            (&mut reads, &expected),
+            &failed,
+            &mut |read, ended| {
+                let at = entries.get(read).map(|there| there.at);
+                if let Some(outcome) = at.and_then(|at| outcomes.get_mut(at)) {
+                    *outcome = Some(ended);
+                }
+            },
+        );
         self.tell_replaced(&entries, &mut outcomes);
         let count = outcomes.len();
         let outcome = |(index, outcome): (usize, Option<_>)| match outcome {
@@ -87,52 +155,22 @@ impl SlotStore {
     }
 
     /// Looks up the blocks of a batch in the table.
-    fn find(&self, batch: &[SlotRead<'_>]) -> Vec<Result<ReadEntry, SlotMiss>> {
+    fn find(&self, batch: &[SlotRead<'_>]) -> Vec<Result<(ReadEntry, ExpectedBlock), SlotMiss>> {
         let table = self.table();
         let find = |(at, read): (usize, &SlotRead<'_>)| {
-            let pieces = self.pieces_of(read).map_err(Buffer)?;
+            let bytes = (read.start, read.buffer.len() as u64);
+            let pieces = pieces_of(&self.pieces, bytes).map_err(Buffer)?;
             let slot = read.slot;
-            Ok(ReadEntry {
-                at,
-                slot,
-                entry: table.find(slot, &read.key)?,
+            let entry = table.find(slot, &read.key)?;
+            let expected = ExpectedBlock {
+                key: entry.key,
+                position: entry.position,
                 pieces,
                 sums: table.sums(slot).into(),
-            })
+            };
+            Ok((ReadEntry { at, slot, entry }, expected))
         };
         batch.iter().enumerate().map(find).collect()
-    }
-
-    /// The pieces that fill a buffer.
-    fn pieces_of(&self, read: &SlotRead<'_>) -> Result<Range<usize>, TierError> {
-        let bytes = read.start..read.start.saturating_add(read.buffer.len() as u64);
-        if let Some(pieces) = self.pieces.at(&bytes) {
-            return Ok(pieces);
-        }
-        Err(match read.start {
-            0 => TierError::Slot(SlotError::WrongBlockBytes {
-                block_bytes: self.block_bytes(),
-                found_bytes: bytes.end,
-            }),
-            _ => TierError::Slot(SlotError::NoSuchPieces {
-                start: bytes.start,
-                end: bytes.end,
-                ends: self.pieces.ends().into(),
-            }),
-        })
-    }
-
-    fn verified(&self, there: &ReadEntry, read: std::io::Result<&[u8]>) -> Result<(), SlotMiss> {
-        let bytes = read.map_err(|error| match is_end(&error) {
-            true => Truncated,
-            false => Io(self.failed("read", error)),
-        })?;
-        let entry = &there.entry;
-        let of = (&entry.key, entry.position, &*there.sums);
-        match are_whole(&self.pieces, there.pieces.clone(), of, bytes) {
-            true => Ok(()),
-            false => Err(Checksum),
-        }
     }
 
     /// A failed read of a place that was reused for another block during the read is no damage.

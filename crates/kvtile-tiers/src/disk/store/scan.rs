@@ -35,47 +35,74 @@ pub(in super::super) struct ScanScope<'a> {
     pub(in super::super) write_back: bool,
 }
 
+/// The records of neighbouring places.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) enum RecordRun<'a> {
+    /// Their bytes.
+    Read(&'a [u8]),
+    /// This many records, of one page, cannot be read.
+    Unreadable(u32),
+}
+
+/// Reads the records of the places `0..places` in ascending order. `visit` receives each run with
+/// its first place, which begins a page.
+pub(in super::super) fn each_run(
+    records: &dyn MediumFile,
+    (places, form): (u32, RecordForm),
+    visit: &mut dyn FnMut(u32, RecordRun<'_>),
+) {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut first = 0;
+    while first < places {
+        let count = (places - first).min(records_in(CHUNK_BYTES, form));
+        if let Some(buffer) = buffer.get_mut(..count as usize * form.bytes()) {
+            read_chunk(records, (first, form), buffer, visit);
+        }
+        first += count;
+    }
+}
+
+fn read_chunk(
+    records: &dyn MediumFile,
+    (first, form): (u32, RecordForm),
+    buffer: &mut [u8],
+    visit: &mut dyn FnMut(u32, RecordRun<'_>),
+) {
+    let offset = u64::from(first) * form.stride();
+    if records.read_exact_at(offset, buffer).is_ok() {
+        visit(first, RecordRun::Read(buffer));
+        return;
+    }
+    // A bad page costs only its own records.
+    let mut place = first;
+    for page in buffer.chunks_mut(RETRY_BYTES) {
+        let count = records_in(page.len(), form);
+        let offset = u64::from(place) * form.stride();
+        let read = records.read_exact_at(offset, page);
+        let run = match read {
+            Ok(()) => RecordRun::Read(page),
+            Err(_) => RecordRun::Unreadable(count),
+        };
+        visit(place, run);
+        place += count;
+    }
+}
+
+/// Whole records in `bytes` bytes.
+fn records_in(bytes: usize, form: RecordForm) -> u32 {
+    u32::try_from(bytes / form.bytes()).unwrap_or(u32::MAX)
+}
+
 impl RecordScan {
     /// Reads the records of all places, in ascending order.
     pub(in super::super) fn read(records: &dyn MediumFile, of: ScanScope<'_>) -> RecordScan {
         let mut scan = RecordScan::default();
-        let mut buffer = vec![0; CHUNK_BYTES];
-        let mut first = 0;
-        while first < of.places {
-            let count = (of.places - first).min(of.records_in(CHUNK_BYTES));
-            scan.read_chunk(records, &of, first, (count, &mut buffer));
-            first += count;
-        }
+        let scope = (of.places, of.form);
+        each_run(records, scope, &mut |first, run| match run {
+            RecordRun::Read(bytes) => scan.take(records, &of, first, bytes),
+            RecordRun::Unreadable(count) => scan.unreadable.extend(first..first + count),
+        });
         scan
-    }
-
-    fn read_chunk(
-        &mut self,
-        records: &dyn MediumFile,
-        of: &ScanScope<'_>,
-        first: u32,
-        (count, buffer): (u32, &mut [u8]),
-    ) {
-        let bytes = count as usize * of.form.bytes();
-        let Some(buffer) = buffer.get_mut(..bytes) else {
-            return;
-        };
-        let offset = u64::from(first) * of.form.stride();
-        if records.read_exact_at(offset, buffer).is_ok() {
-            self.take(records, of, first, buffer);
-            return;
-        }
-        // A bad page costs only its own records.
-        let mut place = first;
-        for page in buffer.chunks_mut(RETRY_BYTES) {
-            let count = of.records_in(page.len());
-            let offset = u64::from(place) * of.form.stride();
-            match records.read_exact_at(offset, page) {
-                Ok(()) => self.take(records, of, place, page),
-                Err(_) => self.unreadable.extend(place..place + count),
-            }
-            place += count;
-        }
     }
 
     fn take(&mut self, records: &dyn MediumFile, of: &ScanScope<'_>, first: u32, bytes: &[u8]) {
@@ -96,13 +123,6 @@ impl RecordScan {
                 DecodedRecord::Torn => self.torn.push(place),
             }
         }
-    }
-}
-
-impl ScanScope<'_> {
-    /// Whole records in `bytes` bytes.
-    fn records_in(&self, bytes: usize) -> u32 {
-        u32::try_from(bytes / self.form.bytes()).unwrap_or(u32::MAX)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Checks that the files that a store has open are still those of its folder.
+//! The open folder that the stores of all groups share, and the check that its open files are still
+//! those of the folder.
 //!
 //! A removed or replaced file accepts writes and syncs without an error, and its content disappears
 //! with the process. So the store compares the names with its open files before it reports anything
@@ -6,13 +7,13 @@
 //! has cached. It does not notice that another process writes into `records` or `slots` without
 //! changing their names; checksums detect that when a block is read.
 
-use super::{
-    super::{
-        folder::{RECORDS_FILE, SLOTS_FILE},
-        manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, file_name},
-        medium::{Medium, MediumFile, NameStanding, OpenFile},
-    },
-    SlotStore,
+use std::sync::Arc;
+
+use kvtile_memory::ProcessMark;
+
+use super::super::{
+    manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, file_name},
+    medium::{Medium, MediumFile, MediumLock, NameStanding, OpenFile},
 };
 use crate::error::{FileChange, FolderError, TierError};
 
@@ -46,18 +47,41 @@ impl HeldManifest {
     }
 }
 
-impl SlotStore {
-    /// Fails if the folder or one of its files is no longer the one that was opened.
+/// The two open data files of a group.
+#[derive(Debug)]
+pub(super) struct DataFiles {
+    pub(super) slots: Box<dyn MediumFile>,
+    pub(super) slots_name: String,
+    pub(super) records: Box<dyn MediumFile>,
+    pub(super) records_name: String,
+}
+
+/// An open folder: what the stores of its groups share.
+#[derive(Debug)]
+pub(super) struct HeldFolder {
+    pub(super) medium: Arc<dyn Medium>,
+    pub(super) manifest: Manifest,
+    pub(super) held_manifest: HeldManifest,
+    /// The files of each group, in the order of the groups.
+    pub(super) files: Vec<Arc<DataFiles>>,
+    /// The process that opened the folder: a forked child has neither its lock nor its threads.
+    pub(super) process: ProcessMark,
+    /// Held until the last store of the folder is dropped.
+    pub(super) _lock: Box<dyn MediumLock>,
+}
+
+impl HeldFolder {
+    /// Fails if the folder or one of its files, of any group, is no longer the one that was opened.
     pub(super) fn check_files(&self) -> Result<(), TierError> {
         let folder = self.medium.standing();
         let folder = folder.map_err(|error| TierError::file("look at", self.medium.name(), error));
         check(folder?, || self.medium.name())?;
-        let files = [
-            (MANIFEST_FILE, &*self.held_manifest.file),
-            (RECORDS_FILE, &*self.records),
-            (SLOTS_FILE, &*self.slots),
-        ];
-        for (name, file) in files {
+        let manifest = (MANIFEST_FILE, &*self.held_manifest.file);
+        let data = self.files.iter().flat_map(|files| {
+            let records = (files.records_name.as_str(), &*files.records);
+            [records, (files.slots_name.as_str(), &*files.slots)]
+        });
+        for (name, file) in std::iter::once(manifest).chain(data) {
             let name = || file_name(&*self.medium, name);
             let standing = file.standing();
             let standing = standing.map_err(|error| TierError::file("look at", name(), error));
@@ -70,6 +94,17 @@ impl SlotStore {
             false => Err(TierError::Folder(FolderError::FileGone {
                 file: name(),
                 change: FileChange::Overwritten,
+            })),
+        }
+    }
+
+    /// Fails in a forked child of the process that opened the folder: the lock belongs to the
+    /// parent, and another process may hold the folder by now.
+    pub(super) fn check_process(&self) -> Result<(), TierError> {
+        match self.process.is_current() {
+            true => Ok(()),
+            false => Err(TierError::Folder(FolderError::Forked {
+                opened_by: self.process.id(),
             })),
         }
     }

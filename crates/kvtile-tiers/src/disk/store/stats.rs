@@ -44,6 +44,48 @@ pub struct SlotStoreStats {
     pub lost: u64,
 }
 
+impl SlotStoreStats {
+    /// Adds the counts of another store of the same folder.
+    pub(in super::super) fn add(&mut self, other: &SlotStoreStats) {
+        let SlotStoreStats {
+            used,
+            slots,
+            erased_places,
+            reads,
+            read_bytes,
+            misses_absent,
+            misses_checksum,
+            misses_truncated,
+            misses_io,
+            writes,
+            written_bytes,
+            write_failures,
+            erasure_waits,
+            erased,
+            syncs,
+            sync_failures,
+            lost,
+        } = other;
+        self.used += used;
+        self.slots += slots;
+        self.erased_places += erased_places;
+        self.reads += reads;
+        self.read_bytes += read_bytes;
+        self.misses_absent += misses_absent;
+        self.misses_checksum += misses_checksum;
+        self.misses_truncated += misses_truncated;
+        self.misses_io += misses_io;
+        self.writes += writes;
+        self.written_bytes += written_bytes;
+        self.write_failures += write_failures;
+        self.erasure_waits += erasure_waits;
+        self.erased += erased;
+        self.syncs += syncs;
+        self.sync_failures += sync_failures;
+        self.lost += lost;
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct StoreCounters {
     pub(super) reads: StoreCounter,
@@ -64,14 +106,14 @@ pub(super) struct StoreCounters {
 
 /// A counter with relaxed memory ordering: it synchronises nothing.
 #[derive(Debug, Default)]
-pub(super) struct StoreCounter(AtomicU64);
+pub(in super::super) struct StoreCounter(AtomicU64);
 
 impl StoreCounter {
-    pub(super) fn add(&self, count: u64) {
+    pub(in super::super) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    pub(super) fn get(&self) -> u64 {
+    pub(in super::super) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

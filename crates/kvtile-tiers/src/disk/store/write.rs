@@ -206,7 +206,7 @@ impl SlotStore {
         let mut landed: Vec<WrittenSums> = vec![Err(panicked); writes.len()];
         // The panic hook has logged the panic's message.
         let _ = catch_unwind(AssertUnwindSafe(|| {
-            self.slots.write_many(&writes, &mut |index, outcome| {
+            self.files.slots.write_many(&writes, &mut |index, outcome| {
                 // The checksums of a block are computed while other blocks are being written.
                 let outcome = outcome.map_err(|error| self.failed("write", error));
                 if let (Some(landed), Some(write)) = (landed.get_mut(index), blocks.get(index)) {

@@ -6,18 +6,30 @@ use kvtile_blocks::{BlockId, BlockKey, pool::PinnedBlocks};
 use kvtile_layout::broken;
 use kvtile_transfer::completion::Completion;
 
-use super::{DiskTierShared, GROUP, given_up, threads::DiskThreads};
+use super::{DiskTierShared, given_up, group::DiskGroup, threads::DiskThreads};
 use crate::{
+    clock::Clock,
     disk::{SlotMiss, SlotRead},
+    rate::TierRate,
     tier::{BlockRead, OutcomeGather, ReadReport, ReadSuccess, TierMiss},
 };
 
 /// The blocks that one thread keeps in flight; a longer batch is split over several threads.
 const BLOCKS_PER_THREAD: usize = 32;
 
+/// The reading part of a tier, which its threads share.
+pub(in super::super) trait BatchReader: Send + Sync + 'static {
+    /// Reads and verifies blocks, or pieces of them. Returns their outcomes and the number of bytes
+    /// read.
+    fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<Result<ReadSuccess, TierMiss>>, u64);
+
+    /// The clock that measures the reads, and their rate.
+    fn measures(&self) -> (&dyn Clock, &TierRate);
+}
+
 /// Starts a batch of reads, split over several threads if it is long.
-pub(super) fn start(
-    disk: &Arc<DiskTierShared>,
+pub(in super::super) fn start<R: BatchReader>(
+    disk: &Arc<R>,
     threads: &DiskThreads,
     mut blocks: Vec<BlockRead>,
 ) -> Completion<ReadReport> {
@@ -37,11 +49,12 @@ pub(super) fn start(
         let ending = std::mem::replace(&mut part, rest);
         let disk = Arc::clone(disk);
         threads.run(move || {
-            let start = disk.clock.now();
+            let (clock, rate) = disk.measures();
+            let start = clock.now();
             let (outcomes, bytes) = disk.read_all(&mut mine);
             drop(mine);
-            let elapsed = disk.clock.now().saturating_sub(start);
-            disk.rate.measured(bytes, elapsed);
+            let elapsed = clock.now().saturating_sub(start);
+            rate.measured(bytes, elapsed);
             ending.end(outcomes, elapsed);
         });
     }
@@ -59,20 +72,42 @@ struct PinnedRead {
     _pin: PinnedBlocks,
 }
 
-impl DiskTierShared {
-    /// Reads and verifies blocks, or pieces of them. Returns their outcomes and the number of bytes
-    /// read. Blocks that are damaged or cannot be read are removed.
-    fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<Result<ReadSuccess, TierMiss>>, u64) {
-        let mut outcomes: Vec<Result<ReadSuccess, TierMiss>> =
+/// The outcome of the read of a block.
+pub(in super::super) type DiskReadOutcome = Result<ReadSuccess, TierMiss>;
+
+impl BatchReader for DiskTierShared {
+    fn measures(&self) -> (&dyn Clock, &TierRate) {
+        (&*self.clock, &self.rate)
+    }
+
+    /// Blocks that are damaged or cannot be read are removed.
+    fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<DiskReadOutcome>, u64) {
+        // Blocks of groups that the tier does not have stay absent.
+        let mut outcomes: Vec<DiskReadOutcome> =
             blocks.iter().map(|_| Err(TierMiss::Absent)).collect();
-        let mut there = Vec::with_capacity(blocks.len());
-        let mut reads = Vec::with_capacity(blocks.len());
-        for (at, block) in blocks.iter_mut().enumerate() {
+        let mut came = 0;
+        for group in &self.groups {
+            let of_group = blocks.iter_mut().enumerate();
+            let of_group = of_group.filter(|(_, block)| block.name.group == group.id);
+            came += group.read_all(of_group, &mut outcomes);
+        }
+        (outcomes, came)
+    }
+}
+
+impl DiskGroup {
+    /// Reads blocks of the group, each with its index in the batch, and sets their outcomes. Returns
+    /// the number of bytes read.
+    fn read_all<'b>(
+        &self,
+        blocks: impl Iterator<Item = (usize, &'b mut BlockRead)>,
+        outcomes: &mut [DiskReadOutcome],
+    ) -> u64 {
+        let mut there = Vec::new();
+        let mut reads = Vec::new();
+        for (at, block) in blocks {
             let key = block.name.key;
-            let pin = match block.name.group == GROUP {
-                true => self.pin(std::slice::from_ref(&key)),
-                false => continue,
-            };
+            let pin = self.pin(std::slice::from_ref(&key));
             let Some(&slot) = pin.ids().first() else {
                 continue;
             };
@@ -94,7 +129,7 @@ impl DiskTierShared {
                         _pin: pin,
                     });
                 }
-                Err(error) => set(&mut outcomes, at, Err(TierMiss::Failed(error.into()))),
+                Err(error) => set(outcomes, at, Err(TierMiss::Failed(error.into()))),
             }
         }
         let read = self.store.read_many(&mut reads);
@@ -107,11 +142,13 @@ impl DiskTierShared {
                 }
                 Err(miss) => Err(self.missed(there, miss)),
             };
-            set(&mut outcomes, there.at, outcome);
+            set(outcomes, there.at, outcome);
         }
-        (outcomes, came)
+        came
     }
+}
 
+impl DiskGroup {
     /// Maps a miss of the slot store to a miss of the tier; a lost block is removed.
     fn missed(&self, there: &PinnedRead, miss: SlotMiss) -> TierMiss {
         let what = miss.to_string();
@@ -123,10 +160,11 @@ impl DiskTierShared {
             }
         };
         log::warn!(
-            "block {} in slot {} of the {} tier is lost: {what}",
+            "block {} in slot {} of group {} of the {} tier is lost: {what}",
             there.key,
             there.slot.0,
-            self.id
+            self.id.0,
+            self.tier
         );
         self.remove_damaged(std::slice::from_ref(&there.key));
         self.erase(&[there.slot]);
@@ -134,11 +172,8 @@ impl DiskTierShared {
     }
 }
 
-fn set(
-    outcomes: &mut [Result<ReadSuccess, TierMiss>],
-    at: usize,
-    outcome: Result<ReadSuccess, TierMiss>,
-) {
+/// Sets the outcome of block `at` of a batch.
+pub(in super::super) fn set(outcomes: &mut [DiskReadOutcome], at: usize, outcome: DiskReadOutcome) {
     let blocks = outcomes.len();
     let Some(one) = outcomes.get_mut(at) else {
         broken(format_args!("the outcome of block {at} of {blocks}"))

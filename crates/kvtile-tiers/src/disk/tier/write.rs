@@ -13,7 +13,7 @@ use kvtile_blocks::{
 use kvtile_layout::broken;
 use kvtile_transfer::completion::Completion;
 
-use super::{DiskTierShared, GROUP, given_up, threads::DiskThreads};
+use super::{DiskTierShared, given_up, group::DiskGroup, threads::DiskThreads};
 use crate::{
     disk::SlotWrite,
     error::{BatchError, SlotError, TierError},
@@ -49,9 +49,9 @@ pub(super) fn start(
     completion
 }
 
-/// The progress of a batch of writes.
+/// The progress of a batch of writes to one group.
 struct DiskWriteBatch<'a> {
-    blocks: &'a [BlockWrite],
+    blocks: Vec<&'a BlockWrite>,
     outcomes: Vec<Option<DiskWriteOutcome>>,
     /// Pinned blocks that must not be evicted for others of the batch: parents, and blocks it has
     /// written.
@@ -83,12 +83,39 @@ impl DiskWriteBatch<'_> {
 }
 
 impl DiskTierShared {
-    /// Writes as many blocks of a batch as there is room for.
+    /// Writes a batch: the blocks of each group on their own, in their order.
     fn write_all(&self, blocks: &[BlockWrite]) -> Vec<DiskWriteOutcome> {
+        let unknown = |block: &BlockWrite| {
+            let (tier, group) = (self.id, block.name.group.0);
+            let unknown = BatchError::NoSuchGroup { tier, group };
+            Err(NotWritten::Failed(TierError::Batch(unknown)))
+        };
+        let mut outcomes: Vec<DiskWriteOutcome> = blocks.iter().map(unknown).collect();
+        for group in &self.groups {
+            let ours = || blocks.iter().filter(|block| block.name.group == group.id);
+            if ours().next().is_none() {
+                continue;
+            }
+            let mut written = group.write_all(ours().collect()).into_iter();
+            for (outcome, block) in outcomes.iter_mut().zip(blocks) {
+                if block.name.group == group.id
+                    && let Some(written) = written.next()
+                {
+                    *outcome = written;
+                }
+            }
+        }
+        outcomes
+    }
+}
+
+impl DiskGroup {
+    /// Writes as many blocks of a batch as there is room for.
+    fn write_all(&self, blocks: Vec<&BlockWrite>) -> Vec<DiskWriteOutcome> {
         let _writing = self.writing.lock();
         let mut batch = DiskWriteBatch {
-            blocks,
             outcomes: vec![None; blocks.len()],
+            blocks,
             held: Vec::new(),
             expected: HashSet::new(),
         };
@@ -115,14 +142,6 @@ impl DiskTierShared {
         let mut wanted = Vec::new();
         for (at, block) in batch.blocks.iter().enumerate() {
             let key = block.name.key;
-            if block.name.group != GROUP {
-                let unknown = TierError::Batch(BatchError::NoSuchGroup {
-                    tier: self.id,
-                    group: block.name.group.0,
-                });
-                set(&mut batch.outcomes, at, Err(NotWritten::Failed(unknown)));
-                continue;
-            }
             if batch.expected.contains(&key) {
                 // A repeated key gets the outcome of its first block.
                 continue;

@@ -1,6 +1,11 @@
 //! A data file of a folder.
 
-use std::{fs::File, io, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use kvtile_layout::broken;
 use kvtile_memory::{DirectIo, FileMemory, MemoryError};
@@ -79,6 +84,17 @@ pub(super) fn length(stat: &rustix::fs::Stat) -> u64 {
     }
 }
 
+/// When a file was last written; `None` for a time before 1970 or past the range of the clock.
+fn modified(stat: &rustix::fs::Stat) -> Option<SystemTime> {
+    let seconds = Duration::from_secs(u64::try_from(stat.st_mtime).ok()?);
+    #[expect(
+        clippy::useless_conversion,
+        reason = "the type differs between architectures"
+    )]
+    let nanos = Duration::from_nanos(u64::try_from(stat.st_mtime_nsec).ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(seconds.checked_add(nanos)?)
+}
+
 impl MediumFile for FolderFile {
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.memory.read_exact_at(offset, buffer).map_err(into_io)
@@ -118,6 +134,10 @@ impl MediumFile for FolderFile {
             },
             Some(_) => NameStanding::Same,
         })
+    }
+
+    fn modified(&self) -> io::Result<Option<SystemTime>> {
+        Ok(modified(&fstat(&self.memory)?))
     }
 
     fn is_direct(&self) -> bool {

@@ -123,7 +123,7 @@ impl Medium for FolderMedium {
             .mode(FOLDER_MODE)
             .create(&self.absolute)?;
         // The folder may have been removed and created anew since its last use.
-        *self.folder.lock() = None;
+        self.reopen();
         self.folder().map(drop)
     }
 
@@ -203,6 +203,10 @@ impl Medium for FolderMedium {
             Err(Errno::NOENT | Errno::NOTDIR) => NameStanding::Removed,
             Err(errno) => return Err(errno.into()),
         })
+    }
+
+    fn reopen(&self) {
+        *self.folder.lock() = None;
     }
 
     fn lock(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError> {

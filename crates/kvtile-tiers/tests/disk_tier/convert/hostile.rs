@@ -4,17 +4,7 @@ use kvtile_testkit::disk::SimulatedDisk;
 use kvtile_tiers::disk::{Inspection, SlotMiss, convert_on, medium::FolderMedium};
 
 use super::*;
-
-/// A changed manifest with a valid checksum.
-fn forged(manifest: &str, change: &dyn Fn(&str) -> String) -> String {
-    let compact: String = manifest.lines().map(str::trim_start).collect();
-    let compact = compact.replace("\": ", "\":");
-    let (_, rest) = compact.split_once("{\"manifest\":").unwrap();
-    let (body, _) = rest.rsplit_once(",\"checksum\":").unwrap();
-    let body = change(body);
-    let checksum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, body.as_bytes());
-    format!("{{\"manifest\":{body},\"checksum\":\"{checksum:016x}\"}}")
-}
+use crate::common::forged;
 
 /// Converts the fixture with `old` replaced by `new` in its manifest.
 fn with_manifest(old: &str, new: &str) -> Result<ConversionReport, TierError> {
@@ -197,7 +187,8 @@ fn no_flipped_byte_makes_another_block() {
             refused += 1;
             continue;
         };
-        let tier = inspect(disk).unwrap();
+        let inspection = inspect(disk).unwrap();
+        let tier = inspection.only().unwrap();
         assert_eq!(tier.blocks().len(), converted.blocks);
         let mut buffer = vec![0; 3072];
         for (index, block) in tier.blocks().enumerate() {

@@ -113,6 +113,7 @@ fn run(from: &Path, to: &Path, settings: &ConvertSettings) -> Result<ConversionR
 
 /// Checks the blocks and bytes of a converted fixture.
 fn check_converted(to: Inspection, word: &str) {
+    let to = to.only().unwrap();
     let mut buffer = vec![0; 3072];
     let found: Vec<(u64, StoredSlot)> = to.blocks().map(|block| (number(&block), block)).collect();
     let numbers: Vec<u64> = found.iter().map(|(number, _)| *number).collect();

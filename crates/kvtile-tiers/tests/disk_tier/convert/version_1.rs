@@ -43,9 +43,10 @@ fn every_intact_block_is_converted_to_every_layout() {
         assert_eq!((left_out.block.key, left_out.block.slot), (key(5), 5));
         assert!(matches!(left_out.reason, SlotMiss::Checksum));
         let inspection = Inspection::open(&to).unwrap();
-        assert!(inspection.torn().is_empty() && inspection.unreadable().is_empty());
-        assert!(inspection.manifest().slots() >= 11);
-        assert_eq!(inspection.manifest().identity(), &logical());
+        let group = inspection.only().unwrap();
+        assert!(group.torn().is_empty() && group.unreadable().is_empty());
+        assert!(group.manifest().slots() >= 11);
+        assert_eq!(group.manifest().identity(), &logical());
         check_converted(inspection, word_or_default(word));
         assert_eq!(files(&from), before, "the folder that was read");
     }

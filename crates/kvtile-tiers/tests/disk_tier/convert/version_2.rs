@@ -59,11 +59,12 @@ fn stored(
 
 fn check(path: &Path, blocks: u64, bytes: impl Fn(u64) -> Vec<u8>) -> Inspection {
     let inspection = Inspection::open(path).unwrap();
-    assert_eq!(inspection.blocks().len() as u64, blocks);
-    let mut buffer = vec![0; usize::try_from(inspection.manifest().block_bytes()).unwrap()];
-    for (number, block) in (0..).zip(inspection.blocks()) {
+    let group = inspection.only().unwrap();
+    assert_eq!(group.blocks().len() as u64, blocks);
+    let mut buffer = vec![0; usize::try_from(group.manifest().block_bytes()).unwrap()];
+    for (number, block) in (0..).zip(group.blocks()) {
         assert_eq!(block.key, key(number));
-        inspection
+        group
             .read(usize::try_from(number).unwrap(), &mut buffer)
             .unwrap();
         assert!(buffer == bytes(number), "block {number}");
@@ -96,7 +97,7 @@ fn blocks_are_converted_to_another_layout_and_back() {
     assert_eq!((converted.from_version, converted.blocks), (2, 180));
     assert!(converted.is_whole());
     let layers = check(&at("b"), blocks, |number| large_content(number, "BLHKNC"));
-    assert!(layers.manifest().slots() >= 180);
+    assert!(layers.only().unwrap().manifest().slots() >= 180);
     run(&at("b"), &at("c"), &settings(Some("BHLKNC"))).unwrap();
     check(&at("c"), blocks, |number| large_content(number, "BHLKNC"));
 }

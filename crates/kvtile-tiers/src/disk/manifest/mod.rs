@@ -3,23 +3,23 @@
 //! A write replaces the manifest in one step or not at all. The manifest carries a checksum over
 //! its fields and contains the full identity, so that an error can name the field that differs.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+mod group;
+
+pub use group::ManifestGroup;
+
+use std::{
+    collections::HashSet,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use crc_fast::CrcAlgorithm;
-use kvtile_layout::{
-    ShownText, broken,
-    identity::{Difference, Fingerprint, Identity, LayoutIdentity},
-};
+use kvtile_layout::{ShownText, identity::Fingerprint};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    capacity,
-    medium::Medium,
-    record::{RecordForm, StoreId},
-};
+use super::{capacity, medium::Medium, record::StoreId};
 use crate::{
-    error::{FolderError, TierError},
-    tier::{BlockPieces, StoreIdentity},
+    error::{FolderError, MismatchError, TierError},
+    tier::TierGroup,
 };
 
 /// File name of the manifest.
@@ -37,7 +37,7 @@ pub(super) const VERSION: u32 = 2;
 /// The longest manifest that is read.
 pub(super) const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
-/// The manifest of a folder: its identity, its geometry and its capacity.
+/// The manifest of a folder: its groups, their sizes, and the capacity of the folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -46,24 +46,8 @@ pub struct Manifest {
     store: Fingerprint,
     created: FolderCreation,
     capacity_bytes: u64,
-    /// Exactly one, until a folder keeps several groups.
+    /// At least one; each has a name if there are several.
     groups: Vec<ManifestGroup>,
-}
-
-/// The manifest of one group of layers: its blocks and the two files that store them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ManifestGroup {
-    identity: Identity,
-    identity_fingerprint: Fingerprint,
-    block_layout: LayoutIdentity,
-    block_layout_fingerprint: Fingerprint,
-    block_bytes: u64,
-    /// Where each piece of a block ends, in bytes.
-    piece_ends: Vec<u64>,
-    slot_bytes: u64,
-    record_bytes: u64,
-    slots: u32,
 }
 
 /// When a folder was created, and by which version.
@@ -85,45 +69,11 @@ struct ManifestFile {
     checksum: String,
 }
 
-impl ManifestGroup {
-    fn new(identity: &StoreIdentity, slots: u32) -> Result<ManifestGroup, TierError> {
-        Ok(ManifestGroup {
-            identity: identity.logical.clone(),
-            identity_fingerprint: identity.logical.fingerprint(),
-            block_layout: identity.block_layout.clone(),
-            block_layout_fingerprint: identity.block_layout.fingerprint(),
-            block_bytes: identity.block_bytes(),
-            piece_ends: identity.pieces.ends().to_vec(),
-            slot_bytes: capacity::slot_bytes(identity.block_bytes())?,
-            record_bytes: RecordForm::of(&identity.pieces).stride(),
-            slots,
-        })
-    }
-
-    /// Whether the numbers are consistent with each other.
-    fn is_sensible(&self) -> bool {
-        let (Ok(pieces), Ok(slot_bytes)) = (
-            BlockPieces::ending_at(&self.piece_ends),
-            capacity::slot_bytes(self.block_bytes),
-        ) else {
-            return false;
-        };
-        pieces.block_bytes() == self.block_bytes
-            && self.slot_bytes == slot_bytes
-            && self.record_bytes == RecordForm::of(&pieces).stride()
-            && (2..=capacity::SLOTS_MAX).contains(&self.slots)
-            && slot_bytes.checked_mul(u64::from(self.slots)).is_some()
-    }
-}
-
 impl Manifest {
-    /// The manifest of a new folder with `slots` slots.
-    pub(super) fn new(
-        identity: &StoreIdentity,
-        capacity_bytes: u64,
-        slots: u32,
-    ) -> Result<Manifest, TierError> {
+    /// The manifest of a new folder with these groups, without slots.
+    pub(super) fn new(groups: &[TierGroup], capacity_bytes: u64) -> Result<Manifest, TierError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let group = |group| ManifestGroup::new(group, groups.len() > 1);
         Ok(Manifest {
             format: FORMAT.to_owned(),
             version: VERSION,
@@ -133,62 +83,36 @@ impl Manifest {
                 kvtile: env!("CARGO_PKG_VERSION").to_owned(),
             },
             capacity_bytes,
-            groups: vec![ManifestGroup::new(identity, slots)?],
+            groups: groups.iter().map(group).collect::<Result<_, _>>()?,
         })
     }
 
-    /// This manifest with another capacity.
-    pub(super) fn resized(&self, capacity_bytes: u64, slots: u32) -> Manifest {
+    /// This manifest with another capacity, and with these numbers of slots.
+    pub(super) fn resized(&self, capacity_bytes: u64, slots: &[u32]) -> Manifest {
+        assert_eq!(slots.len(), self.groups.len(), "slots of each group");
         let mut resized = self.clone();
         resized.capacity_bytes = capacity_bytes;
-        for group in &mut resized.groups {
-            group.slots = slots;
+        for (group, slots) in resized.groups.iter_mut().zip(slots) {
+            group.resize(*slots);
         }
         resized
     }
 
-    /// The only group.
-    fn group(&self) -> &ManifestGroup {
-        match self.groups.as_slice() {
-            [group] => group,
-            groups => broken(format_args!("a manifest of {} groups", groups.len())),
-        }
+    /// The groups of the folder, at least one, in the order of their numbers.
+    #[must_use]
+    pub fn groups(&self) -> &[ManifestGroup] {
+        &self.groups
     }
 
-    /// What the values of a block mean.
-    #[must_use]
-    pub fn identity(&self) -> &Identity {
-        &self.group().identity
+    /// The names of the groups; none if the folder has one group.
+    pub(super) fn names(&self) -> Vec<String> {
+        let names = self.groups.iter().filter_map(ManifestGroup::name);
+        names.map(str::to_owned).collect()
     }
 
-    /// The layout of one block.
-    #[must_use]
-    pub fn block_layout(&self) -> &LayoutIdentity {
-        &self.group().block_layout
-    }
-
-    /// Bytes of one block.
-    #[must_use]
-    pub fn block_bytes(&self) -> u64 {
-        self.group().block_bytes
-    }
-
-    /// Bytes of one slot: a block, rounded up to pages.
-    #[must_use]
-    pub fn slot_bytes(&self) -> u64 {
-        self.group().slot_bytes
-    }
-
-    /// Slots of the data file; a few of them are always erased.
-    #[must_use]
-    pub fn slots(&self) -> u32 {
-        self.group().slots
-    }
-
-    /// Blocks that the folder can hold.
-    #[must_use]
-    pub fn blocks_max(&self) -> u32 {
-        self.slots() - capacity::reserve(self.slots())
+    /// The number of slots of each group.
+    pub(super) fn slots(&self) -> Vec<u32> {
+        self.groups.iter().map(ManifestGroup::slots).collect()
     }
 
     /// The most bytes that all files together may take.
@@ -203,46 +127,64 @@ impl Manifest {
         &self.created
     }
 
-    pub(super) fn store(&self) -> &StoreId {
-        self.store.as_bytes()
+    /// The number that the records of group `group` are sealed with. It differs between groups, so
+    /// that files of two groups that were swapped hold no valid record.
+    pub(super) fn store(&self, group: usize) -> StoreId {
+        let mut store = *self.store.as_bytes();
+        let [.., last] = &mut store;
+        *last ^= u8::try_from(group).unwrap_or(u8::MAX);
+        store
     }
 
-    /// Bytes of all slots.
-    pub(super) fn data_bytes(&self) -> u64 {
-        self.slot_bytes().saturating_mul(u64::from(self.slots()))
-    }
-
-    /// How a block is cut into pieces. The manifest knows their bytes, not the layers behind them.
-    pub(super) fn pieces(&self) -> Result<BlockPieces, TierError> {
-        BlockPieces::ending_at(&self.group().piece_ends)
-    }
-
-    /// The first field in which the folder differs from `identity`.
-    pub(super) fn first_difference(&self, identity: &StoreIdentity) -> Option<Difference> {
-        let group = self.group();
-        let ends = identity.pieces.ends();
-        let cut = (ends != group.piece_ends).then(|| {
-            let (field, ours, theirs) = match identity.block_bytes() == group.block_bytes {
-                true => (
-                    "piece_ends",
-                    format!("{ends:?}"),
-                    format!("{:?}", group.piece_ends),
-                ),
-                false => (
-                    "block_bytes",
-                    identity.block_bytes().to_string(),
-                    group.block_bytes.to_string(),
-                ),
-            };
-            Difference {
-                field: field.to_owned(),
-                ours,
-                theirs,
+    /// Refuses a folder that does not have exactly these groups.
+    pub(super) fn check(&self, groups: &[TierGroup], medium: &dyn Medium) -> Result<(), TierError> {
+        // The only group of a folder has no name there, so it fits the only requested group.
+        let named = |(ours, group): (&TierGroup, &ManifestGroup)| {
+            group.name().is_none_or(|name| name == ours.name)
+        };
+        let pairs = || groups.iter().zip(&self.groups);
+        if groups.len() != self.groups.len() || !pairs().all(named) {
+            return Err(TierError::Mismatch(MismatchError::GroupsDiffer {
+                folder: medium.name(),
+                ours: groups.iter().map(|group| group.name.clone()).collect(),
+                theirs: self.names(),
+            }));
+        }
+        let difference = pairs().find_map(|(ours, group)| {
+            let mut difference = group.first_difference(&ours.identity)?;
+            if let Some(name) = group.name() {
+                difference.field = format!("groups[{name}].{}", difference.field);
             }
+            Some(difference)
         });
-        let logical = identity.logical.first_difference(&group.identity);
-        let layout = || identity.block_layout.first_difference(&group.block_layout);
-        logical.or_else(layout).or(cut)
+        match difference {
+            None => Ok(()),
+            Some(difference) => Err(TierError::Mismatch(MismatchError::FolderDiffers {
+                folder: medium.name(),
+                difference,
+            })),
+        }
+    }
+
+    /// Why the groups are no groups of one folder.
+    fn problem(&self) -> Option<&'static str> {
+        if self.groups.is_empty() || self.groups.len() > capacity::GROUPS_MAX {
+            return Some("it has no groups, or more than a folder can have");
+        }
+        if self.format != FORMAT || !self.groups.iter().all(ManifestGroup::is_sensible) {
+            return Some("its numbers contradict each other");
+        }
+        let names: Vec<&str> = self.groups.iter().filter_map(ManifestGroup::name).collect();
+        let several = self.groups.len() > 1;
+        let distinct: HashSet<&&str> = names.iter().collect();
+        let good = match several {
+            true => {
+                distinct.len() == self.groups.len()
+                    && names.iter().all(|name| TierGroup::is_name(name))
+            }
+            false => names.is_empty(),
+        };
+        (!good).then_some("the names of its groups are missing, repeated or no names")
     }
 
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>, TierError> {
@@ -265,9 +207,9 @@ impl Manifest {
         Ok(format!("{checksum:016x}"))
     }
 
-    /// The length in bytes of the largest manifest of this identity.
+    /// The length in bytes of the largest manifest of these groups.
     pub(super) fn bytes_max(&self) -> Result<u64, TierError> {
-        let largest = self.resized(u64::MAX, u32::MAX);
+        let largest = self.resized(u64::MAX, &vec![u32::MAX; self.groups.len()]);
         Ok(largest.to_bytes()?.len() as u64)
     }
 
@@ -283,7 +225,8 @@ impl Manifest {
         Manifest::from_bytes(&bytes, medium).map(Some)
     }
 
-    fn from_bytes(bytes: &[u8], medium: &dyn Medium) -> Result<Manifest, TierError> {
+    /// Decodes the manifest of a folder.
+    pub(super) fn from_bytes(bytes: &[u8], medium: &dyn Medium) -> Result<Manifest, TierError> {
         let damaged = |problem: String| {
             TierError::Folder(FolderError::ManifestDamaged {
                 folder: medium.name(),
@@ -300,13 +243,9 @@ impl Manifest {
         if checksum != file.checksum {
             return Err(damaged("it fails its checksum".to_owned()));
         }
-        match manifest.groups.as_slice() {
-            [group] if manifest.format == FORMAT && group.is_sensible() => Ok(manifest),
-            [_] => Err(damaged("its numbers contradict each other".to_owned())),
-            groups => Err(TierError::Folder(FolderError::FolderGroups {
-                folder: medium.name(),
-                groups: groups.len(),
-            })),
+        match manifest.problem() {
+            None => Ok(manifest),
+            Some(problem) => Err(damaged(problem.to_owned())),
         }
     }
 

@@ -1,0 +1,423 @@
+//! Refreshes: they bring the index of a follower up to the folder.
+//!
+//! ```text
+//! lookup, index older than refresh_after ──┐ at most one is queued
+//! ask ─────────────────────────────────────┴─► refresh ──► the answers of all asks before it
+//!
+//! folder replaced? ─ manifest changed? ─ files replaced? ─ records written? ─ pages changed?
+//! ```
+//!
+//! Each step is taken only if the one before requires it or has passed: a refresh of a folder
+//! without changes costs a few lookups of names and the bytes of the manifest.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+use kvtile_blocks::{BlockKey, events::EventKind};
+use kvtile_transfer::completion::Completer;
+
+use super::{
+    super::{
+        capacity::PAGE,
+        folder::RECORDS_FILE,
+        manifest::{Manifest, file_name},
+        medium::NameStanding,
+        record::{RecordForm, StoreId},
+        store::{RecordRun, each_run},
+        tier::{DiskThreads, GROUP},
+    },
+    FollowerShared,
+    folder::{
+        ComparedRecords, FolderWatch, FollowCondition, FollowedFiles, FollowedGroup, judge,
+        manifest_bytes,
+    },
+    index::{FollowedIndex, FollowedPage, digest, per_page},
+};
+use crate::{
+    error::{RequestError, TierError},
+    tier::TierAnswer,
+};
+
+/// Lookups leave a pause of this many times the length of a refresh before the next, so that
+/// refreshes of a large folder take at most a tenth of a processor. Asks do not wait for it.
+const PAUSE_FACTOR: u32 = 9;
+
+/// A write this long after a comparison changes the time of the file. Clocks of file systems tick
+/// every few milliseconds.
+const TICK: Duration = Duration::from_secs(2);
+
+/// The age at which records are compared although their time did not change: a write that was
+/// stalled for long sets the time before its bytes.
+const COMPARE_AFTER: Duration = Duration::from_secs(5);
+
+/// When to refresh.
+#[derive(Default)]
+pub(super) struct FollowerPace {
+    /// When the last refresh began.
+    began: Option<Duration>,
+    /// How long it took.
+    took: Duration,
+    /// Whether a refresh is queued that has not begun.
+    is_queued: bool,
+    is_running: bool,
+    /// The questions that the next refresh answers.
+    asks: Vec<FollowerAsk>,
+}
+
+impl FollowerPace {
+    /// The opening was a refresh.
+    pub(super) fn opened(&mut self, now: Duration) {
+        self.began = Some(now);
+    }
+}
+
+/// A question that waits for a refresh.
+pub(super) struct FollowerAsk {
+    pub(super) keys: Box<[BlockKey]>,
+    pub(super) completer: Completer<TierAnswer>,
+}
+
+impl Drop for FollowerAsk {
+    /// Ends a question whose refresh panicked or never began. An earlier answer takes precedence.
+    fn drop(&mut self) {
+        let error = match std::thread::panicking() {
+            true => RequestError::Panicked {
+                what: "a refresh of a followed folder",
+            },
+            false => RequestError::Closed,
+        };
+        self.completer.finish(TierAnswer {
+            leading: 0,
+            failure: Some(TierError::Request(error)),
+        });
+    }
+}
+
+/// Queues a refresh if the index is old.
+pub(super) fn refresh_if_old(shared: &Arc<FollowerShared>, threads: &DiskThreads) {
+    let now = shared.clock.now();
+    {
+        let mut pace = shared.pace.lock();
+        let pause = pace.took.saturating_mul(PAUSE_FACTOR);
+        let pause = pause.max(shared.refresh_after);
+        let is_fresh = |began: Duration| now.saturating_sub(began) < pause;
+        if pace.is_queued || pace.is_running || pace.began.is_some_and(is_fresh) {
+            return;
+        }
+        pace.is_queued = true;
+    }
+    queue(shared, threads);
+}
+
+/// Queues a refresh that answers `ask`, unless one is queued already.
+pub(super) fn ask(shared: &Arc<FollowerShared>, threads: &DiskThreads, ask: FollowerAsk) {
+    {
+        let mut pace = shared.pace.lock();
+        pace.asks.push(ask);
+        if std::mem::replace(&mut pace.is_queued, true) {
+            return;
+        }
+    }
+    queue(shared, threads);
+}
+
+fn queue(shared: &Arc<FollowerShared>, threads: &DiskThreads) {
+    let shared = Arc::clone(shared);
+    threads.run(move || {
+        let turn = RefreshTurn::begin(&shared);
+        let refreshed = shared.refresh();
+        turn.answer(refreshed.err());
+    });
+}
+
+/// A refresh that runs, with the questions that it answers.
+struct RefreshTurn<'a> {
+    shared: &'a FollowerShared,
+    began: Duration,
+    asks: Vec<FollowerAsk>,
+}
+
+impl RefreshTurn<'_> {
+    fn begin(shared: &FollowerShared) -> RefreshTurn<'_> {
+        let began = shared.clock.now();
+        let mut pace = shared.pace.lock();
+        pace.is_queued = false;
+        pace.is_running = true;
+        pace.began = Some(began);
+        let asks = std::mem::take(&mut pace.asks);
+        drop(pace);
+        RefreshTurn {
+            shared,
+            began,
+            asks,
+        }
+    }
+
+    fn answer(mut self, failure: Option<TierError>) {
+        for ask in std::mem::take(&mut self.asks) {
+            ask.completer.finish(TierAnswer {
+                leading: self.shared.leading(&ask.keys),
+                failure: failure.clone(),
+            });
+        }
+    }
+}
+
+impl Drop for RefreshTurn<'_> {
+    fn drop(&mut self) {
+        let took = self.shared.clock.now().saturating_sub(self.began);
+        let mut pace = self.shared.pace.lock();
+        pace.is_running = false;
+        pace.took = took;
+    }
+}
+
+impl FollowerShared {
+    /// Brings the index up to the folder. After a failure the index is that of an earlier refresh,
+    /// or of a part of this one.
+    pub(super) fn refresh(&self) -> Result<(), TierError> {
+        let mut watch = self.watch.lock();
+        self.counters.refreshes.add(1);
+        let refreshed = self.refresh_watched(&mut watch);
+        if let Err(error) = &refreshed {
+            self.counters.refresh_failures.add(1);
+            // Nothing that this refresh has learnt counts for the next one.
+            watch.compared = None;
+            if !watch.is_failing {
+                log::warn!("the {} tier cannot follow its folder: {error}", self.id);
+            }
+        }
+        watch.is_failing = refreshed.is_err();
+        refreshed
+    }
+
+    fn refresh_watched(&self, watch: &mut FolderWatch) -> Result<(), TierError> {
+        self.find_folder()?;
+        let bytes = manifest_bytes(&*self.medium)?;
+        if bytes != watch.manifest_bytes {
+            self.take_manifest(watch, bytes);
+        }
+        let Some(manifest) = watch.manifest.clone() else {
+            // There is no folder to follow, and the index is empty.
+            return Ok(());
+        };
+        let files = self.files(watch, &manifest)?;
+        self.compare_if_written(watch, &files)
+    }
+
+    /// Looks the folder's name up again if it no longer refers to the open folder.
+    fn find_folder(&self) -> Result<(), TierError> {
+        match self.medium.standing() {
+            Ok(NameStanding::Same) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(TierError::file("look at", self.medium.name(), error)),
+        }
+        self.medium.reopen();
+        // The open files are those of the folder before, which may have an equal manifest.
+        self.reset(true);
+        Ok(())
+    }
+
+    /// Takes over a manifest that appeared, changed or disappeared.
+    fn take_manifest(&self, watch: &mut FolderWatch, bytes: Option<Vec<u8>>) {
+        let before = watch.manifest.take();
+        let (condition, manifest) = match &bytes {
+            None => (FollowCondition::Missing, None),
+            Some(bytes) => judge(bytes, &*self.medium, &self.group),
+        };
+        let is_same = |before: &Manifest| {
+            let now = manifest.as_ref().map(|manifest| manifest.store(0));
+            now == Some(before.store(0))
+        };
+        // After a resize the records are those of the same store, in the same places.
+        let keeps = before.as_ref().is_some_and(is_same);
+        self.reset(keeps);
+        watch.compared = None;
+        self.report(&condition);
+        watch.condition = condition;
+        watch.manifest = manifest;
+        watch.manifest_bytes = bytes;
+    }
+
+    fn report(&self, condition: &FollowCondition) {
+        let (id, folder) = (self.id, self.medium.name());
+        match condition {
+            FollowCondition::Missing => {}
+            FollowCondition::Followed => self.counters.loads.add(1),
+            FollowCondition::Differs { difference } => {
+                self.counters.refusals.add(1);
+                log::warn!(
+                    "the {id} tier stays empty: {folder} belongs to another cache: {difference}"
+                );
+            }
+            FollowCondition::Unusable { error } => {
+                self.counters.refusals.add(1);
+                log::warn!("the {id} tier stays empty: {error}");
+            }
+        }
+    }
+
+    /// Closes the files, and drops the blocks unless `keeps`.
+    fn reset(&self, keeps: bool) {
+        let mut view = self.view.write();
+        view.files = None;
+        if keeps {
+            return;
+        }
+        if view.index.len() > 0 && self.is_open.load(Ordering::Relaxed) {
+            self.events.cleared(self.id, GROUP);
+        }
+        view.index = FollowedIndex::new(RecordForm::of(&self.group.identity.pieces));
+    }
+
+    /// The open files of the folder; opens them again if they were replaced or resized.
+    fn files(
+        &self,
+        watch: &mut FolderWatch,
+        manifest: &Manifest,
+    ) -> Result<Arc<FollowedFiles>, TierError> {
+        let opened = self.view.read().files.clone();
+        if let Some(files) = opened
+            && files.are_current(&*self.medium, manifest)
+        {
+            return Ok(files);
+        }
+        watch.compared = None;
+        let opened = FollowedFiles::open(&*self.medium, manifest, &self.group.identity.pieces);
+        if opened.is_err() {
+            // Blocks that no read can get are not offered.
+            self.reset(false);
+        }
+        let files = Arc::new(opened?);
+        self.view.write().files = Some(Arc::clone(&files));
+        Ok(files)
+    }
+
+    /// Compares the records, unless their file was not written since the last comparison.
+    fn compare_if_written(
+        &self,
+        watch: &mut FolderWatch,
+        files: &FollowedFiles,
+    ) -> Result<(), TierError> {
+        let began = self.clock.now();
+        let started = SystemTime::now();
+        let failed = |operation, error| {
+            TierError::file(operation, file_name(&*self.medium, RECORDS_FILE), error)
+        };
+        let modified = match files.records.get() {
+            None => None,
+            Some(records) => records
+                .modified()
+                .map_err(|error| failed("look at", error))?,
+        };
+        let is_unchanged = |compared: ComparedRecords| {
+            let is_recent = began.saturating_sub(compared.began) < COMPARE_AFTER;
+            is_recent && compared.modified.is_some() && compared.modified == modified
+        };
+        if watch.compared.is_some_and(is_unchanged) {
+            return Ok(());
+        }
+        let is_old = |at: &SystemTime| started.duration_since(*at).is_ok_and(|age| age > TICK);
+        let unreadable = self.compare(files);
+        if unreadable > 0 {
+            let problem = format!("{unreadable} pages cannot be read");
+            return Err(failed("read", io::Error::other(problem)));
+        }
+        watch.compared = Some(ComparedRecords {
+            modified: modified.filter(is_old),
+            began,
+        });
+        Ok(())
+    }
+
+    /// Decodes the pages of records that changed. Returns how many pages cannot be read; they have
+    /// no blocks.
+    fn compare(&self, files: &FollowedFiles) -> usize {
+        let scope = (files.places, files.form);
+        let of_page = per_page(files.form).max(1);
+        let (mut seen, mut unreadable) = (0, 0);
+        if let Some(records) = files.records.get() {
+            each_run(records, scope, &mut |first, run| {
+                let page = (first / of_page) as usize;
+                let changed = match run {
+                    RecordRun::Read(bytes) => self.changed((files.form, &files.store), page, bytes),
+                    RecordRun::Unreadable(_) => {
+                        unreadable += 1;
+                        vec![(page, FollowedPage::default())]
+                    }
+                };
+                seen = page + run.pages();
+                self.apply(changed);
+            });
+        }
+        // Pages behind the end of the file have no blocks.
+        let rest = seen..self.view.read().index.pages();
+        self.apply(rest.map(|page| (page, FollowedPage::default())).collect());
+        unreadable
+    }
+
+    /// The pages among `bytes` whose digest differs from that of the last comparison, decoded.
+    fn changed(
+        &self,
+        of: (RecordForm, &StoreId),
+        first: usize,
+        bytes: &[u8],
+    ) -> Vec<(usize, FollowedPage)> {
+        let digests: Vec<u64> = bytes.chunks(PAGE).map(digest).collect();
+        let is_changed: Vec<bool> = {
+            let view = self.view.read();
+            let known = (first..).map(|page| view.index.digest(page));
+            digests
+                .iter()
+                .zip(known)
+                .map(|(now, known)| *now != known)
+                .collect()
+        };
+        self.counters.compared_pages.add(digests.len() as u64);
+        let pages = (first..)
+            .zip(bytes.chunks(PAGE))
+            .zip(digests)
+            .zip(is_changed);
+        let changed = pages.filter(|(_, is_changed)| *is_changed);
+        changed
+            .map(|(((page, bytes), digest), _)| {
+                let place = u32::try_from(page)
+                    .unwrap_or(u32::MAX)
+                    .saturating_mul(per_page(of.0));
+                (page, FollowedPage::decode(of, place, (digest, bytes)))
+            })
+            .collect()
+    }
+
+    /// Replaces pages of the index, and reports the blocks that appeared and disappeared.
+    fn apply(&self, pages: Vec<(usize, FollowedPage)>) {
+        if pages.is_empty() {
+            return;
+        }
+        self.counters.changed_pages.add(pages.len() as u64);
+        let mut changes: Vec<EventKind> = Vec::new();
+        let mut view = self.view.write();
+        let FollowedGroup { index, .. } = &mut *view;
+        for (page, content) in pages {
+            index.replace(page, content, &mut changes);
+        }
+        // Blocks that are there when the tier is opened have no events.
+        if self.is_open.load(Ordering::Relaxed) {
+            self.events.append(self.id, GROUP, changes);
+        }
+    }
+}
+
+impl RecordRun<'_> {
+    /// The number of pages that the run touches.
+    fn pages(&self) -> usize {
+        match self {
+            RecordRun::Read(bytes) => bytes.len().div_ceil(PAGE),
+            RecordRun::Unreadable(_) => 1,
+        }
+    }
+}
