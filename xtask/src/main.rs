@@ -4,7 +4,9 @@
 //! toolchain; CI runs it if there is one. Every step is a plain command, printed before it runs.
 
 mod arrows;
+mod cached;
 mod circles;
+mod engines;
 mod files;
 mod licences;
 mod links;
@@ -81,6 +83,14 @@ enum XtaskCommand {
     /// End-to-end tests of vLLM with the connector and a real model, installed into the user's
     /// cache folder.
     TestVllm,
+    /// Tests of the adapters for SGLang and LMCache against these engines' own code, without a GPU. The
+    /// environment is installed into the user's cache folder.
+    TestEngines {
+        /// Arguments of pytest in place of the whole folder, for instance a file in
+        /// `crates/kvtile-python/tests_engines`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measures how long vLLM takes to the first token with and without the connector: two minutes,
     /// a table and a chart.
     DemoVllm {
@@ -121,6 +131,7 @@ fn main() -> ExitCode {
         XtaskCommand::Wheel { check: true, .. } => wheels::check(),
         XtaskCommand::Wheel { target, .. } => wheels::build(target.as_deref()).map(|_| ()),
         XtaskCommand::TestVllm => vllm::test(),
+        XtaskCommand::TestEngines { arguments } => engines::test(&arguments),
         XtaskCommand::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),
         XtaskCommand::BenchRows { arguments } => vllm::demonstrate(vllm::BENCH_ROWS, &arguments),
         XtaskCommand::DemoTransformers { arguments } => {

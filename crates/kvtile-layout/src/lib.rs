@@ -13,6 +13,7 @@ pub mod identity;
 mod near;
 mod plan;
 pub mod presets;
+mod rule;
 mod shape;
 mod shown;
 mod strided;
@@ -29,6 +30,7 @@ pub use plan::{
     AxisSet, BlockMap, BlockPair, ClassNests, CopyPlan, CopyPlanner, LayerPlans, Loop, MapPair,
     Nest, PairBase, PlanClass, PlanSettings, RangePair, Selection,
 };
+pub use rule::{GroupPresence, GroupRule, UsableStops, usable_stops};
 pub use shape::{AxisRange, BYTES_MAX, PLANES_MAX, Plane, PlaneName, Shape, Shard};
 pub use shown::ShownText;
 pub use strided::{

@@ -53,6 +53,7 @@ SETTINGS = {
 STORE_SETTINGS = {
     "disk_bytes": 8 << 20,
     "disk_policy": "lru",
+    "read_only": False,
     "close_within": 5.0,
     "answer_within": 5.0,
     "staging_bytes": 1 << 20,

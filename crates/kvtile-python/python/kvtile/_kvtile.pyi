@@ -526,6 +526,7 @@ class BlockStore:
         disk: str | os.PathLike[str] | None = ...,
         disk_bytes: int | None = ...,
         disk_policy: _Policy | None = ...,
+        read_only: bool | None = ...,
         close_within: float | None = ...,
         answer_within: float | None = ...,
         staging_bytes: int | None = ...,

@@ -64,8 +64,11 @@ static OPEN: OpenSlots<BlockStore> = OpenSlots::new();
 /// Args:
 ///     groups: a StoreGroup or a list of them. Equal keys in two groups are two blocks.
 ///     disk: folder of the disk tier. One store or cache at a time may use a folder.
-///     disk_bytes: limit for the total size of the files in the folder.
+///     disk_bytes: limit for the total size of the files in the folder; not used with ``read_only``.
 ///     disk_policy: eviction policy: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
+///     read_only: only read the folder, which another process of the machine may write at the same
+///         time; stores fail, and the store has one group. The folder need not exist yet. Blocks are
+///         found about 0.1 seconds after the writer has synced them.
 ///     close_within: seconds that closing may take to write blocks; default: 30.
 ///     answer_within: seconds after which the store stops using a disk that does not answer, for a
 ///         while; default: 30. A load still ends only when the disk no longer touches its rows.

@@ -6,16 +6,17 @@ use kvtile::tiers::block_store::{BlockStoreSettings, StoreGroup};
 use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
-    arguments::{keywords, text, time},
+    arguments::{flag, keywords, text, time},
     cache::settings::{DiskKeywords, folder_of, number, policy_of},
     error::python::ArgumentError,
 };
 
 /// All keywords.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "disk",
     "disk_bytes",
     "disk_policy",
+    "read_only",
     "close_within",
     "answer_within",
     "staging_bytes",
@@ -50,6 +51,7 @@ pub(super) fn read(
             "disk_policy" => disk.policy = Some(policy_of(&name, &value)?),
             "close_within" => disk.close_within = time::close_within(&value)?,
             "answer_within" => disk.answer_within = time::answer_within(&value)?,
+            "read_only" => settings.read_only = flag::read(&name, &value)?,
             "staging_bytes" => settings.staging_bytes = number(&name, &value)?,
             "stage_within" => {
                 settings.stage_within = time::stage_within(&value)?.unwrap_or(Duration::MAX);
@@ -58,6 +60,10 @@ pub(super) fn read(
             "queue_capacity" => settings.queue_capacity = number(&name, &value)?,
             _ => settings.event_capacity = number(&name, &value)?,
         }
+    }
+    if settings.read_only {
+        // The capacity is the writer's.
+        disk.bytes.get_or_insert(0);
     }
     settings.disk = disk.settings()?;
     Ok(settings)

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, SystemClock},
-    disk::{self, medium::Medium},
+    disk::{self, DiskFollower, medium::Medium},
     error::{SettingsError, TierError},
     metrics::{CacheMetrics, Queue},
     opening,
@@ -135,8 +135,7 @@ impl BlockStoreBuilder {
             clock: Arc::clone(&self.clock),
             threads: settings.workers,
         };
-        let disk = settings.disk.as_ref();
-        let below: Vec<StoreTier> = opening::open_below(disk, self.medium, self.tiers, &context)?;
+        let below = tiers(&settings, (self.medium, self.tiers), &context)?;
         check_tiers(&below)?;
         let mut tiers = vec![TierId::DEVICE, TierId::HOST];
         tiers.extend(below.iter().map(|below| below.id));
@@ -201,6 +200,28 @@ impl BlockStore {
         let thread = thread.spawn(move || run(&parts));
         self.threads.push(thread.map_err(TierError::thread)?);
         Ok(())
+    }
+}
+
+/// Opens the tiers: the disk, or a follower of its folder, and then the others.
+fn tiers(
+    settings: &BlockStoreSettings,
+    (medium, mut tiers): (Option<Arc<dyn Medium>>, Vec<(TierSettings, TierOpener)>),
+    context: &TierContext,
+) -> Result<Vec<StoreTier>, TierError> {
+    match &settings.disk {
+        Some(disk) if settings.read_only => {
+            let (disk, follows) = (disk.clone(), disk.follower());
+            let open: TierOpener = Box::new(move |context| {
+                Ok(Arc::new(match medium {
+                    Some(medium) => DiskFollower::open_on(medium, &disk, context)?,
+                    None => DiskFollower::open(&disk, context)?,
+                }))
+            });
+            tiers.insert(0, (follows, open));
+            opening::open_below(None, None, tiers, context)
+        }
+        disk => opening::open_below(disk.as_ref(), medium, tiers, context),
     }
 }
 

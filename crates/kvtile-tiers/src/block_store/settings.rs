@@ -66,6 +66,10 @@ pub struct BlockStoreSettings {
     /// [`DiskSettings::writes`] has its default or is
     /// [`TierWrites::AtOnce`].
     pub disk: Option<DiskSettings>,
+    /// Whether the store only reads (default no): it follows the folder of the disk, which another
+    /// process may write at the same time ([`DiskFollower`](crate::disk::DiskFollower)). Stores fail. The
+    /// groups are one then.
+    pub read_only: bool,
     /// Bytes of memory for blocks that wait to be written, over all groups (default 256 MiB; at
     /// least two blocks for each group).
     pub staging_bytes: u64,
@@ -89,6 +93,7 @@ impl BlockStoreSettings {
         BlockStoreSettings {
             groups,
             disk: None,
+            read_only: false,
             staging_bytes: 256 << 20,
             stage_within: Duration::from_secs(10),
             workers: 2,
@@ -101,6 +106,13 @@ impl BlockStoreSettings {
     #[must_use]
     pub fn disk(mut self, disk: DiskSettings) -> BlockStoreSettings {
         self.disk = Some(disk);
+        self
+    }
+
+    /// Sets [`read_only`](Self::read_only).
+    #[must_use]
+    pub fn read_only(mut self, read_only: bool) -> BlockStoreSettings {
+        self.read_only = read_only;
         self
     }
 

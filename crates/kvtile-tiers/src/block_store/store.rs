@@ -14,7 +14,10 @@ use super::{
     rows::RowsParts,
     staging::{StagedBlock, StagedName, StagingBlock},
 };
-use crate::{error::TierError, metrics::Queue};
+use crate::{
+    error::{RequestError, TierError},
+    metrics::Queue,
+};
 
 /// The most blocks that are copied with one transfer.
 const BATCH_BLOCKS: usize = 64;
@@ -67,7 +70,10 @@ impl RowStoreJob {
             blocks: vec![BlockOutcome::NoRoom; self.keys.len()],
             bytes: 0,
         };
-        if self.completer.is_cancelled() {
+        if parts.settings.read_only {
+            let refused = TierError::Request(RequestError::ReadOnlyStore);
+            progress.blocks.fill(BlockOutcome::Failed(refused));
+        } else if self.completer.is_cancelled() {
             progress.blocks.fill(BlockOutcome::Cancelled);
         } else {
             self.stage_all(parts, &mut progress);

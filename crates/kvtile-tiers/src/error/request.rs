@@ -114,4 +114,7 @@ pub enum RequestError {
     /// Rows that were released.
     #[error("the rows were released; register the memory again")]
     RowsReleased,
+    /// A store into a block store that only reads.
+    #[error("this store only reads its folder; store the blocks in the process that writes it")]
+    ReadOnlyStore,
 }

@@ -198,7 +198,9 @@ pub enum SettingsError {
     )]
     StoreWrites,
     /// A follower of a folder with another number of groups than one.
-    #[error("a follower reads folders of one group, and {groups} groups are requested; open a follower for each folder of one group")]
+    #[error(
+        "a follower reads folders of one group, and {groups} groups are requested; open a follower for each folder of one group"
+    )]
     FollowerGroups {
         /// The number of groups.
         groups: usize,

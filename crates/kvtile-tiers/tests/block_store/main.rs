@@ -7,6 +7,7 @@ mod closing;
 mod common;
 mod damage;
 mod flow;
+mod follows;
 mod groups;
 #[path = "../cache/hooked.rs"]
 mod hooked;

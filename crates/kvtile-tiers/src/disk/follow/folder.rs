@@ -11,7 +11,7 @@ use super::{
     super::{
         capacity,
         folder::{self, RECORDS_FILE, SLOTS_FILE},
-        manifest::{ManifestGroup, MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, file_name},
+        manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, ManifestGroup, file_name},
         medium::{Medium, MediumFile, NameStanding, OpenFile},
         record::{RecordForm, StoreId},
     },

@@ -59,8 +59,8 @@ use crate::{
     rate::TierRate,
     tier::{
         AnswerTime, BlockRead, BlockWrite, GroupId, NotWritten, OutcomeGather, ReadReport,
-        SyncReport, Tier, TierAbilities, TierAnswer, TierContext, TierGroup,
-        TierHold, TierStats, WriteReport, WriteSuccess,
+        SyncReport, Tier, TierAbilities, TierAnswer, TierContext, TierGroup, TierHold, TierStats,
+        WriteReport, WriteSuccess,
     },
 };
 
