@@ -101,6 +101,12 @@ def engine(told: dict[str, Any]) -> Any:
             kv_connector_module_path="kvtile.vllm",
             kv_connector_extra_config=told["kvtile"],
         )
+    if "tiers" in told:
+        settings["kv_transfer_config"] = KVTransferConfig(
+            kv_connector="OffloadingConnector",
+            kv_role="kv_both",
+            kv_connector_extra_config={"spec_name": "CpuTieringSpec", "spec_module_path": "cpu_spec", **told["tiers"]},
+        )
     if "events" in told:
         settings["kv_events_config"] = KVEventsConfig(enable_kv_cache_events=True, endpoint=told["events"])
     return LLM(told["model"], **settings)
@@ -133,6 +139,17 @@ def play(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
         "seconds": time.monotonic() - start,
         "preemptions": getattr(metrics.get("vllm:num_preemptions"), "value", None),
         "kvtile": {name: metric.value for name, metric in metrics.items() if name.startswith("vllm:kvtile_")},
+        "tier": tier_counts(llm),
+    }
+
+
+def tier_counts(llm: Any) -> dict[str, float]:
+    """The counters of kvtile's tier, by their names and labels."""
+    prefix, labels = "vllm:kvtile_tier_", ("operation", "outcome", "answer", "method")
+    return {
+        " ".join([metric.name.removeprefix(prefix), *(metric.labels[label] for label in labels if label in metric.labels)]): metric.value
+        for metric in llm.get_metrics()
+        if metric.name.startswith(prefix)
     }
 
 
@@ -160,7 +177,7 @@ def abort(llm: Any, prompts: list[Any], sampling: Any) -> dict[str, Any]:
 
 def connected(llm: Any) -> Any:
     """The worker of the connector, if there is one in this process."""
-    if "kvtile.vllm" not in sys.modules:
+    if "kvtile.vllm._worker" not in sys.modules:
         return None
     from kvtile.vllm._worker import find_worker
 

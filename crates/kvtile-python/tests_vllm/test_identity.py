@@ -13,10 +13,11 @@ from configs import engine_config
 from helpers import MODEL
 
 import kvtile
+from kvtile._engine_identity import weights_digest
 from kvtile.vllm import Settings
 from kvtile.vllm._layout import layout_and_identity
 from kvtile.vllm._rank import Rank
-from kvtile.vllm._weights import revision_of, weights_digest
+from kvtile.vllm._weights import revision_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "f" * 40

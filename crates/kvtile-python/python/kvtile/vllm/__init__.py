@@ -1,6 +1,6 @@
-"""A vLLM connector: keeps KV in host memory and on disk, across restarts, also on machines without a GPU.
+"""kvtile in vLLM: a connector that keeps KV in host memory and on disk, and a tier below vLLM's own offloading.
 
-vLLM itself loads ``KvtileConnector``::
+vLLM itself loads ``KvtileConnector``, for engines on machines without a GPU::
 
     from vllm import LLM
     from vllm.config import KVTransferConfig
@@ -15,11 +15,26 @@ vLLM itself loads ``KvtileConnector``::
         ),
     )
 
-Importing this module imports vLLM. :class:`kvtile.vllm.Settings` documents the settings.
+:class:`kvtile.vllm.Settings` documents the settings. :mod:`kvtile.vllm.tier` is the tier, for engines with a GPU. Using
+a name of this module imports vLLM; importing the module does not.
 """
 
-from kvtile.vllm._connector import KvtileConnector
-from kvtile.vllm._settings import Settings
-from kvtile.vllm._stats import KvtileStats
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvtile.vllm._connector import KvtileConnector
+    from kvtile.vllm._settings import Settings
+    from kvtile.vllm._stats import KvtileStats
 
 __all__ = ["KvtileConnector", "KvtileStats", "Settings"]
+
+_MODULES = {"KvtileConnector": "_connector", "KvtileStats": "_stats", "Settings": "_settings"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from kvtile.vllm._weights import digest_of_files
+from kvtile._engine_identity import digest_of_files
 
 # The files that vLLM reads (vllm/lora/lora_model.py, peft_helper.py), in its order; only the first weights file counts.
 _CONFIG = "adapter_config.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +51,17 @@ _ALLOWED_WITHOUT_REVISION: dict[tuple[str, str], tuple[tuple[Any, ...], str]] = 
 _HARMLESS_LOADER_KEYS = {"enable_multithread_load", "num_threads", "concurrency", "memory_limit", "distributed"}
 
 
-def refuse_options(config: VllmConfig, revision: str | None, environment: Mapping[str, str]) -> None:
+def refuse_options(
+    config: VllmConfig, revision: str | None, environment: Mapping[str, str], only: Collection[str] | None = None
+) -> None:
     """Raises SettingsError, with one sentence, for options under which KV would not match its key.
 
-    ``revision`` is the connector's own setting, with which a user vouches for the weights.
+    ``revision`` is kvtile's own setting, with which a user vouches for the weights. ``only`` are the options that the
+    caller refuses; default: all of the table.
     """
     for name, part in configs(config):
         for field, effect in OPTIONS.get(name, {}).items():
-            if effect is not Effect.REFUSED or not hasattr(part, field):
+            if effect is not Effect.REFUSED or not hasattr(part, field) or (only is not None and field not in only):
                 continue
             value = getattr(part, field)
             rule = _ALLOWED.get((name, field))

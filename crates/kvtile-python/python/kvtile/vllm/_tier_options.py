@@ -1,0 +1,89 @@
+"""The options of the tier, in its entry of ``secondary_tiers``."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvtile._engine_options import bytes_of, refuse_unknown
+from kvtile._errors import SettingsError
+
+_WHERE = "the kvtile tier in secondary_tiers"
+_SIZES = ("capacity", "staging")
+_LOCALITIES = ("LOCAL", "REMOTE")
+
+
+@dataclass(frozen=True)
+class TierOptions:
+    """The options of a tier.
+
+    Attributes:
+        path: a folder on a local file system, for one engine at a time. Data-parallel replicas have a subfolder each.
+        capacity: limit for the size of the folder, as bytes or text such as ``"100GiB"``; of all replicas together.
+        staging: memory for blocks that are on their way to the disk; at least four rows.
+        policy: eviction policy of the disk; default: that of ``BlockStore``.
+        workers: threads that move blocks; default: that of ``BlockStore``.
+        stage_within: seconds that a block may wait for staging memory, in vLLM's primary tier; then it is not kept.
+        wait_seconds: how long a request may wait in total, from its first block that found vLLM's primary tier full.
+            After that vLLM computes what is missing. 0 is vLLM's own behaviour.
+        close_within: seconds that the end of the engine may take to write what is in staging memory.
+        model: the model's name in the identity of the blocks; default: the name that vLLM was given.
+        revision: identifies the weights; default: a commit of the hub, or a digest of the files.
+        trust_adapter_paths: keep blocks of adapters (LoRA), although vLLM's keys name an adapter by its name and path.
+        enable_kv_events: emit KV events for this tier.
+        locality: LOCAL or REMOTE, the tier's place in vLLM's filters and events.
+    """
+
+    path: Path
+    capacity: int
+    staging: int = 256 << 20
+    policy: str | None = None
+    workers: int | None = None
+    stage_within: float = 1.0
+    wait_seconds: float = 5.0
+    close_within: float = 30.0
+    model: str | None = None
+    revision: str | None = None
+    trust_adapter_paths: bool = False
+    enable_kv_events: bool = False
+    locality: str = "LOCAL"
+
+    @classmethod
+    def read(cls, given: Mapping[str, object]) -> TierOptions:
+        """Parses an entry. Raises SettingsError for unknown names, and for values of the wrong type."""
+        hints = typing.get_type_hints(cls)
+        refuse_unknown(given, hints, _WHERE)
+        for name in ("path", "capacity"):
+            if name not in given:
+                raise SettingsError(f'{_WHERE} needs {name!r}, for example "path": "/var/cache/kv", "capacity": "100GiB"')
+        values = {name: _value(name, value, hints[name]) for name, value in given.items()}
+        options = cls(**values)  # type: ignore[arg-type]
+        if options.locality not in _LOCALITIES:
+            raise SettingsError(f"{_WHERE}: locality is {options.locality!r}; it takes {' or '.join(_LOCALITIES)}")
+        return options
+
+
+def _value(name: str, value: object, hint: object) -> object:
+    if name in _SIZES:
+        return bytes_of(f"{_WHERE}: {name}", value)
+    kinds = typing.get_args(hint) or (hint,)
+    if Path in kinds:
+        if isinstance(value, str) and value:
+            return Path(value)
+        raise SettingsError(f"{_WHERE}: {name} is {value!r}; it takes the path of a folder")
+    allowed = tuple(kind for kind in (*kinds, *((int,) if float in kinds else ())) if isinstance(kind, type))
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(kind.__name__.replace("NoneType", "null") for kind in allowed)
+        raise SettingsError(f"{_WHERE}: {name} is {value!r}; it takes {expected}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value < float("inf"):
+        raise SettingsError(f"{_WHERE}: {name} is {value!r}; it takes a number that is not negative")
+    return value
+
+
+def configured_by_user(name: str, entries: object) -> bool:
+    """Whether a keyword argument is from one of vLLM's ``secondary_tiers``, not one that a later vLLM passes itself."""
+    if not isinstance(entries, Collection):
+        return True
+    return any(name in entry for entry in entries if isinstance(entry, Mapping))
