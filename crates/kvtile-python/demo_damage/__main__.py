@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kvtile-damage-") as folder:
         tiers: dict[str, dict[str, Any]] = {
             "vLLM fs": {"type": "fs", "root_dir": f"{folder}/fs"},
-            "kvtile": {"type": "kvtile", "path": f"{folder}/kvtile", "capacity": "1GiB"},
+            "kvtile": {"type": "kvtile", "path": f"{folder}/kvtile", "capacity": "64MiB"},
         }
         for name, tier in tiers.items():
             print(f"{name}: filling, restarting, damaging, restarting …", flush=True)
