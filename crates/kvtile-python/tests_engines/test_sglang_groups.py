@@ -100,6 +100,11 @@ def test_a_pool_that_comes_late_is_kept_too(tmp_path: Path) -> None:
     found = backend.batch_exists_v2(keys(2), [asked])
     assert (found.kv_hit_pages, found.restorable_prefix_pages) == (2, [1, 2])
     backend.close()
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["tp0-of-1", "tp0-of-1-draft"]
+    backend = attached(tmp_path, kv, {})
+    backend.register_mem_host_pool_v2(draft, PoolName.DRAFT)
+    assert backend.batch_exists_v2(keys(2), [asked]).kv_hit_pages == 2
+    backend.close()
 
 
 def random_transfers(generator: random.Random) -> list[PoolTransfer]:

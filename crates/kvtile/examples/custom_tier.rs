@@ -249,18 +249,21 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let keys = TokenHasher::new(&identity)?.keys(&(0..64).collect::<Vec<u32>>());
 
     // One pool for each model and order of stored blocks; the fingerprints name them.
-    let pools: Arc<Mutex<HashMap<[Fingerprint; 2], SharedPool>>> = Arc::default();
+    let pools: Arc<Mutex<HashMap<Vec<Fingerprint>, SharedPool>>> = Arc::default();
     let open = |layout: &str| -> Result<Cache, Box<dyn Error>> {
         let engine = PhysicalLayout::builder().with_shape(shape.clone());
         let pools = Arc::clone(&pools);
         let settings = CacheSettings::new(identity.clone()).host_bytes(16 << 20);
         let cache = Cache::builder(settings).tier(TierSettings::default(), move |context| {
-            // A cache has one group today; each group would be a pool of its own.
-            let stored = &context.groups[0].identity;
-            let names = [
-                stored.logical.fingerprint(),
-                stored.block_layout.fingerprint(),
-            ];
+            // A cache has one group today.
+            let stored = context.groups.iter().map(|group| &group.identity);
+            let names = stored.flat_map(|stored| {
+                [
+                    stored.logical.fingerprint(),
+                    stored.block_layout.fingerprint(),
+                ]
+            });
+            let names: Vec<Fingerprint> = names.collect();
             let pool = Arc::clone(pools.lock().entry(names).or_default());
             Ok(PoolTier::open(id, pool, context))
         });

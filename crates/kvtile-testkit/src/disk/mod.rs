@@ -57,6 +57,8 @@ struct SimulatedDiskState {
     folder: NameStanding,
     /// The number of the current process; files and locks of earlier processes no longer work.
     process: u64,
+    /// The most bytes of all files since it was last taken.
+    peak_bytes: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -82,6 +84,7 @@ impl SimulatedDisk {
             locked: false,
             folder: NameStanding::Same,
             process: 0,
+            peak_bytes: 0,
         };
         SimulatedDisk {
             state: Arc::new(Mutex::new(state)),
@@ -178,10 +181,15 @@ impl SimulatedDisk {
     /// Bytes of all files together.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
-        let state = self.state();
-        let files = state.names.values();
-        let lengths = files.filter_map(|index| state.files.get(*index));
-        lengths.map(|file| file.len() as u64).sum()
+        self.state().total_bytes()
+    }
+
+    /// The most bytes that all files together had since the last call.
+    #[must_use]
+    pub fn take_peak_bytes(&self) -> u64 {
+        let mut state = self.state();
+        let now = state.total_bytes();
+        std::mem::replace(&mut state.peak_bytes, now).max(now)
     }
 
     fn state(&self) -> MutexGuard<'_, SimulatedDiskState> {
@@ -208,6 +216,17 @@ impl NameChange {
 }
 
 impl SimulatedDiskState {
+    fn total_bytes(&self) -> u64 {
+        let files = self.names.values();
+        let lengths = files.filter_map(|index| self.files.get(*index));
+        lengths.map(|file| file.len() as u64).sum()
+    }
+
+    /// Notes the bytes of all files after one of them became longer.
+    fn note_peak(&mut self) {
+        self.peak_bytes = self.peak_bytes.max(self.total_bytes());
+    }
+
     fn end_process(&mut self) {
         self.process += 1;
         self.locked = false;
@@ -272,6 +291,7 @@ impl SimulatedDiskState {
         let file = self.files.get_mut(index);
         let file = file.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         file.write(offset, bytes.get(..written).unwrap_or_default());
+        self.note_peak();
         spent?;
         match (full, failed) {
             (true, _) => Err(io::Error::from(io::ErrorKind::StorageFull)),
@@ -413,6 +433,7 @@ impl Medium for SimulatedDisk {
         } else if opened.len() < length {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
         }
+        state.note_peak();
         Ok(Box::new(SimulatedOpenFile {
             disk: self.clone(),
             name: file.to_owned(),

@@ -135,7 +135,7 @@ impl BlockStoreBuilder {
             clock: Arc::clone(&self.clock),
             threads: settings.workers,
         };
-        let below = tiers(&settings, (self.medium, self.tiers), &context)?;
+        let below = tiers(&settings, self.medium, self.tiers, &context)?;
         check_tiers(&below)?;
         let mut tiers = vec![TierId::DEVICE, TierId::HOST];
         tiers.extend(below.iter().map(|below| below.id));
@@ -206,7 +206,8 @@ impl BlockStore {
 /// Opens the tiers: the disk, or a follower of its folder, and then the others.
 fn tiers(
     settings: &BlockStoreSettings,
-    (medium, mut tiers): (Option<Arc<dyn Medium>>, Vec<(TierSettings, TierOpener)>),
+    medium: Option<Arc<dyn Medium>>,
+    mut tiers: Vec<(TierSettings, TierOpener)>,
     context: &TierContext,
 ) -> Result<Vec<StoreTier>, TierError> {
     match &settings.disk {

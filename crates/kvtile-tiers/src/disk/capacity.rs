@@ -27,7 +27,8 @@ const RESERVE_SHARE: u32 = 64;
 /// The most slots that are kept erased: no more are needed between two syncs.
 const RESERVE_MAX: u32 = 1024;
 
-/// The most slots; it bounds the memory that the store keeps for each slot.
+/// The most slots of a folder, of all groups together; it bounds the memory that the stores keep for
+/// each slot.
 pub const SLOTS_MAX: u32 = 1 << 26;
 
 /// The most groups of a folder.

@@ -11,6 +11,8 @@
 //! a larger capacity never takes a slot from any group. The arithmetic is exact: shares become
 //! integer weights.
 
+use kvtile_layout::broken;
+
 use super::{
     capacity,
     capacity::{PHYSICAL_MIN, SLOTS_MAX, SlotForm},
@@ -73,37 +75,34 @@ pub(super) fn divide(
         return Ok(vec![slots]);
     }
     let fixed = capacity::fixed_bytes(manifest_bytes).unwrap_or(u64::MAX);
+    let division = CapacityDivision::new(groups);
     let rest = u128::from(capacity_bytes.saturating_sub(fixed));
-    let parts = parts(groups);
-    let sum: u128 = parts.iter().map(|part| part.weight).sum();
-    let slots: Vec<u32> = parts
-        .iter()
-        .map(|part| part.slots(rest * part.weight / sum))
-        .collect();
-    for (part, slots) in parts.iter().zip(&slots) {
+    let slots = division.slots(rest);
+    let pairs = || division.parts.iter().zip(&slots);
+    if let Some((part, _)) = pairs().find(|(_, slots)| **slots < PHYSICAL_MIN) {
         let group = part.largest();
-        if *slots < PHYSICAL_MIN {
-            let needed = |part: &CapacityPart<'_>| part.rest_for(PHYSICAL_MIN, sum);
-            return Err(TierError::Settings(SettingsError::GroupTooSmall {
-                group: group.name.clone(),
-                block_bytes: group.identity.block_bytes(),
-                capacity_bytes,
-                needed_bytes: with_fixed(fixed, parts.iter().map(needed).max()),
-            }));
-        }
-        if *slots > SLOTS_MAX {
-            let most = |part: &CapacityPart<'_>| part.rest_for(SLOTS_MAX + 1, sum) - 1;
-            return Err(TierError::Settings(SettingsError::GroupTooLarge {
-                group: group.name.clone(),
-                block_bytes: group.identity.block_bytes(),
-                capacity_bytes,
-                blocks_max: SLOTS_MAX,
-                most_bytes: with_fixed(fixed, parts.iter().map(most).min()),
-            }));
-        }
+        return Err(TierError::Settings(SettingsError::GroupTooSmall {
+            group: group.name.clone(),
+            block_bytes: group.identity.block_bytes(),
+            capacity_bytes,
+            needed_bytes: with_fixed(fixed, division.least()),
+        }));
+    }
+    if !division.is_small_enough(&slots) {
+        let group = match pairs().max_by_key(|(_, slots)| **slots) {
+            Some((part, _)) => part.largest(),
+            None => broken(format_args!("a folder without groups")),
+        };
+        return Err(TierError::Settings(SettingsError::GroupTooLarge {
+            group: group.name.clone(),
+            block_bytes: group.identity.block_bytes(),
+            capacity_bytes,
+            blocks_max: SLOTS_MAX,
+            most_bytes: with_fixed(fixed, division.most(rest)),
+        }));
     }
     let of_group = |group: &TierGroup| {
-        let mut found = parts.iter().zip(&slots);
+        let mut found = pairs();
         found.find_map(|(part, slots)| part.has(group).then_some(*slots))
     };
     Ok(groups.iter().filter_map(of_group).collect())
@@ -117,25 +116,69 @@ pub(super) fn form(group: &TierGroup) -> SlotForm {
     }
 }
 
-fn parts(groups: &[TierGroup]) -> Vec<CapacityPart<'_>> {
-    let mut parts: Vec<CapacityPart<'_>> = Vec::new();
-    let mut even = CapacityPart::default();
-    for group in groups {
-        match group.share {
-            Some(share) => parts.push(CapacityPart {
-                groups: vec![group],
-                weight: weight(share),
-            }),
-            None => {
-                even.groups.push(group);
-                even.weight += 1 << WEIGHT_BITS;
+/// All parts of a capacity.
+struct CapacityDivision<'a> {
+    parts: Vec<CapacityPart<'a>>,
+    /// The sum of their weights.
+    sum: u128,
+}
+
+impl<'a> CapacityDivision<'a> {
+    fn new(groups: &'a [TierGroup]) -> CapacityDivision<'a> {
+        let mut parts: Vec<CapacityPart<'_>> = Vec::new();
+        let mut even = CapacityPart::default();
+        for group in groups {
+            match group.share {
+                Some(share) => parts.push(CapacityPart {
+                    groups: vec![group],
+                    weight: weight(share),
+                }),
+                None => {
+                    even.groups.push(group);
+                    even.weight += 1 << WEIGHT_BITS;
+                }
             }
         }
+        if !even.groups.is_empty() {
+            parts.push(even);
+        }
+        let sum = parts.iter().map(|part| part.weight).sum();
+        CapacityDivision { parts, sum }
     }
-    if !even.groups.is_empty() {
-        parts.push(even);
+
+    /// The slots of each group of each part, in `rest` bytes for all.
+    fn slots(&self, rest: u128) -> Vec<u32> {
+        let of_part = |part: &CapacityPart<'_>| part.slots(rest * part.weight / self.sum);
+        self.parts.iter().map(of_part).collect()
     }
-    parts
+
+    /// Whether all groups together have at most [`SLOTS_MAX`] slots.
+    fn is_small_enough(&self, slots: &[u32]) -> bool {
+        let of_part =
+            |(part, slots): (&CapacityPart<'_>, &u32)| part.groups.len() as u64 * u64::from(*slots);
+        let all: u64 = self.parts.iter().zip(slots).map(of_part).sum();
+        all <= u64::from(SLOTS_MAX)
+    }
+
+    /// The fewest bytes in which each group has its fewest slots.
+    fn least(&self) -> u128 {
+        let of_part =
+            |part: &CapacityPart<'_>| (part.bytes(PHYSICAL_MIN) * self.sum).div_ceil(part.weight);
+        self.parts.iter().map(of_part).max().unwrap_or(0)
+    }
+
+    /// The most bytes in which all groups together have few enough slots; `too_many` are more.
+    fn most(&self, too_many: u128) -> u128 {
+        let (mut most, mut too_many) = (0, too_many);
+        while too_many - most > 1 {
+            let middle = most + (too_many - most) / 2;
+            match self.is_small_enough(&self.slots(middle)) {
+                true => most = middle,
+                false => too_many = middle,
+            }
+        }
+        most
+    }
 }
 
 impl<'a> CapacityPart<'a> {
@@ -156,11 +199,6 @@ impl<'a> CapacityPart<'a> {
         capacity::most_slots(|slots| self.bytes(slots) <= budget)
     }
 
-    /// The fewest bytes, besides the fixed ones, with which each of its groups has `slots` slots.
-    fn rest_for(&self, slots: u32, sum: u128) -> u128 {
-        (self.bytes(slots) * sum).div_ceil(self.weight)
-    }
-
     /// Its group with the largest blocks.
     fn largest(&self) -> &'a TierGroup {
         let largest = self
@@ -169,15 +207,14 @@ impl<'a> CapacityPart<'a> {
             .max_by_key(|group| group.identity.block_bytes());
         match largest {
             Some(group) => group,
-            None => kvtile_layout::broken(format_args!("a part of the capacity without groups")),
+            None => broken(format_args!("a part of the capacity without groups")),
         }
     }
 }
 
-fn with_fixed(fixed: u64, rest: Option<u128>) -> u64 {
-    let all = rest.map(|rest| rest.saturating_add(u128::from(fixed)));
-    all.and_then(|all| u64::try_from(all).ok())
-        .unwrap_or(u64::MAX)
+fn with_fixed(fixed: u64, rest: u128) -> u64 {
+    let all = rest.saturating_add(u128::from(fixed));
+    u64::try_from(all).unwrap_or(u64::MAX)
 }
 
 /// `share` times 2^40, rounded down. A share is in [`SHARES`], so the weight is neither 0 nor too
@@ -320,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_capacity_for_more_slots_than_a_group_can_have_names_the_group_and_the_largest_capacity() {
+    fn a_capacity_for_too_many_slots_names_the_group_with_the_most_and_the_largest_capacity() {
         let groups = [group("full", 1 << 20, 1.0), group("state", 64, 1.0)];
         let refused = divide(1 << 45, &groups, MANIFEST);
         let Err(TierError::Settings(SettingsError::GroupTooLarge {
@@ -330,8 +367,19 @@ mod tests {
             panic!("{refused:?}");
         };
         assert_eq!(group, "state");
-        assert_eq!(divide(most_bytes, &groups, MANIFEST).unwrap()[1], SLOTS_MAX);
+        let all = |slots: Vec<u32>| slots.iter().map(|slots| u64::from(*slots)).sum::<u64>();
+        let most = all(divide(most_bytes, &groups, MANIFEST).unwrap());
+        assert_eq!(most, u64::from(SLOTS_MAX));
         assert!(divide(most_bytes + 1, &groups, MANIFEST).is_err());
+        // Groups without shares have half of the slots each.
+        let groups = groups.map(|group| group.share(None));
+        let Err(TierError::Settings(SettingsError::GroupTooLarge { most_bytes, .. })) =
+            divide(u64::MAX, &groups, MANIFEST)
+        else {
+            panic!("a capacity for all of them");
+        };
+        let most = divide(most_bytes, &groups, MANIFEST).unwrap();
+        assert_eq!(most, [SLOTS_MAX / 2; 2]);
     }
 
     #[test]

@@ -111,19 +111,20 @@ pub enum SettingsError {
         /// The smallest sufficient capacity with these shares.
         needed_bytes: u64,
     },
-    /// A capacity in which a group has more blocks than a disk tier can address.
+    /// A capacity for more blocks, of all groups together, than a disk tier can address.
     #[error(
-        "{capacity_bytes} bytes of disk leave group {group} more than {blocks_max} blocks of \
-         {block_bytes} bytes; give at most {most_bytes}, or the group a smaller share"
+        "{capacity_bytes} bytes of disk are more than {blocks_max} blocks of all groups together; \
+         most are of group {group} with {block_bytes} bytes each; give at most {most_bytes}, or the \
+         group a smaller share"
     )]
     GroupTooLarge {
-        /// The name of the group.
+        /// The name of the group with the most blocks.
         group: String,
         /// Bytes of a block of the group.
         block_bytes: u64,
         /// The capacity given.
         capacity_bytes: u64,
-        /// The largest number of blocks.
+        /// The largest number of blocks of all groups together.
         blocks_max: u32,
         /// The largest allowed capacity with these shares.
         most_bytes: u64,

@@ -59,6 +59,7 @@ class KvtileHiCache(HiCacheStorage):  # type: ignore[misc]
         self._model: ModelIdentity = identity_of_model(storage_config, self._options)
         self._pools: dict[str, HostKVCache] = {}
         self._pages: dict[str, PoolPages] = {}
+        self._late: set[str] = set()
         self._stores: dict[str, PageStore] = {}
         self._flat: FlatPages | None = None
         self._anchor_is_logical = False
@@ -82,9 +83,10 @@ class KvtileHiCache(HiCacheStorage):  # type: ignore[misc]
         name = str(host_pool_name)
         if is_logical(host_pool) or self._pools.get(name) is host_pool:
             return
-        self._add(name, host_pool)
-        if self._is_open:
-            with self._lock:
+        with self._lock:
+            self._add(name, host_pool)
+            if self._is_open and not self._is_closed:
+                self._late.add(name)
                 self._shut()
                 self._open()
 
@@ -110,30 +112,34 @@ class KvtileHiCache(HiCacheStorage):  # type: ignore[misc]
         return bool(self._config.is_mla_model) and pages.is_replicated
 
     def _open(self) -> None:
-        """Opens a folder for the pools that ranks have in common, and one for the others."""
-        groups: dict[bool, dict[str, PoolOfStore]] = {}
+        """Opens a folder for the pools that ranks have in common, one for the others, and one for each pool that came
+        after them: a folder keeps the pools with which it was created. Each folder has its share of the capacity, by the
+        bytes of its pages."""
+        groups: dict[tuple[bool, str], dict[str, PoolOfStore]] = {}
         for name, pages in self._pages.items():
             is_shared = self._is_shared(pages)
             ranks = ranks_of(self._config, is_shared)
             identity = self._model.of_pool(pages, self._pools[name].dtype, ranks, self._options)
-            groups.setdefault(is_shared, {})[name] = PoolOfStore(pages, identity)
+            groups.setdefault((is_shared, name if name in self._late else ""), {})[name] = PoolOfStore(pages, identity)
+        sizes = {group: sum(pool.pages.shape.block_bytes for pool in pools.values()) for group, pools in groups.items()}
+        whole = sum(size * folders_of_all_ranks(self._config, is_shared) for (is_shared, _), size in sizes.items())
         try:
-            for is_shared, pools in groups.items():
-                store = self._store_of(is_shared, pools, len(groups))
+            for group, pools in groups.items():
+                store = self._store_of(group, pools, self._options.capacity * sizes[group] // whole)
                 self._stores |= dict.fromkeys(pools, store)
         except Exception:
             self._shut()
             raise
         self._is_open = True
 
-    def _store_of(self, is_shared: bool, pools: Mapping[str, PoolOfStore], kinds: int) -> PageStore:
-        config, options = self._config, self._options
-        folder = folder_of(options.path, config, is_shared)
-        capacity = options.capacity // kinds // folders_of_all_ranks(config, is_shared)
-        reads_only = is_shared and not config.is_storage_writer
+    def _store_of(self, group: tuple[bool, str], pools: Mapping[str, PoolOfStore], capacity: int) -> PageStore:
+        is_shared, late = group
+        folder = folder_of(self._options.path, self._config, is_shared)
+        folder = folder.with_name(f"{folder.name}-{late}") if late else folder
+        reads_only = is_shared and not self._config.is_storage_writer
         sizes = ", ".join(f"{name} {pool.pages.shape.block_bytes} bytes a page" for name, pool in pools.items())
         logger.info("kvtile %s %s, up to %d bytes: %s", "reads" if reads_only else "keeps", folder, capacity, sizes)
-        return PageStore(folder, capacity, pools, options, reads_only)
+        return PageStore(folder, capacity, pools, self._options, reads_only)
 
     def _shut(self) -> None:
         for store in {id(store): store for store in self._stores.values()}.values():

@@ -66,8 +66,10 @@ class PageStore:
         self._store: BlockStore | None = None
         self._next_attempt = 0.0
         self._is_closed = False
-        if not reads_only or self._folder.exists():
+        if not reads_only:
             self._open()
+        elif self._folder.exists():
+            self._open_late()
 
     @property
     def names(self) -> list[str]:

@@ -171,7 +171,11 @@ impl Manifest {
         if self.groups.is_empty() || self.groups.len() > capacity::GROUPS_MAX {
             return Some("it has no groups, or more than a folder can have");
         }
-        if self.format != FORMAT || !self.groups.iter().all(ManifestGroup::is_sensible) {
+        let slots: u64 = self.slots().into_iter().map(u64::from).sum();
+        if self.format != FORMAT
+            || slots > u64::from(capacity::SLOTS_MAX)
+            || !self.groups.iter().all(ManifestGroup::is_sensible)
+        {
             return Some("its numbers contradict each other");
         }
         let names: Vec<&str> = self.groups.iter().filter_map(ManifestGroup::name).collect();

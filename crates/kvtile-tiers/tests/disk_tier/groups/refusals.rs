@@ -204,6 +204,8 @@ fn manifests_of_impossible_groups_are_refused() {
         ("\"name\":\"full\"", "\"name\":7"),
         ("\"name\":\"full\"", "\"name\":\"full\",\"share\":1"),
         ("\"slots\":10", "\"slots\":0"),
+        // As many as one group may have, and ten more.
+        ("\"slots\":10", "\"slots\":67108864"),
         ("\"slot_bytes\":4096", "\"slot_bytes\":8192"),
     ] {
         let error = change(old, new).unwrap_err();
