@@ -21,6 +21,8 @@ def test_every_metric_is_defined_with_its_labels(tmp_path: Path) -> None:
         made.forget_primary()
         made.lookup(keys(range(4)))
         made.tier._count_error("test")
+        # Blocks are written behind their jobs.
+        made.tier._store.flush()
         stats = made.tier.get_stats()
         for name, values in stats.data["data"].items():
             for labels in values:
