@@ -105,6 +105,13 @@ enum XtaskCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Flips bits in what vLLM's `fs` tier and kvtile keep for the same prompts, and shows what an
+    /// engine answers.
+    DemoDamage {
+        /// Options of the demonstration: `--json FILE`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measures how long transformers takes to the first token, by the source of the prompt's KV.
     DemoTransformers {
         /// Options of the demonstration: `--rounds N`, `--json FILE`, … (`-- --help` lists all).
@@ -134,6 +141,7 @@ fn main() -> ExitCode {
         XtaskCommand::TestEngines { arguments } => engines::test(&arguments),
         XtaskCommand::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),
         XtaskCommand::BenchRows { arguments } => vllm::demonstrate(vllm::BENCH_ROWS, &arguments),
+        XtaskCommand::DemoDamage { arguments } => vllm::demonstrate(vllm::DEMO_DAMAGE, &arguments),
         XtaskCommand::DemoTransformers { arguments } => {
             vllm::demonstrate(vllm::DEMO_TRANSFORMERS, &arguments)
         }

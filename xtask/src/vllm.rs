@@ -38,6 +38,7 @@ const TESTS_WITH_TORCH: [&str; 9] = [
     "crates/kvtile-python/tests/test_transformers_requests.py",
 ];
 pub(crate) const BENCH_ROWS: &str = "crates/kvtile-python/bench_rows";
+pub(crate) const DEMO_DAMAGE: &str = "crates/kvtile-python/demo_damage";
 pub(crate) const DEMO_VLLM: &str = "crates/kvtile-python/demo_vllm";
 pub(crate) const DEMO_TRANSFORMERS: &str = "crates/kvtile-python/demo_transformers";
 const ENVIRONMENT: CachedEnvironment<'_> = CachedEnvironment {

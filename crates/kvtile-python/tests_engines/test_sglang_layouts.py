@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.mem_cache.hicache_storage import HiCacheFile
+from sglang.srt.mem_cache.memory_pool_host import DeepSeekV4PagedHostPool
 
 import sglang_pools as pools
 from kvtile import IdentityError, SettingsError
@@ -143,3 +144,35 @@ def test_sglangs_file_backend_serves_another_layout_with_other_bytes(tmp_path: P
     assert page is not None
     target.set_from_flat_data_page(2 * PAGE, page)
     assert not same(values(target, 2), values(source, 1))
+
+
+def rows_pool(layout: str, layers: int, name: str = "deepseek_v4_c4") -> Any:
+    """A pool of DeepSeek V4's compressed rows."""
+    device = [torch.zeros(8, 24, dtype=torch.uint8) for _ in range(layers)]
+    return DeepSeekV4PagedHostPool(name, device, 24, 8, PAGE, layout, pin_memory=False)
+
+
+def row_of(pool: Any, page: int) -> torch.Tensor:
+    """(layer, byte) of a page, by SGLang's own function."""
+    return pool.get_data_page(page * PAGE).reshape(pool.layer_num, 24).clone()
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("written", ["layer_first", "page_first", "page_first_direct"])
+@pytest.mark.parametrize("read", ["layer_first", "page_first", "page_first_direct"])
+def test_rows_of_compressed_kv_serve_every_layout(tmp_path: Path, layers: int, written: str, read: str) -> None:
+    source, target = rows_pool(written, layers), rows_pool(read, layers)
+    pools.fill(source, 1)
+    backend = created(tmp_path, source)
+    assert backend.batch_set_v1(keys(2), indices([1, 2])) == [True, True]
+    backend.close()
+    backend = created(tmp_path, target)
+    assert backend.batch_get_v1(keys(2), indices([5, 6])) == [True, True]
+    assert torch.equal(row_of(target, 5), row_of(source, 1)) and torch.equal(row_of(target, 6), row_of(source, 2))
+    backend.close()
+
+
+def test_rows_of_another_pool_are_refused(tmp_path: Path) -> None:
+    created(tmp_path, rows_pool("page_first", 3)).close()
+    with pytest.raises(IdentityError):
+        created(tmp_path, rows_pool("page_first", 3, "deepseek_v4_c128"))

@@ -70,7 +70,7 @@ class ObjectLedger:
         self._file_bytes = 0
 
     def open(self, contains: Callable[[Sequence[bytes]], list[bool]]) -> list[KeptObject]:
-        """Reads the journal, keeps what the store has, and writes the journal anew. Returns objects that lack pieces."""
+        """Keeps what journal and store both have, and writes the journal anew. Returns objects that lack pieces."""
         broken: list[KeptObject] = []
         for kept in {kept.key: kept for kept in self._read()}.values():
             there = contains(kept.pieces())
