@@ -6,7 +6,6 @@ if the tier still exports it.
 
 from __future__ import annotations
 
-import json
 import resource
 import signal
 import subprocess
@@ -19,42 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import flip_bytes
-from tiers import ROW, ROWS, SECONDS, TOKENS, Tiers, content, context, entry, key, keys, tiers
+from tiers import ROW, ROWS, SECONDS, TOKENS, FailingLoads, Tiers, content, context, count, entry, job, key, keys, submit, tiers
 from vllm.v1.kv_offload.base import LookupResult, OffloadPolicy
 from vllm.v1.kv_offload.config import OffloadingGroupConfig
-from vllm.v1.kv_offload.tiering.base import TransferJob
 
 import kvtile
-
-
-def count(tiers: Tiers, *labels: str) -> int:
-    """A counter of the tier."""
-    return int(tiers.tier._stats.totals[labels])
-
-
-def job(number: int, names: Any, rows: list[int], *, is_load: bool, request: Any = None) -> TransferJob:
-    """A job as vLLM makes it."""
-    return TransferJob(
-        job_id=number, keys=names, chunk_ids=np.array(rows, np.int32), is_promotion=is_load,
-        req_context=request or context("a job"),
-    )
-
-
-def result_of(tier: Any, number: int) -> Any:
-    """The result of a job."""
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        for result in tier.get_finished_jobs():
-            assert result.job_id == number
-            return result
-        time.sleep(0.001)
-    raise AssertionError("the job does not end")
-
-
-def submit(tiers: Tiers, job: TransferJob) -> Any:
-    """Runs a job without the manager."""
-    (tiers.tier.submit_load if job.is_promotion else tiers.tier.submit_store)(job)
-    return result_of(tiers.tier, job.job_id)
 
 
 def blocks_files(folder: Path) -> list[Path]:
@@ -131,32 +99,6 @@ def test_a_failed_block_is_a_miss_until_it_is_stored_again(tmp_path: Path) -> No
         made.store([chain[1]])
         made.forget_primary()
         assert made.lookup(chain) == 3
-
-
-class FailingLoads:
-    """A store that cannot read one block."""
-
-    def __init__(self, store: Any, bad: bytes) -> None:
-        self._store, self._bad, self._loads = store, bad, {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def submit_load(self, number: int, names: list[bytes], rows: Any, ids: list[int]) -> None:
-        self._loads[number] = names
-        self._store.submit_load(number, names, rows, ids)
-
-    def take_finished(self) -> list[tuple[int, Any]]:
-        taken = []
-        for number, outcomes in self._store.take_finished():
-            names = self._loads.pop(number, None)
-            if names is not None and self._bad in names:
-                each = ["failed" if name == self._bad else found for name, found in zip(names, outcomes.outcomes, strict=True)]
-                outcomes = SimpleNamespace(
-                    outcomes=each, ok=[found == "ok" for found in each], bytes=outcomes.bytes, seconds=outcomes.seconds
-                )
-            taken.append((number, outcomes))
-        return taken
 
 
 def test_the_folder_stays_within_its_capacity(tmp_path: Path) -> None:
@@ -361,6 +303,26 @@ def test_a_full_disk_is_counted_and_serves_nothing_wrong(tmp_path: Path) -> None
         assert made.lookup(keys(range(4))) == 4
 
 
+def test_other_engines_read_the_folder_of_one_that_writes(tmp_path: Path) -> None:
+    described = {name: value for name, value in entry(tmp_path / "kv", read_only=True).items() if name != "capacity"}
+    with tiers(entry(tmp_path / "kv")) as writer, tiers(described) as reader:
+        assert reader.lookup(keys(range(3))) == 0
+        writer.store(keys(range(3)))
+        writer.tier._store.flush()
+        end = time.monotonic() + SECONDS
+        while reader.lookup(keys(range(3))) < 3:
+            assert time.monotonic() < end, "the reader does not see the writer's blocks"
+            reader.forget_primary()
+        reader.store(keys(range(10, 13)))
+        assert count(reader, "blocks", "store", "read only") == 3
+        reader.forget_primary()
+        assert reader.lookup(keys(range(10, 13))) == 0
+        assert writer.lookup(keys(range(10, 13))) == 0
+    other = entry(tmp_path / "kv", read_only=True, revision="r2")
+    with pytest.raises(kvtile.KvtileError, match="revision"), tiers(other):
+        pass
+
+
 def test_a_folder_that_is_taken_away_takes_no_more_blocks(tmp_path: Path) -> None:
     with tiers(entry(tmp_path / "kv")) as made:
         made.store(keys(range(4)))
@@ -497,95 +459,3 @@ def test_drain_reports_jobs_that_the_store_has_lost(tmp_path: Path) -> None:
         made.tier.drain_jobs()
         assert [(found.job_id, found.success) for found in made.tier.get_finished_jobs()] == [(9, False)]
         made.tier._store = real
-
-
-def test_every_metric_is_defined_with_its_labels(tmp_path: Path) -> None:
-    from kvtile.vllm.tier import KvtileTier
-
-    defined = KvtileTier.build_metric_definitions({})
-    with tiers(entry(tmp_path / "kv")) as made:
-        made.store(keys(range(3)))
-        made.forget_primary()
-        made.lookup(keys(range(4)))
-        made.tier._count_error("test")
-        stats = made.tier.get_stats()
-        for name, values in stats.data["data"].items():
-            for labels in values:
-                assert len(labels) == len(defined[name].labelnames)
-        assert stats.data["data"]["vllm:kvtile_tier_disk_blocks"] == {("KvtileTier",): 3}
-        assert stats.data["data"]["vllm:kvtile_tier_bytes"][("KvtileTier", "load")] == 3 * ROW
-        assert json.loads(json.dumps(stats.reduce()))
-        lacking = set(defined) - set(stats.data["data"])
-        assert lacking == {"vllm:kvtile_tier_unwritten_blocks"}, "every other metric has a value"
-        assert made.tier.get_stats() is None
-        assert tuple(made.tier.config_info()) == KvtileTier.config_info_keys({})
-
-
-def test_kv_events_name_what_came_and_what_went(tmp_path: Path) -> None:
-    described = entry(tmp_path / "kv", capacity=32 * ROW, enable_kv_events=True)
-    with tiers(described, enable_kv_cache_events=True) as made:
-        stored, removed = set(), set()
-        for first in range(0, 128, 8):
-            made.store(keys(range(first, first + 8)))
-        end = time.monotonic() + SECONDS
-        wanted: set[bytes] = set()
-        while time.monotonic() < end:
-            for event in made.tier.take_events():
-                assert event.medium is made.tier.medium
-                (removed if event.removed else stored).update(event.keys)
-            there = made.tier._store.contains(keys(range(128)), group="kv")
-            wanted = {name for name, here in zip(keys(range(128)), there, strict=True) if here}
-            if stored - removed == wanted:
-                break
-            time.sleep(0.01)
-        assert removed and stored - removed == wanted
-
-
-def test_kv_events_are_off_where_vllm_has_none(tmp_path: Path) -> None:
-    with tiers(entry(tmp_path / "kv", enable_kv_events=True)) as made:
-        made.store(keys(range(3)))
-        assert list(made.tier.take_events()) == []
-
-
-def test_parents_and_positions_reach_the_store(tmp_path: Path) -> None:
-    chain = keys(range(4))
-    with tiers(entry(tmp_path / "kv")) as made:
-        seen: list[Any] = []
-        real = made.tier._store
-
-        class Recording(FailingLoads):
-            def submit_store(self, number: int, names: list[bytes], rows: Any, ids: list[int], **hints: Any) -> None:
-                seen.append((names, hints))
-                self._store.submit_store(number, names, rows, ids, **hints)
-
-        made.tier._store = Recording(real, b"")
-        request = context("a request", chain)
-        made.manager.on_new_request(request)
-        made.store(chain[:2], request)
-        made.store(chain[2:], request)
-        assert [hints["positions"] for _, hints in seen] == [[0, 1], [2, 3]]
-        assert [hints["parents"] for _, hints in seen] == [[None, chain[0]], [chain[1], chain[2]]]
-        made.manager.on_request_finished(request)
-        without = context("without places")
-        made.manager.on_new_request(without)
-        made.store(keys([50]), without)
-        assert seen[2][1] == {"parents": None, "positions": None}
-        made.tier._store = real
-
-
-def test_vllms_backpressure_works_for_the_tier(tmp_path: Path) -> None:
-    pressure = {"backpressure_cls": "EMABackpressureDetector", "policy_cls": "DropStorePolicy"}
-    with tiers(entry(tmp_path / "kv", backpressure=pressure)) as made:
-        assert made.tier.bp_detector is not None
-        made.store(keys(range(3)))
-        made.forget_primary()
-        assert made.lookup(keys(range(3))) == 3
-
-
-def test_rows_of_an_older_name(tmp_path: Path) -> None:
-    with tiers(entry(tmp_path / "kv")) as made:
-        made.rows[3] = content(key(1))
-        old = SimpleNamespace(job_id=5, keys=[key(1)], block_ids=np.array([3], np.int32), req_context=context())
-        made.tier.submit_store(old)
-        assert result_of(made.tier, 5).success
-        assert made.lookup([key(1)]) == 1

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from vllm.v1.kv_offload.config import (
     OffloadingModelConfig,
     OffloadingParallelConfig,
 )
+from vllm.v1.kv_offload.tiering.base import TransferJob
 from vllm.v1.kv_offload.tiering.manager import TieringOffloadingManager
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
@@ -187,4 +189,60 @@ def tiers(described: dict[str, Any], vllm_config: Any = None, **changes: Any) ->
     assert mapped.closed, "the tier still exports vLLM's memory"
 
 
-__all__ = ["LAYERS", "ROW", "ROWS", "TOKENS", "Tiers", "content", "context", "engine_config", "entry", "key", "keys", "tiers"]
+def count(tiers: Tiers, *labels: str) -> int:
+    """A counter of the tier."""
+    return int(tiers.tier._stats.totals[labels])
+
+
+def job(number: int, names: Any, rows: list[int], *, is_load: bool, request: Any = None) -> TransferJob:
+    """A job as vLLM makes it."""
+    return TransferJob(
+        job_id=number, keys=names, chunk_ids=np.array(rows, np.int32), is_promotion=is_load,
+        req_context=request or context("a job"),
+    )
+
+
+def result_of(tier: Any, number: int) -> Any:
+    """The result of a job."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        for result in tier.get_finished_jobs():
+            assert result.job_id == number
+            return result
+        time.sleep(0.001)
+    raise AssertionError("the job does not end")
+
+
+def submit(tiers: Tiers, job: TransferJob) -> Any:
+    """Runs a job without the manager."""
+    (tiers.tier.submit_load if job.is_promotion else tiers.tier.submit_store)(job)
+    return result_of(tiers.tier, job.job_id)
+
+
+class FailingLoads:
+    """A store that cannot read one block."""
+
+    def __init__(self, store: Any, bad: bytes) -> None:
+        self._store, self._bad, self._loads = store, bad, {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def submit_load(self, number: int, names: list[bytes], rows: Any, ids: list[int]) -> None:
+        self._loads[number] = names
+        self._store.submit_load(number, names, rows, ids)
+
+    def take_finished(self) -> list[tuple[int, Any]]:
+        taken = []
+        for number, outcomes in self._store.take_finished():
+            names = self._loads.pop(number, None)
+            if names is not None and self._bad in names:
+                each = ["failed" if name == self._bad else found for name, found in zip(names, outcomes.outcomes, strict=True)]
+                outcomes = SimpleNamespace(
+                    outcomes=each, ok=[found == "ok" for found in each], bytes=outcomes.bytes, seconds=outcomes.seconds
+                )
+            taken.append((number, outcomes))
+        return taken
+
+
+__all__ = ["LAYERS", "ROW", "ROWS", "TOKENS", "FailingLoads", "Tiers", "content", "context", "count", "engine_config", "entry", "job", "key", "keys", "result_of", "submit", "tiers"]

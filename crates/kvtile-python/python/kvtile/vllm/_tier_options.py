@@ -21,7 +21,9 @@ class TierOptions:
 
     Attributes:
         path: a folder on a local file system, for one engine at a time. Data-parallel replicas have a subfolder each.
-        capacity: limit for the size of the folder, as bytes or text such as ``"100GiB"``; of all replicas together.
+        capacity: limit for the size of the folder, as bytes or text such as ``"100GiB"``; of all replicas together. It is
+            needed unless ``read_only`` is set.
+        read_only: read the folder and write nothing. Another engine of the machine may write it at the same time.
         staging: memory for blocks that are on their way to the disk; at least four rows.
         policy: eviction policy of the disk; default: that of ``BlockStore``.
         workers: threads that move blocks; default: that of ``BlockStore``.
@@ -37,7 +39,8 @@ class TierOptions:
     """
 
     path: Path
-    capacity: int
+    capacity: int = 0
+    read_only: bool = False
     staging: int = 256 << 20
     policy: str | None = None
     workers: int | None = None
@@ -56,7 +59,7 @@ class TierOptions:
         hints = typing.get_type_hints(cls)
         refuse_unknown(given, hints, _WHERE)
         for name in ("path", "capacity"):
-            if name not in given:
+            if name not in given and not (name == "capacity" and given.get("read_only") is True):
                 raise SettingsError(f'{_WHERE} needs {name!r}, for example "path": "/var/cache/kv", "capacity": "100GiB"')
         values = {name: _value(name, value, hints[name]) for name, value in given.items()}
         options = cls(**values)  # type: ignore[arg-type]

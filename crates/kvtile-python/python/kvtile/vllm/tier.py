@@ -41,6 +41,7 @@ logger = init_logger("vllm.kvtile")
 
 _GROUP = "kv"
 _STAGED_ROWS_MIN = 4
+_READ_ONLY = "read only"
 _POLL_SECONDS = 0.001
 # How often the contents of the disk are among the metrics.
 _SHOW_SECONDS = 1.0
@@ -123,17 +124,19 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
     def _open(self, spec: OffloadingSpec) -> BlockStore:
         options = self.options
         identity = identity_of_rows(spec.config, self._row_bytes, options)
-        self._folder, replicas = folder_of(options.path, spec.config.parallel)
+        self._folder, replicas = (options.path, 1) if options.read_only else folder_of(options.path, spec.config.parallel)
         self._capacity = options.capacity // replicas
         group = StoreGroup.opaque(
             _GROUP, self._row_bytes, model=identity.model, revision=identity.revision, extra=identity.extra
         )
-        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        if not options.read_only:
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             store = BlockStore(
                 groups=group,
                 disk=str(self._folder),
-                disk_bytes=self._capacity,
+                disk_bytes=self._capacity or None,
+                read_only=options.read_only,
                 staging_bytes=max(options.staging, _STAGED_ROWS_MIN * self._row_bytes),
                 stage_within=options.stage_within,
                 close_within=options.close_within,
@@ -144,8 +147,8 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
             error.args = (f"{error}; give the kvtile tier another path, or remove {self._folder}",)
             raise
         logger.info(
-            "kvtile keeps rows of %d bytes in %s, at most %d bytes; vLLM's primary tier has %d rows",
-            self._row_bytes, self._folder, self._capacity, self._count,
+            "kvtile %s rows of %d bytes in %s, at most %d bytes; vLLM's primary tier has %d rows",
+            "reads" if options.read_only else "keeps", self._row_bytes, self._folder, self._capacity, self._count,
         )
         return store
 
@@ -220,7 +223,8 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
                 self._start(job, keys, rows, is_load=is_load)
                 return
             self._stats.add("blocks", "load" if is_load else "store", refusal, count=max(1, len(keys)))
-            self._end(job.job_id, keys, is_load=is_load, success=False)
+            # A tier that is not to write has not failed.
+            self._end(job.job_id, keys, is_load=is_load, success=refusal == _READ_ONLY)
         except Exception:
             self._count_error("submit_load" if is_load else "submit_store")
             self._jobs.pop(job.job_id, None)
@@ -234,7 +238,9 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
             return "closed"
         if len(keys) != len(rows) or any(not 0 <= row < self._count for row in rows):
             return "refused"
-        return "refused" if is_load and len(set(rows)) != len(rows) else None
+        if is_load and len(set(rows)) != len(rows):
+            return "refused"
+        return _READ_ONLY if self.options.read_only and not is_load else None
 
     def _start(self, job: TransferJob, keys: list[bytes], rows: list[int], *, is_load: bool) -> None:
         if self._store is None or self._rows is None:
@@ -257,7 +263,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
         """Ends a job that was not started."""
         if is_load and not success:
             self._fail(keys)
-        self._results.append(_result(job_id=job_id, success=success))
+        self._results.append(_result(job_id=job_id, success=success, transfer_bytes=0))
 
     def _fail(self, keys: Iterable[bytes]) -> None:
         """Makes blocks misses until they are stored again. vLLM would otherwise look them up for ever."""
@@ -372,7 +378,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
     @classmethod
     def config_info_keys(cls, tier_config: dict[str, Any]) -> tuple[str, ...]:
         """The labels of this tier in vLLM's info metric."""
-        return ("kvtile_version", "kvtile_path", "kvtile_capacity_bytes", "kvtile_policy")
+        return ("kvtile_version", "kvtile_path", "kvtile_capacity_bytes", "kvtile_policy", "kvtile_read_only")
 
     def config_info(self) -> dict[str, str | int | float | bool]:
         """Their values."""
@@ -381,6 +387,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
             "kvtile_path": str(self._folder),
             "kvtile_capacity_bytes": self._capacity,
             "kvtile_policy": self.options.policy or "default",
+            "kvtile_read_only": self.options.read_only,
         }
 
     # The end
