@@ -53,7 +53,7 @@ def test_other_sizes_are_refused_by_name(text: object) -> None:
         ({"enable_kv_events": 1}, "enable_kv_events is 1; it takes bool"),
         ({"path": ""}, "the path of a folder"),
         ({"locality": "NEAR"}, "LOCAL or REMOTE"),
-        ({"policy": 3}, "it takes str or null"),
+        ({"policy": 3}, "it takes gittins, lru, arc, s3-fifo"),
     ],
 )
 def test_options_are_refused_by_name(given: dict[str, Any], text: str) -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
+import typing
 from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Literal, TypeAlias
 
 from kvtile._errors import SettingsError
+
+Policy: TypeAlias = Literal["gittins", "lru", "arc", "s3-fifo"]
+"""The eviction policies of a disk."""
 
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}iB": 1 << (10 * power) for power, letter in enumerate("KMGT", 1)}
@@ -33,3 +39,31 @@ def refuse_unknown(given: Mapping[str, object], known: Collection[str], where: s
             near = difflib.get_close_matches(name, known, 1, 0.5)
             meant = f"; did you mean {near[0]!r}?" if near else ""
             raise SettingsError(f"{where} has {name!r}, which kvtile does not know{meant} It knows {', '.join(known)}")
+
+
+def value_of(where: str, name: str, value: object, hint: object, *, may_be_zero: bool = False) -> object:
+    """The value of an option whose type is ``hint``: a path, text, a number, a flag, one of some words, or None.
+
+    Raises SettingsError for a value of another type, empty text, a negative number, and 0 unless it ``may_be_zero``.
+    """
+    kinds = typing.get_args(hint) or (hint,)
+    words = [word for kind in (hint, *kinds) if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
+    if words:
+        if value in words or (value is None and type(None) in kinds):
+            return value
+        raise SettingsError(f"{where}: {name} is {value!r}; it takes {', '.join(words)}")
+    if Path in kinds:
+        if isinstance(value, str) and value:
+            return Path(value)
+        raise SettingsError(f"{where}: {name} is {value!r}; it takes the path of a folder")
+    allowed = tuple(kind for kind in (*kinds, *((int,) if float in kinds else ())) if isinstance(kind, type))
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(kind.__name__.replace("NoneType", "null") for kind in allowed)
+        raise SettingsError(f"{where}: {name} is {value!r}; it takes {expected}")
+    if isinstance(value, str) and not value:
+        raise SettingsError(f"{where}: {name} is empty")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not 0 <= value < float("inf") or (value == 0 and not may_be_zero):
+            expected = "a number that is not negative" if may_be_zero else "a number above 0"
+            raise SettingsError(f"{where}: {name} is {value!r}; it takes {expected}")
+    return value

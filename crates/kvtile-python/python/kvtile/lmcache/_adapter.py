@@ -258,7 +258,7 @@ def _open_store(options: AdapterOptions) -> kvtile.BlockStore:
         group,
         disk=options.path / "blocks",
         disk_bytes=options.capacity - 2 * journal_bytes(options.capacity, options.piece),
-        disk_policy=options.policy,  # type: ignore[arg-type]
+        disk_policy=options.policy,
         close_within=options.close_within,
         answer_within=options.answer_within,
         staging_bytes=options.staging,

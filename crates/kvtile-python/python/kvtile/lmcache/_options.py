@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvtile._engine_options import bytes_of, refuse_unknown
+from kvtile._engine_options import Policy, bytes_of, refuse_unknown, value_of
 from kvtile._errors import SettingsError
 
 _WHERE = "adapter_params of kvtile"
@@ -43,7 +43,7 @@ class AdapterOptions:
     revision: str
     staging: int = 256 << 20
     piece: int = 256 << 10
-    policy: str | None = None
+    policy: Policy | None = None
     workers: int | None = None
     answer_within: float = 10.0
     stage_within: float = 10.0
@@ -85,17 +85,4 @@ def _descriptions() -> list[str]:
 def _value(name: str, value: object, hint: object) -> object:
     if name in _SIZES:
         return bytes_of(f"{_WHERE}: {name}", value)
-    kinds = typing.get_args(hint) or (hint,)
-    if Path in kinds:
-        if isinstance(value, str) and value:
-            return Path(value)
-        raise SettingsError(f"{_WHERE}: {name} is {value!r}; it takes the path of a folder")
-    allowed = tuple(kind for kind in (*kinds, *((int,) if float in kinds else ())) if isinstance(kind, type))
-    if not isinstance(value, allowed) or isinstance(value, bool):
-        expected = " or ".join(kind.__name__.replace("NoneType", "null") for kind in allowed)
-        raise SettingsError(f"{_WHERE}: {name} is {value!r}; it takes {expected}")
-    if isinstance(value, str) and not value:
-        raise SettingsError(f"{_WHERE}: {name} is empty")
-    if isinstance(value, (int, float)) and not 0 < value < float("inf"):
-        raise SettingsError(f"{_WHERE}: {name} is {value!r}; it takes a number above 0")
-    return value
+    return value_of(_WHERE, name, value, hint)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
-from kvtile._engine_options import bytes_of, refuse_unknown
+from kvtile._engine_options import Policy, bytes_of, refuse_unknown, value_of
 from kvtile._errors import SettingsError
-
-Policy: TypeAlias = Literal["gittins", "lru", "arc", "s3-fifo"]
-"""The eviction policies of a disk."""
 
 _WHERE = "the kvtile entry in --hicache-storage-backend-extra-config"
 _SIZES = ("capacity", "staging")
@@ -73,21 +68,4 @@ class HiCacheOptions:
 def _value(name: str, value: object, hint: object) -> object:
     if name in _SIZES:
         return bytes_of(f"{_WHERE}: {name}", value)
-    kinds = typing.get_args(hint) or (hint,)
-    if name == "policy":
-        if value is None or value in typing.get_args(Policy):
-            return value
-        raise SettingsError(f"{_WHERE}: policy is {value!r}; it takes {', '.join(typing.get_args(Policy))}")
-    if Path in kinds:
-        if isinstance(value, str) and value:
-            return Path(value)
-        raise SettingsError(f"{_WHERE}: {name} is {value!r}; it takes the path of a folder")
-    allowed = tuple(kind for kind in (*kinds, *((int,) if float in kinds else ())) if isinstance(kind, type))
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
-        expected = " or ".join(kind.__name__.replace("NoneType", "null") for kind in allowed)
-        raise SettingsError(f"{_WHERE}: {name} is {value!r}; it takes {expected}")
-    if isinstance(value, str) and not value:
-        raise SettingsError(f"{_WHERE}: {name} is empty")
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and not (value > 0 and math.isfinite(value)):
-        raise SettingsError(f"{_WHERE}: {name} is {value!r}; it takes a number above 0")
-    return value
+    return value_of(_WHERE, name, value, hint)

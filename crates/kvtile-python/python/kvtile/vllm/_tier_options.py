@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvtile._engine_options import bytes_of, refuse_unknown
+from kvtile._engine_options import Policy, bytes_of, refuse_unknown, value_of
 from kvtile._errors import SettingsError
 
 _WHERE = "the kvtile tier in secondary_tiers"
@@ -42,7 +42,7 @@ class TierOptions:
     capacity: int = 0
     read_only: bool = False
     staging: int = 256 << 20
-    policy: str | None = None
+    policy: Policy | None = None
     workers: int | None = None
     stage_within: float = 1.0
     wait_seconds: float = 5.0
@@ -71,18 +71,7 @@ class TierOptions:
 def _value(name: str, value: object, hint: object) -> object:
     if name in _SIZES:
         return bytes_of(f"{_WHERE}: {name}", value)
-    kinds = typing.get_args(hint) or (hint,)
-    if Path in kinds:
-        if isinstance(value, str) and value:
-            return Path(value)
-        raise SettingsError(f"{_WHERE}: {name} is {value!r}; it takes the path of a folder")
-    allowed = tuple(kind for kind in (*kinds, *((int,) if float in kinds else ())) if isinstance(kind, type))
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
-        expected = " or ".join(kind.__name__.replace("NoneType", "null") for kind in allowed)
-        raise SettingsError(f"{_WHERE}: {name} is {value!r}; it takes {expected}")
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value < float("inf"):
-        raise SettingsError(f"{_WHERE}: {name} is {value!r}; it takes a number that is not negative")
-    return value
+    return value_of(_WHERE, name, value, hint, may_be_zero=True)
 
 
 def configured_by_user(name: str, entries: object) -> bool:
