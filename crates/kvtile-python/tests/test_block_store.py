@@ -297,3 +297,22 @@ def test_block_keys_are_those_of_events(tmp_path: Path) -> None:
         store.flush()
         assert [event.key for event in events.poll()] == [kvtile.block_key(b"x" * 36)]
         assert kvtile.block_key(bytes(16)) == bytes(16)
+
+
+def test_a_callback_may_drain_release_and_close(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    rows = store.register(filled())
+    ended = threading.Event()
+    reports: list[object] = []
+
+    def call(completion: kvtile.Completion[kvtile.BlockOutcomes]) -> None:
+        store.drain()
+        rows.release()
+        reports.append((completion.wait().ok, store.close()))
+        ended.set()
+
+    store.store(keys(*range(20)), rows, range(20)).add_done_callback(call)
+    assert ended.wait(30)
+    assert reports[0][0] == [True] * 20  # type: ignore[index]
+    with open_store(tmp_path) as again:
+        assert again.contains(keys(0, 19)) == [True, True]

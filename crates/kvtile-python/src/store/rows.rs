@@ -132,10 +132,9 @@ impl PyStoreRows {
         let Some(rows) = rows else {
             return Ok(());
         };
-        let kept = rows.clone();
-        guard::run(py, move || rows.release())?;
-        // With the GIL: the last owner drops the caller's objects at once.
-        drop(kept);
+        let layout = guard::run(py, move || rows.release())?;
+        // With the GIL, the caller's objects are dropped at once.
+        drop(layout);
         Ok(())
     }
 

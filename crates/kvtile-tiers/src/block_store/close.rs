@@ -44,7 +44,7 @@ impl BlockStore {
     ///
     /// # Errors
     /// The erasures of a durable tier could not be synced
-    /// ([`FolderError::NotDurable`](crate::FolderError::NotDurable)).
+    /// ([`FolderError::NotDurable`]).
     pub fn clear(&self) -> Result<usize, TierError> {
         let parts = &self.parts;
         let mut removed = 0;

@@ -11,7 +11,7 @@ use kvtile_transfer::{
 
 use super::{
     BlockOutcome, BlockOutcomes,
-    count::CountedJob,
+    count::{CountedJob, RunningJob},
     parts::{BlockStoreParts, StoreTier},
     rows::RowsParts,
     staging::{StagedBlock, StagingBlock},
@@ -33,7 +33,7 @@ pub(super) struct StoreLoadJob {
     pub(super) has_begun: bool,
     /// The job's counts at the store and at the rows. They end after the completion, and before
     /// `rows`, whose last owner waits for them.
-    pub(super) _counted: [CountedJob; 2],
+    pub(super) counted: [CountedJob; 2],
     pub(super) rows: Arc<RowsParts>,
 }
 
@@ -82,6 +82,7 @@ impl LoadProgress {
 impl StoreLoadJob {
     /// Executes the load.
     pub(super) fn run(mut self, parts: &BlockStoreParts) {
+        let _running = RunningJob::begin(&self.counted);
         self.has_begun = true;
         if self.completer.is_cancelled() {
             self.finish_all(parts, &BlockOutcome::Cancelled);

@@ -30,7 +30,6 @@ mod work;
 mod write;
 
 use std::{
-    any::Any,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     thread::JoinHandle,
@@ -47,11 +46,12 @@ use kvtile_transfer::{
     LayoutHandle, PhysicalLayout,
     completion::{Completer, Completion},
 };
+use parking_lot::Mutex;
 
 pub use finished::{FinishedJob, FinishedJobs};
 pub use open::BlockStoreBuilder;
 pub use report::{BlockOutcome, BlockOutcomes, StoreFlush};
-pub use rows::StoreRows;
+pub use rows::{RowsGuard, StoreRows};
 pub use settings::{BlockStoreSettings, StoreGroup};
 
 use load::StoreLoadJob;
@@ -188,8 +188,8 @@ impl BlockStore {
     }
 
     /// As [`register`](Self::register), for a layout that the caller has registered with the
-    /// store's transfer manager ([`BlockStoreBuilder::manager`]). The rows and their jobs hold `guard`.
-    /// The caller unregisters the layout after the rows are released.
+    /// store's transfer manager ([`BlockStoreBuilder::manager`]). The rows hold `guard`
+    /// until they are released; the caller unregisters the layout then.
     ///
     /// # Errors
     /// As for [`register`](Self::register); a handle that the manager does not know.
@@ -197,11 +197,11 @@ impl BlockStore {
         &self,
         group: &str,
         handle: LayoutHandle,
-        guard: Arc<dyn Any + Send + Sync>,
+        guard: RowsGuard,
     ) -> Result<StoreRows, TierError> {
         let layout = self.parts.manager.layout(handle)?;
         let rows = self.check_rows(group, &layout)?;
-        Ok(self.rows(handle, RowsOwner::Caller(guard), rows))
+        Ok(self.rows(handle, RowsOwner::Caller(Mutex::new(Some(guard))), rows))
     }
 
     /// The group and the number of rows of a layout, and whether rows have the order of stored
@@ -317,7 +317,7 @@ impl BlockStore {
             ids: ids.to_vec(),
             start: self.parts.clock.now(),
             has_begun: false,
-            _counted: counted,
+            counted,
             rows: Arc::clone(&rows.parts),
         };
         self.queue(
@@ -366,7 +366,7 @@ impl BlockStore {
             tenant: options.tenant,
             start: self.parts.clock.now(),
             has_begun: false,
-            _counted: counted,
+            counted,
             rows: Arc::clone(&rows.parts),
         };
         self.queue(
@@ -474,6 +474,8 @@ impl BlockStore {
     }
 
     /// Waits until all jobs have ended: no I/O touches any row. Finished jobs stay in their queue.
+    /// Code that the end of a job wakes may call this: it does not wait for that job, which no longer
+    /// touches its rows.
     pub fn drain(&self) {
         self.parts.jobs.wait();
     }

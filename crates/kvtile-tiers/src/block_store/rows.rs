@@ -10,6 +10,7 @@ use std::{
 
 use kvtile_blocks::GroupId;
 use kvtile_transfer::{LayoutHandle, TransferManager};
+use parking_lot::Mutex;
 
 use super::count::JobCount;
 use crate::error::{RequestError, TierError};
@@ -22,12 +23,15 @@ pub struct StoreRows {
     pub(super) parts: Arc<RowsParts>,
 }
 
+/// The guard of rows that the caller registered.
+pub type RowsGuard = Arc<dyn Any + Send + Sync>;
+
 /// The owner of a layout's registration.
 pub(super) enum RowsOwner {
     /// The store registered it.
     Store,
-    /// The caller registered it. Its guard is alive as long as the rows.
-    Caller(#[expect(dead_code, reason = "it is held")] Arc<dyn Any + Send + Sync>),
+    /// The caller registered it. Its guard is held until the rows are released.
+    Caller(Mutex<Option<RowsGuard>>),
 }
 
 impl std::fmt::Debug for RowsOwner {
@@ -82,15 +86,16 @@ impl RowsParts {
         }
     }
 
-    /// Drops the caller's memory. The first call does it.
-    fn unregister(&self) -> Result<(), TierError> {
+    /// Drops the caller's memory, or returns its guard. The first call does it.
+    fn unregister(&self) -> Result<Option<RowsGuard>, TierError> {
         let is_first = !self.is_released.swap(true, Ordering::SeqCst);
         self.jobs.wait();
-        match self.owner {
+        match &self.owner {
             RowsOwner::Store if is_first => self.manager.unregister(self.handle).map(drop)?,
-            RowsOwner::Store | RowsOwner::Caller(_) => {}
+            RowsOwner::Store => {}
+            RowsOwner::Caller(guard) => return Ok(guard.lock().take()),
         }
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -123,12 +128,12 @@ impl StoreRows {
         self.parts.is_direct
     }
 
-    /// Waits until no job uses the rows, and drops the caller's memory, unless the caller registered
-    /// the layout. Clones refuse further jobs.
+    /// Waits until no job uses the rows, and drops the caller's memory. If the caller registered the
+    /// layout, it returns the guard instead. Clones refuse further jobs.
     ///
     /// # Errors
     /// The memory is in use by another transfer.
-    pub fn release(self) -> Result<(), TierError> {
+    pub fn release(self) -> Result<Option<RowsGuard>, TierError> {
         self.parts.unregister()
     }
 }

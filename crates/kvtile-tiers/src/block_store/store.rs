@@ -8,7 +8,7 @@ use kvtile_transfer::completion::Completer;
 
 use super::{
     BlockOutcome, BlockOutcomes,
-    count::CountedJob,
+    count::{CountedJob, RunningJob},
     load::{copy, dropped},
     parts::BlockStoreParts,
     rows::RowsParts,
@@ -42,7 +42,7 @@ pub(super) struct RowStoreJob {
     pub(super) has_begun: bool,
     /// The job's counts at the store and at the rows. They end after the completion, and before
     /// `rows`, whose last owner waits for them.
-    pub(super) _counted: [CountedJob; 2],
+    pub(super) counted: [CountedJob; 2],
     pub(super) rows: Arc<RowsParts>,
 }
 
@@ -65,6 +65,7 @@ impl RowStoreProgress {
 impl RowStoreJob {
     /// Executes the store.
     pub(super) fn run(mut self, parts: &BlockStoreParts) {
+        let _running = RunningJob::begin(&self.counted);
         self.has_begun = true;
         let mut progress = RowStoreProgress {
             blocks: vec![BlockOutcome::NoRoom; self.keys.len()],

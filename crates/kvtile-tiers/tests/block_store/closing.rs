@@ -1,6 +1,14 @@
 //! Closing with jobs under way, and what is there afterwards.
 
-use std::time::Duration;
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, mpsc},
+    task::{Context, Wake, Waker},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
 
 use kvtile_tiers::block_store::BlockStore;
 
@@ -52,4 +60,41 @@ fn a_store_that_is_dropped_releases_its_folder_and_rows_can_outlive_it() {
     );
     assert_eq!(rows.rows(), 64);
     rows.release().unwrap();
+}
+
+/// A waker that runs a function once.
+struct CallOnWake(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Wake for CallOnWake {
+    fn wake(self: Arc<Self>) {
+        if let Some(call) = self.0.lock().take() {
+            call();
+        }
+    }
+}
+
+#[test]
+fn the_end_of_a_job_may_drain_release_and_close() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = BlockStore::open(settings(folder.path())).unwrap();
+    let rows = store.register("kv", layout(DIRECT)).unwrap();
+    let stored = store.store(&keys(0..40), &rows, &(0..40).collect::<Vec<_>>());
+    let mut stored = stored.unwrap();
+    let (sender, ended) = mpsc::channel();
+    let call = move || {
+        store.drain();
+        rows.release().unwrap();
+        sender.send(store.close(None)).unwrap();
+    };
+    let waker = Waker::from(Arc::new(CallOnWake(Mutex::new(Some(Box::new(call))))));
+    // If the job has ended already, the waker is not called.
+    if Pin::new(&mut stored)
+        .poll(&mut Context::from_waker(&waker))
+        .is_ready()
+    {
+        waker.wake();
+    }
+    let flushed = ended.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(flushed.durable, "{flushed:?}");
+    assert!(BlockStore::open(settings(folder.path())).is_ok());
 }
