@@ -15,7 +15,7 @@ from typing import Any
 
 MODEL = Path(os.environ["KVTILE_TEST_MODEL"])
 DRIVER = Path(__file__).with_name("engine.py")
-SECONDS = 300
+SECONDS = 600
 REVISION = "a-revision"
 PAGE = 32
 # kvtile's host memory holds only a part of the prompts' blocks, so that the disk is used as well.
