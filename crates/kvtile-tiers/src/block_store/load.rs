@@ -295,7 +295,7 @@ impl StoreLoadJob {
         let staging = &parts.group(self.group()).staging;
         let mut rest = blocks.at.as_slice();
         while !rest.is_empty() {
-            let places = staging.take(rest.len(), parts.settings.stage_within);
+            let places = staging.take_to_load(rest.len(), parts.settings.stage_within);
             let (batch, after) = rest.split_at(places.len());
             if batch.is_empty() {
                 progress.set_all(rest, &BlockOutcome::NoRoom);

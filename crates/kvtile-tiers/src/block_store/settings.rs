@@ -71,7 +71,8 @@ pub struct BlockStoreSettings {
     /// groups are one then.
     pub read_only: bool,
     /// Bytes of memory for blocks that wait to be written, over all groups (default 256 MiB; at
-    /// least two blocks for each group).
+    /// least two blocks for each group). Loads that permute use it too; stores leave one block of
+    /// each group for them.
     pub staging_bytes: u64,
     /// How long a store waits for staging memory (default 10 s). It does not wait while all tiers
     /// are in a backoff after failed writes.

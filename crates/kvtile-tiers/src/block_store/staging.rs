@@ -18,6 +18,9 @@ use parking_lot::{Condvar, Mutex};
 
 use super::count::CountedJob;
 
+/// Free blocks that stores leave for loads.
+const LEFT_FOR_LOADS: usize = 1;
+
 /// The staging memory of one group.
 #[derive(Debug)]
 pub(super) struct GroupStaging {
@@ -110,11 +113,30 @@ impl GroupStaging {
         }
     }
 
-    /// Takes up to `most` free blocks; waits for the first one at most `within`.
-    pub(super) fn take(self: &Arc<Self>, most: usize, within: Duration) -> Vec<StagingBlock> {
+    /// Takes up to `most` free blocks for a store; waits for the first one at most `within`. It leaves
+    /// one block for loads, so that these go on while the tiers take no writes.
+    pub(super) fn take_to_store(
+        self: &Arc<Self>,
+        most: usize,
+        within: Duration,
+    ) -> Vec<StagingBlock> {
+        self.take(most, LEFT_FOR_LOADS, within)
+    }
+
+    /// Takes up to `most` free blocks for a load; waits for the first one at most `within`.
+    pub(super) fn take_to_load(
+        self: &Arc<Self>,
+        most: usize,
+        within: Duration,
+    ) -> Vec<StagingBlock> {
+        self.take(most, 0, within)
+    }
+
+    /// Takes up to `most` of the free blocks apart from `left` of them.
+    fn take(self: &Arc<Self>, most: usize, left: usize, within: Duration) -> Vec<StagingBlock> {
         let deadline = Instant::now().checked_add(within);
         let mut state = self.state.lock();
-        while state.free.is_empty() {
+        while state.free.len() <= left {
             let timed_out = match deadline {
                 Some(deadline) => self.changed.wait_until(&mut state, deadline).timed_out(),
                 None => self
@@ -122,12 +144,12 @@ impl GroupStaging {
                     .wait_for(&mut state, Duration::from_secs(3600))
                     .timed_out(),
             };
-            if timed_out && state.free.is_empty() {
+            if timed_out && state.free.len() <= left {
                 return Vec::new();
             }
         }
-        let left = state.free.len().saturating_sub(most);
-        let taken = state.free.split_off(left);
+        let kept = state.free.len().saturating_sub(most).max(left);
+        let taken = state.free.split_off(kept);
         drop(state);
         let block = |block| StagingBlock {
             staging: Arc::clone(self),

@@ -103,7 +103,7 @@ impl RowStoreJob {
                 true => Duration::ZERO,
                 false => parts.settings.stage_within,
             };
-            let places = staging.take(rest.len().min(BATCH_BLOCKS), within);
+            let places = staging.take_to_store(rest.len().min(BATCH_BLOCKS), within);
             let (batch, after) = rest.split_at(places.len());
             if batch.is_empty() {
                 parts.metrics.left_out(TierId::HOST, rest.len() as u64);

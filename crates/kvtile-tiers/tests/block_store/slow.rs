@@ -15,6 +15,15 @@ fn gated(
     at: HookedOperation,
     word: &str,
 ) -> (BlockStore, TestRows, Arc<Gate>) {
+    gated_within(folder, (at, word), Duration::from_millis(50))
+}
+
+/// A store whose disk stops at a gate, and should answer `within` a time.
+fn gated_within(
+    folder: &std::path::Path,
+    (at, word): (HookedOperation, &str),
+    within: Duration,
+) -> (BlockStore, TestRows, Arc<Gate>) {
     let gate = Arc::new(Gate::default());
     let hook = Arc::clone(&gate);
     let medium = HookedFolder::new(folder, move |operation| {
@@ -23,7 +32,7 @@ fn gated(
         }
     });
     let manager = manager();
-    let disk = DiskSettings::new(folder, 4 << 20).answer_within(Duration::from_millis(50));
+    let disk = DiskSettings::new(folder, 4 << 20).answer_within(within);
     let settings = settings(folder)
         .disk(disk)
         .stage_within(Duration::from_millis(50));
@@ -81,8 +90,9 @@ fn a_disk_that_takes_no_write_fills_staging_memory_and_no_more() {
     let shut = gate.shut(1);
     let stored = rows.store(&store, &keys(0..40), 0);
     let ok = stored.ok();
-    // Staging memory has 16 blocks; a batch that the disk failed to take in time frees none.
-    assert_eq!(ok, 16, "{:?}", names(&stored));
+    // Staging memory has 16 blocks, one of which is for loads; a batch that the disk failed to take
+    // in time frees none.
+    assert_eq!(ok, 15, "{:?}", names(&stored));
     assert_eq!(names(&stored)[ok..], vec!["no room"; 40 - ok]);
     // The blocks in staging memory are served from there.
     let flushed = store.flush(Some(Duration::from_millis(10)));
@@ -129,4 +139,18 @@ fn staged_blocks_are_served_while_their_write_is_under_way() {
         shut.open();
         assert!(store.flush(None).durable);
     }
+}
+
+#[test]
+fn loads_that_permute_go_on_while_no_write_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = (HookedOperation::Write, PERMUTED);
+    let (store, rows, gate) = gated_within(folder.path(), at, Duration::from_secs(20));
+    rows.store(&store, &keys(0..8), 0);
+    assert!(store.flush(None).durable);
+    let shut = gate.shut(1);
+    assert_eq!(rows.store(&store, &keys(8..48), 0).ok(), 15);
+    shut.wait_until_stopped(1);
+    assert_eq!(rows.load(&store, &keys(0..8), 20), ["ok"; 8]);
+    shut.open();
 }
