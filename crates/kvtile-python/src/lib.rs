@@ -27,6 +27,7 @@ mod guard;
 mod identity;
 mod keys;
 mod layout;
+mod order;
 mod pickle;
 mod plan;
 mod record;
@@ -59,6 +60,8 @@ mod _kvtile {
     use crate::keys::{PyTokenHasher, PyTokenSequence};
     #[pymodule_export]
     use crate::layout::PyLayout;
+    #[pymodule_export]
+    use crate::order::PyEvictionOrder;
     #[pymodule_export]
     use crate::plan::{PyPlan, plan};
     #[pymodule_export]

@@ -176,6 +176,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "LoadReport": (lambda: w.cache.prefetch(w.keys).wait(), ["__repr__"]),
         "FlushReport": (w.cache.flush, ["__repr__"]),
         "Event": (lambda: events(w), ["__repr__"]),
+        "EvictionOrder": (lambda: kvtile.EvictionOrder(4), ["clear", "__len__", "__repr__"]),
         "StoreGroup": (lambda: w.group, ["__repr__"]),
         "StoreRows": (w.rows, ["release", "__len__", "__repr__"]),
         "BlockOutcomes": (lambda: w.store.load([], w.rows(), []).wait(), ["__len__", "__repr__"]),
@@ -296,6 +297,13 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "BlockStore.forget": lambda: (w.store.forget, {"keys": names, "group": "kv"}),
         "BlockStore.flush": lambda: (w.store.flush, {"within": 5.0}),
         "BlockStore.close": lambda: (w.open_store().close, {"within": 5.0}),
+        "EvictionOrder": lambda: (kvtile.EvictionOrder, {"capacity": 4, "policy": "lru"}),
+        "EvictionOrder.insert": lambda: (kvtile.EvictionOrder(4).insert, {"key": b"a", "parent": b"b"}),
+        "EvictionOrder.hold": lambda: (kvtile.EvictionOrder(4).hold, {"keys": names}),
+        "EvictionOrder.release": lambda: (kvtile.EvictionOrder(4).release, {"keys": names}),
+        "EvictionOrder.touch": lambda: (kvtile.EvictionOrder(4).touch, {"keys": names}),
+        "EvictionOrder.remove": lambda: (kvtile.EvictionOrder(4).remove, {"keys": names}),
+        "EvictionOrder.evict": lambda: (kvtile.EvictionOrder(4).evict, {"count": 1, "protected": names}),
         "block_key": lambda: (kvtile.block_key, {"key": b"a"}),
     }
     for name, (maker, methods) in bare.items():

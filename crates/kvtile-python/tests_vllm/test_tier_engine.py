@@ -109,6 +109,13 @@ def test_the_same_tokens_come_from_the_disk_after_a_restart(
     assert not [name for name in counted if name.startswith("errors")]
 
 
+def test_kvtiles_policy_ranks_the_primary_tier(folder: Path, rounds: list[dict[str, Any]], expected: list[Any]) -> None:
+    policy = {"eviction_policy": "KvtilePolicy", "cache_policy_module_path": "kvtile.vllm.policy"}
+    tiers = {"cpu_bytes_to_use": PRIMARY_ROWS * row_bytes(), "secondary_tiers": [kvtile_tier(folder)], **policy}
+    said = run({"model": str(MODEL), "tiers": tiers, "rounds": rounds + rounds})
+    assert tokens(said) == expected + expected and cached(said) == 6 * [CACHED]
+
+
 def test_damaged_blocks_are_computed_and_counted(
     folder: Path, rounds: list[dict[str, Any]], expected: list[Any], tmp_path: Path
 ) -> None:

@@ -94,6 +94,27 @@ pub(crate) fn names(value: &Bound<'_, PyAny>) -> PyResult<Vec<BlockKey>> {
     items.iter().enumerate().map(key).collect()
 }
 
+/// Keys of blocks, or None.
+pub(crate) fn optional_names(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<BlockKey>>> {
+    match value.is_none() {
+        true => Ok(None),
+        false => names(value).map(Some),
+    }
+}
+
+/// The key of one block.
+pub(crate) fn one_name(value: &Bound<'_, PyAny>) -> PyResult<BlockKey> {
+    name("key", value)
+}
+
+/// The key of a parent, or None.
+pub(crate) fn optional_name(value: &Bound<'_, PyAny>) -> PyResult<Option<BlockKey>> {
+    match value.is_none() {
+        true => Ok(None),
+        false => name("parent", value).map(Some),
+    }
+}
+
 /// The keys of parents, each of which may be None; or None.
 pub(crate) fn parents(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<Option<BlockKey>>>> {
     if value.is_none() {

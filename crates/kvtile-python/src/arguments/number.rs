@@ -37,6 +37,7 @@ numbers! {
     input_tokens: u32, 0, u32::MAX, Request;
     bytes_max: u64, 0, COUNT_MAX, Setting;
     block_bytes: u64, 0, COUNT_MAX, Setting;
+    capacity: usize, 0, 1_u64 << 26, Request;
     job: u64, 0, u64::MAX, Request;
     first: usize, 0, COUNT_MAX, Request;
     blocks: usize, 0, COUNT_MAX, Request;
