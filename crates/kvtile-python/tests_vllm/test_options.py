@@ -230,3 +230,10 @@ def test_the_page_has_every_variable_that_counts() -> None:
     said = {effect: re.findall(r"`(\w+)`", names) for effect, names in rows}
     counting = (Effect.IDENTITY, Effect.COVERED, Effect.REFUSED)
     assert said == {effect.name.lower(): ENVIRONMENT[effect].split() for effect in counting}
+
+
+def test_the_connector_does_not_follow_a_sleeping_engine() -> None:
+    """vLLM 0.33 calls it; its base class returns True."""
+    from kvtile.vllm import KvtileConnector
+
+    assert KvtileConnector.supports_sleep_mode(None) is False

@@ -56,6 +56,11 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
         if wanted is not None and wanted.enable_kv_cache_events:
             self.scheduler.changes = []
 
+    @classmethod
+    def supports_sleep_mode(cls, kv_transfer_config: object) -> bool:
+        """False: kvtile keeps the addresses of the KV, which a sleeping engine frees. vLLM calls it from 0.33 on."""
+        return False
+
     @property
     def requires_kv_delivery(self) -> bool:
         """False: a block that is not stored only causes a later miss."""
