@@ -191,9 +191,11 @@ impl<K> SpillList<K> {
         SpillList::due_of(&mut state, now(), pauses)
     }
 
-    /// Takes all blocks of the list.
+    /// Takes the first blocks of the list, at most [`SYNC_BLOCKS`].
     pub(crate) fn take(&self) -> Vec<K> {
-        self.lock().keys.drain(..).collect()
+        let mut state = self.lock();
+        let blocks = state.keys.len().min(SYNC_BLOCKS);
+        state.keys.drain(..blocks).collect()
     }
 
     /// Whether the list is closed.

@@ -1,23 +1,29 @@
 //! Flushing, clearing and closing a block store.
 
-use std::{sync::atomic::Ordering, thread, time::Duration};
+use std::{
+    sync::atomic::Ordering,
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::{BlockStore, StoreFlush, write};
 use crate::error::{FolderError, TierError};
 
 impl BlockStore {
     /// Writes all stored blocks to the tiers and syncs the durable tiers, on the caller's thread, even
-    /// while a tier is in a backoff after failures. It waits for writes of other threads at most
-    /// for `within`.
+    /// while a tier is in a backoff after failures. After `within` it begins no further batch of
+    /// writes; the batch under way and the sync take as long as a tier may take to answer.
     pub fn flush(&self, within: Option<Duration>) -> StoreFlush {
         let parts = &self.parts;
+        let end = within.and_then(|within| Instant::now().checked_add(within));
         for below in &parts.below {
-            write::write_waiting(parts, below);
+            write::write_waiting(parts, below, end);
         }
-        match within {
+        match end {
             None => parts.unwritten.wait(),
-            Some(within) => {
-                parts.unwritten.wait_for(within);
+            Some(end) => {
+                let left = end.saturating_duration_since(Instant::now());
+                parts.unwritten.wait_for(left);
             }
         }
         let unwritten = parts.unwritten.jobs();

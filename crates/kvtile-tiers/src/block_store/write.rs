@@ -1,6 +1,11 @@
 //! Writes of staged blocks to a tier, on the tier's thread.
 
-use std::{any::Any, collections::HashSet, sync::Arc, sync::atomic::Ordering};
+use std::{
+    any::Any,
+    collections::HashSet,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use kvtile_blocks::{BlockKey, GroupId, events::TierId};
 use kvtile_transfer::LeaseMode;
@@ -11,7 +16,6 @@ use super::{
     staging::StagedBlock,
 };
 use crate::{
-    below::SYNC_BLOCKS,
     error::TierError,
     metrics::Queue,
     tier::{BlockName, BlockWrite, NotWritten, WriteReport, WriteSuccess},
@@ -45,12 +49,14 @@ pub(super) fn write(parts: &BlockStoreParts, below: &StoreTier, blocks: Vec<Arc<
     drop_blocks(parts, below, blocks);
 }
 
-/// Writes all blocks that wait for a tier, on the caller's thread, even while its writes pause.
-pub(super) fn write_waiting(parts: &BlockStoreParts, below: &StoreTier) {
-    let mut waiting = below.spill.take();
-    while !waiting.is_empty() {
-        let rest = waiting.split_off(waiting.len().min(SYNC_BLOCKS));
-        let blocks = std::mem::replace(&mut waiting, rest);
+/// Writes the blocks that wait for a tier, on the caller's thread, even while its writes pause. It
+/// begins no batch after `end`.
+pub(super) fn write_waiting(parts: &BlockStoreParts, below: &StoreTier, end: Option<Instant>) {
+    while end.is_none_or(|end| Instant::now() < end) {
+        let blocks = below.spill.take();
+        if blocks.is_empty() {
+            return;
+        }
         write_all(parts, below, &HandledBlocks { parts, blocks });
     }
 }

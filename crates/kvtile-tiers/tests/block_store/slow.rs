@@ -154,3 +154,28 @@ fn loads_that_permute_go_on_while_no_write_ends() {
     assert_eq!(rows.load(&store, &keys(0..8), 20), ["ok"; 8]);
     shut.open();
 }
+
+#[test]
+fn closing_begins_no_write_after_its_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let medium = HookedFolder::new(folder.path(), |operation| {
+        if operation == HookedOperation::Write {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let manager = manager();
+    let block = super::common::block_bytes().next_multiple_of(4096);
+    let store = BlockStore::builder(settings(folder.path()).staging_bytes(400 * block))
+        .manager(Arc::clone(&manager))
+        .medium(Arc::new(medium))
+        .open()
+        .unwrap();
+    let rows = TestRows::new(&store, &manager, DIRECT);
+    for first in 0..6 {
+        let some = keys(60 * first..60 * first + 60);
+        assert_eq!(rows.store(&store, &some, 0).ok(), 60);
+    }
+    // All writes would take seven seconds.
+    let flushed = store.close(Some(Duration::from_millis(1)));
+    assert!(!flushed.durable && flushed.unwritten > 0, "{flushed:?}");
+}
