@@ -83,8 +83,8 @@ pub struct UsableStops<'a> {
 /// The token positions of at most `most` tokens at which all groups can be resumed, the longest first: multiples of
 /// `unit` and of each group's page for which each group has what its rule needs. Position 0 is not one of them.
 ///
-/// It looks at each page of a group with [`GroupRule::Full`] once, and at pages of others only as far as the caller
-/// takes stops.
+/// It reads the presence of each page of a [`GroupRule::Full`] group once. It reads other groups lazily, as the caller
+/// advances the iterator.
 ///
 /// A group that must not decide, such as that of a draft model, is left out by the caller.
 ///

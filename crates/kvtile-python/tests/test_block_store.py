@@ -316,3 +316,15 @@ def test_a_callback_may_drain_release_and_close(tmp_path: Path) -> None:
     assert reports[0][0] == [True] * 20  # type: ignore[index]
     with open_store(tmp_path) as again:
         assert again.contains(keys(0, 19)) == [True, True]
+
+
+def test_a_store_that_cannot_be_opened_leaves_no_memory(tmp_path: Path) -> None:
+    def mapped() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+
+    with open_store(tmp_path):
+        before = mapped()
+        for _ in range(20):
+            with pytest.raises(kvtile.FolderInUseError):
+                open_store(tmp_path, staging_bytes=1 << 30)
+        assert mapped() - before < 4 << 30

@@ -113,7 +113,7 @@ pub(super) fn newest(group: &InspectedGroup) -> Vec<StoredSlot> {
         .collect()
 }
 
-/// Reads every block of a group once, passes the whole ones to `take`, and counts the others.
+/// Reads each block of a group once, passes undamaged blocks to `take`, and counts damaged ones.
 pub(super) fn read_whole(
     group: &InspectedGroup,
     mut take: impl FnMut(&StoredSlot, &[u8]) -> Result<(), CliError>,

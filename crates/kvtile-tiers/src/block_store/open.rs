@@ -15,7 +15,7 @@ use kvtile_blocks::{
 };
 use kvtile_layout::{broken, identity::LayoutIdentity};
 use kvtile_memory::Prefault;
-use kvtile_transfer::TransferManager;
+use kvtile_transfer::{PhysicalLayout, TransferManager};
 use parking_lot::Mutex;
 
 use super::{
@@ -74,7 +74,8 @@ impl BlockStore {
 
 /// The blocks of a group: their staging memory and their identity.
 struct OpenedGroup {
-    parts: GroupParts,
+    staging: PhysicalLayout,
+    blocks: usize,
     tier_group: TierGroup,
 }
 
@@ -123,11 +124,11 @@ impl BlockStoreBuilder {
             broken(format_args!("a log of 0 events passed the check"))
         };
         let events = Arc::new(EventLog::new(capacity)?);
-        let opened = groups(&settings, &manager)?;
-        let (groups, tier_groups): (Vec<GroupParts>, Vec<TierGroup>) = opened
-            .into_iter()
-            .map(|group| (group.parts, group.tier_group))
-            .unzip();
+        let opened = groups(&settings)?;
+        let tier_groups: Vec<TierGroup> = opened
+            .iter()
+            .map(|group| group.tier_group.clone())
+            .collect();
         disk::check_groups(&tier_groups)?;
         let context = TierContext {
             groups: tier_groups,
@@ -137,6 +138,9 @@ impl BlockStoreBuilder {
         };
         let below = tiers(&settings, self.medium, self.tiers, &context)?;
         check_tiers(&below)?;
+        let finished = FinishedJobs::new()?;
+        // Last: a store that is not opened leaves nothing in the manager.
+        let groups = register(opened, &manager)?;
         let mut tiers = vec![TierId::DEVICE, TierId::HOST];
         tiers.extend(below.iter().map(|below| below.id));
         let names = groups.iter().zip(0..);
@@ -166,7 +170,7 @@ impl BlockStoreBuilder {
         };
         let store = BlockStore {
             parts: Arc::new(parts),
-            finished: FinishedJobs::new()?,
+            finished,
             threads: Vec::new(),
             is_closed: false,
         };
@@ -241,10 +245,7 @@ fn check_tiers(below: &[StoreTier]) -> Result<(), TierError> {
 
 /// Allocates the staging memory of all groups: the same number of bytes for each, and at least two
 /// blocks.
-fn groups(
-    settings: &BlockStoreSettings,
-    manager: &Arc<TransferManager>,
-) -> Result<Vec<OpenedGroup>, TierError> {
+fn groups(settings: &BlockStoreSettings) -> Result<Vec<OpenedGroup>, TierError> {
     let mut strides = Vec::with_capacity(settings.groups.len());
     for group in &settings.groups {
         let block_bytes = group.shape.block_bytes()?;
@@ -263,38 +264,44 @@ fn groups(
     let each = (staging_bytes - needed_bytes) / groups;
     let groups = settings.groups.iter().zip(strides);
     groups
-        .map(|(group, stride)| open_group(group, 2 + each / stride, manager))
+        .map(|(group, stride)| open_group(group, 2 + each / stride))
         .collect()
 }
 
-fn open_group(
-    group: &StoreGroup,
-    blocks: u64,
-    manager: &Arc<TransferManager>,
-) -> Result<OpenedGroup, TierError> {
+fn open_group(group: &StoreGroup, blocks: u64) -> Result<OpenedGroup, TierError> {
     let shape = group.shape.with_num_blocks(blocks)?;
     opening::check_shape(&group.identity, &shape)?;
     let word = group.storage_word.as_ref();
-    let staging = opening::storage(shape.clone(), &group.identity, word, Prefault::None)?;
-    let block_layout = LayoutIdentity::of_block(staging.strided());
-    let pieces = BlockPieces::of_layout(staging.strided())?;
-    let block_bytes = shape.block_bytes()?;
-    let handle = manager.register(staging)?;
-    let blocks = usize::try_from(blocks).unwrap_or(usize::MAX);
+    let staging = opening::storage(shape, &group.identity, word, Prefault::None)?;
     let identity = StoreIdentity {
         logical: group.identity.clone(),
-        block_layout: block_layout.clone(),
-        pieces,
+        block_layout: LayoutIdentity::of_block(staging.strided()),
+        pieces: BlockPieces::of_layout(staging.strided())?,
     };
     Ok(OpenedGroup {
         tier_group: TierGroup::new(&group.name, identity).share(group.share),
-        parts: GroupParts {
-            name: group.name.clone(),
-            identity: group.identity.clone(),
-            shape,
-            block_layout,
-            block_bytes,
-            staging: Arc::new(GroupStaging::new(handle, blocks)),
-        },
+        blocks: usize::try_from(blocks).unwrap_or(usize::MAX),
+        staging,
     })
+}
+
+/// Registers the staging memory of all groups.
+fn register(
+    opened: Vec<OpenedGroup>,
+    manager: &TransferManager,
+) -> Result<Vec<GroupParts>, TierError> {
+    let register = |group: OpenedGroup| {
+        let shape = group.staging.shape().clone();
+        let TierGroup { name, identity, .. } = group.tier_group;
+        let handle = manager.register(group.staging)?;
+        Ok(GroupParts {
+            name,
+            block_bytes: identity.block_bytes(),
+            identity: identity.logical,
+            block_layout: identity.block_layout,
+            shape,
+            staging: Arc::new(GroupStaging::new(handle, group.blocks)),
+        })
+    };
+    opened.into_iter().map(register).collect()
 }

@@ -19,7 +19,7 @@ pub enum BlockOutcome {
     /// Staging memory stayed full for
     /// [`stage_within`](super::BlockStoreSettings::stage_within).
     NoRoom,
-    /// The caller cancelled the job before it began.
+    /// The caller cancelled the job before it came to the block.
     Cancelled,
     /// The store was closed before the job began.
     Closed,

@@ -112,6 +112,9 @@ impl RowStoreJob {
             rest = after;
             self.stage(parts, (batch, places), progress);
         }
+        for &at in rest {
+            progress.set(at, BlockOutcome::Cancelled);
+        }
     }
 
     /// Copies the rows of the blocks `at` to `places`, and queues the blocks for the tiers.

@@ -179,3 +179,33 @@ fn closing_begins_no_write_after_its_time() {
     let flushed = store.close(Some(Duration::from_millis(1)));
     assert!(!flushed.durable && flushed.unwritten > 0, "{flushed:?}");
 }
+
+#[test]
+fn a_store_that_is_cancelled_while_it_waits_reports_what_it_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = Arc::new(Gate::default());
+    let hook = Arc::clone(&gate);
+    let medium = HookedFolder::new(folder.path(), move |operation| {
+        if operation == HookedOperation::Write {
+            hook.pass();
+        }
+    });
+    let manager = manager();
+    let store = BlockStore::builder(settings(folder.path()))
+        .manager(Arc::clone(&manager))
+        .medium(Arc::new(medium))
+        .open()
+        .unwrap();
+    let rows = TestRows::new(&store, &manager, DIRECT);
+    let shut = gate.shut(1);
+    let stored = rows.start_store(&store, &keys(0..40), 0);
+    shut.wait_until_stopped(1);
+    // It waits for staging memory, which the stopped write holds.
+    stored.cancel();
+    shut.open();
+    let stored = stored.wait();
+    let ok = stored.ok();
+    assert!((15..=40).contains(&ok), "{ok}");
+    assert_eq!(names(&stored)[ok..], vec!["cancelled"; 40 - ok]);
+    assert!(store.flush(None).durable);
+}

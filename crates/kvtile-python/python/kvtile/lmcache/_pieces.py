@@ -5,7 +5,7 @@ object   | piece 0 | piece 1 | … | tail |
 stored   | piece 0 | piece 1 | … | tail, zeros, trailer |
 ```
 
-The key of the last piece is the object's name, so its presence says that the object is there. The keys of all others
+The key of the last piece is the object's name, so an object is present when this piece is. The keys of the other pieces
 contain a number that each store draws anew, so pieces of two stores never mix. A trailer has the object's size, a
 digest of its shapes and data types, and that number.
 """

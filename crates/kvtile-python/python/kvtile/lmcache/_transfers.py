@@ -1,6 +1,6 @@
 """Moves objects between LMCache's memory and the store, piece by piece.
 
-A store writes the last piece after all others; a load reads it first. Whole pieces move between the object's own memory
+A store writes the last piece after the other pieces; a load reads it first. Whole pieces move between the object's own memory
 and the store. Tails and trailers go through a small buffer, which bounds how many objects are under way. One thread
 calls everything here, and nothing waits.
 """
@@ -251,7 +251,7 @@ class ObjectTransfers:
         self._report(transfer)
 
     def _report(self, transfer: ObjectTransfer) -> None:
-        """One object's report must not keep the others from ending."""
+        """Reports the end of a transfer. An exception of the report is logged; the other transfers still end."""
         try:
             transfer.ended(transfer)
         except Exception:

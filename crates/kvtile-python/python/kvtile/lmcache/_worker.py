@@ -403,7 +403,7 @@ class AdapterWorker:
             self._results.keys_stored([key], [plan.stored_bytes])
 
     def _drop(self, key: ObjectKey, transfer: ObjectTransfer) -> None:
-        """Removes an object that could not be loaded, unless it was stored anew meanwhile."""
+        """Removes an object that could not be loaded, unless a later store has replaced it."""
         kept = self._ledger.get(key)
         if kept is not None and transfer.generation and kept.generation != transfer.generation:
             return
@@ -477,7 +477,7 @@ class AdapterWorker:
             self._unsure[key] = time.monotonic() + _AUDIT_EVERY
 
     def _check_writes(self) -> None:
-        """Strikes objects without an event: those whose writes failed after their store had ended, and others."""
+        """Removes objects that left the store without an event, such as those whose write failed after the store job ended."""
         now = time.monotonic()
         self._next_writes = now + _WRITES_EVERY
         for keys, counter in ((self._unwritten, "write_failed"), (self._unsure, "evicted")):

@@ -112,8 +112,8 @@ class KvtileHiCache(HiCacheStorage):  # type: ignore[misc]
         return bool(self._config.is_mla_model) and pages.is_replicated
 
     def _open(self) -> None:
-        """Opens a folder for the pools that ranks have in common, one for the others, and one for each pool that came
-        after them: a folder keeps the pools with which it was created. Each folder has its share of the capacity, by the
+        """Opens a folder for the pools that all ranks share, one for the pools of this rank, and one for each pool that is
+        registered later: a folder keeps the pools with which it was created. Each folder has its share of the capacity, by the
         bytes of its pages."""
         groups: dict[tuple[bool, str], dict[str, PoolOfStore]] = {}
         for name, pages in self._pages.items():
