@@ -1,7 +1,7 @@
 """Moves objects between LMCache's memory and the store, piece by piece.
 
-A store writes the last piece after the other pieces; a load reads it first. Whole pieces move between the object's own memory
-and the store. Tails and trailers go through a small buffer, which bounds how many objects are under way. One thread
+A store writes the last piece after the other pieces; a load reads it first. Whole pieces move between the object's own
+memory and the store. Tails and trailers go through a small buffer, which bounds how many objects are under way. One thread
 calls everything here, and nothing waits.
 """
 

@@ -477,7 +477,7 @@ class AdapterWorker:
             self._unsure[key] = time.monotonic() + _AUDIT_EVERY
 
     def _check_writes(self) -> None:
-        """Removes objects that left the store without an event, such as those whose write failed after the store job ended."""
+        """Removes objects that left the store without an event, such as those whose write failed after their store."""
         now = time.monotonic()
         self._next_writes = now + _WRITES_EVERY
         for keys, counter in ((self._unwritten, "write_failed"), (self._unsure, "evicted")):
