@@ -10,6 +10,7 @@ mod layout;
 mod plan;
 mod program;
 mod replay;
+mod replay_nodes;
 mod shell;
 mod terminal;
 mod words;

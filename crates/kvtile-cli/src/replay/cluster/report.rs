@@ -232,30 +232,42 @@ impl ClusterReport {
             "\nHits, % of all blocks; with nothing evicted and everything shared {most:.2}"
         );
         text.push_str(&self.table(&["all", "host", "disk", "shared", "tokens"], hit_cells));
-        let unit = if self.block_bytes.is_some() {
-            "MB"
-        } else {
-            "blocks"
-        };
-        let _ = writeln!(text, "\nMoved, {unit} a request, and in all");
-        let header = [
-            "to disk",
-            "from disk",
-            "to shared",
-            "from shared",
-            "sum",
-            "in all",
-        ];
-        text.push_str(&self.table(&header, moved_cells));
-        text.push_str("\nThe shared tier, in values of one bundle each\n");
-        let header = ["puts", "gets", "evicted", "stored", "most", "bytes at most"];
-        text.push_str(&self.table(&header, shared_cells));
+        text.push_str(&self.tiers_text());
         let rate = thousands(u64::from(self.prefill_tokens_per_second));
         let _ = writeln!(
             text,
-            "\nLoad: the busiest node over the mean; ms that a request waits, at {rate} tokens a second and node"
+            "\nLoad: the busiest node over the mean; seconds that a request waits, at {rate} tokens a second and node"
         );
         text.push_str(&self.table(&["requests", "computed", "waits"], load_cells));
+        text
+    }
+
+    /// The tables of what moved between tiers and of the shared tier, where there is one.
+    fn tiers_text(&self) -> String {
+        let mut text = String::new();
+        if self.runs.iter().any(|run| run.moved_blocks.total > 0) {
+            let unit = if self.block_bytes.is_some() {
+                "MB"
+            } else {
+                "blocks"
+            };
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "\nMoved, {unit} a request, and in all");
+            let header = [
+                "to disk",
+                "from disk",
+                "to shared",
+                "from shared",
+                "sum",
+                "in all",
+            ];
+            text.push_str(&self.table(&header, moved_cells));
+        }
+        if self.runs.iter().any(|run| run.size != SharedSize::None) {
+            text.push_str("\nThe shared tier, in values of one bundle each\n");
+            let header = ["puts", "gets", "evicted", "stored", "most", "bytes at most"];
+            text.push_str(&self.table(&header, shared_cells));
+        }
         text
     }
 
@@ -342,6 +354,6 @@ fn load_cells(run: &ClusterRun) -> [String; 3] {
     [
         format!("{:.2}", load.requests_max_over_mean),
         format!("{:.2}", load.computed_max_over_mean),
-        format!("{:.0}", load.queue_seconds_per_request * 1e3),
+        format!("{:.3}", load.queue_seconds_per_request),
     ]
 }
