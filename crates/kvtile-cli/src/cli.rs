@@ -102,7 +102,7 @@ pub enum CliCommand {
     Inspect(inspect::InspectArgs),
     /// Replay a trace of requests and report the hit rates of a cache
     #[command(after_help = replay::EXAMPLES)]
-    Replay(replay::ReplayArgs),
+    Replay(Box<replay::ReplayArgs>),
     /// Report on the folder of a disk tier, verify, export or clear it
     #[command(after_help = cache::EXAMPLES)]
     Cache(cache::CacheArgs),
