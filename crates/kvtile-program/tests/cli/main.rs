@@ -5,6 +5,7 @@ mod bench;
 mod cache;
 mod cache_convert;
 mod doctor;
+mod events;
 mod inspect;
 mod layout;
 mod plan;
