@@ -1,5 +1,5 @@
 //! Publishers and subscribers over loopback.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::{
     io::{Read, Write},

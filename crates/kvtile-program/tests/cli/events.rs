@@ -98,5 +98,4 @@ fn what_makes_no_sense_is_refused() {
     assert!(error.contains("is no endpoint"), "{error}");
     kvtile(&[&local[..], &["--speed", "0"]].concat()).fails(2);
     kvtile(&["events", "record", "tcp://127.0.0.1:1"]).fails(2);
-    kvtile(&["events"]).fails(2);
 }
