@@ -151,7 +151,16 @@ impl<K> TendedTier<K> {
     /// Writes a batch, within the time limit of the settings.
     pub(crate) fn write(&self, blocks: Vec<BlockWrite>) -> Result<WriteReport, TierError> {
         let wanted = blocks.len();
-        let report = self.wait("write", &self.tier.write(blocks))?;
+        self.end_write(&self.tier.write(blocks), wanted)
+    }
+
+    /// Waits for the write of a batch, within the time limit of the settings.
+    pub(crate) fn end_write(
+        &self,
+        write: &Completion<WriteReport>,
+        wanted: usize,
+    ) -> Result<WriteReport, TierError> {
+        let report = self.wait("write", write)?;
         self.check_outcomes(report.blocks.len(), wanted)?;
         Ok(report)
     }
