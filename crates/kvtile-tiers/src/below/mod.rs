@@ -26,8 +26,8 @@ use crate::{
     clock::Clock,
     error::{BatchError, RequestError, TierError},
     tier::{
-        BlockRead, BlockWrite, GroupId, ReadReport, SyncReport, Tier, TierAbilities, TierAnswer,
-        TierHold, TierSettings, WriteReport,
+        BlockRead, BlockWrite, GroupId, ReadReport, SyncReport, Tier, TierAbilities, TierHold,
+        TierSettings, WriteReport,
     },
 };
 
@@ -197,11 +197,6 @@ impl<K> TendedTier<K> {
         let now = self.tier.stats().damaged;
         let before = std::mem::replace(&mut *self.lost.lock(), now);
         usize::try_from(now.saturating_sub(before)).unwrap_or(usize::MAX)
-    }
-
-    /// Waits for an answer, within the time limit of the settings.
-    pub(crate) fn answer(&self, answer: &Completion<TierAnswer>) -> Result<TierAnswer, TierError> {
-        self.wait("answer", answer)
     }
 
     fn wait<T: Clone>(
