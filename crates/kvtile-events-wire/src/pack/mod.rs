@@ -124,9 +124,8 @@ mod tests {
         }
         for seed in 0..2_000_u64 {
             // Any bytes give a value or an error.
-            let bytes =
-                (0..40).map(|at| (seed.wrapping_mul(6_364_136_223_846_793_005) >> at) as u8);
-            let bytes: Vec<u8> = bytes.collect();
+            let number = |at: u64| (seed + at + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let bytes: Vec<u8> = (0..5).flat_map(|at| number(at).to_be_bytes()).collect();
             let _ = read(&bytes);
         }
     }

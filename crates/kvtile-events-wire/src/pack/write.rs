@@ -55,7 +55,7 @@ pub(crate) fn write(value: &WireValue, out: &mut Vec<u8>) {
     }
 }
 
-/// Writes a length: within the first byte, or after one that stands for 1, 2 or 4 bytes.
+/// Writes a length: within the first byte, or behind one that announces 1, 2 or 4 bytes.
 fn write_length(length: usize, short: (u8, usize), kinds: [Option<u8>; 3], out: &mut Vec<u8>) {
     let (base, end) = short;
     if let (true, Ok(low)) = (length < end, u8::try_from(length)) {

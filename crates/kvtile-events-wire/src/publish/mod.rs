@@ -11,7 +11,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -39,9 +39,9 @@ pub struct PublisherSettings {
     pub past_batches: usize,
     /// Bytes of past batches that are kept.
     pub past_bytes: usize,
-    /// Messages that wait for one subscriber.
+    /// Messages that wait for one subscriber; their bytes are bounded by `past_bytes`.
     pub queue_messages: usize,
-    /// Subscribers, and clients of replays, at any time. Others are refused.
+    /// Connections of each socket at any time. Others are closed.
     pub peers_max: usize,
 }
 
@@ -67,8 +67,6 @@ struct PublisherParts {
     settings: PublisherSettings,
     past: Mutex<PastBatches>,
     peers: PublisherPeers,
-    /// Clients of replays.
-    replaying: AtomicU64,
     is_closing: AtomicBool,
     dropped: AtomicU64,
 }
@@ -106,7 +104,6 @@ impl WirePublisher {
         let parts = Arc::new(PublisherParts {
             past: Mutex::new(PastBatches::new(settings.past_batches, settings.past_bytes)),
             peers: PublisherPeers::default(),
-            replaying: AtomicU64::new(0),
             is_closing: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             settings: settings.clone(),
@@ -177,7 +174,8 @@ impl WirePublisher {
             payload,
         });
         past.push(Arc::clone(&message));
-        let dropped = self.parts.peers.send(&message);
+        let bytes_max = self.parts.settings.past_bytes;
+        let dropped = self.parts.peers.send(&message, bytes_max);
         self.parts.dropped.fetch_add(dropped, Ordering::Relaxed);
     }
 
@@ -213,6 +211,7 @@ fn accept(
     };
     listener.set_nonblocking(true).map_err(failed)?;
     let parts = Arc::clone(parts);
+    let open = Arc::new(AtomicUsize::new(0));
     let run = move || {
         while !parts.is_closing() {
             let Ok((stream, _)) = listener.accept() else {
@@ -223,12 +222,20 @@ fn accept(
             if stream.set_nonblocking(false).is_err() {
                 continue;
             }
-            let parts = Arc::clone(&parts);
-            let served = thread::Builder::new()
-                .name("kvtile-events".to_owned())
-                .spawn(move || serve(&parts, stream));
-            // Without a thread the connection is closed, and the peer tries again.
-            drop(served);
+            if open.load(Ordering::Acquire) >= parts.settings.peers_max {
+                continue;
+            }
+            open.fetch_add(1, Ordering::AcqRel);
+            let (parts, served) = (Arc::clone(&parts), Arc::clone(&open));
+            let thread = thread::Builder::new().name("kvtile-events".to_owned());
+            let thread = thread.spawn(move || {
+                serve(&parts, stream);
+                served.fetch_sub(1, Ordering::AcqRel);
+            });
+            if thread.is_err() {
+                // The connection is closed, and the peer tries again.
+                open.fetch_sub(1, Ordering::AcqRel);
+            }
         }
     };
     let thread = thread::Builder::new().name("kvtile-events".to_owned());

@@ -1,10 +1,6 @@
 //! Past batches, and the ROUTER socket that sends them again.
 
-use std::{
-    collections::VecDeque,
-    net::TcpStream,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{collections::VecDeque, net::TcpStream, sync::Arc};
 
 use super::{PublisherParts, TURN};
 use crate::zmtp::{Connection, SocketType};
@@ -73,12 +69,8 @@ impl PastBatches {
 
 /// Serves a client of replays until it closes.
 pub(super) fn serve(parts: &Arc<PublisherParts>, stream: TcpStream) {
-    let clients = parts.replaying.fetch_add(1, Ordering::AcqRel);
-    if usize::try_from(clients).is_ok_and(|clients| clients < parts.settings.peers_max) {
-        // A client that does not speak the protocol, or that stops to read, is closed.
-        let _ = replay(parts, stream);
-    }
-    parts.replaying.fetch_sub(1, Ordering::AcqRel);
+    // A client that does not speak the protocol, or that stops to read, is closed.
+    let _ = replay(parts, stream);
 }
 
 fn replay(parts: &PublisherParts, stream: TcpStream) -> std::io::Result<()> {
@@ -88,7 +80,7 @@ fn replay(parts: &PublisherParts, stream: TcpStream) -> std::io::Result<()> {
         let Some(frames) = connection.next(TURN)? else {
             continue;
         };
-        // An empty frame stands before the request of a REQ socket.
+        // A REQ socket sends an empty frame before its request.
         let [empty, request] = frames.as_slice() else {
             continue;
         };

@@ -23,7 +23,7 @@ struct PublisherPeer {
     /// Beginnings of the topics that it receives.
     topics: Vec<Vec<u8>>,
     queue: SyncSender<Arc<PastMessage>>,
-    /// Messages that are queued and not written.
+    /// Bytes of messages that are queued and not written.
     waiting: Arc<AtomicUsize>,
     connection: Connection,
 }
@@ -46,7 +46,7 @@ impl PublisherPeers {
         peers.iter().filter(|peer| !peer.topics.is_empty()).count()
     }
 
-    /// Messages that are queued and not written.
+    /// Bytes of messages that are queued and not written.
     pub(super) fn waiting(&self) -> usize {
         let peers = self.lock();
         let waiting = peers
@@ -56,16 +56,18 @@ impl PublisherPeers {
     }
 
     /// Queues a message for the subscribers of its topic. Returns for how many there was no room.
-    pub(super) fn send(&self, message: &Arc<PastMessage>) -> u64 {
+    pub(super) fn send(&self, message: &Arc<PastMessage>, bytes_max: usize) -> u64 {
         let mut dropped = 0;
         for peer in self.lock().iter() {
             let topic = message.topic.as_bytes();
             if !peer.topics.iter().any(|start| topic.starts_with(start)) {
                 continue;
             }
-            peer.waiting.fetch_add(1, Ordering::AcqRel);
-            if peer.queue.try_send(Arc::clone(message)).is_err() {
-                peer.waiting.fetch_sub(1, Ordering::AcqRel);
+            let bytes = message.payload.len();
+            let waiting = peer.waiting.fetch_add(bytes, Ordering::AcqRel);
+            let is_full = waiting > 0 && waiting.saturating_add(bytes) > bytes_max;
+            if is_full || peer.queue.try_send(Arc::clone(message)).is_err() {
+                peer.waiting.fetch_sub(bytes, Ordering::AcqRel);
                 dropped += 1;
             }
         }
@@ -126,7 +128,7 @@ pub(super) fn serve(parts: &Arc<PublisherParts>, stream: TcpStream) {
     reading.shut();
 }
 
-/// Adds a subscriber and starts the thread that writes to it. `None` where there are too many.
+/// Adds a subscriber and starts the thread that writes to it. `None` where the system has no thread.
 fn admit(parts: &Arc<PublisherParts>, connection: &Connection) -> Option<u64> {
     let (queue, messages) = sync_channel(parts.settings.queue_messages);
     let writing = connection.split().ok()?;
@@ -134,9 +136,6 @@ fn admit(parts: &Arc<PublisherParts>, connection: &Connection) -> Option<u64> {
     let waiting = Arc::new(AtomicUsize::new(0));
     let number = parts.peers.numbers.fetch_add(1, Ordering::Relaxed);
     let mut peers = parts.peers.lock();
-    if peers.len() >= parts.settings.peers_max {
-        return None;
-    }
     let unwritten = Arc::clone(&waiting);
     let shared = Arc::clone(parts);
     let writer = thread::Builder::new().name("kvtile-events".to_owned());
@@ -168,7 +167,7 @@ fn write(
         };
         let sequence = message.sequence.to_be_bytes();
         let written = connection.write(&[message.topic.as_bytes(), &sequence, &message.payload]);
-        unwritten.fetch_sub(1, Ordering::AcqRel);
+        unwritten.fetch_sub(message.payload.len(), Ordering::AcqRel);
         if written.is_err() {
             // Part of a message may be written, so nothing can follow it.
             connection.shut();

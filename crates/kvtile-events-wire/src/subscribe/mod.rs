@@ -61,6 +61,14 @@ pub struct ReceivedBatch {
 /// A message: topic, number, batch in bytes.
 type WireMessage = (String, u64, Vec<u8>);
 
+/// A message that is not decoded yet.
+#[derive(Debug)]
+struct PendingMessage {
+    message: WireMessage,
+    missed: u64,
+    is_restart: bool,
+}
+
 /// A subscriber.
 #[derive(Debug)]
 pub struct WireSubscriber {
@@ -70,7 +78,7 @@ pub struct WireSubscriber {
     connection: Option<Connection>,
     /// The number that follows the last batch; `None` before the first one.
     next: Option<u64>,
-    pending: VecDeque<ReceivedBatch>,
+    pending: VecDeque<PendingMessage>,
     damaged: u64,
 }
 
@@ -118,8 +126,11 @@ impl WireSubscriber {
     pub fn next(&mut self, within: Duration) -> Option<ReceivedBatch> {
         let end = Instant::now() + within;
         loop {
-            if let Some(batch) = self.pending.pop_front() {
-                return Some(batch);
+            while let Some(pending) = self.pending.pop_front() {
+                match decode(pending) {
+                    Ok(batch) => return Some(batch),
+                    Err(_) => self.damaged += 1,
+                }
             }
             let left = end.checked_duration_since(Instant::now())?;
             match self.receive(left) {
@@ -171,7 +182,12 @@ impl WireSubscriber {
         for message in messages {
             let missed = message.1.saturating_sub(expected);
             expected = message.1.saturating_add(1);
-            self.add(message, missed, std::mem::take(&mut is_restart));
+            self.next = Some(expected);
+            self.pending.push_back(PendingMessage {
+                message,
+                missed,
+                is_restart: std::mem::take(&mut is_restart),
+            });
         }
     }
 
@@ -187,20 +203,18 @@ impl WireSubscriber {
             .filter(|message| message.0.starts_with(topic));
         wanted.collect()
     }
+}
 
-    fn add(&mut self, (topic, sequence, payload): WireMessage, missed: u64, is_restart: bool) {
-        self.next = Some(sequence.saturating_add(1));
-        match WireBatch::decode(&payload) {
-            Ok(batch) => self.pending.push_back(ReceivedBatch {
-                topic,
-                sequence,
-                batch,
-                missed,
-                is_restart,
-            }),
-            Err(_) => self.damaged += 1,
-        }
-    }
+/// The batch of a message.
+fn decode(pending: PendingMessage) -> Result<ReceivedBatch, WireError> {
+    let (topic, sequence, payload) = pending.message;
+    Ok(ReceivedBatch {
+        topic,
+        sequence,
+        batch: WireBatch::decode(&payload)?,
+        missed: pending.missed,
+        is_restart: pending.is_restart,
+    })
 }
 
 /// The message of three frames.

@@ -45,7 +45,7 @@ fn collect(
         let Some(mut frames) = connection.next(left).map_err(failed)? else {
             continue;
         };
-        // An empty frame stands before the answer.
+        // The answer begins with an empty frame.
         if frames.first().is_none_or(|first| !first.is_empty()) {
             break;
         }

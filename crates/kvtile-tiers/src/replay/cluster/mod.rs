@@ -25,6 +25,7 @@ mod totals;
 mod tests;
 
 use kvtile_blocks::BlockKey;
+use kvtile_layout::broken;
 
 use self::{
     node::{ClusterNode, NodeChanges},
@@ -103,7 +104,10 @@ impl<'a> Cluster<'a> {
         self.keys.extend(request.blocks.iter().map(key));
         let claim = claim_of(request);
         let Some(place) = self.nodes.get_mut(at) else {
-            return Ok(());
+            broken(format_args!(
+                "the router selected node {at} of {}",
+                self.settings.nodes
+            ))
         };
         let node = match place {
             Some(node) => node,

@@ -71,6 +71,26 @@ impl Default for ClusterShared {
     }
 }
 
+impl ClusterShared {
+    /// Refuses values out of range.
+    fn check(&self) -> Result<(), ClusterError> {
+        in_range("bundle_blocks", self.bundle_blocks, 1, u32::MAX)?;
+        if let ClusterWrites::AfterUses(uses) | ClusterWrites::AfterCachedUses(uses) = self.writes {
+            in_range("writes", uses, 1, u32::MAX)?;
+        }
+        match self.capacity_blocks {
+            Some(capacity_blocks) if capacity_blocks < u64::from(self.bundle_blocks) => {
+                let bundle_blocks = self.bundle_blocks;
+                Err(ClusterError::SharedTooSmall {
+                    capacity_blocks,
+                    bundle_blocks,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The settings of a cluster: nodes with private host memory and disk, and a tier that all of them share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClusterSettings {
@@ -120,24 +140,7 @@ impl ClusterSettings {
         for (name, value, (least, most)) in ranges {
             in_range(name, value, least, most)?;
         }
-        let Some(shared) = &self.shared else {
-            return Ok(());
-        };
-        in_range("bundle_blocks", shared.bundle_blocks, 1, u32::MAX)?;
-        if let ClusterWrites::AfterUses(uses) | ClusterWrites::AfterCachedUses(uses) = shared.writes
-        {
-            in_range("writes", uses, 1, u32::MAX)?;
-        }
-        match shared.capacity_blocks {
-            Some(capacity_blocks) if capacity_blocks < u64::from(shared.bundle_blocks) => {
-                let bundle_blocks = shared.bundle_blocks;
-                Err(ClusterError::SharedTooSmall {
-                    capacity_blocks,
-                    bundle_blocks,
-                })
-            }
-            _ => Ok(()),
-        }
+        self.shared.as_ref().map_or(Ok(()), ClusterShared::check)
     }
 }
 
