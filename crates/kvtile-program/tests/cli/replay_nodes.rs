@@ -11,7 +11,7 @@ const TRACE: &str = concat!(
 
 fn runs(args: &[&str]) -> (Value, Vec<Value>) {
     let json = kvtile(&[&["replay", TRACE, "--json"], args].concat()).json();
-    let runs = json["runs"].as_array().unwrap().clone();
+    let runs = json.get("runs").and_then(Value::as_array).unwrap().clone();
     (json, runs)
 }
 
