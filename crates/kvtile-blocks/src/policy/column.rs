@@ -21,14 +21,6 @@ impl<T: Clone> IdColumn<T> {
         IdColumn(Vec::new())
     }
 
-    /// Appends an entry. Returns its index.
-    pub(super) fn push(&mut self, value: T) -> u32 {
-        let index = u32::try_from(self.0.len()).unwrap_or(NONE);
-        assert!(index != NONE, "more than u32::MAX - 1 entries");
-        self.0.push(value);
-        index
-    }
-
     /// The number of entries.
     pub(super) fn len(&self) -> usize {
         self.0.len()

@@ -112,14 +112,12 @@ impl BlockPool {
                 used: charged.used(),
             });
         }
-        let mut free = self.free.lock();
-        let Some(start) = free.len().checked_sub(count) else {
-            drop(free);
+        let mut ids = Vec::with_capacity(count.min(self.blocks()));
+        let taken = self.free.lock().take(count, &mut ids);
+        if !taken {
             charged.discharge(count);
             return refused(self.exhausted(count, 0));
-        };
-        let ids: Vec<BlockId> = free.drain(start..).collect();
-        drop(free);
+        }
         Ok(self.hand_out(ids, share))
     }
 
@@ -145,13 +143,11 @@ impl BlockPool {
         gathered: &mut GatheredBlocks<'_>,
     ) -> Result<(), BlocksError> {
         if self.share(share).try_charge(count) {
-            let mut free = self.free.lock();
-            if let Some(start) = free.len().checked_sub(count) {
-                gathered.ids.extend(free.drain(start..));
+            let taken = self.free.lock().take(count, &mut gathered.ids);
+            if taken {
                 gathered.charged = Some(share);
                 return Ok(());
             }
-            drop(free);
             self.share(share).discharge(count);
         }
         let _gathering = self.gathering.lock();
@@ -205,11 +201,7 @@ impl BlockPool {
     ) -> bool {
         let mut dry = false;
         loop {
-            let mut free = self.free.lock();
-            let taken = (count - ids.len()).min(free.len());
-            let start = free.len() - taken;
-            ids.extend(free.drain(start..));
-            drop(free);
+            self.free.lock().take_up_to(count - ids.len(), ids);
             let missing = count - ids.len();
             if missing == 0 {
                 return true;
@@ -262,7 +254,7 @@ impl BlockPool {
                 self.share(index).discharge(run.len());
             }
         }
-        self.free.lock().extend_from_slice(ids);
+        self.free.lock().extend(ids);
     }
 
     /// The error; `gathered` blocks are about to be freed again.
@@ -313,6 +305,6 @@ impl Drop for GatheredBlocks<'_> {
             let slot = self.pool.slots.of(id);
             slot.set_state(slot.state().with_phase(BlockPhase::Free));
         }
-        self.pool.free.lock().append(&mut self.ids);
+        self.pool.free.lock().extend(&self.ids);
     }
 }

@@ -18,6 +18,7 @@
 use super::index::BlockIndex;
 use super::slot::{BlockSlots, KeyWords};
 use crate::BlockId;
+use crate::grow::grow;
 use std::collections::{HashMap, HashSet};
 
 /// The count of a block that is not cached.
@@ -48,9 +49,10 @@ impl SlotsByKey<'_> {
 }
 
 /// The counts of cached children.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct ChildCounts {
-    counts: Box<[u32]>,
+    /// As long as the largest id so far requires.
+    counts: Vec<u32>,
     absent: HashMap<KeyWords, u32>,
     /// Cached blocks that their parents do not count, because they would close a cycle.
     cut: HashSet<BlockId>,
@@ -60,15 +62,6 @@ pub(super) struct ChildCounts {
 }
 
 impl ChildCounts {
-    pub(super) fn new(blocks: usize) -> ChildCounts {
-        ChildCounts {
-            counts: vec![UNLISTED; blocks].into_boxed_slice(),
-            absent: HashMap::new(),
-            cut: HashSet::new(),
-            joined: false,
-        }
-    }
-
     /// Whether this cached block has a cached child.
     pub(super) fn has(&self, id: BlockId) -> bool {
         !matches!(self.counts.get(id.index()), Some(&(0 | UNLISTED)) | None)
@@ -89,6 +82,11 @@ impl ChildCounts {
             true => 0,
             false => self.absent.remove(&blocks.slots.of(id).key()).unwrap_or(0),
         };
+        grow(
+            &mut self.counts,
+            (id.index() + 1, blocks.slots.len()),
+            UNLISTED,
+        );
         let count = self.count(id);
         assert_eq!(*count, UNLISTED, "{id:?} is cached once");
         *count = adopted;
@@ -243,10 +241,10 @@ impl ChildCounts {
     }
 
     /// # Panics
-    /// If the block is not of this pool. The pool passes only its own blocks.
+    /// If the block was never listed. The pool passes only blocks that are cached.
     #[expect(
         clippy::indexing_slicing,
-        reason = "ids come from the pool's own lists, which hold ids below the number of slots"
+        reason = "a cached block was listed, which made the table long enough"
     )]
     fn count(&mut self, id: BlockId) -> &mut u32 {
         &mut self.counts[id.index()]

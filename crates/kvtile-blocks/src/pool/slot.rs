@@ -11,6 +11,7 @@
 
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::{BlockId, BlockKey};
+use std::sync::OnceLock;
 
 /// No block; ends a list.
 pub(super) const NONE: u32 = u32::MAX;
@@ -284,14 +285,21 @@ pub(super) enum PinAttempt {
 #[derive(Debug)]
 pub(super) struct BlockSlots {
     slots: Box<[BlockSlot]>,
-    parents: Box<[AtomicKey]>,
+    /// Keys of parents, [`PARENTS`] blocks a piece. A piece is allocated for its first parent, since
+    /// blocks of many pools have none.
+    parents: Box<[OnceLock<Box<[AtomicKey]>>]>,
 }
+
+/// Blocks of a piece of parents' keys.
+const PARENTS: usize = 256;
 
 impl BlockSlots {
     pub(super) fn new(blocks: usize) -> BlockSlots {
         BlockSlots {
             slots: (0..blocks).map(|_| BlockSlot::new()).collect(),
-            parents: (0..blocks).map(|_| AtomicKey::new()).collect(),
+            parents: (0..blocks.div_ceil(PARENTS))
+                .map(|_| OnceLock::new())
+                .collect(),
         }
     }
 
@@ -329,8 +337,19 @@ impl BlockSlots {
         let slot = self.of(id);
         slot.key.store(KeyWords::new(key));
         slot.set_has_parent(parent.is_some());
-        if let (Some(parent), Some(place)) = (parent, self.parents.get(id.index())) {
-            place.store(KeyWords::new(parent));
+        if let Some(parent) = parent {
+            let Some(piece) = self.parents.get(id.index() / PARENTS) else {
+                return;
+            };
+            if piece.get().is_none() {
+                let new = (0..PARENTS).map(|_| AtomicKey::new()).collect();
+                // Another thread may have been faster; its piece is as good.
+                drop(piece.set(new));
+            }
+            let places = piece.get();
+            if let Some(place) = places.and_then(|places| places.get(id.index() % PARENTS)) {
+                place.store(KeyWords::new(parent));
+            }
         }
     }
 
@@ -339,6 +358,8 @@ impl BlockSlots {
         if !self.of(id).has_parent() {
             return None;
         }
-        self.parents.get(id.index()).map(|place| place.load().key())
+        let piece = self.parents.get(id.index() / PARENTS)?;
+        let place = piece.get()?.get(id.index() % PARENTS)?;
+        Some(place.load().key())
     }
 }
