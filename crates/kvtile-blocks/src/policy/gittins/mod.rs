@@ -191,10 +191,11 @@ impl Gittins {
 
     /// The run whose last block is the candidate.
     fn victim(&mut self, now: Tick) -> Option<u32> {
-        if let Some((run, touch)) = self.victim {
-            if self.runs.is_listed(run) && self.runs.touched(run) == touch {
-                return Some(run);
-            }
+        if let Some((run, touch)) = self.victim
+            && self.runs.is_listed(run)
+            && self.runs.touched(run) == touch
+        {
+            return Some(run);
         }
         let run = self.choose(now)?;
         self.victim = Some((run, self.runs.touched(run)));
