@@ -23,7 +23,7 @@ impl BlockPool {
         count: usize,
         request: &AllocateRequest,
     ) -> Result<MutableBlocks, BlocksError> {
-        self.allocate_with(count, request, |_| {})
+        self.allocate_showing(count, request, None::<fn(&[EvictedBlock])>)
     }
 
     /// Like [`BlockPool::allocate`]. `leaving` gets the blocks that were evicted for the
@@ -39,6 +39,15 @@ impl BlockPool {
         request: &AllocateRequest,
         leaving: impl FnOnce(&[EvictedBlock]),
     ) -> Result<MutableBlocks, BlocksError> {
+        self.allocate_showing(count, request, Some(leaving))
+    }
+
+    fn allocate_showing(
+        self: &Arc<Self>,
+        count: usize,
+        request: &AllocateRequest,
+        leaving: Option<impl FnOnce(&[EvictedBlock])>,
+    ) -> Result<MutableBlocks, BlocksError> {
         let share = self.share_index(request.tenant);
         let mut gathered = GatheredBlocks {
             pool: self,
@@ -52,7 +61,7 @@ impl BlockPool {
         } else {
             Err(self.exhausted(count, 0))
         };
-        if gathered.evicted {
+        if let Some(leaving) = leaving.filter(|_| gathered.evicted) {
             self.show_evicted(&gathered.ids, leaving);
         }
         if let Err(error) = outcome {

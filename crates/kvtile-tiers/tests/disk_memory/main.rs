@@ -1,0 +1,178 @@
+//! The memory that a disk tier takes for each slot and for each stored block: the bytes that the
+//! process allocates. The blocks' own bytes are not written, since the counts do not depend on them.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod unwritten;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    num::NonZeroUsize,
+    sync::Arc,
+};
+
+use kvtile_blocks::{BlockKey, events::EventLog, policy::PolicyKind};
+use kvtile_random::mix;
+use kvtile_testkit::tier::HostMemory;
+use kvtile_tiers::{
+    clock::SystemClock,
+    disk::{DiskSettings, DiskTier},
+    tier::{BlockName, BlockWrite, GroupId, Tier, TierContext, TierGroup},
+};
+use unwritten::UnwrittenFolder;
+
+thread_local! {
+    static BYTES: Cell<isize> = const { Cell::new(0) };
+}
+
+/// Counts per thread; the tier has no threads here.
+struct CountedAllocator;
+
+fn count(bytes: isize) {
+    // A thread that ends has no counter any more; its count is lost.
+    let _ = BYTES.try_with(|counter| counter.set(counter.get() + bytes));
+}
+
+// SAFETY: every call goes to the system's allocator unchanged; counting allocates nothing.
+unsafe impl GlobalAlloc for CountedAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size().cast_signed());
+        // SAFETY: the caller guarantees the layout.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(-layout.size().cast_signed());
+        // SAFETY: the pointer came from the system's allocator with this layout.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: CountedAllocator = CountedAllocator;
+
+/// Slots of the folder.
+const SLOTS: usize = 200_000;
+
+/// Blocks written at a time.
+const BATCH: usize = 64;
+
+/// Blocks of a chain.
+const CHAIN: usize = 32;
+
+/// Bytes that do not depend on the number of blocks: queues, tables of the policy, the last batch.
+const FIXED: isize = 1 << 20;
+
+/// A tier of one group, whose blocks have one checksum each.
+struct MeasuredTier {
+    host: HostMemory,
+    tier: DiskTier,
+    chained: bool,
+    /// Bytes allocated before it was opened.
+    before: isize,
+}
+
+impl MeasuredTier {
+    fn open(folder: &std::path::Path, policy: PolicyKind, chained: bool) -> MeasuredTier {
+        let host = HostMemory::new(2 * BATCH).unwrap();
+        let context = TierContext {
+            groups: vec![TierGroup::new("kv", host.identity().clone())],
+            events: Arc::new(EventLog::new(NonZeroUsize::new(16).unwrap()).unwrap()),
+            clock: Arc::new(SystemClock::default()),
+            threads: 0,
+        };
+        // Each slot takes a page and a record; some slots are a reserve.
+        let bytes = (SLOTS as u64 + 1_100) * (4096 + 64);
+        let settings = DiskSettings::new(folder, bytes).policy(policy);
+        let medium = Arc::new(UnwrittenFolder::new(folder));
+        let before = BYTES.get();
+        let tier = DiskTier::open_on(medium, &settings, &context).unwrap();
+        MeasuredTier {
+            host,
+            tier,
+            chained,
+            before,
+        }
+    }
+
+    fn slots(&self) -> usize {
+        usize::try_from(self.tier.store_stats().slots).unwrap()
+    }
+
+    /// Bytes for each of `blocks` blocks.
+    fn each(&self, blocks: usize) -> f64 {
+        (BYTES.get() - self.before) as f64 / blocks as f64
+    }
+
+    fn bound(&self, what: &str, blocks: usize, bytes: isize) {
+        let each = self.each(blocks);
+        let fixed = FIXED as f64 / blocks as f64;
+        println!("  {what}: {each:.1} bytes, {blocks} blocks");
+        assert!(each <= bytes as f64 + fixed, "{what}: {each:.1} bytes");
+    }
+
+    fn key(number: usize) -> BlockKey {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&mix(number as u64).to_le_bytes());
+        bytes[8..].copy_from_slice(&mix(!(number as u64)).to_le_bytes());
+        BlockKey::from_bytes(bytes)
+    }
+
+    fn write(&self, first: usize) {
+        let block = |number: usize| {
+            let name = BlockName {
+                group: GroupId(0),
+                key: MeasuredTier::key(number),
+            };
+            let position = if self.chained { number % CHAIN } else { 0 };
+            BlockWrite {
+                name,
+                parent: (position > 0).then(|| MeasuredTier::key(number - 1)),
+                position: u32::try_from(position).unwrap(),
+                tenant: 0,
+                from: self.host.filled(&name).1,
+            }
+        };
+        let blocks = (first..first + BATCH).map(block).collect();
+        let report = self.tier.write(blocks).wait_to_end();
+        assert!(report.blocks.iter().all(Result::is_ok));
+        if first / BATCH % 128 == 127 {
+            self.sync();
+        }
+    }
+
+    fn sync(&self) {
+        assert!(self.tier.sync().wait_to_end().failure.is_none());
+    }
+}
+
+#[test]
+fn a_disk_tier_takes_at_most_100_bytes_a_stored_block() {
+    for (policy, chained) in [
+        (PolicyKind::default(), true),
+        (PolicyKind::default(), false),
+        (PolicyKind::Lru, true),
+        (PolicyKind::Lru, false),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        println!("{policy}, chained: {chained}");
+        let measured = MeasuredTier::open(folder.path(), policy, chained);
+        let slots = measured.slots();
+        assert!(slots >= SLOTS);
+        measured.bound("each slot of an empty folder", slots, 40);
+        let full = slots / BATCH * BATCH;
+        (0..full).step_by(BATCH).for_each(|at| measured.write(at));
+        measured.sync();
+        let stored = measured.tier.pool_stats().cached;
+        assert_eq!(stored, full);
+        measured.bound("each block of a full folder", stored, 100);
+        // As many again, which evict all of them.
+        let again = (full..2 * full).step_by(BATCH);
+        again.for_each(|at| measured.write(at));
+        measured.sync();
+        let stored = measured.tier.pool_stats().cached;
+        measured.bound("each block after as many evictions", stored, 100);
+        measured.tier.check_integrity();
+    }
+}
