@@ -140,8 +140,10 @@ impl EvictionQueues {
     /// first.
     pub(super) fn push_chain(&mut self, queue: u8, chain: &[BlockId]) {
         self.leave_chain();
-        for &block in chain.iter().rev() {
-            self.push(queue, block);
+        if !self.move_line(queue, chain) {
+            for &block in chain.iter().rev() {
+                self.push(queue, block);
+            }
         }
         if let Some(end) = chain.last() {
             self.chain_end = end.0;
@@ -149,6 +151,28 @@ impl EvictionQueues {
                 self.queues[u32::from(queue)].latest = end.0;
             }
         }
+    }
+
+    /// As [`push_chain`](EvictionQueues::push_chain), if the chain's blocks are in line one after the
+    /// other, as they are where the last use was of the same chain. Returns false otherwise.
+    fn move_line(&mut self, queue: u8, chain: &[BlockId]) -> bool {
+        let (Some(first), Some(last)) = (chain.first(), chain.last()) else {
+            return false;
+        };
+        let in_line = |block: &BlockId| {
+            let entry = self.entries[block.0];
+            entry.stand == QueueStand::InLine && entry.queue == queue
+        };
+        let adjacent = |(before, after): (&BlockId, &BlockId)| {
+            self.links.are_adjacent(after.0, before.0)
+        };
+        let after = chain.iter().skip(1);
+        if !chain.iter().all(in_line) || !chain.iter().zip(after).all(adjacent) {
+            return false;
+        }
+        let line = &mut self.queues[u32::from(queue)].line;
+        self.links.move_to_newest(line, last.0, first.0);
+        true
     }
 
     /// Adds a block that is in no queue to a queue. If it continues the latest chain, it is queued

@@ -129,8 +129,9 @@ impl BlockIndex {
         walk(slots, head, key).and_then(accept)
     }
 
-    /// Prefetches what linking these blocks reads, as one batch. Linking takes a lock for each
-    /// block, and reads do not move ahead of a lock, so cache misses would add up.
+    /// Prefetches what linking or unlinking these blocks reads, as one batch: the first blocks of
+    /// their lists. Both take a lock for each block, and reads do not move ahead of a lock, so cache
+    /// misses would add up.
     pub(super) fn warm(&self, slots: &BlockSlots, ids: &[BlockId]) {
         for ids in ids.chunks(WARM) {
             let mut fronts = [NONE; WARM];
