@@ -2,6 +2,8 @@
 
 use std::ops::{Index, IndexMut};
 
+use crate::grow::grow;
+
 /// No block, run or ghost.
 pub(super) const NONE: u32 = u32::MAX;
 
@@ -19,6 +21,19 @@ impl<T: Clone> IdColumn<T> {
     /// An empty array.
     pub(super) fn empty() -> IdColumn<T> {
         IdColumn(Vec::new())
+    }
+
+    /// Extends the array so that it has an entry at `index`, each new one `value`. No array needs
+    /// more than `most` entries.
+    #[inline]
+    pub(super) fn grow(&mut self, index: u32, most: usize, value: T) {
+        grow(&mut self.0, (index as usize + 1, most), value);
+    }
+
+    /// The entry at `index`, if the array is long enough.
+    #[inline]
+    pub(super) fn get(&self, index: u32) -> Option<&T> {
+        self.0.get(index as usize)
     }
 
     /// The number of entries.

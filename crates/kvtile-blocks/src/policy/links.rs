@@ -44,13 +44,19 @@ impl LinkedEntries {
 }
 
 impl ListLinks {
-    /// Links for `len` entries.
-    pub(super) fn new(len: usize) -> ListLinks {
+    /// No links.
+    pub(super) fn new() -> ListLinks {
+        ListLinks(IdColumn::empty())
+    }
+
+    /// Makes a link for `entry`; there are never more than `most`.
+    #[inline]
+    pub(super) fn grow(&mut self, entry: u32, most: usize) {
         let link = ListLink {
             older: NONE,
             newer: NONE,
         };
-        ListLinks(IdColumn::new(len, link))
+        self.0.grow(entry, most, link);
     }
 
     /// Appends `entry`, which is in no list, at the newest end of `list`.

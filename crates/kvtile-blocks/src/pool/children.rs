@@ -3,7 +3,8 @@
 //! evicted holds in one place. It knows neither policies nor pins.
 //!
 //! ```text
-//! counts   by block id   cached children; UNLISTED where the block is not cached
+//! counts   by block id   cached children, in a byte; UNLISTED where the block is not cached
+//! many     by block id   cached children where a byte is too short
 //! absent   by key        cached children of a parent that is not cached
 //! ```
 //!
@@ -22,7 +23,10 @@ use crate::grow::grow;
 use std::collections::{HashMap, HashSet};
 
 /// The count of a block that is not cached.
-const UNLISTED: u32 = u32::MAX;
+const UNLISTED: u8 = u8::MAX;
+
+/// The count of a block whose children are counted in `many`.
+const MANY: u8 = UNLISTED - 1;
 
 /// The slots and the index, to find blocks by key.
 #[derive(Clone, Copy)]
@@ -52,7 +56,8 @@ impl SlotsByKey<'_> {
 #[derive(Debug, Default)]
 pub(super) struct ChildCounts {
     /// As long as the largest id so far requires.
-    counts: Vec<u32>,
+    counts: Vec<u8>,
+    many: HashMap<BlockId, u32>,
     absent: HashMap<KeyWords, u32>,
     /// Cached blocks that their parents do not count, because they would close a cycle.
     cut: HashSet<BlockId>,
@@ -87,15 +92,14 @@ impl ChildCounts {
             (id.index() + 1, blocks.slots.len()),
             UNLISTED,
         );
-        let count = self.count(id);
-        assert_eq!(*count, UNLISTED, "{id:?} is cached once");
-        *count = adopted;
+        assert!(!self.is_listed(id), "{id:?} is cached once");
+        self.set(id, adopted);
         let Some(key) = blocks.parent_key(id) else {
             return;
         };
         match self.listed(blocks, before, key) {
             Some(parent) => {
-                *self.count(parent) += 1;
+                self.set(parent, self.count(parent) + 1);
                 self.joined |= adopted > 0;
             }
             None => *self.absent.entry(key).or_insert(0) += 1,
@@ -104,8 +108,10 @@ impl ChildCounts {
 
     /// Removes a block from the table. Returns its parent if the parent has no cached children now.
     pub(super) fn unlist(&mut self, blocks: SlotsByKey<'_>, id: BlockId) -> Option<BlockId> {
-        let left = std::mem::replace(self.count(id), UNLISTED);
-        assert!(left != UNLISTED, "{id:?} leaves the cache once");
+        assert!(self.is_listed(id), "{id:?} leaves the cache once");
+        let left = self.count(id);
+        self.set(id, 0);
+        *self.place(id) = UNLISTED;
         if left > 0 {
             let key = blocks.slots.of(id).key();
             let before = self.absent.insert(key, left);
@@ -194,9 +200,14 @@ impl ChildCounts {
             }
         }
         for (id, count) in ids().zip(counts) {
-            let counted = self.counts.get(id.index()).copied();
-            let expected = if self.is_listed(id) { count } else { UNLISTED };
-            assert_eq!(counted, Some(expected), "children of {id:?}");
+            let counted = if self.is_listed(id) {
+                self.count(id)
+            } else {
+                0
+            };
+            assert_eq!(counted, count, "children of {id:?}");
+            let is_many = self.counts.get(id.index()) == Some(&MANY);
+            assert_eq!(is_many, self.many.contains_key(&id), "children of {id:?}");
         }
         assert_eq!(self.absent, absent, "children of absent parents");
         let cut = |id: &BlockId| self.is_listed(*id);
@@ -235,9 +246,29 @@ impl ChildCounts {
     /// Subtracts a child. Returns whether none is left.
     fn discount(&mut self, parent: BlockId) -> bool {
         let count = self.count(parent);
-        assert!(!matches!(*count, 0 | UNLISTED), "children of {parent:?}");
-        *count -= 1;
-        *count == 0
+        assert!(count > 0, "children of {parent:?}");
+        self.set(parent, count - 1);
+        count == 1
+    }
+
+    /// The number of children of a cached block.
+    fn count(&self, id: BlockId) -> u32 {
+        match self.counts.get(id.index()) {
+            Some(&MANY) => self.many.get(&id).copied().unwrap_or(0),
+            None | Some(&UNLISTED) => 0,
+            Some(&count) => u32::from(count),
+        }
+    }
+
+    /// Sets the number of children; the block is cached then.
+    fn set(&mut self, id: BlockId, count: u32) {
+        let byte = u8::try_from(count).unwrap_or(MANY).min(MANY);
+        let before = std::mem::replace(self.place(id), byte);
+        if byte == MANY {
+            self.many.insert(id, count);
+        } else if before == MANY {
+            self.many.remove(&id);
+        }
     }
 
     /// # Panics
@@ -246,7 +277,7 @@ impl ChildCounts {
         clippy::indexing_slicing,
         reason = "a cached block was listed, which made the table long enough"
     )]
-    fn count(&mut self, id: BlockId) -> &mut u32 {
+    fn place(&mut self, id: BlockId) -> &mut u8 {
         &mut self.counts[id.index()]
     }
 }

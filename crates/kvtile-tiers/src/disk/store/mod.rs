@@ -192,7 +192,7 @@ impl SlotStore {
         Ok(())
     }
 
-    /// Whether `slot` holds a block with this key that can be read. The store compares a hash of 64
+    /// Whether `slot` holds a block with this key that can be read. The store compares a hash of 32
     /// bits; reads verify the whole key.
     #[must_use]
     pub fn holds(&self, slot: u32, key: &BlockKey) -> bool {

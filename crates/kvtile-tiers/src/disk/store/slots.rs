@@ -1,4 +1,4 @@
-//! The entries of the slot table, 20 bytes and 8 for each piece of a block. They are allocated for
+//! The entries of the slot table, 16 bytes and 8 for each piece of a block. They are allocated for
 //! the slots up to the last one that was ever written, since a folder may have far more slots than
 //! blocks.
 //!
@@ -7,7 +7,7 @@
 //! state      2 bits
 //! write     32 bits   the number of the write, modulo 2^32
 //! position  32 bits   blocks before it in its chain
-//! print     64 bits   a hash of the key
+//! print     32 bits   a hash of the key
 //! ```
 //!
 //! The pool has the keys; the table only has to notice that a slot holds another block than the
@@ -28,7 +28,7 @@ const STEP_MIN: usize = 512;
 
 /// A hash of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SlotPrint([u32; 2]);
+pub(super) struct SlotPrint(u32);
 
 impl SlotPrint {
     /// The print of a key, which may differ from others in any of its bits.
@@ -39,11 +39,8 @@ impl SlotPrint {
         let high = u64::from_le_bytes([i, j, k, l, m, n, o, p]);
         let folded = low.wrapping_mul(ODD[0]) ^ high.rotate_left(29).wrapping_mul(ODD[1]);
         let mixed = (folded ^ folded >> 32).wrapping_mul(ODD[0]);
-        let [a, b, c, d, e, f, g, h] = mixed.to_le_bytes();
-        SlotPrint([
-            u32::from_le_bytes([a, b, c, d]),
-            u32::from_le_bytes([e, f, g, h]),
-        ])
+        let [.., a, b, c, d] = mixed.to_le_bytes();
+        SlotPrint(u32::from_le_bytes([a, b, c, d]))
     }
 }
 
@@ -60,7 +57,7 @@ pub(super) struct SlotEntry {
 
 /// The entry of an empty slot.
 pub(super) const EMPTY: SlotEntry = SlotEntry {
-    print: SlotPrint([0; 2]),
+    print: SlotPrint(0),
     write: 0,
     position: 0,
     place: NOWHERE,
@@ -242,7 +239,9 @@ mod tests {
         ];
         let keys = shapes.iter().flat_map(|shape| (1..20_000_u128).map(shape));
         let prints = keys.map(|key| SlotPrint::of(&BlockKey::from_bytes(key.to_le_bytes())).0);
-        let all: std::collections::HashSet<[u32; 2]> = prints.collect();
-        assert_eq!(all.len(), 3 * 19_999);
+        let all: std::collections::HashSet<u32> = prints.collect();
+        // Of 60,000 numbers of 32 bits, 0.4 are equal to another one.
+        let count = 3 * 19_999;
+        assert!(all.len() + 10 > count, "{} of {count}", all.len());
     }
 }
