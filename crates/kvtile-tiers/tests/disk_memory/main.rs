@@ -60,20 +60,46 @@ const SLOTS: usize = 200_000;
 /// Blocks written at a time.
 const BATCH: usize = 64;
 
-/// Blocks of a chain.
+/// Blocks of a chain or a tree.
 const CHAIN: usize = 32;
+
+/// How blocks follow each other.
+#[derive(Clone, Copy, Debug)]
+enum BlockShape {
+    /// In chains.
+    Chains,
+    /// Each without a parent.
+    Alone,
+    /// In binary trees: the policy can join no two blocks to a run.
+    Trees,
+}
+
+impl BlockShape {
+    /// The parent of a block and the number of its ancestors.
+    fn parent(self, number: usize) -> (Option<usize>, usize) {
+        let (root, at) = (number - number % CHAIN, number % CHAIN);
+        match self {
+            BlockShape::Chains => (at.checked_sub(1).map(|before| root + before), at),
+            BlockShape::Alone => (None, 0),
+            BlockShape::Trees => {
+                let parent = (at > 0).then(|| root + (at - 1) / 2);
+                (parent, (at + 1).ilog2() as usize)
+            }
+        }
+    }
+}
 
 /// A tier of one group, whose blocks have one checksum each.
 struct MeasuredTier {
     host: HostMemory,
     tier: DiskTier,
-    chained: bool,
+    shape: BlockShape,
     /// Bytes allocated before it was opened.
     before: isize,
 }
 
 impl MeasuredTier {
-    fn open(folder: &std::path::Path, policy: PolicyKind, chained: bool) -> MeasuredTier {
+    fn open(folder: &std::path::Path, policy: PolicyKind, shape: BlockShape) -> MeasuredTier {
         let host = HostMemory::new(2 * BATCH).unwrap();
         let identity = StoreIdentity {
             pieces: BlockPieces::whole(host.block_bytes() as u64),
@@ -94,7 +120,7 @@ impl MeasuredTier {
         MeasuredTier {
             host,
             tier,
-            chained,
+            shape,
             before,
         }
     }
@@ -127,10 +153,10 @@ impl MeasuredTier {
                 group: GroupId(0),
                 key: MeasuredTier::key(number),
             };
-            let position = if self.chained { number % CHAIN } else { 0 };
+            let (parent, position) = self.shape.parent(number);
             BlockWrite {
                 name,
-                parent: (position > 0).then(|| MeasuredTier::key(number - 1)),
+                parent: parent.map(MeasuredTier::key),
                 position: u32::try_from(position).unwrap(),
                 tenant: 0,
                 from: self.host.filled(&name).1,
@@ -150,16 +176,18 @@ impl MeasuredTier {
 }
 
 #[test]
-fn a_disk_tier_takes_at_most_100_bytes_a_stored_block() {
-    for (policy, chained) in [
-        (PolicyKind::default(), true),
-        (PolicyKind::default(), false),
-        (PolicyKind::Lru, true),
-        (PolicyKind::Lru, false),
+fn a_stored_block_takes_at_most_100_bytes_unless_chains_branch_at_each() {
+    let (gittins, lru) = (PolicyKind::default(), PolicyKind::Lru);
+    for (policy, shape, bytes) in [
+        (gittins, BlockShape::Chains, 100.0),
+        (gittins, BlockShape::Alone, 100.0),
+        (gittins, BlockShape::Trees, 135.0),
+        (lru, BlockShape::Chains, 100.0),
+        (lru, BlockShape::Alone, 100.0),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        println!("{policy}, chained: {chained}");
-        let measured = MeasuredTier::open(folder.path(), policy, chained);
+        println!("{policy}, {shape:?}");
+        let measured = MeasuredTier::open(folder.path(), policy, shape);
         let slots = measured.slots();
         assert!(slots >= SLOTS, "{slots} slots");
         measured.bound("each slot of an empty folder", slots, 40.0);
@@ -168,13 +196,13 @@ fn a_disk_tier_takes_at_most_100_bytes_a_stored_block() {
         measured.sync();
         let stored = measured.tier.pool_stats().cached;
         assert_eq!(stored, full);
-        measured.bound("each block of a full folder", stored, 100.0);
+        measured.bound("each block of a full folder", stored, bytes);
         // As many again, which evict all of them.
         let again = (full..2 * full).step_by(BATCH);
         again.for_each(|at| measured.write(at));
         measured.sync();
         let stored = measured.tier.pool_stats().cached;
-        measured.bound("each block after as many evictions", stored, 100.0);
+        measured.bound("each block after as many evictions", stored, bytes);
         measured.tier.check_integrity();
     }
 }
