@@ -32,7 +32,7 @@ impl<T: Clone> IdColumn<T> {
 
     /// The entry at `index`, if the array is long enough.
     #[inline]
-    pub(super) fn get(&self, index: u32) -> Option<&T> {
+    pub(super) fn known(&self, index: u32) -> Option<&T> {
         self.0.get(index as usize)
     }
 

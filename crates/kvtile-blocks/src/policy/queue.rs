@@ -121,7 +121,7 @@ impl EvictionQueues {
 
     /// The queue of a block.
     pub(super) fn of(&self, block: BlockId) -> Option<u8> {
-        let entry = self.entries.get(block.0)?;
+        let entry = self.entries.known(block.0)?;
         (entry.stand != QueueStand::Out).then_some(entry.queue)
     }
 
