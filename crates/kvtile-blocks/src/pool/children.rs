@@ -92,14 +92,18 @@ impl ChildCounts {
             (id.index() + 1, blocks.slots.len()),
             UNLISTED,
         );
-        assert!(!self.is_listed(id), "{id:?} is cached once");
-        self.set(id, adopted);
+        let place = self.place(id);
+        assert_eq!(*place, UNLISTED, "{id:?} is cached once");
+        *place = 0;
+        if adopted > 0 {
+            self.set(id, adopted);
+        }
         let Some(key) = blocks.parent_key(id) else {
             return;
         };
         match self.listed(blocks, before, key) {
             Some(parent) => {
-                self.set(parent, self.count(parent) + 1);
+                self.add(parent);
                 self.joined |= adopted > 0;
             }
             None => *self.absent.entry(key).or_insert(0) += 1,
@@ -251,7 +255,18 @@ impl ChildCounts {
         count == 1
     }
 
+    /// Adds a child.
+    fn add(&mut self, parent: BlockId) {
+        let place = self.place(parent);
+        if *place < MANY - 1 {
+            *place += 1;
+        } else {
+            self.set(parent, self.count(parent) + 1);
+        }
+    }
+
     /// The number of children of a cached block.
+    #[inline]
     fn count(&self, id: BlockId) -> u32 {
         match self.counts.get(id.index()) {
             Some(&MANY) => self.many.get(&id).copied().unwrap_or(0),

@@ -290,6 +290,15 @@ pub(super) struct BlockSlots {
     parents: Box<[OnceLock<Box<[AtomicKey]>>]>,
 }
 
+/// Allocates a piece of parents' keys.
+#[cold]
+fn first_parent(piece: &OnceLock<Box<[AtomicKey]>>) -> Option<&Box<[AtomicKey]>> {
+    let new = (0..PARENTS).map(|_| AtomicKey::new()).collect();
+    // Another thread may have been faster; its piece is as good.
+    drop(piece.set(new));
+    piece.get()
+}
+
 /// Blocks of a piece of parents' keys.
 const PARENTS: usize = 256;
 
@@ -379,15 +388,8 @@ impl BlockSlots {
         slot.key.store(KeyWords::new(key));
         slot.set_has_parent(parent.is_some());
         if let Some(parent) = parent {
-            let Some(piece) = self.parents.get(id.index() / PARENTS) else {
-                return;
-            };
-            if piece.get().is_none() {
-                let new = (0..PARENTS).map(|_| AtomicKey::new()).collect();
-                // Another thread may have been faster; its piece is as good.
-                drop(piece.set(new));
-            }
-            let places = piece.get();
+            let piece = self.parents.get(id.index() / PARENTS);
+            let places = piece.and_then(|piece| piece.get().or_else(|| first_parent(piece)));
             if let Some(place) = places.and_then(|places| places.get(id.index() % PARENTS)) {
                 place.store(KeyWords::new(parent));
             }
