@@ -292,11 +292,11 @@ pub(super) struct BlockSlots {
 
 /// Allocates a piece of parents' keys.
 #[cold]
-fn first_parent(piece: &OnceLock<Box<[AtomicKey]>>) -> Option<&Box<[AtomicKey]>> {
+fn first_parent(piece: &OnceLock<Box<[AtomicKey]>>) -> Option<&[AtomicKey]> {
     let new = (0..PARENTS).map(|_| AtomicKey::new()).collect();
     // Another thread may have been faster; its piece is as good.
     drop(piece.set(new));
-    piece.get()
+    piece.get().map(Box::as_ref)
 }
 
 /// Blocks of a piece of parents' keys.
@@ -389,7 +389,10 @@ impl BlockSlots {
         slot.set_has_parent(parent.is_some());
         if let Some(parent) = parent {
             let piece = self.parents.get(id.index() / PARENTS);
-            let places = piece.and_then(|piece| piece.get().or_else(|| first_parent(piece)));
+            let places = piece.and_then(|piece| match piece.get() {
+                Some(places) => Some(&**places),
+                None => first_parent(piece),
+            });
             if let Some(place) = places.and_then(|places| places.get(id.index() % PARENTS)) {
                 place.store(KeyWords::new(parent));
             }
