@@ -15,6 +15,7 @@
 
 mod error;
 pub mod events;
+mod grow;
 pub mod key;
 pub mod policy;
 pub mod pool;

@@ -2,6 +2,8 @@
 
 use std::ops::{Index, IndexMut};
 
+use crate::grow::grow;
+
 /// No block, run or ghost.
 pub(super) const NONE: u32 = u32::MAX;
 
@@ -21,12 +23,17 @@ impl<T: Clone> IdColumn<T> {
         IdColumn(Vec::new())
     }
 
-    /// Appends an entry. Returns its index.
-    pub(super) fn push(&mut self, value: T) -> u32 {
-        let index = u32::try_from(self.0.len()).unwrap_or(NONE);
-        assert!(index != NONE, "more than u32::MAX - 1 entries");
-        self.0.push(value);
-        index
+    /// Extends the array so that it has an entry at `index`, each new one `value`. No array needs
+    /// more than `most` entries.
+    #[inline]
+    pub(super) fn grow(&mut self, index: u32, most: usize, value: T) {
+        grow(&mut self.0, (index as usize + 1, most), value);
+    }
+
+    /// The entry at `index`, if the array is long enough.
+    #[inline]
+    pub(super) fn known(&self, index: u32) -> Option<&T> {
+        self.0.get(index as usize)
     }
 
     /// The number of entries.

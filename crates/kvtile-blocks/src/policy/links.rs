@@ -44,13 +44,19 @@ impl LinkedEntries {
 }
 
 impl ListLinks {
-    /// Links for `len` entries.
-    pub(super) fn new(len: usize) -> ListLinks {
+    /// No links.
+    pub(super) fn new() -> ListLinks {
+        ListLinks(IdColumn::empty())
+    }
+
+    /// Makes a link for `entry`; there are never more than `most`.
+    #[inline]
+    pub(super) fn grow(&mut self, entry: u32, most: usize) {
         let link = ListLink {
             older: NONE,
             newer: NONE,
         };
-        ListLinks(IdColumn::new(len, link))
+        self.0.grow(entry, most, link);
     }
 
     /// Appends `entry`, which is in no list, at the newest end of `list`.
@@ -109,6 +115,28 @@ impl ListLinks {
             newer => self.0[newer].older = older,
         }
         list.len -= 1;
+    }
+
+    /// Whether `older` is directly before (older than) `newer`; both are in one list.
+    pub(super) fn are_adjacent(&self, older: u32, newer: u32) -> bool {
+        self.0[older].newer == newer
+    }
+
+    /// Moves the adjacent entries from `oldest` to `newest`, which are in `list`, to its newest end.
+    pub(super) fn move_to_newest(&mut self, list: &mut LinkedEntries, oldest: u32, newest: u32) {
+        let (older, newer) = (self.0[oldest].older, self.0[newest].newer);
+        if newer == NONE {
+            return;
+        }
+        match older {
+            NONE => list.oldest = newer,
+            older => self.0[older].newer = newer,
+        }
+        self.0[newer].older = older;
+        self.0[oldest].older = list.newest;
+        self.0[newest].newer = NONE;
+        self.0[list.newest].newer = oldest;
+        list.newest = newest;
     }
 
     /// The next newer entry after `entry`, which is in a list; [`NONE`] after the newest.

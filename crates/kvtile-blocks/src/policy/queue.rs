@@ -45,6 +45,12 @@ struct QueueEntry {
     queue: u8,
 }
 
+/// The entry of a block that is in no queue.
+const OUT: QueueEntry = QueueEntry {
+    stand: QueueStand::Out,
+    queue: 0,
+};
+
 #[derive(Clone, Debug)]
 struct EvictionQueue {
     line: LinkedEntries,
@@ -59,6 +65,7 @@ struct EvictionQueue {
 /// A set of queues; a block is in at most one of them.
 #[derive(Clone, Debug)]
 pub(super) struct EvictionQueues {
+    blocks: usize,
     links: ListLinks,
     entries: IdColumn<QueueEntry>,
     queues: IdColumn<EvictionQueue>,
@@ -80,7 +87,6 @@ impl EvictionQueue {
 impl EvictionQueues {
     /// `queues` empty queues for `blocks` blocks.
     pub(super) fn new(blocks: u32, queues: u8) -> EvictionQueues {
-        let (stand, queue) = (QueueStand::Out, 0);
         let empty = EvictionQueue {
             line: LinkedEntries::new(),
             leaves: BTreeSet::new(),
@@ -89,8 +95,9 @@ impl EvictionQueues {
             latest: NONE,
         };
         EvictionQueues {
-            links: ListLinks::new(blocks as usize),
-            entries: IdColumn::new(blocks as usize, QueueEntry { stand, queue }),
+            blocks: blocks as usize,
+            links: ListLinks::new(),
+            entries: IdColumn::empty(),
             queues: IdColumn::new(usize::from(queues), empty),
             turns: 0,
             chain_end: NONE,
@@ -114,8 +121,8 @@ impl EvictionQueues {
 
     /// The queue of a block.
     pub(super) fn of(&self, block: BlockId) -> Option<u8> {
-        let QueueEntry { stand, queue } = self.entries[block.0];
-        (stand != QueueStand::Out).then_some(queue)
+        let entry = self.entries.known(block.0)?;
+        (entry.stand != QueueStand::Out).then_some(entry.queue)
     }
 
     /// Moves a block to the newest end of a queue, from any position. A block that is set aside as
@@ -140,8 +147,10 @@ impl EvictionQueues {
     /// first.
     pub(super) fn push_chain(&mut self, queue: u8, chain: &[BlockId]) {
         self.leave_chain();
-        for &block in chain.iter().rev() {
-            self.push(queue, block);
+        if !self.move_line(queue, chain) {
+            for &block in chain.iter().rev() {
+                self.push(queue, block);
+            }
         }
         if let Some(end) = chain.last() {
             self.chain_end = end.0;
@@ -151,6 +160,27 @@ impl EvictionQueues {
         }
     }
 
+    /// As [`push_chain`](EvictionQueues::push_chain), if the chain's blocks are in line one after the
+    /// other, as they are where the last use was of the same chain. Returns false otherwise.
+    fn move_line(&mut self, queue: u8, chain: &[BlockId]) -> bool {
+        let (Some(first), Some(last)) = (chain.first(), chain.last()) else {
+            return false;
+        };
+        let in_line = |block: &BlockId| {
+            let entry = self.entries[block.0];
+            entry.stand == QueueStand::InLine && entry.queue == queue
+        };
+        let adjacent =
+            |(before, after): (&BlockId, &BlockId)| self.links.are_adjacent(after.0, before.0);
+        let after = chain.iter().skip(1);
+        if !chain.iter().all(in_line) || !chain.iter().zip(after).all(adjacent) {
+            return false;
+        }
+        let line = &mut self.queues[u32::from(queue)].line;
+        self.links.move_to_newest(line, last.0, first.0);
+        true
+    }
+
     /// Adds a block that is in no queue to a queue. If it continues the latest chain, it is queued
     /// just before that chain's blocks, else at the newest end.
     pub(super) fn store(&mut self, queue: u8, parent: Option<BlockId>, block: BlockId) {
@@ -158,6 +188,8 @@ impl EvictionQueues {
             self.leave_chain();
         }
         self.chain_end = block.0;
+        self.links.grow(block.0, self.blocks);
+        self.entries.grow(block.0, self.blocks, OUT);
         let of = &mut self.queues[u32::from(queue)];
         match std::mem::replace(&mut of.latest, block.0) {
             NONE => self.links.push(&mut of.line, block.0),

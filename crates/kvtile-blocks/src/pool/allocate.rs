@@ -23,7 +23,7 @@ impl BlockPool {
         count: usize,
         request: &AllocateRequest,
     ) -> Result<MutableBlocks, BlocksError> {
-        self.allocate_with(count, request, |_| {})
+        self.allocate_showing(count, request, None::<fn(&[EvictedBlock])>)
     }
 
     /// Like [`BlockPool::allocate`]. `leaving` gets the blocks that were evicted for the
@@ -39,6 +39,15 @@ impl BlockPool {
         request: &AllocateRequest,
         leaving: impl FnOnce(&[EvictedBlock]),
     ) -> Result<MutableBlocks, BlocksError> {
+        self.allocate_showing(count, request, Some(leaving))
+    }
+
+    fn allocate_showing(
+        self: &Arc<Self>,
+        count: usize,
+        request: &AllocateRequest,
+        leaving: Option<impl FnOnce(&[EvictedBlock])>,
+    ) -> Result<MutableBlocks, BlocksError> {
         let share = self.share_index(request.tenant);
         let mut gathered = GatheredBlocks {
             pool: self,
@@ -52,7 +61,7 @@ impl BlockPool {
         } else {
             Err(self.exhausted(count, 0))
         };
-        if gathered.evicted {
+        if let Some(leaving) = leaving.filter(|_| gathered.evicted) {
             self.show_evicted(&gathered.ids, leaving);
         }
         if let Err(error) = outcome {
@@ -112,14 +121,12 @@ impl BlockPool {
                 used: charged.used(),
             });
         }
-        let mut free = self.free.lock();
-        let Some(start) = free.len().checked_sub(count) else {
-            drop(free);
+        let mut ids = Vec::with_capacity(count.min(self.blocks()));
+        let taken = self.free.lock().take(count, &mut ids);
+        if !taken {
             charged.discharge(count);
             return refused(self.exhausted(count, 0));
-        };
-        let ids: Vec<BlockId> = free.drain(start..).collect();
-        drop(free);
+        }
         Ok(self.hand_out(ids, share))
     }
 
@@ -145,13 +152,11 @@ impl BlockPool {
         gathered: &mut GatheredBlocks<'_>,
     ) -> Result<(), BlocksError> {
         if self.share(share).try_charge(count) {
-            let mut free = self.free.lock();
-            if let Some(start) = free.len().checked_sub(count) {
-                gathered.ids.extend(free.drain(start..));
+            let taken = self.free.lock().take(count, &mut gathered.ids);
+            if taken {
                 gathered.charged = Some(share);
                 return Ok(());
             }
-            drop(free);
             self.share(share).discharge(count);
         }
         let _gathering = self.gathering.lock();
@@ -205,11 +210,7 @@ impl BlockPool {
     ) -> bool {
         let mut dry = false;
         loop {
-            let mut free = self.free.lock();
-            let taken = (count - ids.len()).min(free.len());
-            let start = free.len() - taken;
-            ids.extend(free.drain(start..));
-            drop(free);
+            self.free.lock().take_up_to(count - ids.len(), ids);
             let missing = count - ids.len();
             if missing == 0 {
                 return true;
@@ -262,7 +263,7 @@ impl BlockPool {
                 self.share(index).discharge(run.len());
             }
         }
-        self.free.lock().extend_from_slice(ids);
+        self.free.lock().extend(ids);
     }
 
     /// The error; `gathered` blocks are about to be freed again.
@@ -313,6 +314,6 @@ impl Drop for GatheredBlocks<'_> {
             let slot = self.pool.slots.of(id);
             slot.set_state(slot.state().with_phase(BlockPhase::Free));
         }
-        self.pool.free.lock().append(&mut self.ids);
+        self.pool.free.lock().extend(&self.ids);
     }
 }

@@ -3,7 +3,8 @@
 //! evicted holds in one place. It knows neither policies nor pins.
 //!
 //! ```text
-//! counts   by block id   cached children; UNLISTED where the block is not cached
+//! counts   by block id   cached children, in a byte; UNLISTED where the block is not cached
+//! many     by block id   cached children where a byte is too short
 //! absent   by key        cached children of a parent that is not cached
 //! ```
 //!
@@ -18,10 +19,14 @@
 use super::index::BlockIndex;
 use super::slot::{BlockSlots, KeyWords};
 use crate::BlockId;
+use crate::grow::grow;
 use std::collections::{HashMap, HashSet};
 
 /// The count of a block that is not cached.
-const UNLISTED: u32 = u32::MAX;
+const UNLISTED: u8 = u8::MAX;
+
+/// The count of a block whose children are counted in `many`.
+const MANY: u8 = UNLISTED - 1;
 
 /// The slots and the index, to find blocks by key.
 #[derive(Clone, Copy)]
@@ -48,9 +53,11 @@ impl SlotsByKey<'_> {
 }
 
 /// The counts of cached children.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct ChildCounts {
-    counts: Box<[u32]>,
+    /// As long as the largest id so far requires.
+    counts: Vec<u8>,
+    many: HashMap<BlockId, u32>,
     absent: HashMap<KeyWords, u32>,
     /// Cached blocks that their parents do not count, because they would close a cycle.
     cut: HashSet<BlockId>,
@@ -60,15 +67,6 @@ pub(super) struct ChildCounts {
 }
 
 impl ChildCounts {
-    pub(super) fn new(blocks: usize) -> ChildCounts {
-        ChildCounts {
-            counts: vec![UNLISTED; blocks].into_boxed_slice(),
-            absent: HashMap::new(),
-            cut: HashSet::new(),
-            joined: false,
-        }
-    }
-
     /// Whether this cached block has a cached child.
     pub(super) fn has(&self, id: BlockId) -> bool {
         !matches!(self.counts.get(id.index()), Some(&(0 | UNLISTED)) | None)
@@ -89,15 +87,23 @@ impl ChildCounts {
             true => 0,
             false => self.absent.remove(&blocks.slots.of(id).key()).unwrap_or(0),
         };
-        let count = self.count(id);
-        assert_eq!(*count, UNLISTED, "{id:?} is cached once");
-        *count = adopted;
+        grow(
+            &mut self.counts,
+            (id.index() + 1, blocks.slots.len()),
+            UNLISTED,
+        );
+        let place = self.place(id);
+        assert_eq!(*place, UNLISTED, "{id:?} is cached once");
+        *place = 0;
+        if adopted > 0 {
+            self.set(id, adopted);
+        }
         let Some(key) = blocks.parent_key(id) else {
             return;
         };
         match self.listed(blocks, before, key) {
             Some(parent) => {
-                *self.count(parent) += 1;
+                self.add(parent);
                 self.joined |= adopted > 0;
             }
             None => *self.absent.entry(key).or_insert(0) += 1,
@@ -106,8 +112,10 @@ impl ChildCounts {
 
     /// Removes a block from the table. Returns its parent if the parent has no cached children now.
     pub(super) fn unlist(&mut self, blocks: SlotsByKey<'_>, id: BlockId) -> Option<BlockId> {
-        let left = std::mem::replace(self.count(id), UNLISTED);
-        assert!(left != UNLISTED, "{id:?} leaves the cache once");
+        assert!(self.is_listed(id), "{id:?} leaves the cache once");
+        let left = self.count(id);
+        self.set(id, 0);
+        *self.place(id) = UNLISTED;
         if left > 0 {
             let key = blocks.slots.of(id).key();
             let before = self.absent.insert(key, left);
@@ -196,9 +204,14 @@ impl ChildCounts {
             }
         }
         for (id, count) in ids().zip(counts) {
-            let counted = self.counts.get(id.index()).copied();
-            let expected = if self.is_listed(id) { count } else { UNLISTED };
-            assert_eq!(counted, Some(expected), "children of {id:?}");
+            let counted = if self.is_listed(id) {
+                self.count(id)
+            } else {
+                0
+            };
+            assert_eq!(counted, count, "children of {id:?}");
+            let is_many = self.counts.get(id.index()) == Some(&MANY);
+            assert_eq!(is_many, self.many.contains_key(&id), "children of {id:?}");
         }
         assert_eq!(self.absent, absent, "children of absent parents");
         let cut = |id: &BlockId| self.is_listed(*id);
@@ -237,18 +250,49 @@ impl ChildCounts {
     /// Subtracts a child. Returns whether none is left.
     fn discount(&mut self, parent: BlockId) -> bool {
         let count = self.count(parent);
-        assert!(!matches!(*count, 0 | UNLISTED), "children of {parent:?}");
-        *count -= 1;
-        *count == 0
+        assert!(count > 0, "children of {parent:?}");
+        self.set(parent, count - 1);
+        count == 1
+    }
+
+    /// Adds a child.
+    fn add(&mut self, parent: BlockId) {
+        let place = self.place(parent);
+        if *place < MANY - 1 {
+            *place += 1;
+        } else {
+            self.set(parent, self.count(parent) + 1);
+        }
+    }
+
+    /// The number of children of a cached block.
+    #[inline]
+    fn count(&self, id: BlockId) -> u32 {
+        match self.counts.get(id.index()) {
+            Some(&MANY) => self.many.get(&id).copied().unwrap_or(0),
+            None | Some(&UNLISTED) => 0,
+            Some(&count) => u32::from(count),
+        }
+    }
+
+    /// Sets the number of children; the block is cached then.
+    fn set(&mut self, id: BlockId, count: u32) {
+        let byte = u8::try_from(count).unwrap_or(MANY).min(MANY);
+        let before = std::mem::replace(self.place(id), byte);
+        if byte == MANY {
+            self.many.insert(id, count);
+        } else if before == MANY {
+            self.many.remove(&id);
+        }
     }
 
     /// # Panics
-    /// If the block is not of this pool. The pool passes only its own blocks.
+    /// If the block was never listed. The pool passes only blocks that are cached.
     #[expect(
         clippy::indexing_slicing,
-        reason = "ids come from the pool's own lists, which hold ids below the number of slots"
+        reason = "a cached block was listed, which made the table long enough"
     )]
-    fn count(&mut self, id: BlockId) -> &mut u32 {
+    fn place(&mut self, id: BlockId) -> &mut u8 {
         &mut self.counts[id.index()]
     }
 }

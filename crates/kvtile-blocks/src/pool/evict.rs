@@ -107,7 +107,9 @@ impl BlockPool {
         if let Some(events) = &self.events {
             events.log.removed(events.tier, events.group, &core.keys);
         }
-        for &id in ids.iter().skip(start) {
+        let evicted = ids.get(start..).unwrap_or_default();
+        self.index.warm(&self.slots, evicted);
+        for &id in evicted {
             core.listed.remove(id);
             self.index.unlink(&self.slots, id);
             let slot = self.slots.of(id);

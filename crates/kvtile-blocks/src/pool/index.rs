@@ -30,7 +30,6 @@ struct IndexStripe {
 pub(super) struct BlockIndex {
     heads: Box<[AtomicU32]>,
     stripes: Box<[IndexStripe]>,
-    shift: u32,
 }
 
 /// Steps that a glance at many keys takes in all lists. A third of the keys are not at the front of
@@ -49,8 +48,8 @@ pub(super) struct LockedBucket<'a> {
 
 impl BlockIndex {
     pub(super) fn new(blocks: usize) -> BlockIndex {
-        let heads = blocks.next_power_of_two().max(2);
-        let stripes = (heads / 2).clamp(1, STRIPES_MAX);
+        let heads = blocks.max(2);
+        let stripes = (1 << (heads.ilog2() - 1)).min(STRIPES_MAX);
         let stripe = |_| IndexStripe {
             lock: PoolLock::new(()),
             version: AtomicU64::new(0),
@@ -58,16 +57,17 @@ impl BlockIndex {
         BlockIndex {
             heads: (0..heads).map(|_| AtomicU32::new(NONE)).collect(),
             stripes: (0..stripes).map(stripe).collect(),
-            shift: u64::BITS - heads.ilog2(),
         }
     }
 
     #[expect(
         clippy::indexing_slicing,
-        reason = "a shifted 64-bit number is below the power of two that the shift was made of"
+        reason = "32 bits, scaled to the number of heads, and bits below the number of stripes"
     )]
     fn place(&self, key: KeyWords) -> (&AtomicU32, &IndexStripe) {
-        let bucket = usize::try_from(key.mixed() >> self.shift).unwrap_or(0);
+        // The upper half of a 64-bit number times a count below 2^32 does not overflow.
+        let scaled = ((key.mixed() >> 32) * self.heads.len() as u64) >> 32;
+        let bucket = usize::try_from(scaled).unwrap_or(0);
         let stripe = bucket & (self.stripes.len() - 1);
         (&self.heads[bucket], &self.stripes[stripe])
     }
@@ -129,8 +129,9 @@ impl BlockIndex {
         walk(slots, head, key).and_then(accept)
     }
 
-    /// Prefetches what linking these blocks reads, as one batch. Linking takes a lock for each
-    /// block, and reads do not move ahead of a lock, so cache misses would add up.
+    /// Prefetches what linking or unlinking these blocks reads, as one batch: the first blocks of
+    /// their lists. Both take a lock for each block, and reads do not move ahead of a lock, so cache
+    /// misses would add up.
     pub(super) fn warm(&self, slots: &BlockSlots, ids: &[BlockId]) {
         for ids in ids.chunks(WARM) {
             let mut fronts = [NONE; WARM];

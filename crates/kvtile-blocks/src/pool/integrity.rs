@@ -23,7 +23,7 @@ impl BlockPool {
     }
 
     fn check_free(&self) {
-        let mut free: Vec<BlockId> = self.free.lock().clone();
+        let mut free: Vec<BlockId> = self.free.lock().iter().collect();
         let count = free.len();
         free.sort_unstable();
         free.dedup();

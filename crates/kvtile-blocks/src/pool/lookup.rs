@@ -31,10 +31,11 @@ impl BlockPool {
     pub fn match_prefix(self: &Arc<Self>, keys: &[BlockKey], claim: &PinClaim) -> PinnedBlocks {
         let mut ids = Vec::new();
         for chunk in keys.chunks(CHUNK) {
-            if ids.capacity() - ids.len() < chunk.len() && self.contains_first(chunk) {
+            let first = self.glance_first(chunk, ids.last().copied());
+            if ids.capacity() - ids.len() < chunk.len() && first.is_some() {
                 ids.reserve((keys.len() - ids.len()).min(RESERVE));
             }
-            if !self.pin_chunk(chunk, &mut ids) {
+            if !self.pin_chunk(chunk, first, &mut ids) {
                 break;
             }
         }
@@ -43,15 +44,21 @@ impl BlockPool {
         PinnedBlocks::new(self, ids, claim)
     }
 
-    fn contains_first(&self, chunk: &[BlockKey]) -> bool {
-        let key = chunk.first().map(KeyWords::new);
-        key.is_some_and(|key| self.index.glance(&self.slots, key).is_some())
+    /// The block with the first key of the chunk; `before` has the key before it.
+    fn glance_first(&self, chunk: &[BlockKey], before: Option<BlockId>) -> Option<u32> {
+        let key = KeyWords::new(chunk.first()?);
+        let beside = before.and_then(|id| self.slots.beside(id.0, key));
+        beside.or_else(|| self.index.glance(&self.slots, key))
     }
 
-    /// Pins the blocks of the chunk's keys up to the first miss. Returns whether all were found.
-    fn pin_chunk(&self, chunk: &[BlockKey], ids: &mut Vec<BlockId>) -> bool {
+    /// Pins the blocks of the chunk's keys up to the first miss. `first` is a guess of the first
+    /// one. Returns whether all were found.
+    fn pin_chunk(&self, chunk: &[BlockKey], first: Option<u32>, ids: &mut Vec<BlockId>) -> bool {
         let mut places = [NONE; CHUNK];
-        self.index.glance_at(&self.slots, chunk, &mut places);
+        let known = self.slots.follow(first, chunk, &mut places);
+        let (_, rest) = chunk.split_at(known);
+        let (_, unknown) = places.split_at_mut(known);
+        self.index.glance_at(&self.slots, rest, unknown);
         for (key, &place) in chunk.iter().zip(&places) {
             let key = KeyWords::new(key);
             let pinned = if place == NONE {

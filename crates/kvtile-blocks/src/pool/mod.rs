@@ -21,6 +21,7 @@
 //! | `visits` | lookup hits that the policy has not processed yet |
 //! | `children` | which cached blocks have cached children |
 //! | `ledger` | pins with deadlines |
+//! | `free` | the free list |
 //! | `owned`, `pinned` | the guards |
 //! | `allocate`, `lookup`, `register`, `evict`, `order`, `restore` | the pool's operations |
 //! | `stats`, `integrity` | counters and invariants |
@@ -43,6 +44,7 @@
 mod allocate;
 mod children;
 mod evict;
+mod free;
 mod index;
 mod integrity;
 mod ledger;
@@ -73,8 +75,9 @@ pub use settings::{
 pub use stats::{PoolCensus, PoolStats, TenantStats};
 
 use crate::policy::EvictionPolicy;
-use crate::{BlockId, BlocksError, Tick};
+use crate::{BlocksError, Tick};
 use children::{ChildCounts, SlotsByKey};
+use free::FreeBlocks;
 use index::BlockIndex;
 use ledger::PinLedger;
 use share::PoolShare;
@@ -89,7 +92,7 @@ pub struct BlockPool {
     settings: PoolSettings,
     slots: BlockSlots,
     index: BlockIndex,
-    free: PoolLock<Vec<BlockId>>,
+    free: PoolLock<FreeBlocks>,
     /// The first share is for all tenants without a quota; the others follow the settings.
     shares: Vec<PoolShare>,
     children: PoolLock<ChildCounts>,
@@ -132,14 +135,9 @@ impl BlockPool {
     ) -> Result<Arc<BlockPool>, BlocksError> {
         settings.validate()?;
         let blocks = settings.blocks;
+        let count = u32::try_from(blocks).unwrap_or(u32::MAX);
         let queue = settings.visit_queue_blocks.min(blocks).max(1);
-        let mut share = || {
-            PoolShare::new(
-                policy(u32::try_from(blocks).unwrap_or(u32::MAX)),
-                blocks,
-                queue,
-            )
-        };
+        let mut share = || PoolShare::new(policy(count), blocks, queue);
         let promised = settings.quotas.iter().map(|quota| quota.blocks);
         let promised = promised.fold(0, usize::saturating_add);
         let mut common = share();
@@ -151,14 +149,12 @@ impl BlockPool {
             own.due = quota.blocks;
             shares.push(own);
         }
-        // The list is a stack, so reversed ids make block 0 the first to be allocated.
-        let free: Vec<BlockId> = (0_u32..).take(blocks).map(BlockId).collect();
         Ok(Arc::new(BlockPool {
             slots: BlockSlots::new(blocks),
             index: BlockIndex::new(blocks),
-            free: PoolLock::new(free.into_iter().rev().collect()),
+            free: PoolLock::new(FreeBlocks::new(count)),
             shares,
-            children: PoolLock::new(ChildCounts::new(blocks)),
+            children: PoolLock::new(ChildCounts::default()),
             gathering: PoolLock::new(()),
             ledger: PinLedger::new(),
             counters: PoolCounters::new(),

@@ -76,8 +76,8 @@ impl BlockPool {
         }
         restored.blocks += batch.len();
         self.restore_batch(&mut batch, now);
-        free.retain(|id| taken.get(id.index()) == Some(&false));
-        self.free.lock().append(&mut free);
+        free.remove(|id| taken.get(id.index()) == Some(&true));
+        self.free.lock().put_below(free);
         outcome.map(|()| restored)
     }
 

@@ -6,7 +6,7 @@ use crate::{BlocksError, GroupId, Tick};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// The maximum number of blocks of a pool. Each block costs some hundred bytes of bookkeeping, so a
+/// The maximum number of blocks of a pool. Each block costs about a hundred bytes of bookkeeping, so a
 /// larger pool would take too much memory.
 pub const POOL_BLOCKS_MAX: usize = 1 << 26;
 

@@ -11,6 +11,7 @@
 
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::{BlockId, BlockKey};
+use std::sync::OnceLock;
 
 /// No block; ends a list.
 pub(super) const NONE: u32 = u32::MAX;
@@ -284,14 +285,30 @@ pub(super) enum PinAttempt {
 #[derive(Debug)]
 pub(super) struct BlockSlots {
     slots: Box<[BlockSlot]>,
-    parents: Box<[AtomicKey]>,
+    /// Keys of parents, [`PARENTS`] blocks a piece. A piece is allocated for its first parent, since
+    /// blocks of many pools have none.
+    parents: Box<[OnceLock<Box<[AtomicKey]>>]>,
 }
+
+/// Allocates a piece of parents' keys.
+#[cold]
+fn first_parent(piece: &OnceLock<Box<[AtomicKey]>>) -> Option<&[AtomicKey]> {
+    let new = (0..PARENTS).map(|_| AtomicKey::new()).collect();
+    // Another thread may have been faster; its piece is as good.
+    drop(piece.set(new));
+    piece.get().map(Box::as_ref)
+}
+
+/// Blocks of a piece of parents' keys.
+const PARENTS: usize = 256;
 
 impl BlockSlots {
     pub(super) fn new(blocks: usize) -> BlockSlots {
         BlockSlots {
             slots: (0..blocks).map(|_| BlockSlot::new()).collect(),
-            parents: (0..blocks).map(|_| AtomicKey::new()).collect(),
+            parents: (0..blocks.div_ceil(PARENTS))
+                .map(|_| OnceLock::new())
+                .collect(),
         }
     }
 
@@ -323,14 +340,62 @@ impl BlockSlots {
         self.get(id.0)
     }
 
+    /// The neighbour of a slot that has this key. Blocks of a chain that were allocated together are
+    /// neighbours.
+    pub(super) fn beside(&self, id: u32, key: KeyWords) -> Option<u32> {
+        let mut neighbours = [id.wrapping_sub(1), id.wrapping_add(1)].into_iter();
+        neighbours.find(|&near| self.has(near, key))
+    }
+
+    /// Whether there is a slot with this id and this key.
+    fn has(&self, id: u32, key: KeyWords) -> bool {
+        let slot = self.slots.get(id as usize);
+        slot.is_some_and(|slot| slot.key().is(key))
+    }
+
+    /// The slots of leading keys, as far as they are consecutive, from `first` on in either
+    /// direction. It saves most searches, and these reads are in the order of the memory. Returns
+    /// their number.
+    pub(super) fn follow(&self, first: Option<u32>, keys: &[BlockKey], found: &mut [u32]) -> usize {
+        let (Some(first), Some((_, keys))) = (first, keys.split_first()) else {
+            return 0;
+        };
+        let Some((place, found)) = found.split_first_mut() else {
+            return 0;
+        };
+        *place = first;
+        let second = keys.first().map(KeyWords::new);
+        let second = second.and_then(|key| self.beside(first, key));
+        let Some(second) = second else { return 1 };
+        let step = second.wrapping_sub(first);
+        let mut at = first;
+        let mut known = 1;
+        for (place, key) in found.iter_mut().zip(keys) {
+            at = at.wrapping_add(step);
+            if !self.has(at, KeyWords::new(key)) {
+                break;
+            }
+            *place = at;
+            known += 1;
+        }
+        known
+    }
+
     /// Stores the key and the parent of a block. Only for the owner of a block in an exclusive
     /// phase.
     pub(super) fn describe(&self, id: BlockId, key: &BlockKey, parent: Option<&BlockKey>) {
         let slot = self.of(id);
         slot.key.store(KeyWords::new(key));
         slot.set_has_parent(parent.is_some());
-        if let (Some(parent), Some(place)) = (parent, self.parents.get(id.index())) {
-            place.store(KeyWords::new(parent));
+        if let Some(parent) = parent {
+            let piece = self.parents.get(id.index() / PARENTS);
+            let places = piece.and_then(|piece| match piece.get() {
+                Some(places) => Some(&**places),
+                None => first_parent(piece),
+            });
+            if let Some(place) = places.and_then(|places| places.get(id.index() % PARENTS)) {
+                place.store(KeyWords::new(parent));
+            }
         }
     }
 
@@ -339,6 +404,8 @@ impl BlockSlots {
         if !self.of(id).has_parent() {
             return None;
         }
-        self.parents.get(id.index()).map(|place| place.load().key())
+        let piece = self.parents.get(id.index() / PARENTS)?;
+        let place = piece.get()?.get(id.index() % PARENTS)?;
+        Some(place.load().key())
     }
 }

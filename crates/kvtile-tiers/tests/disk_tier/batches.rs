@@ -22,7 +22,7 @@ use kvtile_tiers::{
 };
 
 use crate::{
-    common::{check_offered, content, key, room_for, sized, write},
+    common::{check_offered, content, held as held_in, key, room_for, sized, write},
     hooked::{HookedFolder, HookedOperation},
 };
 
@@ -92,10 +92,16 @@ impl ComparedStore {
         .collect()
     }
 
-    fn states(&self) -> Vec<(SlotState, Option<kvtile_blocks::BlockKey>)> {
-        let slots = 0..self.store.slots();
+    /// The state of each slot, and the number of its block, at most `last`; `held` is a guess.
+    fn states(&self, last: u64, held: &[u64]) -> Vec<(SlotState, Option<u64>)> {
+        let slots = (0..self.store.slots()).zip(held);
         slots
-            .map(|slot| (self.store.state(slot), self.store.key(slot)))
+            .map(|(slot, guess)| {
+                let numbers = std::iter::once(*guess).chain((1..=last).rev());
+                let is_known = self.store.state(slot) != SlotState::Empty;
+                let number = is_known.then(|| held_in(&self.store, slot, numbers));
+                (self.store.state(slot), number.map(Option::unwrap))
+            })
             .collect()
     }
 }
@@ -231,13 +237,11 @@ impl BatchComparison {
 
     fn compare(&mut self) {
         let seed = self.seed;
-        let states = self.sides.each_ref().map(ComparedStore::states);
+        let states = self.sides.each_ref();
+        let states = states.map(|side| side.states(self.next, &self.held));
         assert_eq!(states[0], states[1], "seed {seed}");
         for (held, (_, of)) in self.held.iter_mut().zip(&states[0]) {
-            if let Some(of) = of.filter(|of| key(*held) != *of) {
-                let mut known = (1..=self.next).rev();
-                *held = known.find(|number| key(*number) == of).unwrap();
-            }
+            *held = of.unwrap_or(*held);
         }
         let stats = self.sides.each_ref().map(|side| side.store.stats());
         assert_eq!(stats[0], stats[1], "seed {seed}");

@@ -7,7 +7,7 @@ use kvtile_layout::{
 };
 use kvtile_random::mix;
 use kvtile_tiers::{
-    disk::{RecoveredBlocks, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+    disk::{RecoveredBlocks, SlotMiss, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
     tier::BlockPieces,
 };
 
@@ -97,6 +97,23 @@ pub(crate) fn write(slot: u32, number: u64, bytes: &[u8]) -> SlotWrite<'_> {
         tenant: 7,
         bytes,
     }
+}
+
+/// The number of the block that `slot` holds, if it is one of these.
+pub(crate) fn held(
+    store: &SlotStore,
+    slot: u32,
+    mut numbers: impl Iterator<Item = u64>,
+) -> Option<u64> {
+    numbers.find(|number| store.holds(slot, &key(*number)))
+}
+
+/// Reads the blocks below `numbers` that slots hold. Returns each slot with the outcome.
+pub(crate) fn verify(store: &SlotStore, numbers: u64) -> Vec<(u32, Result<(), SlotMiss>)> {
+    let mut buffer = vec![0; usize::try_from(store.block_bytes()).unwrap()];
+    let held = (0..store.slots()).filter_map(|slot| Some((slot, held(store, slot, 0..numbers)?)));
+    held.map(|(slot, number)| (slot, store.read(slot, &key(number), &mut buffer)))
+        .collect()
 }
 
 /// Writes blocks `first..first + count` of a chain to the slots of the same numbers, and syncs.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::common::{
-    check_offered, content, identity, key, room_for, sized, store_chain, usual, write,
+    check_offered, content, identity, key, room_for, sized, store_chain, usual, verify, write,
 };
 use kvtile_tiers::{
     FolderError, MismatchError, SettingsError, SlotError, TierError,
@@ -38,7 +38,7 @@ fn blocks_are_recovered_after_a_restart_with_parents_before_children() {
         store_chain(&store, &identity, 0, 19);
         assert_eq!(store.state(18), SlotState::Durable);
         assert_eq!(
-            store.verify().unwrap().filter(|(_, r)| r.is_ok()).count(),
+            verify(&store, 19).iter().filter(|(_, r)| r.is_ok()).count(),
             19
         );
         drop(store);
@@ -335,9 +335,8 @@ fn flipped_bits_and_truncated_files_are_misses() {
     slots
         .write_all_at(&[byte], 3 * identity.block_bytes() + 100)
         .unwrap();
-    let bad: Vec<u32> = store
-        .verify()
-        .unwrap()
+    let bad: Vec<u32> = verify(&store, 8)
+        .into_iter()
         .filter_map(|(slot, read)| {
             let miss = read.err()?;
             assert!(matches!(miss, SlotMiss::Checksum), "{miss}");
@@ -361,7 +360,7 @@ fn flipped_bits_and_truncated_files_are_misses() {
     assert_eq!(recovered.entries.len(), 5);
     assert_eq!(recovered.dropped.truncated, 3);
     assert_eq!(
-        store.verify().unwrap().filter(|(_, r)| r.is_err()).count(),
+        verify(&store, 8).iter().filter(|(_, r)| r.is_err()).count(),
         1
     );
     drop(store);

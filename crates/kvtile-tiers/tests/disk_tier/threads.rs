@@ -5,7 +5,7 @@ use std::{
     thread,
 };
 
-use crate::common::{content, key, room_for, usual, write};
+use crate::common::{content, held, key, room_for, usual, verify, write};
 use kvtile_testkit::disk::SplitMix64;
 use kvtile_tiers::disk::{SlotMiss, SlotStore};
 
@@ -52,13 +52,11 @@ fn threads_that_write_read_erase_and_sync_never_see_wrong_bytes() {
             let mut read = content(0, &identity);
             while !done.load(Ordering::Acquire) {
                 let slot = u32::try_from(numbers.below(THREADS * u64::from(SLOTS))).unwrap();
-                let Some(held) = store.key(slot) else {
+                let Some(number) = held(&store, slot, 0..THREADS * ROUNDS) else {
                     continue;
                 };
-                match store.read(slot, &held, &mut read) {
+                match store.read(slot, &key(number), &mut read) {
                     Ok(()) => {
-                        let mut all = 0..THREADS * ROUNDS;
-                        let number = all.find(|number| key(*number) == held).unwrap();
                         assert!(read == content(number, &identity), "block {number}");
                     }
                     Err(SlotMiss::Empty | SlotMiss::WrongKey | SlotMiss::Replaced) => {}
@@ -76,9 +74,8 @@ fn threads_that_write_read_erase_and_sync_never_see_wrong_bytes() {
     store.check_integrity();
     let used = usize::try_from(store.stats().used).unwrap();
     assert_eq!(
-        store
-            .verify()
-            .unwrap()
+        verify(&store, THREADS * ROUNDS)
+            .iter()
             .filter(|(_, read)| read.is_ok())
             .count(),
         used

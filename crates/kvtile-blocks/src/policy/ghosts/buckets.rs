@@ -21,7 +21,7 @@ pub(super) const PERHAPS: u32 = NONE - 1;
 const ROOM: usize = 15;
 
 /// Places per bucket: fewer than its entries, so that few entries overflow.
-const PLACES: usize = 13;
+const PLACES: usize = 11;
 
 /// One cache line.
 #[derive(Clone, Copy, Debug)]

@@ -1,17 +1,19 @@
-//! The evictable runs, in one ordered set for each class and priority, by last use. In each set
-//! only the oldest or the newest run can have the lowest score.
+//! The evictable runs, in one order for each class and priority, by last use. In each order only
+//! the oldest or the newest run can have the lowest score.
 
 use std::collections::BTreeSet;
 
 use super::{
     class::{BlockClass, CLASSES},
-    runs::{BlockRun, RunLabel},
+    entry::RunEntries,
+    order::LeafOrder,
+    runs::{RunLabel, RunTree},
 };
 
 /// The maximum priority in each direction.
 pub(super) const PRIORITY_MAX: i8 = 4;
 
-/// The number of sets.
+/// The number of orders.
 const SETS: usize = CLASSES * 9;
 
 /// The time for blocks that never expire.
@@ -20,8 +22,8 @@ pub(super) const NEVER: u32 = u32::MAX;
 /// The evictable runs.
 #[derive(Clone, Debug)]
 pub(super) struct EvictableLeaves {
-    sets: Vec<BTreeSet<(u64, u32)>>,
-    /// One bit for each set, set while the set is not empty.
+    sets: Vec<LeafOrder>,
+    /// One bit for each order, set while it is not empty.
     occupied: [u64; SETS.div_ceil(64)],
     /// The runs that expire, by time.
     expiring: BTreeSet<(u32, u32)>,
@@ -44,46 +46,43 @@ impl EvictableLeaves {
     /// No leaves.
     pub(super) fn new() -> EvictableLeaves {
         EvictableLeaves {
-            sets: vec![BTreeSet::new(); SETS],
+            sets: vec![LeafOrder::new(); SETS],
             occupied: [0; SETS.div_ceil(64)],
             expiring: BTreeSet::new(),
         }
     }
 
     /// Adds a run that is now evictable.
-    pub(super) fn insert(&mut self, index: u32, run: &BlockRun) {
-        let set = set(&run.label);
+    pub(super) fn insert(&mut self, runs: &mut RunTree, run: u32) {
+        assert!(!runs.is_listed(run), "run {run} is listed twice");
+        let label = runs.label(run);
+        let set = set(&label);
         if let Some(leaves) = self.sets.get_mut(set) {
-            assert!(
-                leaves.insert((run.touch, index)),
-                "run {index} is listed twice"
-            );
+            leaves.insert(runs.entries_mut(), run);
         }
         if let Some(word) = self.occupied.get_mut(set / 64) {
             *word |= 1 << (set % 64);
         }
-        if run.label.expires != NEVER {
-            self.expiring.insert((run.label.expires, index));
+        if label.expires != NEVER {
+            self.expiring.insert((label.expires, run));
         }
     }
 
     /// Removes a run.
-    pub(super) fn remove(&mut self, index: u32, run: &BlockRun) {
-        let set = set(&run.label);
+    pub(super) fn remove(&mut self, runs: &mut RunTree, run: u32) {
+        let label = runs.label(run);
+        let set = set(&label);
         let Some(leaves) = self.sets.get_mut(set) else {
             return;
         };
-        assert!(
-            leaves.remove(&(run.touch, index)),
-            "run {index} is not listed"
-        );
+        leaves.remove(runs.entries_mut(), run);
         if leaves.is_empty()
             && let Some(word) = self.occupied.get_mut(set / 64)
         {
             *word &= !(1 << (set % 64));
         }
-        if run.label.expires != NEVER {
-            self.expiring.remove(&(run.label.expires, index));
+        if label.expires != NEVER {
+            self.expiring.remove(&(label.expires, run));
         }
     }
 
@@ -93,8 +92,11 @@ impl EvictableLeaves {
         (expires <= now).then_some(run)
     }
 
-    /// The oldest and the newest run of each set.
-    pub(super) fn candidates(&self) -> impl Iterator<Item = LeafCandidate> + '_ {
+    /// The oldest and the newest run of each order.
+    pub(super) fn candidates<'a>(
+        &'a self,
+        runs: &'a RunTree,
+    ) -> impl Iterator<Item = LeafCandidate> + 'a {
         let words = self.occupied.iter().enumerate();
         let sets = words.flat_map(|(at, &word)| {
             let next = |&bits: &u64| Some(bits & (bits.wrapping_sub(1)));
@@ -102,17 +104,16 @@ impl EvictableLeaves {
                 .take_while(|&bits| bits != 0)
                 .map(move |bits| at * 64 + bits.trailing_zeros() as usize)
         });
-        sets.flat_map(|set| {
+        sets.flat_map(move |set| {
             let class = BlockClass::from_index(set % CLASSES);
             let priority = i8::try_from(set / CLASSES).unwrap_or(0) - PRIORITY_MAX;
-            let leaves = self.sets.get(set);
-            let ends = leaves.map(|leaves| (leaves.first(), leaves.last()));
-            let (first, last) = ends.unwrap_or((None, None));
-            let last = last.filter(|&last| Some(last) != first);
-            let both = first.into_iter().chain(last);
-            both.map(move |&(touch, run)| LeafCandidate {
+            let ends = self.sets.get(set).and_then(LeafOrder::ends);
+            let first = ends.map(|(first, _)| first);
+            let last = ends.filter(|(first, last)| first != last);
+            let both = first.into_iter().chain(last.map(|(_, last)| last));
+            both.map(move |run| LeafCandidate {
                 run,
-                touch,
+                touch: runs.touched(run),
                 class,
                 priority,
             })
@@ -121,17 +122,18 @@ impl EvictableLeaves {
 
     /// The number of evictable runs.
     pub(super) fn len(&self) -> usize {
-        self.sets.iter().map(BTreeSet::len).sum()
+        self.sets.iter().map(LeafOrder::len).sum()
     }
 
-    /// Asserts that the bits match the sets.
-    pub(super) fn check(&self, expiring: usize) {
+    /// Asserts the orders, and that the bits match them.
+    pub(super) fn check(&self, runs: &RunEntries, expiring: usize) {
         for (index, leaves) in self.sets.iter().enumerate() {
             let bit = self
                 .occupied
                 .get(index / 64)
                 .map(|word| word >> (index % 64) & 1);
-            assert_eq!(bit == Some(1), !leaves.is_empty(), "set {index}");
+            assert_eq!(bit == Some(1), !leaves.is_empty(), "order {index}");
+            leaves.check(runs);
         }
         assert_eq!(self.expiring.len(), expiring, "leaves that expire");
     }

@@ -8,9 +8,9 @@
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | `runs` | the tree of stored blocks, as runs |
+//! | `runs`, `entry`, `sparse` | the tree of stored blocks, as runs, and its columns |
 //! | `class`, `age` | the class and the age bucket of a run |
-//! | `leaves` | the evictable runs, ordered |
+//! | `leaves`, `order` | the evictable runs, ordered |
 //! | `lesson` | the event counts, and the estimator that turns them into scores |
 //! | `backlog` | events that the policy has not learned from yet |
 //! | `uses`, `stores` | how the policy handles visits and insertions |
@@ -22,10 +22,13 @@
 mod age;
 mod backlog;
 mod class;
+mod entry;
 mod leaves;
 mod lesson;
+mod order;
 mod runs;
 mod said;
+mod sparse;
 mod stores;
 #[cfg(test)]
 mod tests;
@@ -133,16 +136,14 @@ impl Gittins {
     }
 
     fn list(&mut self, run: u32) {
-        if !self.runs.get(run).listed && self.runs.is_free_leaf(run) {
-            self.leaves.insert(run, self.runs.get(run));
-            self.runs.get_mut(run).listed = true;
+        if !self.runs.is_listed(run) && self.runs.is_free_leaf(run) {
+            self.leaves.insert(&mut self.runs, run);
         }
     }
 
     fn unlist(&mut self, run: u32) {
-        if self.runs.get(run).listed {
-            self.leaves.remove(run, self.runs.get(run));
-            self.runs.get_mut(run).listed = false;
+        if self.runs.is_listed(run) {
+            self.leaves.remove(&mut self.runs, run);
         }
     }
 
@@ -151,8 +152,8 @@ impl Gittins {
         let Some(upper) = self.runs.of(block) else {
             return;
         };
-        let listed = self.runs.get(upper).listed;
-        if listed && self.runs.get(upper).tail != block {
+        let listed = self.runs.is_listed(upper);
+        if listed && self.runs.tail(upper) != block {
             self.unlist(upper);
         }
         if let Some(lower) = self.runs.split_after(block)
@@ -169,7 +170,7 @@ impl Gittins {
         }
         let scored = self
             .leaves
-            .candidates()
+            .candidates(&self.runs)
             .map(|leaf| (self.score(&leaf), leaf));
         let least = scored
             .min_by(|(a, first), (b, second)| a.total_cmp(b).then(first.touch.cmp(&second.touch)));
@@ -190,23 +191,23 @@ impl Gittins {
 
     /// The run whose last block is the candidate.
     fn victim(&mut self, now: Tick) -> Option<u32> {
-        if let Some((run, touch)) = self.victim {
-            let entry = self.runs.get(run);
-            if entry.listed && entry.touch == touch {
-                return Some(run);
-            }
+        if let Some((run, touch)) = self.victim
+            && self.runs.is_listed(run)
+            && self.runs.touched(run) == touch
+        {
+            return Some(run);
         }
         let run = self.choose(now)?;
-        self.victim = Some((run, self.runs.get(run).touch));
+        self.victim = Some((run, self.runs.touched(run)));
         Some(run)
     }
 
     /// Removes the last block of `run`.
     fn forget_tail(&mut self, run: u32) {
         self.len -= 1;
-        let label = self.runs.get(run).label;
-        let touch = self.runs.get(run).touch;
-        if self.runs.get(run).len == 1 {
+        let class = self.runs.class(run);
+        let touch = self.runs.touched(run);
+        if self.runs.length(run) == 1 {
             self.unlist(run);
         }
         match self.runs.shorten(run) {
@@ -219,9 +220,11 @@ impl Gittins {
                 self.victim = None;
                 let Some(before) = before else { return };
                 self.list(before);
-                let entry = self.runs.get(before);
                 // A dead end is evicted as a whole.
-                if entry.listed && entry.label.class == label.class && entry.touch == touch {
+                if self.runs.is_listed(before)
+                    && self.runs.class(before) == class
+                    && self.runs.touched(before) == touch
+                {
                     self.victim = Some((before, touch));
                 }
             }
@@ -230,7 +233,7 @@ impl Gittins {
 
     /// The run whose last block was offered.
     fn offered(&self, block: BlockId) -> u32 {
-        let of_run = |run: &u32| self.runs.get(*run).tail == block.0;
+        let of_run = |run: &u32| self.runs.tail(*run) == block.0;
         let run = self.runs.of(block.0).filter(of_run).unwrap_or(NO_RUN);
         assert!(
             run != NO_RUN,
@@ -288,8 +291,9 @@ impl Gittins {
         let mut live = lesson::table();
         let step = self.runs.entries() / SAMPLE_MAX + 1;
         for run in self.runs.iter().step_by(step) {
-            let blocks = (run.len as usize * step) as f32;
-            lesson::add(&mut live, run.label.class, self.clock - run.touch, blocks);
+            let blocks = (self.runs.length(run) as usize * step) as f32;
+            let age = self.clock - self.runs.touched(run);
+            lesson::add(&mut live, self.runs.class(run), age, blocks);
         }
         let step = self.ghosts.len() / SAMPLE_MAX + 1;
         for ghost in self.ghosts.iter().step_by(step) {
@@ -328,16 +332,15 @@ impl EvictionPolicy for Gittins {
     fn candidate(&mut self, now: Tick) -> Option<BlockId> {
         self.catch_up();
         let run = self.victim(now)?;
-        Some(BlockId(self.runs.get(run).tail))
+        Some(BlockId(self.runs.tail(run)))
     }
 
     fn evicted(&mut self, block: BlockId, key: &BlockKey) {
         let run = self.offered(block);
-        let entry = self.runs.get(run);
         let ghost = GittinsGhost {
-            touch: lower_half(entry.touch),
-            class: entry.label.class,
-            count: entry.label.count,
+            touch: lower_half(self.runs.touched(run)),
+            class: self.runs.class(run),
+            count: self.runs.label(run).count,
         };
         if self.ghosts.len() >= GHOSTS_MIN.max(self.blocks / 2) + EXCESS_MAX {
             self.forget_excess();
@@ -365,9 +368,8 @@ impl EvictionPolicy for Gittins {
             return;
         };
         self.unlist(run);
-        let entry = self.runs.get(run);
-        let age = self.clock - entry.touch;
-        self.observed.end(entry.label.class, age, 1.0);
+        let age = self.clock - self.runs.touched(run);
+        self.observed.end(self.runs.class(run), age, 1.0);
         if let Some(before) = self.runs.cut_out(run) {
             self.list(before);
         }
@@ -418,14 +420,13 @@ impl EvictionPolicy for Gittins {
         self.ghosts.check();
         let mut expiring = 0;
         for run in self.runs.iter() {
-            let index = self.runs.of(run.tail);
-            let free = index.is_some_and(|index| self.runs.is_free_leaf(index));
-            assert_eq!(run.listed, free, "run of {} among the leaves", run.tail);
-            expiring += usize::from(run.listed && run.label.expires != NEVER);
-            assert!(run.touch <= self.clock, "used in the future");
+            let listed = self.runs.is_listed(run);
+            assert_eq!(listed, self.runs.is_free_leaf(run), "run {run} as a leaf");
+            expiring += usize::from(listed && self.runs.label(run).expires != NEVER);
+            assert!(self.runs.touched(run) <= self.clock, "used in the future");
         }
-        let listed = self.runs.iter().filter(|run| run.listed).count();
-        assert_eq!(self.leaves.len(), listed, "leaves");
-        self.leaves.check(expiring);
+        let listed = self.runs.iter().filter(|&run| self.runs.is_listed(run));
+        assert_eq!(self.leaves.len(), listed.count(), "leaves");
+        self.leaves.check(self.runs.all(), expiring);
     }
 }

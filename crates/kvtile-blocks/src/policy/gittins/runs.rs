@@ -9,12 +9,20 @@
 //! A block knows its run and its parent. A run knows its first and last block, the first of its
 //! children and its siblings. A run is split where a chain leaves it. This module neither scores
 //! runs nor chooses which one to evict.
+//!
+//! Each block of a pool may be a run of its own, so a run takes 20 bytes ([`RunEntry`]). What such
+//! a run does not need is in sparse columns: parents, siblings, a first block other than the last,
+//! and hints.
 
-use super::class::BlockClass;
-use crate::policy::{
-    EvictionRefusal,
-    column::{IdColumn, NONE},
-    ghosts::KeyPrint,
+use super::{
+    class::BlockClass,
+    entry::{RunEntries, RunEntry},
+    leaves::NEVER,
+    sparse::SparseColumn,
+};
+use crate::{
+    grow::grow,
+    policy::{EvictionRefusal, column::NONE, ghosts::KeyPrint},
 };
 
 /// The properties that all blocks of a run share.
@@ -30,212 +38,326 @@ pub(super) struct RunLabel {
     pub(super) expires: u32,
 }
 
-/// Consecutive blocks of a chain.
+/// A new run of one block.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BlockRun {
-    /// The clock at the last use of its blocks.
+pub(super) struct NewRun {
+    pub(super) block: u32,
+    pub(super) parent: Option<u32>,
     pub(super) touch: u64,
-    /// The properties of its blocks.
     pub(super) label: RunLabel,
-    /// Its first block.
-    pub(super) head: u32,
-    /// Its last block; [`NONE`] in a free entry.
-    pub(super) tail: u32,
-    /// The number of blocks.
-    pub(super) len: u32,
-    /// The number of child runs.
-    pub(super) children: u32,
-    /// One of the child runs; in a free entry, the next free entry.
-    pub(super) first_child: u32,
-    next_sibling: u32,
-    previous_sibling: u32,
-    /// Whether it is among the evictable leaves.
-    pub(super) listed: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct RunMembership {
-    run: u32,
-    parent: u32,
+/// An id, absent by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MaybeId(u32);
+
+impl Default for MaybeId {
+    fn default() -> MaybeId {
+        MaybeId(NONE)
+    }
+}
+
+/// The first block of a run, absent if the run has one block, and the number of further blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct RunSpan {
+    head: MaybeId,
+    more: u32,
+}
+
+/// The runs with the same parent run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct RunSiblings {
+    next: MaybeId,
+    previous: MaybeId,
+}
+
+/// The callers' hints for a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct RunHints {
+    priority: i8,
+    expires: u32,
+}
+
+impl Default for RunHints {
+    fn default() -> RunHints {
+        RunHints {
+            priority: 0,
+            expires: NEVER,
+        }
+    }
 }
 
 /// The tree.
 #[derive(Clone, Debug)]
 pub(super) struct RunTree {
-    places: IdColumn<RunMembership>,
+    blocks: usize,
+    /// The run of each block; as long as the largest id so far requires.
+    runs: Vec<u32>,
+    /// The parent of each block.
+    parents: SparseColumn<MaybeId>,
     /// Why a block is set aside, while it is refused.
-    aside: IdColumn<Option<EvictionRefusal>>,
-    /// Grows to the largest number of runs so far.
-    runs: IdColumn<BlockRun>,
+    aside: SparseColumn<Option<EvictionRefusal>>,
+    entries: RunEntries,
+    spans: SparseColumn<RunSpan>,
+    siblings: SparseColumn<RunSiblings>,
+    hints: SparseColumn<RunHints>,
+    /// The first of the free entries.
     free: u32,
 }
 
 impl RunTree {
     /// No runs, for `blocks` blocks.
     pub(super) fn new(blocks: usize) -> RunTree {
-        let place = RunMembership {
-            run: NONE,
-            parent: NONE,
-        };
         RunTree {
-            places: IdColumn::new(blocks, place),
-            aside: IdColumn::new(blocks, None),
-            runs: IdColumn::empty(),
+            blocks,
+            runs: Vec::new(),
+            parents: SparseColumn::new(),
+            aside: SparseColumn::new(),
+            entries: RunEntries::new(blocks),
+            spans: SparseColumn::new(),
+            siblings: SparseColumn::new(),
+            hints: SparseColumn::new(),
             free: NONE,
         }
     }
 
     /// The run of a stored block.
+    #[inline]
     pub(super) fn of(&self, block: u32) -> Option<u32> {
-        let run = self.places[block].run;
-        (run != NONE).then_some(run)
+        let run = self.runs.get(block as usize).copied();
+        run.filter(|&run| run != NONE)
     }
 
-    /// The run.
-    #[inline]
-    pub(super) fn get(&self, run: u32) -> &BlockRun {
-        &self.runs[run]
+    /// The entries, for the order of the leaves.
+    pub(super) fn all(&self) -> &RunEntries {
+        &self.entries
     }
 
-    /// The run.
+    /// The entries, for the order of the leaves.
+    pub(super) fn entries_mut(&mut self) -> &mut RunEntries {
+        &mut self.entries
+    }
+
+    /// The clock at the last use of a run's blocks.
     #[inline]
-    pub(super) fn get_mut(&mut self, run: u32) -> &mut BlockRun {
-        &mut self.runs[run]
+    pub(super) fn touched(&self, run: u32) -> u64 {
+        self.entries[run].touched()
+    }
+
+    /// Sets the clock at the last use of the blocks of a run, which is not among the leaves.
+    pub(super) fn set_touched(&mut self, run: u32, clock: u64) {
+        self.entries[run].set_touched(clock);
+    }
+
+    /// The last block of a run.
+    #[inline]
+    pub(super) fn tail(&self, run: u32) -> u32 {
+        self.entries[run].tail
+    }
+
+    /// The number of blocks of a run.
+    #[inline]
+    pub(super) fn length(&self, run: u32) -> u32 {
+        self.spans.get(run).more + 1
+    }
+
+    /// The number of child runs of a run.
+    #[inline]
+    pub(super) fn child_count(&self, run: u32) -> u32 {
+        self.entries[run].children()
+    }
+
+    /// Whether a run is among the evictable leaves.
+    #[inline]
+    pub(super) fn is_listed(&self, run: u32) -> bool {
+        self.entries[run].is_listed()
+    }
+
+    /// The class of a run's blocks.
+    #[inline]
+    pub(super) fn class(&self, run: u32) -> BlockClass {
+        self.entries[run].class
+    }
+
+    /// The properties of a run's blocks.
+    #[inline]
+    pub(super) fn label(&self, run: u32) -> RunLabel {
+        let RunHints { priority, expires } = self.hints.get(run);
+        let entry = &self.entries[run];
+        RunLabel {
+            class: entry.class,
+            count: entry.count(),
+            priority,
+            expires,
+        }
+    }
+
+    /// Sets the properties of a run that is not among the leaves.
+    pub(super) fn set_label(&mut self, run: u32, label: RunLabel) {
+        let RunLabel {
+            class,
+            count,
+            priority,
+            expires,
+        } = label;
+        self.entries[run].class = class;
+        self.entries[run].set_count(count);
+        self.hints.set(run, RunHints { priority, expires });
+    }
+
+    /// Sets the class of a run that is not among the leaves.
+    pub(super) fn set_class(&mut self, run: u32, class: BlockClass) {
+        self.entries[run].class = class;
+    }
+
+    /// The first block of a run.
+    fn head(&self, run: u32) -> u32 {
+        match self.spans.get(run).head {
+            MaybeId(NONE) => self.entries[run].tail,
+            MaybeId(head) => head,
+        }
     }
 
     /// The stored parent of a block.
+    #[inline]
     pub(super) fn parent(&self, block: u32) -> Option<u32> {
-        let parent = self.places[block].parent;
+        let MaybeId(parent) = self.parents.get(block);
         (parent != NONE).then_some(parent)
     }
 
     /// The parent run of a run.
     pub(super) fn parent_run(&self, run: u32) -> Option<u32> {
-        self.of(self.parent(self.runs[run].head)?)
+        self.of(self.parent(self.head(run))?)
     }
 
     /// Sets or clears the reason why a block is set aside.
     pub(super) fn set_aside(&mut self, block: u32, refusal: Option<EvictionRefusal>) {
-        self.aside[block] = refusal;
+        self.aside.set(block, refusal);
     }
 
     /// Why a block is set aside, if it is.
     pub(super) fn aside(&self, block: u32) -> Option<EvictionRefusal> {
-        self.aside[block]
+        self.aside.get(block)
     }
 
     /// Whether a run may be offered: it has no child run, and its last block is not set aside.
     pub(super) fn is_free_leaf(&self, run: u32) -> bool {
-        let BlockRun { children, tail, .. } = self.runs[run];
-        children == 0 && self.aside[tail].is_none()
+        let entry = &self.entries[run];
+        entry.children() == 0 && self.aside(entry.tail).is_none()
     }
 
     /// The child runs of a run.
     pub(super) fn children(&self, run: u32) -> impl Iterator<Item = u32> + '_ {
-        let mut at = match self.runs[run].children {
-            0 => NONE,
-            _ => self.runs[run].first_child,
-        };
+        let mut at = self.entries[run].first_child();
         std::iter::from_fn(move || {
             let child = (at != NONE).then_some(at)?;
-            at = self.runs[child].next_sibling;
+            MaybeId(at) = self.siblings.get(child).next;
             Some(child)
         })
     }
 
     /// Stores the print of a new block that will get a run later. Until then the print is in the
-    /// run's field.
+    /// place of the run.
     pub(super) fn note(&mut self, block: u32, print: KeyPrint) {
-        let place = &mut self.places[block];
-        assert!(place.run == NONE, "block {block} is stored twice");
-        place.run = print.bits();
+        grow(&mut self.runs, (block as usize + 1, self.blocks), NONE);
+        assert!(self.of(block).is_none(), "block {block} is stored twice");
+        self.place(block, print.bits());
     }
 
     /// The print of a block that [`note`](RunTree::note) stored.
     pub(super) fn noted(&self, block: u32) -> KeyPrint {
-        KeyPrint::of_bits(self.places[block].run)
+        KeyPrint::of_bits(self.of(block).unwrap_or(NONE))
     }
 
-    /// Starts a run with one block after `parent`, which is the last block of its run.
-    pub(super) fn start(
-        &mut self,
-        block: u32,
-        parent: Option<u32>,
-        touch: u64,
-        label: RunLabel,
-    ) -> u32 {
-        let run = BlockRun {
-            touch,
-            label,
-            head: block,
-            tail: block,
-            len: 1,
-            children: 0,
-            first_child: NONE,
-            next_sibling: NONE,
-            previous_sibling: NONE,
-            listed: false,
-        };
-        let parent = parent.unwrap_or(NONE);
-        let run = self.allocate(run);
-        self.places[block] = RunMembership { run, parent };
-        self.aside[block] = None;
+    #[inline]
+    fn place(&mut self, block: u32, run: u32) {
+        let place = self.runs.get_mut(block as usize);
+        assert!(place.is_some(), "block {block} was never stored");
+        place.into_iter().for_each(|place| *place = run);
+    }
+
+    /// Starts a run with one block after its parent, which is the last block of its run.
+    pub(super) fn start(&mut self, new: NewRun) -> u32 {
+        let run = self.allocate(RunEntry::new(new.block, new.touch));
+        self.set_label(run, new.label);
+        self.spans.set(run, RunSpan::default());
+        self.siblings.set(run, RunSiblings::default());
+        self.place(new.block, run);
+        self.parents
+            .set(new.block, MaybeId(new.parent.unwrap_or(NONE)));
+        self.aside.set(new.block, None);
         self.attach(run);
         run
     }
 
     /// Appends a block to a run without child runs.
     pub(super) fn extend(&mut self, run: u32, block: u32) {
-        let parent = self.runs[run].tail;
-        self.places[block] = RunMembership { run, parent };
-        self.aside[block] = None;
-        let run = &mut self.runs[run];
-        run.tail = block;
-        run.len += 1;
+        let tail = self.entries[run].tail;
+        let span = self.spans.get(run);
+        let head = match span.head {
+            MaybeId(NONE) => MaybeId(tail),
+            head => head,
+        };
+        let more = span.more + 1;
+        self.spans.set(run, RunSpan { head, more });
+        self.place(block, run);
+        self.parents.set(block, MaybeId(tail));
+        self.aside.set(block, None);
+        self.entries[run].tail = block;
     }
 
     /// Splits a run so that `block` is its last. Returns the new run of the blocks after it, if
-    /// any. The new run has the same label and is not listed.
+    /// any. The new run has the same label and is not listed. The other one is not, either, unless
+    /// it is not split.
     pub(super) fn split_after(&mut self, block: u32) -> Option<u32> {
         let upper = self.of(block)?;
-        let whole = self.runs[upper];
+        let whole = self.entries[upper];
         if whole.tail == block {
             return None;
         }
-        let lower = self.allocate(BlockRun {
-            previous_sibling: NONE,
-            next_sibling: NONE,
-            listed: false,
-            ..whole
-        });
+        assert!(!whole.is_listed(), "run {upper} is split among the leaves");
+        let lower = self.allocate(whole);
+        self.hints.set(lower, self.hints.get(upper));
+        self.siblings.set(lower, RunSiblings::default());
         let (mut at, mut head, mut len) = (whole.tail, whole.tail, 0);
         while at != block {
-            let place = &mut self.places[at];
-            place.run = lower;
-            (head, at) = (at, place.parent);
+            self.place(at, lower);
+            head = at;
             len += 1;
+            MaybeId(at) = self.parents.get(at);
         }
-        let run = &mut self.runs[lower];
-        (run.head, run.len) = (head, len);
-        let run = &mut self.runs[upper];
-        run.tail = block;
-        run.len -= len;
-        run.children = 1;
-        run.first_child = lower;
+        self.set_span(lower, (head, len));
+        let first = self.head(upper);
+        let left = self.length(upper) - len;
+        self.entries[upper].tail = block;
+        self.set_span(upper, (first, left));
+        self.entries[upper].set_children(lower, 1);
         Some(lower)
+    }
+
+    fn set_span(&mut self, run: u32, (head, len): (u32, u32)) {
+        let span = match len {
+            1 => RunSpan::default(),
+            _ => RunSpan {
+                head: MaybeId(head),
+                more: len - 1,
+            },
+        };
+        self.spans.set(run, span);
     }
 
     /// Removes the last block of a run without child runs, and the run itself if that was its only
     /// block.
     pub(super) fn shorten(&mut self, run: u32) -> ShortenedRun {
-        let BlockRun { tail, len, .. } = self.runs[run];
-        let parent = self.places[tail].parent;
-        self.aside[tail] = None;
-        if len > 1 {
+        let tail = self.entries[run].tail;
+        let span = self.spans.get(run);
+        self.aside.set(tail, None);
+        if span.more > 0 {
+            let MaybeId(parent) = self.parents.get(tail);
             self.forget(tail);
-            let run = &mut self.runs[run];
-            run.tail = parent;
-            run.len = len - 1;
+            self.entries[run].tail = parent;
+            let MaybeId(head) = span.head;
+            self.set_span(run, (head, span.more));
             return ShortenedRun::Still;
         }
         let before = self.detach(run);
@@ -247,11 +369,10 @@ impl RunTree {
     /// Removes a run of one block from the tree; its children lose their parent. Returns the parent
     /// run.
     pub(super) fn cut_out(&mut self, run: u32) -> Option<u32> {
-        while self.runs[run].children > 0 {
-            let child = self.runs[run].first_child;
+        while self.child_count(run) > 0 {
+            let child = self.entries[run].first_child();
             self.detach(child);
-            let head = self.runs[child].head;
-            self.places[head].parent = NONE;
+            self.parents.set(self.head(child), MaybeId(NONE));
         }
         match self.shorten(run) {
             ShortenedRun::Gone { before } => before,
@@ -260,39 +381,40 @@ impl RunTree {
     }
 
     /// All runs.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &BlockRun> {
-        self.runs.iter().filter(|run| run.tail != NONE)
+    pub(super) fn iter(&self) -> impl Iterator<Item = u32> {
+        let entries = (0_u32..).zip(self.entries.iter());
+        let used = entries.filter(|(_, entry)| entry.tail != NONE);
+        used.map(|(run, _)| run)
     }
 
     /// The number of run entries, free ones included.
     pub(super) fn entries(&self) -> usize {
-        self.runs.len()
+        self.entries.len()
     }
 
     fn forget(&mut self, block: u32) {
-        self.places[block] = RunMembership {
-            run: NONE,
-            parent: NONE,
-        };
+        self.place(block, NONE);
+        self.parents.set(block, MaybeId(NONE));
     }
 
-    fn allocate(&mut self, run: BlockRun) -> u32 {
+    fn allocate(&mut self, entry: RunEntry) -> u32 {
         if self.free == NONE {
-            return self.runs.push(run);
+            return self.entries.push(entry);
         }
         let at = self.free;
-        self.free = self.runs[at].first_child;
-        self.runs[at] = run;
+        self.free = self.entries[at].next_free();
+        self.entries[at] = entry;
         at
     }
 
     fn release(&mut self, run: u32) {
-        let free = self.free;
-        let entry = &mut self.runs[run];
-        assert!(!entry.listed, "a removed run is still among the leaves");
+        let entry = &mut self.entries[run];
+        assert!(
+            !entry.is_listed(),
+            "a removed run is still among the leaves"
+        );
         entry.tail = NONE;
-        entry.children = 0;
-        entry.first_child = free;
+        entry.set_children(self.free, 0);
         self.free = run;
     }
 
@@ -301,79 +423,86 @@ impl RunTree {
         let Some(parent) = self.parent_run(run) else {
             return;
         };
-        let first = match self.runs[parent].children {
-            0 => NONE,
-            _ => self.runs[parent].first_child,
-        };
-        self.runs[run].next_sibling = first;
+        let first = self.entries[parent].first_child();
+        let next = MaybeId(first);
+        let previous = MaybeId(NONE);
+        self.siblings.set(run, RunSiblings { next, previous });
         if first != NONE {
-            self.runs[first].previous_sibling = run;
+            let next = self.siblings.get(first).next;
+            let previous = MaybeId(run);
+            self.siblings.set(first, RunSiblings { next, previous });
         }
-        let parent = &mut self.runs[parent];
-        parent.first_child = run;
-        parent.children += 1;
+        let children = self.entries[parent].children();
+        self.entries[parent].set_children(run, children + 1);
     }
 
     /// The inverse of [`attach`](RunTree::attach). Returns the parent run.
     fn detach(&mut self, run: u32) -> Option<u32> {
         let parent = self.parent_run(run)?;
-        let BlockRun {
-            next_sibling: next,
-            previous_sibling: previous,
-            ..
-        } = self.runs[run];
+        let RunSiblings { next, previous } = self.siblings.get(run);
+        let children = self.entries[parent].children() - 1;
         match previous {
-            NONE => self.runs[parent].first_child = next,
-            previous => self.runs[previous].next_sibling = next,
+            MaybeId(NONE) => {
+                let MaybeId(first) = next;
+                self.entries[parent].set_children(first, children);
+            }
+            MaybeId(at) => {
+                let first = self.entries[parent].first_child();
+                self.entries[parent].set_children(first, children);
+                let previous = self.siblings.get(at).previous;
+                self.siblings.set(at, RunSiblings { next, previous });
+            }
         }
-        if next != NONE {
-            self.runs[next].previous_sibling = previous;
+        if let MaybeId(at) = next
+            && at != NONE
+        {
+            let next = self.siblings.get(at).next;
+            self.siblings.set(at, RunSiblings { next, previous });
         }
-        let entry = &mut self.runs[run];
-        (entry.next_sibling, entry.previous_sibling) = (NONE, NONE);
-        self.runs[parent].children -= 1;
+        self.siblings.set(run, RunSiblings::default());
         Some(parent)
     }
 
     /// Asserts the invariants. Returns the number of blocks.
     pub(super) fn check(&self) -> usize {
         let mut blocks = 0;
-        for (index, run) in (0_u32..).zip(self.runs.iter()) {
-            if run.tail == NONE {
-                assert!(!run.listed, "free run {index} is listed");
+        for (index, entry) in (0_u32..).zip(self.entries.iter()) {
+            if entry.tail == NONE {
+                assert!(!entry.is_listed(), "free run {index} is listed");
                 continue;
             }
-            let (mut at, mut len) = (run.tail, 1);
-            while at != run.head {
-                assert_eq!(self.places[at].run, index, "run of block {at}");
-                at = self.places[at].parent;
+            let (head, length) = (self.head(index), self.length(index));
+            let (mut at, mut len) = (entry.tail, 1);
+            while at != head {
+                assert_eq!(self.of(at), Some(index), "run of block {at}");
+                MaybeId(at) = self.parents.get(at);
                 len += 1;
-                assert!(len <= run.len, "run {index} is longer than its length");
+                assert!(len <= length, "run {index} is longer than its length");
             }
-            assert_eq!((self.places[at].run, len), (index, run.len), "run {index}");
-            blocks += run.len as usize;
+            assert_eq!((self.of(at), len), (Some(index), length), "run {index}");
+            blocks += length as usize;
             let mut children = 0;
             for child in self.children(index) {
                 assert_eq!(self.parent_run(child), Some(index), "parent of run {child}");
-                assert_eq!(self.parent(self.runs[child].head), Some(run.tail));
+                assert_eq!(self.parent(self.head(child)), Some(entry.tail));
                 assert!(
-                    self.runs[child].touch <= run.touch,
+                    self.touched(child) <= entry.touched(),
                     "{child} is younger than {index}"
                 );
                 children += 1;
             }
-            assert_eq!(children, run.children, "children of run {index}");
+            assert_eq!(children, entry.children(), "children of run {index}");
         }
-        let placed = self.places.iter().filter(|place| place.run != NONE).count();
+        let placed = self.runs.iter().filter(|&&run| run != NONE).count();
         assert_eq!(placed, blocks, "blocks in runs");
         let free = std::iter::successors((self.free != NONE).then_some(self.free), |&run| {
-            let next = self.runs[run].first_child;
+            let next = self.entries[run].next_free();
             (next != NONE).then_some(next)
         });
         let free = free
-            .inspect(|&run| assert_eq!(self.runs[run].tail, NONE))
+            .inspect(|&run| assert_eq!(self.entries[run].tail, NONE))
             .count();
-        assert_eq!(free + self.iter().count(), self.runs.len(), "runs");
+        assert_eq!(free + self.iter().count(), self.entries.len(), "runs");
         blocks
     }
 }

@@ -4,7 +4,7 @@
 use super::{
     Gittins, GittinsGhost,
     class::{self, BlockClass, COUNT_MAX},
-    runs::RunLabel,
+    runs::{NewRun, RunLabel},
 };
 use crate::BlockId;
 
@@ -44,7 +44,7 @@ impl Gittins {
                         self.split_after(parent);
                     }
                     let before = parent.and_then(|parent| self.runs.of(parent));
-                    let label = before.map(|run| self.runs.get(run).label);
+                    let label = before.map(|run| self.runs.label(run));
                     let label = self.label(ghost, label, partial, said);
                     let run = self.insert(block.0, before.and(parent), label);
                     open = Some((run, label));
@@ -91,17 +91,14 @@ impl Gittins {
     fn insert(&mut self, block: u32, parent: Option<u32>, label: RunLabel) -> u32 {
         let now = self.clock;
         let before = parent.and_then(|parent| self.runs.of(parent));
-        let extends = before.filter(|&run| {
-            let run = self.runs.get(run);
-            run.children == 0 && run.label == label
-        });
+        let same = |&run: &u32| self.runs.child_count(run) == 0 && self.runs.label(run) == label;
+        let extends = before.filter(same);
         match (extends, before) {
             (Some(run), _) => {
                 self.runs.extend(run, block);
-                let entry = self.runs.get(run);
                 // A request that stores block after block uses its run all the time. Updating an
                 // ordered set each time is not worth it.
-                if now - entry.touch > u64::from(entry.len) * 2 {
+                if now - self.runs.touched(run) > u64::from(self.runs.length(run)) * 2 {
                     self.unlist(run);
                     self.refresh(run);
                 }
@@ -113,7 +110,12 @@ impl Gittins {
                     self.unlist(before);
                     self.refresh(before);
                 }
-                let run = self.runs.start(block, parent, now, label);
+                let run = self.runs.start(NewRun {
+                    block,
+                    parent,
+                    touch: now,
+                    label,
+                });
                 self.list(run);
                 run
             }
@@ -124,9 +126,9 @@ impl Gittins {
     pub(super) fn refresh(&mut self, run: u32) {
         let mut at = Some(run);
         while let Some(run) = at
-            && self.runs.get(run).touch < self.clock
+            && self.runs.touched(run) < self.clock
         {
-            self.runs.get_mut(run).touch = self.clock;
+            self.runs.set_touched(run, self.clock);
             at = self.runs.parent_run(run);
         }
     }

@@ -60,31 +60,31 @@ impl Gittins {
     fn touch(&mut self, run: u32, kind: Option<u8>, said: &RunLabel) {
         self.unlist(run);
         let now = self.clock;
-        let entry = self.runs.get_mut(run);
         let RunLabel {
             class,
             count,
             priority,
             expires,
-        } = entry.label;
-        let age = now - entry.touch;
-        self.observed.hit(class, age, entry.len as f32);
+        } = self.runs.label(run);
+        let age = now - self.runs.touched(run);
+        self.observed.hit(class, age, self.runs.length(run) as f32);
         let count = (count + 1).min(COUNT_MAX);
         let kind = kind.unwrap_or(class::used(count));
-        entry.touch = now;
-        entry.label = RunLabel {
+        self.runs.set_touched(run, now);
+        let label = RunLabel {
             class: BlockClass::new(kind, said.class.output()),
             count,
             priority: towards(priority, said.priority),
             expires: expires.max(said.expires),
         };
+        self.runs.set_label(run, label);
         self.list(run);
     }
 
     /// Passes over all descendants of `run`, the last run of a request: the request continued
     /// differently or ended there.
     fn pass_over(&mut self, run: u32) {
-        if self.runs.get(run).children > PASSED_CHILDREN_MAX {
+        if self.runs.child_count(run) > PASSED_CHILDREN_MAX {
             return;
         }
         let mut stack = std::mem::take(&mut self.stack);
@@ -92,19 +92,19 @@ impl Gittins {
         let mut passed = 0;
         while let Some(run) = stack.pop() {
             // If a run is at the cap of passes, so are all of its descendants.
-            let Some(class) = self.runs.get(run).label.class.passed() else {
+            let Some(class) = self.runs.class(run).passed() else {
                 continue;
             };
             if passed >= PASSED_BLOCKS_MAX {
                 break;
             }
             self.unlist(run);
-            let entry = self.runs.get_mut(run);
-            let (age, blocks) = (self.clock - entry.touch, entry.len as f32);
-            self.observed.end(entry.label.class, age, blocks);
-            self.observed.enter(class, age, blocks);
-            passed += entry.len;
-            entry.label.class = class;
+            let age = self.clock - self.runs.touched(run);
+            let length = self.runs.length(run);
+            self.observed.end(self.runs.class(run), age, length as f32);
+            self.observed.enter(class, age, length as f32);
+            passed += length;
+            self.runs.set_class(run, class);
             self.list(run);
             stack.extend(self.runs.children(run));
         }

@@ -27,6 +27,7 @@ mod open;
 mod read;
 mod report;
 mod scan;
+mod slots;
 mod standing;
 mod stats;
 mod table;
@@ -46,7 +47,6 @@ pub(super) use scan::{RecordRun, RecordScan, ScanScope, each_run, is_end};
 use std::{io, sync::Arc};
 
 use kvtile_blocks::BlockKey;
-use kvtile_memory::AlignedBuffer;
 use parking_lot::{Mutex, MutexGuard};
 
 pub(super) use stats::StoreCounter;
@@ -57,7 +57,6 @@ use self::{
     table::SlotTable,
 };
 use super::{
-    capacity::PAGE,
     manifest::{Manifest, ManifestGroup, file_name},
     medium::BatchIo,
     record::{RecordForm, StoreId},
@@ -193,31 +192,11 @@ impl SlotStore {
         Ok(())
     }
 
-    /// Reads every slot that holds a block and verifies it. The iterator yields each slot with the
-    /// outcome; it skips slots that are erased concurrently.
-    ///
-    /// # Errors
-    /// The buffer for one block cannot be allocated.
-    pub fn verify(
-        &self,
-    ) -> Result<impl Iterator<Item = (u32, Result<(), SlotMiss>)> + '_, kvtile_memory::MemoryError>
-    {
-        let bytes = usize::try_from(self.block_bytes()).unwrap_or(usize::MAX);
-        let mut buffer = AlignedBuffer::new(bytes, PAGE)?;
-        Ok((0..self.slots()).filter_map(move |slot| {
-            let key = self.key(slot)?;
-            match self.read(slot, &key, &mut buffer) {
-                Err(SlotMiss::Empty | SlotMiss::WrongKey | SlotMiss::Replaced) => None,
-                read => Some((slot, read)),
-            }
-        }))
-    }
-
-    /// The key of the block in `slot`, if it can be read.
+    /// Whether `slot` holds a block with this key that can be read. The store compares a hash of 32
+    /// bits; reads verify the whole key.
     #[must_use]
-    pub fn key(&self, slot: u32) -> Option<BlockKey> {
-        let entry = *self.table().entry(slot)?;
-        matches!(entry.state, SlotState::Written | SlotState::Durable).then_some(entry.key)
+    pub fn holds(&self, slot: u32, key: &BlockKey) -> bool {
+        self.table().find(slot, key).is_ok()
     }
 
     /// The state of a slot; `Empty` for slots that the store does not have.
@@ -248,9 +227,8 @@ impl SlotStore {
         let durable = {
             let table = self.table();
             let durable = |(slot, key): &(u32, BlockKey)| {
-                table
-                    .entry(*slot)
-                    .is_some_and(|entry| entry.state == SlotState::Durable && entry.key == *key)
+                let found = table.find(*slot, key);
+                found.is_ok_and(|entry| entry.state == SlotState::Durable)
             };
             blocks.iter().map(durable).collect()
         };

@@ -12,7 +12,7 @@ use super::{
     },
     SlotRead, SlotStore, is_end,
     report::SlotMiss::{self, Buffer, Checksum, Io, Replaced, Truncated},
-    table::SlotEntry,
+    slots::SlotEntry,
 };
 use crate::{
     error::{SlotError, TierError},
@@ -163,7 +163,7 @@ impl SlotStore {
             let slot = read.slot;
             let entry = table.find(slot, &read.key)?;
             let expected = ExpectedBlock {
-                key: entry.key,
+                key: read.key,
                 position: entry.position,
                 pieces,
                 sums: table.sums(slot).into(),
@@ -183,7 +183,7 @@ impl SlotStore {
         for there in entries {
             if let Some(outcome) = outcomes.get_mut(there.at)
                 && failed(outcome)
-                && !table.holds(there.slot, there.entry.write)
+                && !table.holds(there.slot, (there.entry.place, there.entry.write))
             {
                 *outcome = Some(Err(Replaced));
             }

@@ -17,16 +17,17 @@
 use std::mem;
 
 use kvtile_blocks::BlockKey;
-use kvtile_layout::broken;
 
-use super::{super::record::SlotRecord, free::FreePlaces, report::SlotMiss};
+use super::{
+    super::record::SlotRecord,
+    free::FreePlaces,
+    report::SlotMiss,
+    slots::{EMPTY, NOWHERE, SlotEntries, SlotEntry, SlotPrint},
+};
 use crate::{
     error::{SlotError, TierError},
     tier::BlockPieces,
 };
-
-/// The place of an empty slot: none.
-const NOWHERE: u32 = u32::MAX;
 
 /// The state of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,31 +42,12 @@ pub enum SlotState {
     Durable,
 }
 
-/// The table's entry for a slot.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SlotEntry {
-    pub(super) key: BlockKey,
-    /// The number of the write that filled the slot, unique in the table.
-    pub(super) write: u64,
-    pub(super) position: u32,
-    pub(super) place: u32,
-    pub(super) state: SlotState,
-}
-
-const EMPTY: SlotEntry = SlotEntry {
-    key: BlockKey::from_bytes([0; 16]),
-    write: 0,
-    position: 0,
-    place: NOWHERE,
-    state: SlotState::Empty,
-};
-
 /// A written block whose record is not on the disk yet.
 #[derive(Clone, Debug)]
 pub(super) struct PendingWrite {
     pub(super) slot: u32,
     pub(super) place: u32,
-    pub(super) write: u64,
+    pub(super) write: u32,
     pub(super) record: SlotRecord,
 }
 
@@ -111,11 +93,7 @@ impl SlotCommit {
 
 #[derive(Debug)]
 pub(super) struct SlotTable {
-    entries: Vec<SlotEntry>,
-    /// Pieces per block.
-    pieces: usize,
-    /// The checksums of the pieces of every slot, in the order of the slots.
-    sums: Vec<u64>,
+    entries: SlotEntries,
     places: u32,
     free: FreePlaces,
     stale: Vec<u32>,
@@ -124,7 +102,7 @@ pub(super) struct SlotTable {
     erasing: usize,
     /// The number of places whose slot was erased while its write was in flight.
     abandoned: usize,
-    next_write: u64,
+    next_write: u32,
     next_sequence: u64,
     /// The sync that takes everything that is pending now.
     epoch: u64,
@@ -145,25 +123,23 @@ impl SlotTable {
         stale: Vec<u32>,
         next_sequence: u64,
     ) -> SlotTable {
-        let mut entries = vec![EMPTY; slots as usize];
-        let pieces = pieces.count();
-        let mut sums = vec![0; slots as usize * pieces];
+        let mut entries = SlotEntries::new(slots, pieces.count());
         let mut taken = vec![false; places as usize];
         let mut mark = |place: u32| {
             if let Some(taken) = taken.get_mut(place as usize) {
                 *taken = true;
             }
         };
-        let kept = entries.iter_mut().zip(sums.chunks_exact_mut(pieces));
-        for ((entry, sums), (place, record)) in kept.zip(recovered) {
-            sums.copy_from_slice(&record.sums);
-            *entry = SlotEntry {
-                key: record.key,
+        for (slot, (place, record)) in (0..slots).zip(recovered) {
+            let entry = SlotEntry {
+                print: SlotPrint::of(&record.key),
                 write: 0,
                 position: record.position,
                 place: *place,
                 state: SlotState::Durable,
             };
+            entries.set(slot, &entry);
+            entries.set_sums(slot, &record.sums);
             mark(*place);
         }
         stale.iter().copied().for_each(mark);
@@ -171,8 +147,6 @@ impl SlotTable {
             used: u32::try_from(recovered.len()).map_or(slots, |count| count.min(slots)),
             free: FreePlaces::of(&taken),
             entries,
-            pieces,
-            sums,
             places,
             stale,
             pending: Vec::new(),
@@ -187,7 +161,7 @@ impl SlotTable {
     }
 
     pub(super) fn slots(&self) -> u32 {
-        u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
+        self.entries.slots()
     }
 
     pub(super) fn used(&self) -> u32 {
@@ -216,31 +190,34 @@ impl SlotTable {
         self.epoch
     }
 
-    pub(super) fn entry(&self, slot: u32) -> Option<&SlotEntry> {
-        self.entries.get(slot as usize)
+    pub(super) fn entry(&self, slot: u32) -> Option<SlotEntry> {
+        self.entries.get(slot)
     }
 
-    /// Whether `slot` still holds the block of write number `write`.
-    pub(super) fn holds(&self, slot: u32, write: u64) -> bool {
-        self.entry(slot)
-            .is_some_and(|entry| entry.state != SlotState::Empty && entry.write == write)
+    /// Whether `slot` still holds the block of the write with this place and number. Numbers repeat
+    /// after 2^32 writes, but a place is not given to another block before the writes and syncs that
+    /// name it have ended.
+    pub(super) fn holds(&self, slot: u32, (place, write): (u32, u32)) -> bool {
+        self.entry(slot).is_some_and(|entry| {
+            entry.state != SlotState::Empty && (entry.place, entry.write) == (place, write)
+        })
+    }
+
+    fn holds_write(&self, pending: &PendingWrite) -> bool {
+        self.holds(pending.slot, (pending.place, pending.write))
     }
 
     /// The checksums of the block in `slot`, in the order of its pieces.
     pub(super) fn sums(&self, slot: u32) -> &[u64] {
-        let start = slot as usize * self.pieces;
-        match self.sums.get(start..start + self.pieces) {
-            Some(sums) => sums,
-            None => broken(format_args!("the checksums of slot {slot}")),
-        }
+        self.entries.sums(slot)
     }
 
     /// The entry of `slot`, if its block can be read and has the key `key`.
     pub(super) fn find(&self, slot: u32, key: &BlockKey) -> Result<SlotEntry, SlotMiss> {
         match self.entry(slot) {
             Some(entry) if matches!(entry.state, SlotState::Written | SlotState::Durable) => {
-                if entry.key == *key {
-                    Ok(*entry)
+                if entry.print == SlotPrint::of(key) {
+                    Ok(entry)
                 } else {
                     Err(SlotMiss::WrongKey)
                 }
@@ -255,9 +232,9 @@ impl SlotTable {
     }
 
     /// Allocates a place for a write; [`BegunWrite::NoPlace`] if no erased place is free.
-    pub(super) fn begin(&mut self, slot: u32, key: BlockKey, position: u32) -> BegunWrite {
+    pub(super) fn begin(&mut self, slot: u32, key: &BlockKey, position: u32) -> BegunWrite {
         let slots = self.slots();
-        let Some(entry) = self.entries.get_mut(slot as usize) else {
+        let Some(entry) = self.entries.get(slot) else {
             return BegunWrite::Refused(TierError::Slot(SlotError::SlotOutOfRange { slot, slots }));
         };
         if entry.state != SlotState::Empty {
@@ -267,14 +244,15 @@ impl SlotTable {
             return BegunWrite::NoPlace;
         };
         let write = self.next_write;
-        self.next_write += 1;
-        *entry = SlotEntry {
-            key,
+        self.next_write = write.wrapping_add(1);
+        let entry = SlotEntry {
+            print: SlotPrint::of(key),
             write,
             position,
             place,
             state: SlotState::Writing,
         };
+        self.entries.set(slot, &entry);
         self.used += 1;
         BegunWrite::Place(PlacedWrite {
             place,
@@ -287,30 +265,25 @@ impl SlotTable {
     /// sync has failed since the write began: that failure may have concerned these bytes.
     pub(super) fn written(&mut self, mut pending: PendingWrite, failed_syncs: u64) -> bool {
         if failed_syncs != self.failed_syncs {
-            self.failed(pending.slot, pending.place, pending.write);
+            self.failed(pending.slot, (pending.place, pending.write));
             return false;
         }
-        match self.entries.get_mut(pending.slot as usize) {
-            Some(entry) if entry.state == SlotState::Writing && entry.write == pending.write => {
-                entry.state = SlotState::Written;
-                let start = pending.slot as usize * self.pieces;
-                let Some(sums) = self.sums.get_mut(start..start + self.pieces) else {
-                    broken(format_args!("the checksums of slot {}", pending.slot))
-                };
-                sums.copy_from_slice(&pending.record.sums);
-                // Assigned here, so that writes of a later sync have larger numbers.
-                pending.record.sequence = self.next_sequence;
-                self.next_sequence += 1;
-                self.pending.push(pending);
-            }
-            _ => self.give_up(pending.place),
+        if self.holds_write(&pending) {
+            self.entries.set_state(pending.slot, SlotState::Written);
+            self.entries.set_sums(pending.slot, &pending.record.sums);
+            // Assigned here, so that writes of a later sync have larger numbers.
+            pending.record.sequence = self.next_sequence;
+            self.next_sequence += 1;
+            self.pending.push(pending);
+        } else {
+            self.give_up(pending.place);
         }
         true
     }
 
     /// Discards a write that failed.
-    pub(super) fn failed(&mut self, slot: u32, place: u32, write: u64) {
-        if self.holds(slot, write) {
+    pub(super) fn failed(&mut self, slot: u32, (place, write): (u32, u32)) {
+        if self.holds(slot, (place, write)) {
             self.clear(slot);
             self.free.insert(place);
         } else {
@@ -326,15 +299,13 @@ impl SlotTable {
     }
 
     fn clear(&mut self, slot: u32) {
-        if let Some(entry) = self.entries.get_mut(slot as usize) {
-            *entry = EMPTY;
-            self.used -= 1;
-        }
+        self.entries.set(slot, &EMPTY);
+        self.used -= 1;
     }
 
     /// Empties a slot; returns whether it held a block.
     pub(super) fn erase(&mut self, slot: u32) -> bool {
-        let Some(entry) = self.entries.get(slot as usize).copied() else {
+        let Some(entry) = self.entries.get(slot) else {
             return false;
         };
         match entry.state {
@@ -356,7 +327,7 @@ impl SlotTable {
         self.erasing = stale.len();
         let pending = pending
             .into_iter()
-            .filter(|pending| self.holds(pending.slot, pending.write))
+            .filter(|pending| self.holds_write(pending))
             .collect();
         SlotCommit {
             epoch,
@@ -379,7 +350,7 @@ impl SlotTable {
             lost.append(&mut self.pending);
         }
         // Blocks that were erased during the sync are stale already and do not count as lost.
-        lost.retain(|pending| self.holds(pending.slot, pending.write));
+        lost.retain(|pending| self.holds_write(pending));
         for pending in &lost {
             self.clear(pending.slot);
             self.stale.push(pending.place);
@@ -405,13 +376,12 @@ impl SlotTable {
 
     /// Marks a block durable, if its slot still holds it; returns whether it does.
     fn promote(&mut self, pending: &PendingWrite) -> bool {
-        match self.entries.get_mut(pending.slot as usize) {
-            Some(entry) if entry.write == pending.write && entry.state == SlotState::Written => {
-                entry.state = SlotState::Durable;
-                true
-            }
-            _ => false,
+        let is_written = |entry: SlotEntry| entry.state == SlotState::Written;
+        let holds = self.holds_write(pending) && self.entry(pending.slot).is_some_and(is_written);
+        if holds {
+            self.entries.set_state(pending.slot, SlotState::Durable);
         }
+        holds
     }
 
     /// Asserts that every place is in exactly one state, and that the counters are correct.
@@ -427,7 +397,7 @@ impl SlotTable {
             count += 1;
         };
         let mut used = 0;
-        for entry in &self.entries {
+        for entry in self.entries.iter() {
             if entry.state == SlotState::Empty {
                 assert_eq!(entry.place, NOWHERE, "an empty slot has a place");
             } else {
@@ -448,7 +418,7 @@ impl SlotTable {
         let written = self.entries.iter();
         let written = written.filter(|entry| entry.state == SlotState::Written);
         let pending = self.pending.iter();
-        let pending = pending.filter(|pending| self.holds(pending.slot, pending.write));
+        let pending = pending.filter(|pending| self.holds_write(pending));
         let (written, pending) = (written.count(), pending.count());
         assert!(pending <= written, "{pending} pending, {written} written");
     }
@@ -466,7 +436,7 @@ pub(super) enum BegunWrite {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PlacedWrite {
     pub(super) place: u32,
-    pub(super) write: u64,
+    pub(super) write: u32,
     /// The table's `failed_syncs` when the write began.
     pub(super) failed_syncs: u64,
 }

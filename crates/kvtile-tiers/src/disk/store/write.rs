@@ -16,7 +16,8 @@ use super::{
         record::{SlotRecord, piece_sums},
     },
     FailedWrite, SlotStore, SlotWrite, SlotWriteReport, WriteTicket,
-    table::{BegunWrite, PendingWrite, PlacedWrite, SlotEntry},
+    slots::SlotEntry,
+    table::{BegunWrite, PendingWrite, PlacedWrite},
 };
 use crate::error::{RequestError, SlotError, TierError};
 
@@ -120,7 +121,7 @@ impl SlotStore {
         for (index, write) in batch.iter().enumerate().skip(first) {
             let found_bytes = write.bytes.len() as u64;
             let begun = match found_bytes == block_bytes {
-                true => table.begin(write.slot, write.key, write.position),
+                true => table.begin(write.slot, &write.key, write.position),
                 false => BegunWrite::Refused(TierError::Slot(SlotError::WrongBlockBytes {
                     block_bytes,
                     found_bytes,
@@ -160,7 +161,7 @@ impl SlotStore {
             let (slot, place) = (write.slot, placed.place);
             let error = match landed {
                 Err(error) => {
-                    table.failed(slot, place, placed.write);
+                    table.failed(slot, (place, placed.write));
                     Some(error)
                 }
                 Ok(sums) => {
@@ -219,12 +220,9 @@ impl SlotStore {
     }
 }
 
-/// Whether this round writes the block that the slot holds; the write numbers of a round ascend.
-fn is_in_round(round: &[(usize, PlacedWrite)], held: Option<&SlotEntry>) -> bool {
-    held.is_some_and(|held| {
-        let found = round.binary_search_by_key(&held.write, |(_, placed)| placed.write);
-        found.is_ok()
-    })
+/// Whether this round writes the block that the slot holds.
+fn is_in_round(round: &[(usize, PlacedWrite)], held: Option<SlotEntry>) -> bool {
+    held.is_some_and(|held| round.iter().any(|(_, placed)| placed.place == held.place))
 }
 
 fn record(write: &SlotWrite<'_>, sums: Box<[u64]>) -> SlotRecord {

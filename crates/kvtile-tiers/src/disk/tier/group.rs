@@ -1,7 +1,7 @@
 //! One group of a disk tier: a block pool over the slots of a store.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
@@ -45,16 +45,48 @@ impl std::fmt::Debug for DiskGroup {
     }
 }
 
-/// The tenant of the block in each slot.
+/// The tenant of the block in each slot, by pieces. A piece in which every block has been of tenant
+/// 0 is not allocated.
 #[derive(Clone)]
-struct SlotTenants(Arc<[AtomicU32]>);
+struct SlotTenants(Arc<[OnceLock<TenantPiece>]>);
+
+/// Slots of a piece of tenants.
+const TENANTS: usize = 256;
+
+type TenantPiece = Box<[AtomicU32; TENANTS]>;
 
 impl SlotTenants {
-    fn of(&self, slot: BlockId) -> &AtomicU32 {
-        let Some(tenant) = self.0.get(slot.index()) else {
-            broken(format_args!("slot {} of {}", slot.0, self.0.len()))
+    fn new(slots: u32) -> SlotTenants {
+        let pieces = (slots as usize).div_ceil(TENANTS);
+        SlotTenants((0..pieces).map(|_| OnceLock::new()).collect())
+    }
+
+    fn piece(&self, slot: BlockId) -> &OnceLock<TenantPiece> {
+        let Some(piece) = self.0.get(slot.index() / TENANTS) else {
+            broken(format_args!(
+                "slot {} of {}",
+                slot.0,
+                self.0.len() * TENANTS
+            ))
         };
-        tenant
+        piece
+    }
+
+    fn get(&self, slot: BlockId) -> u32 {
+        let piece = self.piece(slot).get();
+        let tenant = piece.and_then(|piece| piece.get(slot.index() % TENANTS));
+        tenant.map_or(0, |tenant| tenant.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, slot: BlockId, tenant: u32) {
+        let piece = self.piece(slot);
+        if tenant == 0 && piece.get().is_none() {
+            return;
+        }
+        let new = || Box::new([const { AtomicU32::new(0) }; TENANTS]);
+        if let Some(place) = piece.get_or_init(new).get(slot.index() % TENANTS) {
+            place.store(tenant, Ordering::Relaxed);
+        }
     }
 }
 
@@ -83,7 +115,7 @@ impl TierHold for DiskHold {
         let Some(&slot) = self.blocks.ids().get(index) else {
             broken(format_args!("block {index} of {}", self.blocks.len()))
         };
-        self.tenants.of(slot).load(Ordering::Relaxed)
+        self.tenants.get(slot)
     }
 
     fn split_off(&mut self, at: usize) -> Box<dyn TierHold> {
@@ -120,7 +152,7 @@ impl DiskGroup {
             tier,
             id,
             pool,
-            tenants: SlotTenants((0..store.slots()).map(|_| AtomicU32::new(0)).collect()),
+            tenants: SlotTenants::new(store.slots()),
             store: Arc::clone(store),
             damaged: AtomicU64::new(0),
             clock: Arc::clone(&context.clock),
@@ -137,7 +169,7 @@ impl DiskGroup {
 
     /// Records the tenant of a slot's block.
     pub(super) fn describe(&self, slot: BlockId, tenant: u32) {
-        self.tenants.of(slot).store(tenant, Ordering::Relaxed);
+        self.tenants.set(slot, tenant);
     }
 
     pub(super) fn tick(&self) -> Tick {
@@ -240,8 +272,8 @@ impl DiskGroup {
         self.pool.check_integrity();
         for entry in self.pool.snapshot() {
             let (slot, key) = (entry.block, entry.key);
-            let found = self.store.key(slot.0);
-            assert_eq!(found, Some(key), "group {}, slot {}", self.id.0, slot.0);
+            let holds = self.store.holds(slot.0, &key);
+            assert!(holds, "group {}, slot {}, key {key}", self.id.0, slot.0);
         }
     }
 }

@@ -273,7 +273,7 @@ impl DiskGroup {
         );
         // A sync that lost the block before its registration did not find it in the pool, so this
         // check removes it. A sync that loses it later does.
-        if self.store.key(slot.0) != Some(key) {
+        if !self.store.holds(slot.0, &key) {
             self.remove_damaged(std::slice::from_ref(&key));
             let slot = slot.0;
             return Err(NotWritten::Failed(TierError::Slot(

@@ -12,7 +12,7 @@ use kvtile_tiers::{
 };
 
 use super::{check_folder, check_group, group, groups, open, room, seed, sync, write_chains};
-use crate::common::{content, key};
+use crate::common::{content, key, verify};
 
 #[test]
 fn groups_keep_other_bytes_under_the_same_keys_and_are_recovered_together() {
@@ -194,8 +194,8 @@ fn damage_in_one_group_leaves_the_others_whole() {
         let byte = content(seed(damaged, 4), &groups[damaged].identity)[100] ^ 4;
         slots.write_all_at(&[byte], 4 * slot_bytes + 100).unwrap();
         for (index, store) in store.stores().iter().enumerate() {
-            let verified = store.verify().unwrap();
-            let bad: Vec<u32> = verified
+            let bad: Vec<u32> = verify(store, 9)
+                .into_iter()
                 .filter(|(_, read)| read.is_err())
                 .map(|(slot, _)| slot)
                 .collect();
