@@ -307,6 +307,12 @@ impl PartsTier {
         self.shared.counters.snapshot()
     }
 
+    /// The recent read rate in bytes per second; `None` before the first read.
+    #[must_use]
+    pub fn bytes_per_second(&self) -> Option<f64> {
+        self.shared.rate.bytes_per_second()
+    }
+
     fn refresh_if_old(&self) {
         refresh::refresh_if_old(&self.shared, &self.refresher);
     }
