@@ -10,7 +10,8 @@ use kvtile_layout::{
 use kvtile_tiers::{
     HasherOptions, TokenHasher,
     cache::{Cache, CacheSettings, TierWrites},
-    parts::PartsTier,
+    parts::{PartName, PartsTier},
+    tier::Tier,
 };
 use kvtile_transfer::{LeaseMode, PhysicalLayout};
 
@@ -154,6 +155,8 @@ impl Rank {
             .host_bytes(1 << 20)
             .disk(folder, disk_bytes)
             .disk_writes(TierWrites::AtOnce)
+            // Blocks of other parts are not written to the own one at the end.
+            .close_within(std::time::Duration::ZERO)
             .storage_word(STORAGE_WORD.parse().unwrap())
             .workers(2);
         Rank {
@@ -165,6 +168,9 @@ impl Rank {
 
     /// Stores the first `blocks` blocks of a prompt, durably.
     pub(crate) fn store(&self, number: u32, blocks: u32) {
+        if blocks == 0 {
+            return;
+        }
         let keys = chain(self.shard, number, blocks);
         let ids: Vec<usize> = (0..keys.len()).collect();
         for (block, key) in ids.iter().zip(&keys) {
@@ -219,9 +225,24 @@ impl Rank {
 
     /// The tier of the other parts.
     pub(crate) fn parts(&self) -> Option<&PartsTier> {
-        let id = "disk:parts".parse().unwrap();
-        self.cache.tier(id)?.as_any().downcast_ref()
+        let parts = self.cache.parts()?;
+        parts.check_integrity();
+        Some(parts)
     }
+
+    /// How many blocks were assembled from other parts.
+    pub(crate) fn assembled(&self) -> u64 {
+        let parts = self.parts();
+        parts.map_or(0, |parts| parts.parts_stats().assembled)
+    }
+}
+
+/// Flips a bit in every 64 bytes of the blocks of a part.
+pub(crate) fn damage(folder: &Path, part: &Shard) {
+    let slots = folder.join(PartName::of(part).to_string()).join("slots");
+    let mut bytes = std::fs::read(&slots).unwrap();
+    bytes.iter_mut().step_by(64).for_each(|byte| *byte ^= 0x10);
+    std::fs::write(&slots, bytes).unwrap();
 }
 
 /// The ranks of a grid, which store a prompt and close.

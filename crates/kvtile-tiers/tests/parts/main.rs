@@ -3,4 +3,6 @@
 
 mod common;
 mod conformance;
+mod misses;
+mod random;
 mod ranks;
