@@ -434,10 +434,11 @@ impl Tier for PartsTier {
     }
 
     fn stats(&self) -> TierStats {
-        let mut stats = TierStats::default();
-        stats.present = self.shared.state.read().index.len() as u64;
-        stats.damaged = self.shared.counters.snapshot().damaged;
-        stats
+        TierStats {
+            present: self.shared.state.read().index.len() as u64,
+            damaged: self.shared.counters.snapshot().damaged,
+            ..TierStats::default()
+        }
     }
 
     fn estimate(&self, group: GroupId, blocks: usize) -> Option<Duration> {

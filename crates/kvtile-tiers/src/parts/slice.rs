@@ -127,6 +127,7 @@ fn place(at: u64, start: u64, bytes: u64) -> Option<Range<usize>> {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small blocks")]
 mod tests {
     use kvtile_layout::{AxisRange, Shape};
     use kvtile_random::SplitMix64;

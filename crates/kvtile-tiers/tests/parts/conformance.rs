@@ -1,7 +1,12 @@
 //! The conformance suite of tiers on two writers and a tier over their parts: each write goes in halves to the
 //! writers and is synced, everything else is what the parts give after a refresh.
 
-use std::{any::Any, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use kvtile_blocks::{
     BlockKey, Tick,
@@ -49,7 +54,7 @@ struct HalfWriter {
 }
 
 impl HalfWriter {
-    fn open(folder: &PathBuf, context: &TierContext, whole: &Shape, heads: u64) -> HalfWriter {
+    fn open(folder: &Path, context: &TierContext, whole: &Shape, heads: u64) -> HalfWriter {
         let mut shard = Shard::whole(2, 2);
         shard.heads = kvtile_layout::AxisRange::new(heads, 1);
         let shape = whole.of_shard(shard).unwrap();

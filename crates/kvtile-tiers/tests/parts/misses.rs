@@ -114,7 +114,7 @@ fn folders_that_are_no_parts_of_this_model_are_left_out() {
         ("layers-0-4.heads-3-8", "planes.k.H"),
     ] {
         let Some(FollowCondition::Unusable { error }) = condition(name) else {
-            unreachable!("{name}: {parts:?}")
+            panic!("{name}: {parts:?}")
         };
         assert!(error.to_string().contains(problem), "{error}");
     }
