@@ -39,8 +39,10 @@ pub(super) struct PartsIndex {
 #[derive(Debug)]
 struct IndexedParts {
     set: PartSet,
-    /// `None` if they do not cover the own rectangle.
+    /// `None` if they do not cover the own rectangle, or if the block was removed here.
     cover: Option<PartCover>,
+    /// Whether this cache has removed the block, which the parts still have.
+    is_removed: bool,
     parent: Option<BlockKey>,
     tenant: u32,
 }
@@ -88,6 +90,7 @@ impl PartsIndex {
         let block = self.blocks.entry(key).or_insert(IndexedParts {
             set: 0,
             cover: None,
+            is_removed: false,
             parent,
             tenant,
         });
@@ -115,12 +118,27 @@ impl PartsIndex {
             .collect()
     }
 
+    /// Stops finding a block until no part has it any more. Returns the change of the tier.
+    pub(super) fn forget(&mut self, key: &BlockKey) -> Option<EventKind> {
+        let block = self.blocks.get_mut(key)?;
+        block.is_removed = true;
+        let set = block.set;
+        self.set(*key, set)
+    }
+
+    /// Stops finding all blocks that the parts have now. Returns the changes of the tier.
+    pub(super) fn forget_all(&mut self) -> Vec<EventKind> {
+        let keys: Vec<BlockKey> = self.blocks.keys().copied().collect();
+        keys.iter().filter_map(|key| self.forget(key)).collect()
+    }
+
     /// Replaces the set of a block that is in the index.
     fn set(&mut self, key: BlockKey, set: PartSet) -> Option<EventKind> {
         let cover = self.covering(set);
         let Some(block) = self.blocks.get_mut(&key) else {
             broken(format_args!("block {key} is not in the index of parts"))
         };
+        let cover = cover.filter(|_| !block.is_removed);
         let (before, now) = (block.cover.is_some(), cover.is_some());
         let parent = block.parent;
         block.set = set;
@@ -180,6 +198,7 @@ impl PartsIndex {
                 .filter(|(part, _)| block.set & bit(*part) != 0)
                 .collect();
             let expected = cover(&self.wanted, &there).map(PartCover::from);
+            let expected = expected.filter(|_| !block.is_removed);
             assert_eq!(block.cover, expected, "the cover of block {key}");
             for &part in block.cover.iter().flat_map(|cover| cover.iter()) {
                 assert_ne!(block.set & bit(part), 0, "part {part} lacks block {key}");

@@ -212,14 +212,16 @@ impl PartsShared {
         }
     }
 
-    /// Changes the state, and appends the changes of the tier under the same lock.
-    fn change(&self, change: impl FnOnce(&mut PartsState) -> Vec<EventKind>) {
+    /// Changes the state, and appends the changes of the tier under the same lock. Returns how many.
+    fn change(&self, change: impl FnOnce(&mut PartsState) -> Vec<EventKind>) -> usize {
         let mut state = self.state.write();
         let changes = change(&mut state);
+        let count = changes.len();
         // Blocks that are there when the tier is opened have no events.
         if self.is_open.load(Ordering::Relaxed) {
             self.context.events.append(self.id, GROUP, changes);
         }
+        count
     }
 
     /// The number of leading blocks of `keys` that parts cover.
@@ -413,16 +415,24 @@ impl Tier for PartsTier {
         )
     }
 
-    fn forget(&self, _group: GroupId, _keys: &[BlockKey]) -> usize {
-        0
+    /// Removes blocks for this cache: the parts keep them.
+    fn forget(&self, group: GroupId, keys: &[BlockKey]) -> usize {
+        if group != GROUP {
+            return 0;
+        }
+        self.shared.change(|state| {
+            let removed = keys.iter().filter_map(|key| state.index.forget(key));
+            removed.collect()
+        })
     }
 
     fn evict(&self, _blocks: usize, _now: Tick) -> usize {
         0
     }
 
+    /// Removes all blocks for this cache: the parts keep them.
     fn clear(&self, _now: Tick) -> usize {
-        0
+        self.shared.change(|state| state.index.forget_all())
     }
 
     fn sync(&self) -> Completion<SyncReport> {

@@ -7,6 +7,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use kvtile_layout::broken;
 use kvtile_transfer::LeaseMode;
 
 use super::{PartsShared, index::PartCover, part::FollowedPart, slice::SlicedBytes};
@@ -205,15 +206,21 @@ impl AssembledBatch<'_> {
         }
     }
 
+    fn block(&mut self, at: usize) -> &mut BlockRead {
+        let blocks = self.blocks.len();
+        match self.blocks.get_mut(at) {
+            Some(block) => block,
+            None => broken(format_args!("block {at} of a batch of {blocks}")),
+        }
+    }
+
     /// The read of a part's block; `None` if the part has nothing of the requested pieces.
     fn begin(
         &mut self,
         part: &FollowedPart,
         (at, place): (usize, usize),
     ) -> Result<Option<(BlockRead, std::ops::Range<usize>)>, TierError> {
-        let Some(block) = self.blocks.get(at) else {
-            return Ok(None);
-        };
+        let block = self.block(at);
         let start = block.into.start();
         let wanted = start..start + block.into.bytes()?.len() as u64;
         let Some(pieces) = part.slice.pieces(wanted, &part.staging.pieces) else {
@@ -230,9 +237,7 @@ impl AssembledBatch<'_> {
         at: usize,
         (start, bytes): (u64, &[u8]),
     ) -> Result<(), TierError> {
-        let Some(block) = self.blocks.get_mut(at) else {
-            return Ok(());
-        };
+        let block = self.block(at);
         let mut into = SlicedBytes {
             start: block.into.start(),
             bytes: block.into.bytes_mut()?,
@@ -240,7 +245,7 @@ impl AssembledBatch<'_> {
         let from = SlicedBytes { start, bytes };
         match part.slice.copy(&from, &mut into) {
             Some(_) => Ok(()),
-            None => kvtile_layout::broken(format_args!(
+            None => broken(format_args!(
                 "runs of part {} outside the bytes {start}.. that were read",
                 part.part
             )),

@@ -125,3 +125,23 @@ fn folders_that_are_no_parts_of_this_model_are_left_out() {
     std::fs::rename(part("layers-0-4.heads-3-8"), part("layers-0-4.heads-4-8")).unwrap();
     assert_eq!(Rank::open(folder.path(), whole).load(1, 3), 3);
 }
+
+#[test]
+fn a_cleared_cache_does_not_find_the_parts_that_were_there() {
+    let folder = tempfile::tempdir().unwrap();
+    written(folder.path(), &grid(1, 2), 1, 3);
+    let whole = Shard::whole(LAYERS, HEADS);
+    let reader = Rank::open(folder.path(), whole);
+    assert_eq!(reader.load(1, 3), 3);
+    // Three in host memory and three in the parts.
+    assert_eq!(reader.cache.clear().unwrap(), 6);
+    reader.until_there(1, 3, 0);
+    assert_eq!(reader.load(1, 3), 0);
+    // Later blocks are found, and other caches find all.
+    written(folder.path(), &grid(1, 2), 2, 3);
+    reader.until_there(2, 3, 3);
+    assert_eq!(reader.load(2, 3), 3);
+    assert_eq!(reader.parts().unwrap().parts().len(), 2);
+    drop(reader);
+    assert_eq!(Rank::open(folder.path(), whole).load(1, 3), 3);
+}
