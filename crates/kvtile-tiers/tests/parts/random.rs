@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kvtile_layout::Shard;
 use kvtile_random::SplitMix64;
 
-use crate::common::{HEADS, LAYERS, Rank, grid};
+use crate::common::{HEADS, LAYERS, Rank, grid, shard};
 
 /// Whether the parts with a block have each layer of each head of `wanted`.
 fn covers(wanted: &Shard, parts: &[&Shard]) -> bool {
@@ -65,4 +65,51 @@ fn a_block_is_there_exactly_if_its_parts_cover_the_reader() {
         }
     }
     assert!(hits > 50, "{hits} hits");
+}
+
+/// Two ranks evict all the time, independently of each other, while others read: a block that comes is right.
+#[test]
+fn readers_beside_writers_that_evict_get_right_bytes_or_misses() {
+    /// Room for some 20 of 120 blocks.
+    const DISK_BYTES: u64 = 26 * 4096;
+    const PROMPTS: u64 = 40;
+    const BLOCKS: u32 = 3;
+    let folder = tempfile::tempdir().unwrap();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let over = || is_over.load(std::sync::atomic::Ordering::Relaxed);
+    let came = std::thread::scope(|scope| {
+        for (seed, shard) in (0..).zip(grid(1, 2)) {
+            let (folder, over) = (folder.path(), &over);
+            scope.spawn(move || {
+                let mut random = SplitMix64::new(seed);
+                let rank = Rank::open_with(folder, shard, DISK_BYTES);
+                while !over() {
+                    rank.store(random.below(PROMPTS) as u32, BLOCKS);
+                }
+            });
+        }
+        let readers = [grid(1, 1), grid(4, 1), vec![shard(0..LAYERS, 3..5)]].concat();
+        let readers: Vec<_> = (10..)
+            .zip(readers)
+            .map(|(seed, shard)| {
+                let folder = folder.path();
+                scope.spawn(move || {
+                    let mut random = SplitMix64::new(seed);
+                    let mut came = 0;
+                    for _ in 0..12 {
+                        // With empty host memory each time.
+                        let rank = Rank::open(folder, shard);
+                        for _ in 0..30 {
+                            came += rank.load(random.below(PROMPTS) as u32, BLOCKS);
+                        }
+                    }
+                    came
+                })
+            })
+            .collect();
+        let came: Vec<_> = readers.into_iter().map(|reader| reader.join()).collect();
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        came.into_iter().map(Result::unwrap).sum::<usize>()
+    });
+    assert!(came > 50, "{came} blocks came");
 }
