@@ -168,9 +168,12 @@ impl Rank {
 
     /// Stores the first `blocks` blocks of a prompt, durably.
     pub(crate) fn store(&self, number: u32, blocks: u32) {
-        if blocks == 0 {
-            return;
-        }
+        self.put(number, blocks);
+        assert!(self.cache.flush().durable);
+    }
+
+    /// Stores the first `blocks` blocks of a prompt in host memory.
+    pub(crate) fn put(&self, number: u32, blocks: u32) {
         let keys = chain(self.shard, number, blocks);
         let ids: Vec<usize> = (0..keys.len()).collect();
         for (block, key) in ids.iter().zip(&keys) {
@@ -184,7 +187,6 @@ impl Rank {
         }
         let stored = self.cache.store(&keys, &ids).unwrap();
         assert_eq!(stored.wait().stored + stored.wait().present, keys.len());
-        assert!(self.cache.flush().durable);
     }
 
     /// Waits until the cache has `wanted` leading blocks of a prompt.

@@ -70,9 +70,9 @@ fn a_block_is_there_exactly_if_its_parts_cover_the_reader() {
 /// Two ranks evict all the time, independently of each other, while others read: a block that comes is right.
 #[test]
 fn readers_beside_writers_that_evict_get_right_bytes_or_misses() {
-    /// Room for some 20 of 120 blocks.
-    const DISK_BYTES: u64 = 26 * 4096;
-    const PROMPTS: u64 = 40;
+    /// Room for two thirds of the blocks.
+    const DISK_BYTES: u64 = 32 * 4096;
+    const PROMPTS: u64 = 12;
     const BLOCKS: u32 = 3;
     let folder = tempfile::tempdir().unwrap();
     let is_over = std::sync::atomic::AtomicBool::new(false);
@@ -84,7 +84,9 @@ fn readers_beside_writers_that_evict_get_right_bytes_or_misses() {
                 let mut random = SplitMix64::new(seed);
                 let rank = Rank::open_with(folder, shard, DISK_BYTES);
                 while !over() {
-                    rank.store(random.below(PROMPTS) as u32, BLOCKS);
+                    rank.put(random.below(PROMPTS) as u32, BLOCKS);
+                    // The disk has room for a part of the blocks.
+                    rank.cache.flush();
                 }
             });
         }
@@ -96,10 +98,10 @@ fn readers_beside_writers_that_evict_get_right_bytes_or_misses() {
                 scope.spawn(move || {
                     let mut random = SplitMix64::new(seed);
                     let mut came = 0;
-                    for _ in 0..12 {
+                    for _ in 0..5 {
                         // With empty host memory each time.
                         let rank = Rank::open(folder, shard);
-                        for _ in 0..30 {
+                        for _ in 0..15 {
                             came += rank.load(random.below(PROMPTS) as u32, BLOCKS);
                         }
                     }
@@ -111,5 +113,5 @@ fn readers_beside_writers_that_evict_get_right_bytes_or_misses() {
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
         came.into_iter().map(Result::unwrap).sum::<usize>()
     });
-    assert!(came > 50, "{came} blocks came");
+    assert!(came > 20, "{came} blocks came");
 }
