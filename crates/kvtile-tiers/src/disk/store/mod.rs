@@ -49,7 +49,7 @@ use std::{io, sync::Arc};
 use kvtile_blocks::BlockKey;
 use parking_lot::{Mutex, MutexGuard};
 
-pub(super) use stats::StoreCounter;
+pub(crate) use stats::StoreCounter;
 
 use self::{
     standing::{DataFiles, HeldFolder},
