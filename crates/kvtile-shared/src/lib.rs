@@ -1,0 +1,11 @@
+//! A tier that many caches share, in any number of processes and machines.
+//!
+//! | module | contents |
+//! | --- | --- |
+//! | [`store`] | the trait of one store: a folder, a bucket, a server |
+//!
+//! A store keeps values under names and never changes one. It knows neither blocks nor keys.
+
+#![forbid(unsafe_code)]
+
+pub mod store;
