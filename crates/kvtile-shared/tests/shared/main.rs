@@ -2,3 +2,4 @@
 //! store.
 
 mod conformance;
+mod stores;
