@@ -329,7 +329,7 @@ fn sweeps(open: &dyn Fn() -> Arc<dyn SharedStore>) {
         (4, 0, 2)
     );
     assert_eq!(run(SweepSettings::new(counted.bytes)).removed, 0);
-    let swept = run(SweepSettings::new(counted.bytes - 1).low_mark(0.5));
+    let swept = run(SweepSettings::new(counted.bytes - 1).low_mark(0.6));
     assert_eq!((swept.removed, swept.removed_bytes), (2, counted.bytes / 2));
     let reader = rig(&store);
     assert_eq!(reader.ask(&old).leading, 0);

@@ -161,7 +161,8 @@ impl SimulatedStore {
         if !self.happens(|faults| faults.other_value) {
             return name.clone();
         }
-        let at = self.index(self.state.lock().written.len());
+        let count = self.state.lock().written.len();
+        let at = self.index(count);
         let other = self.state.lock().written.get(at).cloned();
         other.unwrap_or_else(|| name.clone())
     }

@@ -15,7 +15,7 @@ use kvtile_tiers::{
     cache::SystemClock,
     tier::{
         BlockName, BlockRead, BlockWrite, NotWritten, ReadReport, Tier, TierAnswer, TierContext,
-        TierGroup, TierMiss, WriteSuccess,
+        TierGroup, TierMiss, WriteReport, WriteSuccess,
     },
 };
 use kvtile_transfer::completion::Completion;
@@ -118,6 +118,14 @@ impl SharedTierRig {
     /// # Panics
     /// A batch that does not end.
     pub fn write(&self, chain: &[BlockName]) -> Vec<Result<WriteSuccess, NotWritten>> {
+        let report = ended(&self.begin_write(chain));
+        assert!(self.tier.wait_for_writes(PATIENCE), "writes do not end");
+        report.blocks.to_vec()
+    }
+
+    /// Begins to write a chain.
+    #[must_use]
+    pub fn begin_write(&self, chain: &[BlockName]) -> Completion<WriteReport> {
         let mut parent = None;
         let writes = (0..).zip(chain).map(|(position, &name)| BlockWrite {
             name,
@@ -126,9 +134,7 @@ impl SharedTierRig {
             tenant: 0,
             from: self.host.filled(&name).1,
         });
-        let report = ended(&self.tier.write(writes.collect()));
-        assert!(self.tier.wait_for_writes(PATIENCE), "writes do not end");
-        report.blocks.to_vec()
+        self.tier.write(writes.collect())
     }
 
     /// Asks for a chain.
