@@ -148,6 +148,15 @@ impl SharedTier {
         Ok(Arc::new(SharedTier { parts, stager }))
     }
 
+    /// The opener of a tier named `id`, for `CacheBuilder::tier` and `BlockStoreBuilder::tier`.
+    pub fn opener(
+        id: TierId,
+        store: Arc<dyn SharedStore>,
+        settings: SharedTierSettings,
+    ) -> impl FnOnce(&TierContext) -> Result<Arc<dyn Tier>, TierError> + Send + 'static {
+        move |context| Ok(SharedTier::open(id, store, settings, context)? as Arc<dyn Tier>)
+    }
+
     /// What the tier has done so far.
     #[must_use]
     pub fn counters(&self) -> SharedTierCounters {

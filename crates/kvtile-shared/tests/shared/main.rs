@@ -1,6 +1,8 @@
 //! The shared tier over its stores: the conformance suite of tiers, and the guarantees above every
 //! store.
 
+mod caches;
 mod conformance;
 mod faults;
+mod processes;
 mod stores;
