@@ -1,5 +1,5 @@
-//! Reads of bundles. Reads of several batches that want blocks of one bundle share one call of the
-//! store, if it has not passed their blocks yet.
+//! Reads of bundles. Several batches with blocks of one bundle share one call of the store, if it
+//! has not passed their blocks yet.
 //!
 //! The store's bytes are copied into the batch's memory under a lock. When the time is up, the
 //! fetch gives the memory back and ends its blocks, whether the store's call has returned or not.
@@ -284,7 +284,7 @@ impl BundleFetch {
         let is_faulty = matches!(end, FetchEnd::Fault(_));
         let miss = self.settle(end);
         let elapsed = self.start.elapsed();
-        // Nothing of a faulty value is used, whatever its other blocks are.
+        // No block of a faulty value is used.
         let came = |block: &&FetchedBlock| block.is_verified && !is_faulty;
         let count_came = blocks.iter().filter(came).count() as u64;
         count(&self.parts.counts.read_blocks, count_came);

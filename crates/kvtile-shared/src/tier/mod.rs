@@ -79,7 +79,7 @@ enum StageWork {
     Sync(Completer<SyncReport>),
 }
 
-/// A tier over a store that other caches use too. The [module](self) says what is durable when.
+/// A tier over a store that other caches use too. The [module](self) describes what is durable when.
 pub struct SharedTier {
     parts: Arc<SharedTierParts>,
     /// `None` in a tier without threads.

@@ -16,7 +16,7 @@ use kvtile_testkit::shared::SharedTierRig;
 
 use crate::caches::{cache, keys, load, wait_for};
 
-/// Tells this program to be another process of a test, in the folder that it names.
+/// Set if this program is another process of a test: the folder.
 const FOLDER: &str = "KVTILE_TEST_SHARED_FOLDER";
 
 /// What the other process does.
