@@ -102,3 +102,8 @@ pub mod transfer {
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// The example of the page on shared tiers, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/shared.md")]
+struct SharedPage;
