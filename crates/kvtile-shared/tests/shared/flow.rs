@@ -190,3 +190,44 @@ fn an_estimate_follows_the_store() {
     assert!(first < Duration::from_millis(100), "{first:?}");
     assert!(reader.tier().estimate(group, 8000).unwrap() > first * 100);
 }
+
+#[test]
+fn reads_that_wait_for_a_thread_too_long_are_no_failure_of_the_store() {
+    let store = SimulatedStore::new(MemoryStore::new(), 1);
+    let chains: Vec<_> = (0..40)
+        .map(|number| SharedTierRig::chain(number, 4))
+        .collect();
+    let writer = rig(&store, settings(), 0);
+    for chain in &chains {
+        writer.write(chain);
+    }
+    drop(writer);
+    let reader = rig(
+        &store,
+        settings().read_within(Duration::from_millis(300)),
+        2,
+    );
+    for chain in &chains {
+        assert_eq!(reader.ask(chain).leading, 4);
+    }
+    // All calls hang that the limit lets through.
+    let shut = store.gate().shut(16);
+    let reads: Vec<_> = chains
+        .iter()
+        .map(|chain| reader.begin_read(&chain[..1]))
+        .collect();
+    let is_late = |counters: SharedTierCounters| counters.late > 0;
+    wait_until(&reader, is_late);
+    drop(shut);
+    for (_, read) in reads {
+        let report = read.wait_timeout(PATIENCE).unwrap();
+        assert_eq!(report.blocks.len(), 1);
+    }
+    assert_eq!(reader.tier().counters().late, 40);
+    // Bundles whose read did not begin are still known: 16 calls had begun at most.
+    assert!(
+        reader.tier().stats().present >= 24 * 4,
+        "{:?}",
+        reader.tier().stats()
+    );
+}
