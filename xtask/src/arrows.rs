@@ -4,7 +4,7 @@
 use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     (
@@ -49,7 +49,8 @@ const ARROWS: [(&str, &[&str]); 16] = [
         &["kvtile", "kvtile-blocks", "kvtile-random"],
     ),
     ("kvtile-rivals", &["kvtile-bench"]),
-    ("kvtile-cli", &["kvtile"]),
+    ("kvtile-cli", &["kvtile", "kvtile-events-wire"]),
+    ("kvtile-events-wire", &[]),
     (
         "kvtile-program",
         &[
@@ -148,7 +149,7 @@ impl DependencyKind {
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
-const REFUSED: [(&str, &[DependencyKind]); 16] = [
+const REFUSED: [(&str, &[DependencyKind]); 17] = [
     ("kvtile-layout", DependencyKind::ALL),
     ("kvtile-memory", DependencyKind::ALL),
     ("kvtile-transfer", DependencyKind::ALL),
@@ -160,6 +161,7 @@ const REFUSED: [(&str, &[DependencyKind]); 16] = [
     ("kvtile-bench", DependencyKind::ALL),
     ("kvtile-rivals", DependencyKind::ALL),
     ("kvtile-cli", DependencyKind::ALL),
+    ("kvtile-events-wire", DependencyKind::ALL),
     ("kvtile-program", DependencyKind::ALL),
     ("kvtile-python", DependencyKind::ALL),
     ("kvtile-random", DependencyKind::ALL),
