@@ -1,0 +1,13 @@
+//! A tier that many caches share, in any number of processes and machines.
+//!
+//! | module | contents |
+//! | --- | --- |
+//! | [`store`] | the trait of one store: a folder, a bucket, a server |
+//! | [`bundle`] | consecutive blocks in one value: envelope and names |
+//!
+//! A store keeps values under names and never changes one. It knows neither blocks nor keys.
+
+#![forbid(unsafe_code)]
+
+pub mod bundle;
+pub mod store;
