@@ -189,7 +189,7 @@ impl BundleHeader {
         }
         Ok(BundleHeader {
             first_position,
-            parent: (first_position > 0).then(|| BlockKey::from_bytes(parent)),
+            parent: (parent != [0; 16]).then(|| BlockKey::from_bytes(parent)),
             blocks: held,
         })
     }
