@@ -16,7 +16,7 @@ use crate::{
 
 const SOON: Duration = Duration::from_secs(20);
 
-pub fn check(server: &mut TestServer) -> SuiteOutcome {
+pub(crate) fn check(server: &mut TestServer) -> SuiteOutcome {
     for check in [
         sizes,
         absent,

@@ -2,6 +2,6 @@
 
 use crate::{server::TestServer, table::SuiteOutcome};
 
-pub fn check(_server: &mut TestServer) -> SuiteOutcome {
+pub(crate) fn check(_server: &mut TestServer) -> SuiteOutcome {
     SuiteOutcome::DoesNotApply
 }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::{server::TestServer, table::SuiteOutcome};
 
-pub fn check(server: &mut TestServer) -> SuiteOutcome {
+pub(crate) fn check(server: &mut TestServer) -> SuiteOutcome {
     let Some(seaweed) = server.seaweed() else {
         return SuiteOutcome::DoesNotApply;
     };

@@ -68,7 +68,7 @@ impl LoadRecord {
 }
 
 /// The server is killed and restarted under load: no wrong byte, and the open store works again.
-pub fn check_server(server: &mut TestServer) -> SuiteOutcome {
+pub(crate) fn check_server(server: &mut TestServer) -> SuiteOutcome {
     let store = server.open();
     let load = LoadRecord::default();
     let duration = server.load;
@@ -120,7 +120,7 @@ pub fn check_server(server: &mut TestServer) -> SuiteOutcome {
 
 /// Writers are killed in the middle of their writes: values are absent or whole, and a second writer
 /// writes all.
-pub fn check_writer(server: &mut TestServer) -> SuiteOutcome {
+pub(crate) fn check_writer(server: &mut TestServer) -> SuiteOutcome {
     let url = server.url(&server.new_prefix());
     let store = open_within(&url, SOON).unwrap();
     let length = length_of(&*store);
@@ -162,7 +162,7 @@ fn length_of(store: &dyn SharedStore) -> usize {
 }
 
 /// Writes values, over and over, in a process that is killed.
-pub fn write_until_killed(url: &str) -> ExitCode {
+pub(crate) fn write_until_killed(url: &str) -> ExitCode {
     let store = open_within(url, SOON).unwrap();
     let length = length_of(&*store);
     for index in (0..VALUES).cycle().take(100_000) {

@@ -18,7 +18,7 @@ use crate::{
 const SOON: Duration = Duration::from_secs(20);
 const LENGTH: usize = 100_000;
 
-pub fn check(server: &mut TestServer) -> SuiteOutcome {
+pub(crate) fn check(server: &mut TestServer) -> SuiteOutcome {
     let proxy = DelayProxy::before(server.port()).unwrap();
     let url = server.url_at(proxy.port(), &server.new_prefix());
     let store = open_within(&url, SOON).unwrap();

@@ -16,7 +16,7 @@ use crate::{
 const SOON: Duration = Duration::from_secs(20);
 const MIB: usize = 1 << 20;
 
-pub fn check(server: &mut TestServer) -> SuiteOutcome {
+pub(crate) fn check(server: &mut TestServer) -> SuiteOutcome {
     if !server.is_redis() {
         return SuiteOutcome::DoesNotApply;
     }

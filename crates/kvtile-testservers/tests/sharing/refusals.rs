@@ -23,7 +23,7 @@ const WITHIN: Duration = Duration::from_secs(4);
 /// Later than its deadline, on a busy machine.
 const SLACK: Duration = Duration::from_secs(1);
 
-pub fn check(server: &mut TestServer) -> SuiteOutcome {
+pub(crate) fn check(server: &mut TestServer) -> SuiteOutcome {
     let [closed] = port::free().unwrap();
     let url = server.url_at(closed, "x");
     expect(&url, StoreErrorKind::Transient, &["127.0.0.1"]);
@@ -112,7 +112,7 @@ fn open_elsewhere(url: &str, secret: &str) -> String {
 }
 
 /// Opens a store and prints what came of it.
-pub fn open(url: &str) -> ExitCode {
+pub(crate) fn open(url: &str) -> ExitCode {
     match open_within(url, WITHIN) {
         Ok(store) => println!("opened {}", store.name()),
         Err(error) => println!("{:?}: {error}", error.kind()),

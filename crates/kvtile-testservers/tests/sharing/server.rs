@@ -22,14 +22,14 @@ use kvtile_testservers::{
 use tempfile::TempDir;
 
 /// The bucket of the S3 servers.
-pub const BUCKET: &str = "kvtile-values";
+pub(crate) const BUCKET: &str = "kvtile-values";
 
 /// The time to open a store of a server that runs.
 const OPEN_WITHIN: Duration = Duration::from_secs(15);
 
 /// The servers of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ServerChoice {
+pub(crate) enum ServerChoice {
     SeaweedFs,
     Moto,
     /// The client of Google Cloud Storage, with moto: its requests for objects are those of S3.
@@ -39,7 +39,7 @@ pub enum ServerChoice {
 }
 
 impl ServerChoice {
-    pub const ALL: &[ServerChoice] = &[
+    pub(crate) const ALL: &[ServerChoice] = &[
         ServerChoice::SeaweedFs,
         ServerChoice::Moto,
         ServerChoice::MotoGcs,
@@ -47,7 +47,7 @@ impl ServerChoice {
         ServerChoice::Valkey,
     ];
 
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             ServerChoice::SeaweedFs => "seaweedfs",
             ServerChoice::Moto => "moto",
@@ -64,18 +64,18 @@ enum Running {
 }
 
 /// A server that runs.
-pub struct TestServer {
-    pub choice: ServerChoice,
-    pub servers: InstalledServers,
+pub(crate) struct TestServer {
+    pub(crate) choice: ServerChoice,
+    pub(crate) servers: InstalledServers,
     /// How long tests under load take.
-    pub load: Duration,
+    pub(crate) load: Duration,
     running: Running,
     folder: TempDir,
     prefixes: AtomicU32,
 }
 
 impl TestServer {
-    pub fn start(
+    pub(crate) fn start(
         servers: &InstalledServers,
         choice: ServerChoice,
     ) -> Result<TestServer, ServerError> {
@@ -108,7 +108,7 @@ impl TestServer {
     }
 
     /// Makes the bucket of an S3 server.
-    pub fn make_bucket(&self) -> Result<(), ServerError> {
+    pub(crate) fn make_bucket(&self) -> Result<(), ServerError> {
         match (&self.running, self.choice) {
             (Running::Seaweed(server), _) => server.make_bucket(BUCKET),
             (Running::Other(server), ServerChoice::Moto | ServerChoice::MotoGcs) => {
@@ -118,47 +118,47 @@ impl TestServer {
         }
     }
 
-    pub fn process(&mut self) -> &mut ServerProcess {
+    pub(crate) fn process(&mut self) -> &mut ServerProcess {
         match &mut self.running {
             Running::Seaweed(server) => &mut server.process,
             Running::Other(server) => server,
         }
     }
 
-    pub fn seaweed(&self) -> Option<&SeaweedServer> {
+    pub(crate) fn seaweed(&self) -> Option<&SeaweedServer> {
         match &self.running {
             Running::Seaweed(server) => Some(server),
             Running::Other(_) => None,
         }
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         match &self.running {
             Running::Seaweed(server) => server.process.port(),
             Running::Other(server) => server.port(),
         }
     }
 
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    pub fn is_s3(&self) -> bool {
+    pub(crate) fn is_s3(&self) -> bool {
         matches!(self.choice, ServerChoice::SeaweedFs | ServerChoice::Moto)
     }
 
-    pub fn is_redis(&self) -> bool {
+    pub(crate) fn is_redis(&self) -> bool {
         matches!(self.choice, ServerChoice::Redis | ServerChoice::Valkey)
     }
 
     /// A prefix that no other test uses.
-    pub fn new_prefix(&self) -> String {
+    pub(crate) fn new_prefix(&self) -> String {
         let number = self.prefixes.fetch_add(1, Ordering::Relaxed);
         format!("test-{number}")
     }
 
     /// The URL of a prefix, through another port than the server's.
-    pub fn url_at(&self, port: u16, prefix: &str) -> String {
+    pub(crate) fn url_at(&self, port: u16, prefix: &str) -> String {
         let end = format!("endpoint=http://127.0.0.1:{port}");
         match self.choice {
             ServerChoice::SeaweedFs | ServerChoice::Moto => {
@@ -171,17 +171,17 @@ impl TestServer {
         }
     }
 
-    pub fn url(&self, prefix: &str) -> String {
+    pub(crate) fn url(&self, prefix: &str) -> String {
         self.url_at(self.port(), prefix)
     }
 
     /// Opens a store with a new prefix.
-    pub fn open(&self) -> Arc<dyn SharedStore> {
+    pub(crate) fn open(&self) -> Arc<dyn SharedStore> {
         open_within(&self.url(&self.new_prefix()), OPEN_WITHIN).unwrap()
     }
 }
 
-pub fn kind_of(choice: ServerChoice) -> RedisKind {
+pub(crate) fn kind_of(choice: ServerChoice) -> RedisKind {
     match choice {
         ServerChoice::Valkey => RedisKind::Valkey,
         _ => RedisKind::Redis,
@@ -189,7 +189,10 @@ pub fn kind_of(choice: ServerChoice) -> RedisKind {
 }
 
 /// Opens the store of an URL.
-pub fn open_within(url: &str, within: Duration) -> Result<Arc<dyn SharedStore>, SharedStoreError> {
+pub(crate) fn open_within(
+    url: &str,
+    within: Duration,
+) -> Result<Arc<dyn SharedStore>, SharedStoreError> {
     let by = Deadline::within(within);
     if url.starts_with("redis:") || url.starts_with("unix:") {
         let url: RedisUrl = url.parse().unwrap();
@@ -201,7 +204,7 @@ pub fn open_within(url: &str, within: Duration) -> Result<Arc<dyn SharedStore>, 
 
 /// Runs a call until it succeeds, at most for `within`; how long it took. An error in between must
 /// be one after which trying again helps.
-pub fn until_it_works<T>(
+pub(crate) fn until_it_works<T>(
     within: Duration,
     mut call: impl FnMut() -> Result<T, SharedStoreError>,
 ) -> (T, Duration) {

@@ -22,7 +22,7 @@ const SLACK: Duration = Duration::from_millis(300);
 
 const LENGTH: usize = 200_000;
 
-pub fn check(server: &mut TestServer) -> SuiteOutcome {
+pub(crate) fn check(server: &mut TestServer) -> SuiteOutcome {
     let store = server.open();
     for index in 0..4 {
         write_named(&*store, &numbered(index), LENGTH, Duration::from_secs(20)).unwrap();
@@ -42,7 +42,7 @@ pub fn check(server: &mut TestServer) -> SuiteOutcome {
 }
 
 /// Every call, several at a time: each ends by its deadline. How much later the latest ended.
-pub fn all_calls(store: &dyn SharedStore) -> Duration {
+pub(crate) fn all_calls(store: &dyn SharedStore) -> Duration {
     let latest = Mutex::new(Duration::ZERO);
     let timed = |what: &str, call: &dyn Fn(Deadline) -> Result<(), SharedStoreError>| {
         let began = Instant::now();

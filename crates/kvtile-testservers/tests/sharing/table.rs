@@ -12,7 +12,7 @@ use kvtile_testservers::{kinds::InstalledServers, process::ServerError};
 use crate::server::{ServerChoice, TestServer};
 
 /// What a suite did.
-pub enum SuiteOutcome {
+pub(crate) enum SuiteOutcome {
     /// It passed; what it measured.
     Passed(String),
     /// The server has not what it tests.
@@ -22,7 +22,7 @@ pub enum SuiteOutcome {
 }
 
 /// The name of a suite, and the suite. It panics if it fails.
-pub type SuiteRow = (&'static str, fn(&mut TestServer) -> SuiteOutcome);
+pub(crate) type SuiteRow = (&'static str, fn(&mut TestServer) -> SuiteOutcome);
 
 /// A suite that takes longer hangs. Load tests of `cargo x soak-sharing` take as long as its option.
 const SUITE_WITHIN: Duration = Duration::from_secs(180);
@@ -48,7 +48,7 @@ impl HangGuard {
 }
 
 /// Runs the table; whether nothing failed.
-pub fn run_table(
+pub(crate) fn run_table(
     servers: &InstalledServers,
     choices: &[ServerChoice],
     suites: &[SuiteRow],

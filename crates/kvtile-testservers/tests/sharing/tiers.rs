@@ -15,7 +15,7 @@ use crate::{
     table::SuiteOutcome,
 };
 
-pub fn check(server: &mut TestServer) -> SuiteOutcome {
+pub(crate) fn check(server: &mut TestServer) -> SuiteOutcome {
     // It is slow, and the suite makes thousands of calls.
     if server.choice == ServerChoice::MotoGcs {
         return SuiteOutcome::DoesNotApply;

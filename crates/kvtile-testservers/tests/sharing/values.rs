@@ -10,17 +10,17 @@ use kvtile_shared::store::{
 };
 use kvtile_testkit::disk::SplitMix64;
 
-pub fn name(text: &str) -> ValueName {
+pub(crate) fn name(text: &str) -> ValueName {
     ValueName::new(text).unwrap()
 }
 
 /// The name of value `index`, as tiers name theirs: 256 directories.
-pub fn numbered(index: usize) -> ValueName {
+pub(crate) fn numbered(index: usize) -> ValueName {
     name(&format!("values/{:02x}/{index:08x}", index % 256))
 }
 
 /// The bytes of a name: their number and their content follow from it.
-pub fn bytes_of(name: &ValueName, length: usize) -> Vec<u8> {
+pub(crate) fn bytes_of(name: &ValueName, length: usize) -> Vec<u8> {
     let mut hasher = DefaultHasher::new();
     name.as_str().hash(&mut hasher);
     let mut numbers = SplitMix64::new(hasher.finish());
@@ -33,14 +33,14 @@ pub fn bytes_of(name: &ValueName, length: usize) -> Vec<u8> {
 }
 
 /// Memory for a value, offered in pieces.
-pub struct PieceMemory {
-    pub bytes: Vec<u8>,
-    pub got: usize,
+pub(crate) struct PieceMemory {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) got: usize,
     piece: usize,
 }
 
 impl PieceMemory {
-    pub fn new(room: usize, piece: usize) -> PieceMemory {
+    pub(crate) fn new(room: usize, piece: usize) -> PieceMemory {
         PieceMemory {
             bytes: vec![0xEE; room],
             got: 0,
@@ -66,7 +66,7 @@ impl ValueSink for PieceMemory {
 }
 
 /// A whole value of at most 64 MiB; `None` if the store does not have it.
-pub fn read_all(
+pub(crate) fn read_all(
     store: &dyn SharedStore,
     name: &ValueName,
     within: Duration,
@@ -94,7 +94,7 @@ pub fn read_all(
 }
 
 /// Reads a value and compares its bytes; whether the store has it.
-pub fn read_checked(
+pub(crate) fn read_checked(
     store: &dyn SharedStore,
     name: &ValueName,
     length: usize,
@@ -109,7 +109,7 @@ pub fn read_checked(
 }
 
 /// Writes the bytes of a name, in three parts.
-pub fn write_named(
+pub(crate) fn write_named(
     store: &dyn SharedStore,
     name: &ValueName,
     length: usize,
