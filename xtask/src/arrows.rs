@@ -71,6 +71,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
             "kvtile-blocks",
             "kvtile-layout",
             "kvtile-random",
+            "kvtile-shared",
             "kvtile-tiers",
             "kvtile-transfer",
         ],

@@ -254,6 +254,7 @@ fn store_stop(stop: Option<&StoreStop>) -> Option<&'static str> {
     stop.map(|stop| match stop {
         StoreStop::Cancelled => "cancelled",
         StoreStop::Deadline => "deadline",
+        StoreStop::Cleared => "cleared",
         StoreStop::Closed => "closed",
         StoreStop::Panicked => "panicked",
         StoreStop::HostFull => "host_full",
@@ -296,8 +297,8 @@ impl PyStoreReport {
         self.0.seconds
     }
 
-    /// Why a store is incomplete: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"host_full"``
-    /// (all host memory is in use, or holds the first blocks of the same chain, which stay),
+    /// Why a store is incomplete: ``"cancelled"``, ``"deadline"``, ``"cleared"``, ``"closed"``,
+    /// ``"host_full"`` (all host memory is in use, or holds the first blocks of the same chain, which stay),
     /// ``"no_ancestors"`` (no tier has the parent of the first block, so no lookup would find
     /// these), ``"pool"``, ``"transfer"`` or ``"panicked"`` (a defect of kvtile). None if all
     /// blocks were stored.

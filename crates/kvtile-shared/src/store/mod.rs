@@ -137,4 +137,18 @@ pub trait SharedStore: fmt::Debug + Send + Sync + 'static {
         after: Option<&str>,
         by: Deadline,
     ) -> Result<ListPage, SharedStoreError>;
+
+    /// Removes what writers that died have left behind for longer than `older_than`, and returns how
+    /// many such leftovers there were. Only sweeps call it. The default does nothing: stores whose
+    /// writes leave nothing need no more.
+    ///
+    /// # Errors
+    /// A store that cannot answer.
+    fn remove_leftovers(
+        &self,
+        _older_than: Duration,
+        _by: Deadline,
+    ) -> Result<usize, SharedStoreError> {
+        Ok(0)
+    }
 }

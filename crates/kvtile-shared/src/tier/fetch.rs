@@ -283,10 +283,13 @@ impl BundleFetch {
         if !was_open {
             return;
         }
+        let is_faulty = matches!(end, FetchEnd::Fault(_));
         let miss = self.settle(end);
         let elapsed = self.start.elapsed();
         let mut came = 0;
-        for block in blocks {
+        for mut block in blocks {
+            // Nothing of a faulty value is used, whatever its other blocks are.
+            block.is_verified &= !is_faulty;
             came += u64::from(block.end(&miss, elapsed));
         }
         count(&self.parts.counts.read_blocks, came);

@@ -2,3 +2,5 @@
 //! store.
 
 mod conformance;
+mod faults;
+mod stores;

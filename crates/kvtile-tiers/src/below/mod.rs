@@ -26,8 +26,8 @@ use crate::{
     clock::Clock,
     error::{BatchError, RequestError, TierError},
     tier::{
-        BlockRead, BlockWrite, GroupId, ReadReport, SyncReport, Tier, TierAbilities, TierAnswer,
-        TierHold, TierSettings, WriteReport,
+        BlockRead, BlockWrite, GroupId, ReadReport, SyncReport, Tier, TierAbilities, TierHold,
+        TierSettings, WriteReport,
     },
 };
 
@@ -151,7 +151,16 @@ impl<K> TendedTier<K> {
     /// Writes a batch, within the time limit of the settings.
     pub(crate) fn write(&self, blocks: Vec<BlockWrite>) -> Result<WriteReport, TierError> {
         let wanted = blocks.len();
-        let report = self.wait("write", &self.tier.write(blocks))?;
+        self.end_write(&self.tier.write(blocks), wanted)
+    }
+
+    /// Waits for the write of a batch, within the time limit of the settings.
+    pub(crate) fn end_write(
+        &self,
+        write: &Completion<WriteReport>,
+        wanted: usize,
+    ) -> Result<WriteReport, TierError> {
+        let report = self.wait("write", write)?;
         self.check_outcomes(report.blocks.len(), wanted)?;
         Ok(report)
     }
@@ -188,11 +197,6 @@ impl<K> TendedTier<K> {
         let now = self.tier.stats().damaged;
         let before = std::mem::replace(&mut *self.lost.lock(), now);
         usize::try_from(now.saturating_sub(before)).unwrap_or(usize::MAX)
-    }
-
-    /// Waits for an answer, within the time limit of the settings.
-    pub(crate) fn answer(&self, answer: &Completion<TierAnswer>) -> Result<TierAnswer, TierError> {
-        self.wait("answer", answer)
     }
 
     fn wait<T: Clone>(

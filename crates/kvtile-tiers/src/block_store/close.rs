@@ -46,20 +46,26 @@ impl BlockStore {
         }
     }
 
-    /// Removes all blocks that are not in use, and returns how many.
+    /// Removes all blocks that no load reads, and returns how many. Of stores in flight it removes
+    /// the blocks too.
     ///
     /// # Errors
     /// The erasures of a durable tier could not be synced
     /// ([`FolderError::NotDurable`]).
     pub fn clear(&self) -> Result<usize, TierError> {
         let parts = &self.parts;
+        let removing = parts.removing.write();
+        parts.removals.remove_all();
         let mut removed = 0;
         for group in &parts.groups {
             removed += group.staging.forget_all();
         }
-        let mut is_durable = true;
         for below in &parts.below {
             removed += below.tier.clear(parts.tick());
+        }
+        drop(removing);
+        let mut is_durable = true;
+        for below in &parts.below {
             if below.abilities.is_durable {
                 below.spill.touched(parts.clock.now());
                 is_durable &= below.sync(&*parts.clock).failure.is_none();

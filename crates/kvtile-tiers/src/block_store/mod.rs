@@ -66,7 +66,7 @@ use crate::{
     metrics::{CacheStats, Queue},
     opening::check_identity,
     queue::{JobQueue, QueueRefusal},
-    tier::{AnswerTime, Tier, TierAnswer, TierStats},
+    tier::{AnswerTime, BlockName, Tier, TierAnswer, TierStats},
 };
 
 /// The blocks of a store, with the chain that they belong to.
@@ -386,6 +386,7 @@ impl BlockStore {
             ids: ids.to_vec(),
             tenant: options.tenant,
             start: self.parts.clock.now(),
+            ticket: self.parts.removals.begin(),
             has_begun: false,
             counted,
             rows: Arc::clone(&rows.parts),
@@ -502,13 +503,17 @@ impl BlockStore {
     }
 
     /// Removes blocks from all tiers and from staging memory, and returns how many blocks were
-    /// there. Loads in flight may still get them.
+    /// there. Loads in flight may still get them. Of stores in flight it removes the blocks too.
     ///
     /// # Errors
     /// A group that the store does not have.
     pub fn forget(&self, group: GroupId, keys: &[BlockKey]) -> Result<usize, TierError> {
         let parts = &self.parts;
         let there = parts.check_group(group)?;
+        let _removing = parts.removing.write();
+        parts
+            .removals
+            .remove(keys.iter().map(|&key| BlockName { group, key }));
         let mut removed = there.staging.forget(keys);
         for below in &parts.below {
             let forgotten = below.tier.forget(group, keys);

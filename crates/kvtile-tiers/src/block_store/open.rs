@@ -16,7 +16,7 @@ use kvtile_blocks::{
 use kvtile_layout::{broken, identity::LayoutIdentity};
 use kvtile_memory::Prefault;
 use kvtile_transfer::{PhysicalLayout, TransferManager};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::{
     BlockStore, BlockStoreSettings, StoreGroup,
@@ -163,6 +163,8 @@ impl BlockStoreBuilder {
             jobs: Arc::default(),
             unwritten: Arc::default(),
             failed: AtomicUsize::new(0),
+            removals: Arc::default(),
+            removing: RwLock::default(),
             clock: self.clock,
             settings,
             metrics,

@@ -15,7 +15,7 @@ use kvtile_layout::{
     identity::{Identity, LayoutIdentity},
 };
 use kvtile_transfer::TransferManager;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::{
     BlockStoreSettings,
@@ -30,7 +30,7 @@ use crate::{
     error::{RequestError, TierError},
     metrics::CacheMetrics,
     queue::JobQueue,
-    tier::TierStats,
+    tier::{Removals, TierStats},
 };
 
 /// A tier of a block store. Its spill list holds staged blocks.
@@ -64,6 +64,11 @@ pub(super) struct BlockStoreParts {
     pub(super) unwritten: Arc<JobCount>,
     /// Blocks whose write failed since the last flush.
     pub(super) failed: AtomicUsize,
+    /// The removals of blocks whose stores are in flight.
+    pub(super) removals: Arc<Removals>,
+    /// Held during a removal, and read-locked while staged blocks are passed to a tier: the tier
+    /// knows each block of staging memory that is removed, or never gets it.
+    pub(super) removing: RwLock<()>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: BlockStoreSettings,
     pub(super) metrics: Arc<CacheMetrics>,

@@ -60,7 +60,7 @@ pub(super) struct StagedBlock {
     pub(super) tenant: u32,
     /// Number of tiers that have not handled it.
     left: AtomicUsize,
-    /// Whether the caller removed it. A tier that has written it removes it again.
+    /// Whether the caller removed it. The tiers do not get it then.
     is_forgotten: AtomicBool,
     /// Counts it as unwritten.
     _unwritten: CountedJob,

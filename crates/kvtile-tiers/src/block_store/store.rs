@@ -17,6 +17,7 @@ use super::{
 use crate::{
     error::{RequestError, TierError},
     metrics::Queue,
+    tier::{BlockName, RemovalTicket},
 };
 
 /// The most blocks that are copied with one transfer.
@@ -38,6 +39,8 @@ pub(super) struct RowStoreJob {
     pub(super) ids: Vec<usize>,
     pub(super) tenant: u32,
     pub(super) start: Duration,
+    /// Tells which blocks were removed after the call.
+    pub(super) ticket: RemovalTicket,
     /// Whether the job has begun. A job that is dropped after that without outcomes panicked.
     pub(super) has_begun: bool,
     /// The job's counts at the store and at the rows. They end after the completion, and before
@@ -147,7 +150,7 @@ impl RowStoreJob {
             let unwritten = parts.unwritten.enter();
             StagedBlock::new(place, self.name(at), (tiers, unwritten))
         });
-        let staged = staging.stage(blocks.collect());
+        let staged = self.publish(parts, blocks.collect());
         for &at in at {
             progress.set(at, BlockOutcome::Done);
         }
@@ -159,6 +162,26 @@ impl RowStoreJob {
             let blocks = staged.iter().map(Arc::clone);
             below.spill.push(blocks, usize::MAX, |_| true);
         }
+    }
+
+    /// Makes copied blocks findable, and returns those that the tiers are to write: not those that
+    /// are staged already, and not those that the caller has removed in the meantime.
+    fn publish(
+        &self,
+        parts: &BlockStoreParts,
+        mut blocks: Vec<StagedBlock>,
+    ) -> Vec<Arc<StagedBlock>> {
+        let group = self.group();
+        let removals = self.ticket.lock();
+        let removed = blocks.extract_if(.., |block| {
+            let key = block.key;
+            removals.is_removed(&BlockName { group, key })
+        });
+        let removed: Vec<StagedBlock> = removed.collect();
+        let staged = parts.group(group).staging.stage(blocks);
+        drop(removals);
+        drop(removed);
+        staged
     }
 
     fn name(&self, at: usize) -> StagedName {

@@ -62,20 +62,12 @@ pub(super) fn write_waiting(parts: &BlockStoreParts, below: &StoreTier, end: Opt
 }
 
 fn write_all(parts: &BlockStoreParts, below: &StoreTier, handled: &HandledBlocks<'_>) {
-    let wanted = handled.blocks.iter().filter(|block| !block.is_forgotten());
-    let wanted: Vec<&Arc<StagedBlock>> = wanted.collect();
+    let wanted: Vec<&Arc<StagedBlock>> = handled.blocks.iter().collect();
     // A parent is a hint for the eviction policy: a block whose parent was not stored, or was
     // evicted before this write, begins a chain.
     let orphans = write_batch(parts, below, &wanted, true);
     if !orphans.is_empty() {
         write_batch(parts, below, &orphans, false);
-    }
-    // The caller may have removed a block during its write.
-    for block in &handled.blocks {
-        if block.is_forgotten() {
-            below.tier.forget(block.group, &[block.key]);
-            below.spill.touched(parts.clock.now());
-        }
     }
 }
 
@@ -89,7 +81,9 @@ fn write_batch<'a>(
     let mut begun: Vec<&'a Arc<StagedBlock>> = Vec::with_capacity(blocks.len());
     let mut writes = Vec::with_capacity(blocks.len());
     let mut before: HashSet<(GroupId, BlockKey)> = HashSet::new();
-    for &block in blocks {
+    // A removal comes before all of these lines, or finds the blocks at the tier.
+    let removing = parts.removing.read();
+    for &block in blocks.iter().filter(|block| !block.is_forgotten()) {
         let group = block.group;
         let is_there = |parent: &BlockKey| {
             with_parents && (before.contains(&(group, *parent)) || below.tier.has(group, parent))
@@ -122,7 +116,10 @@ fn write_batch<'a>(
     if writes.is_empty() {
         return Vec::new();
     }
-    match below.write(writes) {
+    let wanted = writes.len();
+    let write = below.tier.write(writes);
+    drop(removing);
+    match below.end_write(&write, wanted) {
         Ok(report) => settle(parts, below, begun, &report),
         Err(error) => {
             is_late(parts, below, &begun, &error);
@@ -152,6 +149,7 @@ fn settle<'a>(
             Ok(WriteSuccess::Present) => {}
             Err(NotWritten::NoParent) => orphans.push(block),
             Err(NotWritten::NoRoom) => drop_blocks(parts, below, 1),
+            Err(NotWritten::Removed) => {}
             Err(NotWritten::Failed(error)) => {
                 parts.metrics.move_failed(TierId::HOST, below.id);
                 drop_blocks(parts, below, 1);

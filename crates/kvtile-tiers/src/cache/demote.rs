@@ -45,7 +45,7 @@ struct LeavingBlock {
 #[derive(Clone, Debug)]
 pub(super) enum UnwrittenReason {
     /// An ancestor is neither in host memory nor on the tier, or the block itself is not in host
-    /// memory.
+    /// memory, or it was removed during its write.
     NoAncestor,
     /// The tier's capacity is taken by the block's ancestors and by blocks in use.
     NoRoom,
@@ -114,6 +114,7 @@ pub(super) fn belongs_on(inner: &CacheParts, below: &CacheTier, block: BlockId) 
 pub(super) fn clear(inner: &CacheParts) -> Result<usize, TierError> {
     // The turn excludes concurrent demotions.
     let _turn = inner.turn();
+    inner.removals.remove_all();
     let mut gone = inner.host.pool.clear().blocks;
     inner.host.weigh_all_anchors();
     let mut is_durable = true;
@@ -391,7 +392,7 @@ fn write_batch(
     let outcomes = ended.map(|(key, outcome)| {
         let outcome = match outcome {
             Ok(wrote) => Ok(*wrote),
-            Err(NotWritten::NoParent) => Err(UnwrittenReason::NoAncestor),
+            Err(NotWritten::NoParent | NotWritten::Removed) => Err(UnwrittenReason::NoAncestor),
             Err(NotWritten::NoRoom) => Err(UnwrittenReason::NoRoom),
             Err(NotWritten::Failed(error)) => {
                 inner.metrics.move_failed(TierId::HOST, below.id);

@@ -144,6 +144,15 @@ impl fmt::Debug for Match {
 }
 
 impl Match {
+    /// The match of a cache that was closed.
+    pub(super) fn of_closed() -> Match {
+        Match {
+            cache: Weak::new(),
+            segments: Vec::new(),
+            first: 0,
+        }
+    }
+
     /// Number of blocks found; 0 once the cache is closed.
     #[must_use]
     pub fn blocks(&self) -> usize {
@@ -206,8 +215,13 @@ impl Match {
     }
 }
 
-/// Looks up keys and pins the blocks found.
-pub(super) fn lookup(inner: &Arc<CacheParts>, keys: &[BlockKey], options: &LookupOptions) -> Match {
+/// Looks up keys and pins the blocks found. Blocks that are in no tier are misses for the reason
+/// `absent`.
+pub(super) fn lookup(
+    inner: &Arc<CacheParts>,
+    keys: &[BlockKey],
+    (options, absent): (&LookupOptions, MissReason),
+) -> Match {
     let now = inner.tick();
     let claim = PinClaim {
         owner: options.owner,
@@ -223,11 +237,8 @@ pub(super) fn lookup(inner: &Arc<CacheParts>, keys: &[BlockKey], options: &Looku
     let everywhere = found.blocks();
     leave_out_slow(inner, &mut found);
     let slower = (everywhere - found.blocks()) as u64;
-    let absent = (keys.len() - everywhere) as u64;
-    let misses = [
-        (MissReason::Absent, absent),
-        (MissReason::SlowerThanComputing, slower),
-    ];
+    let missing = (keys.len() - everywhere) as u64;
+    let misses = [(absent, missing), (MissReason::SlowerThanComputing, slower)];
     let mut hits: Vec<(TierId, u64)> = Vec::with_capacity(1 + inner.below.len());
     hits.push((TierId::HOST, 0));
     hits.extend(inner.below.iter().map(|below| (below.id, 0)));

@@ -116,7 +116,8 @@ pub(super) fn prefetch(
     inner: &Arc<CacheParts>,
     keys: &[BlockKey],
 ) -> Result<Completion<LoadReport>, TierError> {
-    let found = found::lookup(inner, keys, &LookupOptions::default());
+    let options = LookupOptions::default();
+    let found = found::lookup(inner, keys, (&options, MissReason::Absent));
     let options = LoadOptions::new().priority(Priority::Background);
     begin(inner, found, None, &options)
 }

@@ -15,7 +15,6 @@
 //! The policies of `kvtile-blocks` decide which blocks to keep. `kvtile-transfer` knows layouts and
 //! moves the bytes.
 
-mod ask;
 mod below;
 mod bring;
 mod chains;
@@ -36,12 +35,13 @@ mod parent;
 mod parts;
 mod report;
 mod requests;
+mod seek;
 mod settings;
 mod store;
 mod tend;
 mod work;
 
-use std::{panic::resume_unwind, sync::Arc, thread::JoinHandle};
+use std::{panic::resume_unwind, sync::Arc, thread::JoinHandle, time::Duration};
 
 use kvtile_blocks::{
     BlockKey,
@@ -59,6 +59,7 @@ pub use found::Match;
 pub use open::CacheBuilder;
 pub use options::{LoadOptions, LookupOptions, Priority, StoreOptions};
 pub use report::{LoadReport, LoadStop};
+pub use seek::Seek;
 pub use settings::{
     CacheSettings, EVENT_CAPACITY_MAX, HOST_BYTES_MAX, QUEUE_CAPACITY_MAX, QUOTAS_MAX, WORKERS_MAX,
 };
@@ -71,8 +72,8 @@ use parts::CacheParts;
 use crate::{
     disk::DiskTier,
     error::TierError,
-    metrics::{CacheStats, Queue as QueueLabel},
-    tier::{Tier, TierAnswer, TierStats},
+    metrics::{CacheStats, MissReason, Queue as QueueLabel},
+    tier::{Tier, TierStats},
 };
 
 /// A cache of KV blocks in host memory and in tiers below it, for one engine's layout.
@@ -141,7 +142,22 @@ impl Cache {
 
     /// As [`lookup`](Self::lookup), with an owner, a limit on the pins, hints and a lifetime.
     pub fn lookup_with(&self, keys: &[BlockKey], options: &LookupOptions) -> Match {
-        found::lookup(&self.inner, keys, options)
+        found::lookup(&self.inner, keys, (options, MissReason::Absent))
+    }
+
+    /// As [`lookup`](Self::lookup), but first queries the tiers that answer over a network
+    /// ([`AnswerTime::Later`](crate::tier::AnswerTime)) and waits for their answers, at most
+    /// `within`. The call itself returns at once. `keys` is the chain from its first block on.
+    ///
+    /// Without such a tier, and while all of them are in a backoff after failures, the seek is ready
+    /// at once.
+    pub fn seek(&self, keys: &[BlockKey], within: Duration) -> Seek {
+        self.seek_with(keys, within, &LookupOptions::default())
+    }
+
+    /// As [`seek`](Self::seek), with the options of a lookup.
+    pub fn seek_with(&self, keys: &[BlockKey], within: Duration, options: &LookupOptions) -> Seek {
+        seek::start(&self.inner, keys, (within, options))
     }
 
     /// Starts loading the blocks of a match to `destinations` of the engine's layout and returns at
@@ -205,17 +221,6 @@ impl Cache {
         store::start(&self.inner, keys, blocks, options)
     }
 
-    /// Queries tiers with [`AnswerTime::Later`](crate::tier::AnswerTime) for the leading blocks of
-    /// `keys`, so that lookups find their blocks once the completion has ended. The completion's
-    /// result is the number of leading blocks that a lookup then finds. Without such a tier the
-    /// completion has already ended.
-    ///
-    /// # Errors
-    /// A full queue ([`RequestError::Busy`](crate::RequestError::Busy)).
-    pub fn ask(&self, keys: &[BlockKey]) -> Result<Completion<TierAnswer>, TierError> {
-        ask::start(&self.inner, keys)
-    }
-
     /// Starts copying the leading blocks of `keys` from the tiers below to host memory.
     ///
     /// # Errors
@@ -237,7 +242,8 @@ impl Cache {
     }
 
     /// Removes all blocks and returns how many. Pinned blocks of host memory keep their bytes until
-    /// the last unpin, but lookups do not find them. Pinned blocks of the tiers below stay.
+    /// the last unpin, but lookups do not find them. Pinned blocks of the tiers below stay. Stores in
+    /// flight end with [`StoreStop::Cleared`].
     ///
     /// # Errors
     /// The erasures of a durable tier could not be synced ([`FolderError::NotDurable`](crate::FolderError::NotDurable)).

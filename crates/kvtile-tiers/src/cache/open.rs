@@ -144,6 +144,7 @@ impl CacheBuilder {
         let pool = host_pool(&settings, blocks, &events)?;
         let handle = manager.register(storage)?;
         let inner = Arc::new(CacheParts {
+            removals: Arc::default(),
             engine,
             layers: layers(&layout),
             page_size: shape.page_size(),

@@ -21,7 +21,7 @@ use crate::{
     error::{RequestError, TierError},
     metrics::CacheMetrics,
     queue::{JobQueue, QueueRefusal},
-    tier::{BlockPieces, TierStats},
+    tier::{BlockPieces, Removals, TierStats},
 };
 
 /// The shared state of a cache.
@@ -47,6 +47,8 @@ pub(super) struct CacheParts {
     /// Blocks with a write from host memory to a tier in flight.
     pub(super) departures: Departures,
     pub(super) queue: JobQueue<BoxedCacheJob<CacheParts>>,
+    /// The clearings of the cache, for stores in flight.
+    pub(super) removals: Arc<Removals>,
     /// Stores in flight.
     pub(super) chains: StoresInFlight<(Priority, BoxedCacheJob<CacheParts>)>,
     pub(super) flights: BlockFlights,

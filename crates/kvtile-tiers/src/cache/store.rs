@@ -27,7 +27,7 @@ use super::{
 use crate::{
     error::{RequestError, TierError},
     room::chain_room,
-    tier::TierWrites,
+    tier::{RemovalTicket, TierWrites},
 };
 
 /// Why a store ended before its last block.
@@ -38,6 +38,8 @@ pub enum StoreStop {
     Cancelled,
     /// It did not begin before its deadline.
     Deadline,
+    /// The cache was cleared during the store.
+    Cleared,
     /// The cache was closed.
     Closed,
     /// A worker thread panicked during the store: a bug of kvtile or of a medium.
@@ -92,6 +94,8 @@ struct StoreJob {
     sources: Vec<usize>,
     options: StoreOptions,
     start: Duration,
+    /// Tells whether the cache was cleared after the call.
+    ticket: RemovalTicket,
     deadline: Option<Duration>,
     /// Whether the job has begun. A job that is dropped after that without a report panicked.
     has_begun: bool,
@@ -136,6 +140,7 @@ pub(super) fn start(
             ..*options
         },
         start: inner.clock.now(),
+        ticket: inner.removals.begin(),
         deadline: inner.later(options.within),
         has_begun: false,
     };
@@ -354,11 +359,16 @@ impl StoreJob {
         let complete = complete.map_err(|rejected| StoreStop::Pool(rejected.error))?;
         let mut hints = self.options.hints;
         hints.partial_tail &= range.end == self.keys.len();
+        let removals = self.ticket.lock();
+        if removals.is_cleared() {
+            return Err(StoreStop::Cleared);
+        }
         let registered = complete.register(&PinClaim {
             now: inner.tick(),
             hints,
             ..PinClaim::default()
         });
+        drop(removals);
         let registered = registered.map_err(|rejected| StoreStop::Pool(rejected.error))?;
         let twice = registered.duplicates.len();
         done.stored += keys.len() - twice;

@@ -70,7 +70,7 @@ label! {
         Cancelled = "cancelled",
         /// The load, or the rest of it, had not begun by its deadline.
         Deadline = "deadline",
-        /// The tier that has it did not complete in time.
+        /// The tier that has it, or may have it, did not answer or complete in time.
         Late = "late",
     }
 }
@@ -102,7 +102,5 @@ label! {
         Prefetch = "prefetch",
         /// Spills of blocks to tiers.
         Spill = "spill",
-        /// Lookups in tiers that answer asynchronously.
-        Ask = "ask",
     }
 }

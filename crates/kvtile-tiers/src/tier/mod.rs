@@ -22,6 +22,9 @@
 //!   ([`TierAbilities::verifies`]).
 //! - Presence is a hint on a shared tier: the block may be evicted before the read. The outcome of
 //!   the read counts.
+//! - A removal also counts for the writes in flight: a block that [`Tier::forget`] or [`Tier::clear`]
+//!   removes during its write does not become findable when the write ends ([`Removals`] keeps
+//!   the record). A later write of the block is independent of it.
 //! - Groups are independent: equal keys of two groups are two blocks, a parent is a block of the same
 //!   group, and a batch may contain blocks of several groups. A group that the tier does not have is
 //!   absent from lookups and reads; a write to it fails with
@@ -32,6 +35,7 @@ mod gather;
 mod identity;
 mod memory;
 mod pieces;
+mod removals;
 mod report;
 mod settings;
 
@@ -50,6 +54,7 @@ pub use identity::{STORAGE_WORD, StoreIdentity, TierGroup};
 pub use kvtile_blocks::GroupId;
 pub use memory::HostBlock;
 pub use pieces::BlockPieces;
+pub use removals::{RemovalGuard, RemovalTicket, Removals};
 pub use report::{
     NotWritten, ReadReport, ReadSuccess, SyncReport, TierAnswer, TierMiss, TierStats, WriteReport,
     WriteSuccess,
@@ -147,14 +152,14 @@ pub trait Tier: fmt::Debug + Send + Sync {
     fn write(&self, blocks: Vec<BlockWrite>) -> Completion<WriteReport>;
 
     /// Removes blocks and returns how many it had. Lookups do not find removed blocks even while
-    /// they are pinned.
+    /// they are pinned, nor after a write of them that is in flight now.
     fn forget(&self, group: GroupId, keys: &[BlockKey]) -> usize;
 
     /// Evicts up to `blocks` blocks, the least valuable of each group first. Returns how many.
     fn evict(&self, blocks: usize, now: Tick) -> usize;
 
     /// Removes all blocks that are not in use; on a shared tier only for this cache. Returns how
-    /// many. Until the next [`Tier::sync`] a crash may restore some of them.
+    /// many. Blocks of writes in flight are not stored. Until the next [`Tier::sync`] a crash may restore some of them.
     fn clear(&self, now: Tick) -> usize;
 
     /// Makes all earlier writes and removals durable. It does nothing on a tier that is not durable.

@@ -60,6 +60,10 @@ pub enum NotWritten {
     /// the batch had no room.
     #[error("the tier has no room")]
     NoRoom,
+    /// The block was removed during its write ([`Tier::forget`](super::Tier::forget),
+    /// [`Tier::clear`](super::Tier::clear)).
+    #[error("the block was removed during its write")]
+    Removed,
     /// The write failed.
     #[error(transparent)]
     Failed(TierError),

@@ -12,6 +12,7 @@ mod groups;
 #[path = "../cache/hooked.rs"]
 mod hooked;
 mod refusals;
+mod removal;
 mod simulation;
 mod slow;
 mod threads;

@@ -355,6 +355,26 @@ fn jobs_that_wait_when_a_cache_is_closed_complete() {
 }
 
 #[test]
+fn a_store_that_began_before_a_clearing_keeps_nothing() {
+    let cache = Cache::open(settings(16).workers(0), engine_layout()).unwrap();
+    let engine = TestEngine::new(&cache);
+    let keys = chain(1, 3);
+    for (block, key) in keys.iter().enumerate() {
+        engine.compute(key, block);
+    }
+    let store = cache.store(&keys, &[0, 1, 2]).unwrap();
+    assert_eq!(cache.clear().unwrap(), 0);
+    while cache.step() {}
+    let report = store.wait();
+    let cleared = matches!(report.stopped, Some(StoreStop::Cleared));
+    assert!(cleared && report.dropped == 3, "{report:?}");
+    assert_eq!(cache.lookup(&keys).blocks(), 0);
+    // A store after it is independent of it.
+    engine.store(&keys, 0);
+    assert_eq!(cache.lookup(&keys).blocks(), 3);
+}
+
+#[test]
 fn concurrent_loads_of_a_block_share_one_flight() {
     let folder = tempfile::tempdir().unwrap();
     let keys = chain(7, 12);

@@ -22,6 +22,7 @@ mod layered;
 mod layers;
 mod panics;
 mod refusals;
+mod seek;
 mod shapes;
 mod simulation;
 mod slow;

@@ -47,12 +47,11 @@ fn reads_only() -> TierSettings {
 fn until_there(cache: &Cache, number: u64, blocks: usize) {
     let start = Instant::now();
     loop {
-        let answer = cache.ask(&chain(number, blocks)).unwrap().wait();
-        assert!(answer.failure.is_none(), "{answer:?}");
-        if answer.leading == blocks {
+        let found = cache.seek(&chain(number, blocks), PATIENCE).wait();
+        if found.blocks() == blocks {
             return;
         }
-        assert!(start.elapsed() < PATIENCE, "{answer:?}");
+        assert!(start.elapsed() < PATIENCE, "{found:?}");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }

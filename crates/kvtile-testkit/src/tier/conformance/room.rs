@@ -28,6 +28,10 @@ pub(super) const CHECKS: &[TierCheck] = &[
         "blocks forgotten while pinned are absent too",
         forgotten_while_pinned,
     ),
+    (
+        "a write in flight brings no removed block back",
+        removed_while_written,
+    ),
 ];
 
 /// The number of leading blocks; checks that no block after them is present.
@@ -184,4 +188,28 @@ fn forgotten_while_pinned(rig: &mut TierRig) {
     rig.read_all(&links);
     assert_eq!(rig.clear(), 4);
     rig.check();
+}
+
+fn removed_while_written(rig: &mut TierRig) {
+    for round in 0..40_u8 {
+        let links = chain(round, 8);
+        let (reserved, blocks) = rig.hands().writes(&links);
+        let write = rig.tier().write(blocks);
+        match round % 2 {
+            0 => drop(rig.tier().forget(GROUP, &keys(&links))),
+            _ => drop(rig.clear()),
+        }
+        // A later write of the same blocks waits for no earlier one, and is not affected.
+        let (later, blocks) = rig.hands().writes(&links[..4]);
+        let again = rig.tier().write(blocks);
+        let outcomes = super::ended(&write).blocks;
+        assert_eq!(outcomes.len(), 8);
+        super::ended(&again);
+        assert_eq!(rig.leading(&links), 4, "{outcomes:?}");
+        assert_eq!(is_whole(rig, &links), 4);
+        rig.read_all(&links[..4]);
+        drop((reserved, later));
+        assert_eq!(rig.clear(), 4);
+        rig.check();
+    }
 }

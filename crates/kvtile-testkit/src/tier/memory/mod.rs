@@ -24,8 +24,8 @@ use kvtile_tiers::{
     cache::Clock,
     tier::{
         AnswerTime, BlockName, BlockRead, BlockWrite, GroupId, NotWritten, OutcomeGather,
-        ReadReport, ReadSuccess, SyncReport, Tier, TierAbilities, TierContext, TierHold, TierMiss,
-        TierStats, WriteReport, WriteSuccess,
+        ReadReport, ReadSuccess, RemovalTicket, Removals, SyncReport, Tier, TierAbilities,
+        TierContext, TierHold, TierMiss, TierStats, WriteReport, WriteSuccess,
     },
 };
 use kvtile_transfer::completion::{Completer, Completion};
@@ -49,6 +49,7 @@ struct MemoryTierShared {
     is_shared: bool,
     events: Arc<EventLog>,
     clock: Arc<dyn Clock>,
+    removals: Arc<Removals>,
     state: Mutex<MemoryTierState>,
 }
 
@@ -125,6 +126,7 @@ impl MemoryTier {
             is_shared,
             events: Arc::clone(&context.events),
             clock: Arc::clone(&context.clock),
+            removals: Arc::default(),
             state: Mutex::default(),
         });
         let start = || {
@@ -239,14 +241,22 @@ impl MemoryTierShared {
         self.remove(state, &name)
     }
 
-    fn write_all(&self, blocks: &[BlockWrite]) -> Vec<Result<WriteSuccess, NotWritten>> {
+    fn write_all(
+        &self,
+        blocks: &[BlockWrite],
+        ticket: &RemovalTicket,
+    ) -> Vec<Result<WriteSuccess, NotWritten>> {
+        let removals = ticket.lock();
         let mut state = self.lock();
         // Parents and blocks of this batch must not be evicted for its later blocks.
         let mut kept = HashSet::new();
         let mut without_room = HashSet::new();
         let mut outcomes = Vec::with_capacity(blocks.len());
         for block in blocks {
-            let outcome = self.write_one(&mut state, block, (&mut kept, &without_room));
+            let outcome = match removals.is_removed(&block.name) {
+                true => Err(NotWritten::Removed),
+                false => self.write_one(&mut state, block, (&mut kept, &without_room)),
+            };
             if matches!(outcome, Err(NotWritten::NoRoom)) {
                 without_room.insert(block.name);
             }
@@ -386,9 +396,11 @@ impl Tier for MemoryTier {
                 elapsed,
             });
         let shared = Arc::clone(&self.shared);
+        let ticket = shared.removals.begin();
         self.run(move || {
             let start = shared.clock.now();
-            let outcomes = shared.write_all(&blocks);
+            let outcomes = shared.write_all(&blocks, &ticket);
+            drop(ticket);
             drop(blocks);
             part.end(outcomes, shared.clock.now().saturating_sub(start));
         });
@@ -396,6 +408,8 @@ impl Tier for MemoryTier {
     }
 
     fn forget(&self, group: GroupId, keys: &[BlockKey]) -> usize {
+        let names = keys.iter().map(|&key| BlockName { group, key });
+        self.shared.removals.remove(names);
         let mut state = self.shared.lock();
         let mut removed = 0;
         for &key in keys {
@@ -417,6 +431,7 @@ impl Tier for MemoryTier {
     }
 
     fn clear(&self, now: Tick) -> usize {
+        self.shared.removals.remove_all();
         self.evict(usize::MAX, now)
     }
 

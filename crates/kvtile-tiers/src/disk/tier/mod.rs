@@ -29,8 +29,8 @@ use crate::{
     error::{RequestError, TierError},
     rate::TierRate,
     tier::{
-        AnswerTime, BlockRead, BlockWrite, GroupId, ReadReport, SyncReport, Tier, TierAbilities,
-        TierContext, TierHold, TierStats, WriteReport,
+        AnswerTime, BlockName, BlockRead, BlockWrite, GroupId, ReadReport, Removals, SyncReport,
+        Tier, TierAbilities, TierContext, TierHold, TierStats, WriteReport,
     },
 };
 
@@ -52,6 +52,7 @@ struct DiskTierShared {
     folder: SlotFolder,
     /// In the order of the groups.
     groups: Vec<DiskGroup>,
+    removals: Arc<Removals>,
     rate: TierRate,
     clock: Arc<dyn Clock>,
 }
@@ -126,6 +127,7 @@ impl DiskTier {
             id,
             folder,
             groups,
+            removals: Arc::default(),
             rate: TierRate::default(),
             clock: Arc::clone(&context.clock),
         });
@@ -220,6 +222,9 @@ impl Tier for DiskTier {
     }
 
     fn forget(&self, group: GroupId, keys: &[BlockKey]) -> usize {
+        self.disk
+            .removals
+            .remove(keys.iter().map(|&key| BlockName { group, key }));
         let group = self.disk.group(group);
         group.map_or(0, |group| group.forget(keys))
     }
@@ -230,6 +235,7 @@ impl Tier for DiskTier {
     }
 
     fn clear(&self, now: Tick) -> usize {
+        self.disk.removals.remove_all();
         let groups = self.disk.groups.iter();
         groups.map(|group| group.evict(usize::MAX, now)).sum()
     }

@@ -18,7 +18,7 @@ use crate::{
     disk::SlotWrite,
     error::{BatchError, SlotError, TierError},
     room::chain_room,
-    tier::{BlockWrite, NotWritten, OutcomeGather, WriteReport, WriteSuccess},
+    tier::{BlockWrite, NotWritten, OutcomeGather, RemovalTicket, WriteReport, WriteSuccess},
 };
 
 type DiskWriteOutcome = Result<WriteSuccess, NotWritten>;
@@ -39,9 +39,12 @@ pub(super) fn start(
         return completion;
     }
     let disk = Arc::clone(disk);
+    // Here, not on the thread: a removal after this call counts for the batch.
+    let ticket = disk.removals.begin();
     threads.run(move || {
         let start = disk.clock.now();
-        let outcomes = disk.write_all(&blocks);
+        let outcomes = disk.write_all(&blocks, &ticket);
+        drop(ticket);
         drop(blocks);
         let elapsed = disk.clock.now().saturating_sub(start);
         part.end(outcomes, elapsed);
@@ -52,6 +55,7 @@ pub(super) fn start(
 /// The progress of a batch of writes to one group.
 struct DiskWriteBatch<'a> {
     blocks: Vec<&'a BlockWrite>,
+    ticket: &'a RemovalTicket,
     outcomes: Vec<Option<DiskWriteOutcome>>,
     /// Pinned blocks that must not be evicted for others of the batch: parents, and blocks it has
     /// written.
@@ -84,7 +88,7 @@ impl DiskWriteBatch<'_> {
 
 impl DiskTierShared {
     /// Writes a batch: the blocks of each group on their own, in their order.
-    fn write_all(&self, blocks: &[BlockWrite]) -> Vec<DiskWriteOutcome> {
+    fn write_all(&self, blocks: &[BlockWrite], ticket: &RemovalTicket) -> Vec<DiskWriteOutcome> {
         let unknown = |block: &BlockWrite| {
             let (tier, group) = (self.id, block.name.group.0);
             let unknown = BatchError::NoSuchGroup { tier, group };
@@ -96,7 +100,7 @@ impl DiskTierShared {
             if ours().next().is_none() {
                 continue;
             }
-            let mut written = group.write_all(ours().collect()).into_iter();
+            let mut written = group.write_all(ours().collect(), ticket).into_iter();
             for (outcome, block) in outcomes.iter_mut().zip(blocks) {
                 if block.name.group == group.id
                     && let Some(written) = written.next()
@@ -111,11 +115,12 @@ impl DiskTierShared {
 
 impl DiskGroup {
     /// Writes as many blocks of a batch as there is room for.
-    fn write_all(&self, blocks: Vec<&BlockWrite>) -> Vec<DiskWriteOutcome> {
+    fn write_all(&self, blocks: Vec<&BlockWrite>, ticket: &RemovalTicket) -> Vec<DiskWriteOutcome> {
         let _writing = self.writing.lock();
         let mut batch = DiskWriteBatch {
             outcomes: vec![None; blocks.len()],
             blocks,
+            ticket,
             held: Vec::new(),
             expected: HashSet::new(),
         };
@@ -244,6 +249,10 @@ impl DiskGroup {
         let Some(block) = batch.blocks.get(at) else {
             broken(format_args!("block {at} of {}", batch.blocks.len()))
         };
+        let removals = batch.ticket.lock();
+        if removals.is_removed(&block.name) {
+            return Err(NotWritten::Removed);
+        }
         // The write of a parent in this batch may have failed, or a sync may have lost the parent.
         if block.parent.is_some_and(|parent| !self.pool.has(&parent)) {
             return Err(NotWritten::NoParent);
@@ -257,6 +266,7 @@ impl DiskGroup {
             ..PinClaim::default()
         });
         let registered = registered.map_err(|rejected| failed(rejected.error))?;
+        drop(removals);
         assert!(
             registered.duplicates.is_empty(),
             "block {key} was written while another thread wrote it"

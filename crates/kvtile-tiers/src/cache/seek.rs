@@ -1,0 +1,145 @@
+//! Lookups that query tiers which answer over a network.
+
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use kvtile_blocks::BlockKey;
+use kvtile_transfer::completion::Completion;
+
+use super::{
+    CacheParts, LookupOptions,
+    below::GROUP,
+    found::{self, Match},
+};
+use crate::{
+    error::{RequestError, TierError},
+    metrics::MissReason,
+    tier::{AnswerTime, TierAnswer},
+};
+
+/// A lookup that waits for the answers of tiers. [`Cache::seek`](super::Cache::seek) starts it.
+///
+/// It is ready once every tier has answered, or once its time has passed. Then its match has the
+/// blocks of the tiers that have answered. It pins no block before that. Dropping it costs nothing:
+/// answers that arrive later serve other lookups.
+pub struct Seek {
+    cache: Weak<CacheParts>,
+    keys: Arc<[BlockKey]>,
+    options: LookupOptions,
+    answers: Vec<SoughtAnswer>,
+    end: Instant,
+}
+
+/// The query to one tier.
+struct SoughtAnswer {
+    /// Index of the tier in the list of tiers.
+    tier: usize,
+    answer: Completion<TierAnswer>,
+    /// When the tier has taken too long, whatever the caller allows.
+    late: Instant,
+}
+
+impl fmt::Debug for Seek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seek")
+            .field("keys", &self.keys.len())
+            .field("waits_for", &self.waits_for())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Starts the queries.
+pub(super) fn start(
+    inner: &Arc<CacheParts>,
+    keys: &[BlockKey],
+    (within, options): (Duration, &LookupOptions),
+) -> Seek {
+    let begin = Instant::now();
+    let after = |time| begin.checked_add(time).unwrap_or(begin);
+    let answers_later = inner.below.iter().enumerate().filter(|(_, below)| {
+        below.abilities.answers == AnswerTime::Later && below.may_read(inner.clock.now())
+    });
+    let answers = answers_later.map(|(tier, below)| SoughtAnswer {
+        tier,
+        answer: below.tier.ask(GROUP, keys),
+        late: after(below.settings.answer_within),
+    });
+    Seek {
+        cache: Arc::downgrade(inner),
+        keys: keys.into(),
+        options: *options,
+        answers: answers.collect(),
+        end: after(within),
+    }
+}
+
+impl Seek {
+    /// Number of tiers that have not answered yet.
+    #[must_use]
+    pub fn waits_for(&self) -> usize {
+        let answers = self.answers.iter();
+        answers.filter(|of| !of.answer.is_complete()).count()
+    }
+
+    /// Whether the match would come at once.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.waits_for() == 0 || Instant::now() >= self.end
+    }
+
+    /// The match, if it is ready. It never blocks.
+    ///
+    /// # Errors
+    /// The seek itself, if it is not ready yet.
+    pub fn try_match(self) -> Result<Match, Box<Seek>> {
+        match self.is_ready() {
+            true => Ok(self.end()),
+            false => Err(Box::new(self)),
+        }
+    }
+
+    /// Waits until the match is ready, at most for the rest of the time of the seek.
+    pub fn wait(self) -> Match {
+        for of in &self.answers {
+            let left = self.end.saturating_duration_since(Instant::now());
+            // An answer that does not come in time is recorded below.
+            let _ = of.answer.wait_timeout(left);
+        }
+        self.end()
+    }
+
+    /// Looks the keys up, and records what the tiers did.
+    fn end(self) -> Match {
+        let Some(inner) = self.cache.upgrade() else {
+            return Match::of_closed();
+        };
+        for of in &self.answers {
+            let below = inner.tier(of.tier);
+            let now = inner.clock.now();
+            match of.answer.try_result() {
+                Some(answer) => match &answer.failure {
+                    None => below.reads.succeeded(now),
+                    Some(error) => below.reads.failed(now, error),
+                },
+                // A caller that allows less time than the tier may take does not blame the tier.
+                None if Instant::now() >= of.late => {
+                    let late = RequestError::Late {
+                        tier: below.id,
+                        operation: "answer",
+                        within: below.settings.answer_within,
+                    };
+                    below.reads.failed(now, &TierError::Request(late));
+                }
+                None => {}
+            }
+        }
+        let absent = match self.waits_for() {
+            0 => MissReason::Absent,
+            _ => MissReason::Late,
+        };
+        found::lookup(&inner, &self.keys, (&self.options, absent))
+    }
+}
