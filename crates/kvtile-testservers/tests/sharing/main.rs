@@ -16,6 +16,7 @@ mod kills;
 mod line;
 mod redis;
 mod refusals;
+mod rules;
 mod server;
 mod stops;
 mod table;
@@ -34,6 +35,8 @@ use self::{
 /// All suites, in the order of the table.
 const SUITES: &[SuiteRow] = &[
     ("store", basics::check),
+    ("rules of stores", rules::check),
+    ("tiers above", rules::check_above),
     ("tier", tiers::check),
     ("refusals", refusals::check),
     ("stopped server", stops::check),

@@ -90,17 +90,25 @@ fn settings(server: &mut TestServer) {
     let store = open(&url);
     assert_eq!(store.warnings(), [RedisWarning::NoEviction]);
     let mut kept = 0;
-    let refused = loop {
-        match write_named(&store, &numbered(kept), MIB, SOON) {
-            Ok(_) => kept += 1,
-            Err(error) => break error,
+    // Smaller and smaller ones, until not even the value of an opening fits.
+    let mut fill = |length| {
+        loop {
+            match write_named(&store, &numbered(kept), length, SOON) {
+                Ok(_) => kept += 1,
+                Err(error) => return error,
+            }
+            assert!(kept < 100_000, "a server of 8 MB takes {kept} values");
         }
-        assert!(kept < 20, "a server of 8 MB takes {kept} MiB");
     };
+    let refused = fill(MIB);
+    for length in [64 << 10, 1 << 10, 10] {
+        fill(length);
+    }
     assert_eq!(refused.kind(), StoreErrorKind::Refused, "{refused}");
     assert!(refused.to_string().contains("OOM"), "{refused}");
     assert!(read_checked(&store, &numbered(0), MIB, SOON).unwrap());
     assert!(open(&url).warnings().contains(&RedisWarning::Full));
+    assert!(kept > 0);
     drop(full);
     let folder = TempDir::new().unwrap();
     let unlimited = ["--maxmemory", "0", "--requirepass", "open sesame"];

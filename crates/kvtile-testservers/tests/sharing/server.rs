@@ -25,7 +25,7 @@ use tempfile::TempDir;
 pub(crate) const BUCKET: &str = "kvtile-values";
 
 /// The time to open a store of a server that runs.
-const OPEN_WITHIN: Duration = Duration::from_secs(15);
+pub(crate) const OPEN_WITHIN: Duration = Duration::from_secs(15);
 
 /// The servers of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,10 +141,6 @@ impl TestServer {
 
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
-    }
-
-    pub(crate) fn is_s3(&self) -> bool {
-        matches!(self.choice, ServerChoice::SeaweedFs | ServerChoice::Moto)
     }
 
     pub(crate) fn is_redis(&self) -> bool {

@@ -1,12 +1,16 @@
 //! A stopped server: its connections stay open and nothing answers.
 
 use std::{
-    sync::Mutex,
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
-use kvtile_shared::store::{Deadline, SharedStore, SharedStoreError};
+use kvtile_shared::{
+    store::{Deadline, SharedStore, SharedStoreError},
+    tier::SharedTierSettings,
+};
+use kvtile_testkit::shared::SharedTierRig;
 
 use crate::{
     server::{TestServer, until_it_works},
@@ -30,6 +34,7 @@ pub(crate) fn check(server: &mut TestServer) -> SuiteOutcome {
     server.process().stop().unwrap();
     let latest = all_calls(&*store);
     server.process().resume().unwrap();
+    let memory = leases(server);
     let (_, again) = until_it_works(Duration::from_secs(20), || {
         read_checked(&*store, &numbered(0), LENGTH, Duration::from_secs(2))
     });
@@ -37,8 +42,33 @@ pub(crate) fn check(server: &mut TestServer) -> SuiteOutcome {
         assert!(read_checked(&*store, &numbered(index), LENGTH, Duration::from_secs(10)).unwrap());
     }
     SuiteOutcome::Passed(format!(
-        "(latest call {latest:.0?} after its deadline, works {again:.1?} after it runs on)"
+        "(latest call {latest:.0?} after its deadline, works {again:.1?} after it runs on; {memory})"
     ))
+}
+
+/// Reads of a tier end by its time limit, and their memory is free when nothing writes to it any more.
+fn leases(server: &mut TestServer) -> String {
+    let store = server.open();
+    let settings = SharedTierSettings::new().bundle_blocks(1);
+    let rig = SharedTierRig::open(Arc::clone(&store), settings.clone(), (16, 2));
+    let chain = SharedTierRig::chain(3, 8);
+    assert!(rig.write(&chain).iter().all(Result::is_ok));
+    let rig = SharedTierRig::open(store, settings.read_within(WITHIN), (16, 2));
+    assert_eq!(rig.ask(&chain).leading, 8);
+    server.process().stop().unwrap();
+    let began = Instant::now();
+    let (reserved, read) = rig.begin_read(&chain);
+    let report = read.wait_timeout(WITHIN + SLACK);
+    let took = began.elapsed();
+    server.process().resume().unwrap();
+    let report = report.unwrap_or_else(|| panic!("reads of a tier did not end by {took:?}"));
+    assert!(report.blocks.iter().all(Result::is_err), "{report:?}");
+    drop(reserved);
+    assert!(
+        rig.host().wait_until_free(Duration::from_secs(10)),
+        "memory stays leased"
+    );
+    format!("a tier's reads end after {took:.0?}")
 }
 
 /// Every call, several at a time: each ends by its deadline. How much later the latest ended.
