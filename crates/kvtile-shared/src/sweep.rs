@@ -1,4 +1,4 @@
-//! Sweeps: they keep a store below a capacity. Nobody who serves removes values.
+//! Sweeps: they keep a store below a capacity. Tiers remove no values for room.
 //!
 //! Several sweeps at once, or one that ends in the middle, do no harm: a removed value is a miss.
 //! Between two sweeps a store exceeds its capacity by at most what is written in that time.

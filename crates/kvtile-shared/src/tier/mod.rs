@@ -79,7 +79,7 @@ enum StageWork {
     Sync(Completer<SyncReport>),
 }
 
-/// A tier over a store that other caches use too. The [module](self) says what is durable when.
+/// A tier over a store that other caches use too. The [module](self) describes what is durable when.
 pub struct SharedTier {
     parts: Arc<SharedTierParts>,
     /// `None` in a tier without threads.
@@ -146,6 +146,15 @@ impl SharedTier {
             _ => Some(start_stager(&parts, format!("{name}-stage"))?),
         };
         Ok(Arc::new(SharedTier { parts, stager }))
+    }
+
+    /// The opener of a tier named `id`, for `CacheBuilder::tier` and `BlockStoreBuilder::tier`.
+    pub fn opener(
+        id: TierId,
+        store: Arc<dyn SharedStore>,
+        settings: SharedTierSettings,
+    ) -> impl FnOnce(&TierContext) -> Result<Arc<dyn Tier>, TierError> + Send + 'static {
+        move |context| Ok(SharedTier::open(id, store, settings, context)? as Arc<dyn Tier>)
     }
 
     /// What the tier has done so far.

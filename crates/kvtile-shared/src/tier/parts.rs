@@ -163,7 +163,7 @@ impl SharedTierParts {
             match parts.store.touch(&[name], lifetime, by) {
                 Ok(()) => count(&parts.counts.renewed, 1),
                 Err(error) => {
-                    log::debug!("a value of {} is not renewed: {error}", parts.store.name())
+                    log::debug!("a value of {} is not renewed: {error}", parts.store.name());
                 }
             }
         };

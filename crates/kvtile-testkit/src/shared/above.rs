@@ -76,7 +76,7 @@ fn two_caches(open: &dyn Fn() -> Arc<dyn SharedStore>) {
     second.tier().check_integrity();
     let counters = second.tier().counters();
     assert_eq!((counters.read, counters.read_blocks), (3, 12));
-    // A third one does not ask, and writes the same blocks.
+    // A third one writes the same blocks without a query.
     let third = rig(&open());
     third.write(&chain);
     let counters = third.tier().counters();

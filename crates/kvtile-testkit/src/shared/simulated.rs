@@ -24,7 +24,7 @@ pub struct StoreFaults {
     pub torn_write: u64,
     /// A value disappears when it is read.
     pub vanishing: u64,
-    /// An answer says the opposite about a value, or lacks one.
+    /// An answer has the opposite of the truth for a value, or lacks one.
     pub wrong_presence: u64,
     /// A read passes bytes with one flipped bit.
     pub flipped_bit: u64,

@@ -124,7 +124,6 @@ impl SharedTierRig {
     }
 
     /// Begins to write a chain.
-    #[must_use]
     pub fn begin_write(&self, chain: &[BlockName]) -> Completion<WriteReport> {
         let mut parent = None;
         let writes = (0..).zip(chain).map(|(position, &name)| BlockWrite {
@@ -137,7 +136,7 @@ impl SharedTierRig {
         self.tier.write(writes.collect())
     }
 
-    /// Asks for a chain.
+    /// Queries a chain.
     #[must_use]
     pub fn ask(&self, chain: &[BlockName]) -> TierAnswer {
         let keys: Vec<BlockKey> = chain.iter().map(|name| name.key).collect();
@@ -145,7 +144,6 @@ impl SharedTierRig {
     }
 
     /// Begins to read blocks.
-    #[must_use]
     pub fn begin_read(&self, blocks: &[BlockName]) -> (Vec<ReservedBlock>, Completion<ReadReport>) {
         let reads = blocks.iter().map(|&name| {
             let (reserved, into) = self.host.empty();
