@@ -11,12 +11,12 @@ use kvtile_shared::store::{Deadline, SharedStore, SinkState, ValueName, ValueSin
 use kvtile_shared_object::{ObjectBucket, ObjectStoreUrl};
 
 /// Memory for the value.
-struct ReadBack {
+struct TriedValue {
     bytes: Vec<u8>,
     filled: usize,
 }
 
-impl ValueSink for ReadBack {
+impl ValueSink for TriedValue {
     fn space(&mut self) -> &mut [u8] {
         self.bytes.get_mut(self.filled..).unwrap_or_default()
     }
@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         value.len(),
         start.elapsed()
     );
-    let mut back = ReadBack {
+    let mut back = TriedValue {
         bytes: vec![0; value.len()],
         filled: 0,
     };

@@ -32,8 +32,6 @@ pub(crate) const OPEN_WITHIN: Duration = Duration::from_secs(15);
 pub(crate) enum ServerChoice {
     SeaweedFs,
     Moto,
-    /// The client of Google Cloud Storage, with moto: its requests for objects are those of S3.
-    MotoGcs,
     Redis,
     Valkey,
 }
@@ -42,7 +40,6 @@ impl ServerChoice {
     pub(crate) const ALL: &[ServerChoice] = &[
         ServerChoice::SeaweedFs,
         ServerChoice::Moto,
-        ServerChoice::MotoGcs,
         ServerChoice::Redis,
         ServerChoice::Valkey,
     ];
@@ -51,14 +48,13 @@ impl ServerChoice {
         match self {
             ServerChoice::SeaweedFs => "seaweedfs",
             ServerChoice::Moto => "moto",
-            ServerChoice::MotoGcs => "moto-gcs",
             ServerChoice::Redis => "redis",
             ServerChoice::Valkey => "valkey",
         }
     }
 }
 
-enum Running {
+enum RunningServer {
     Seaweed(Box<SeaweedServer>),
     Other(Box<ServerProcess>),
 }
@@ -69,7 +65,7 @@ pub(crate) struct TestServer {
     pub(crate) servers: InstalledServers,
     /// How long tests under load take.
     pub(crate) load: Duration,
-    running: Running,
+    running: RunningServer,
     folder: TempDir,
     prefixes: AtomicU32,
 }
@@ -83,14 +79,12 @@ impl TestServer {
         let path = folder.path();
         let running = match choice {
             ServerChoice::SeaweedFs => {
-                Running::Seaweed(Box::new(SeaweedServer::start(servers, path)?))
+                RunningServer::Seaweed(Box::new(SeaweedServer::start(servers, path)?))
             }
-            ServerChoice::Moto | ServerChoice::MotoGcs => {
-                Running::Other(Box::new(start_moto(servers, path)?))
-            }
+            ServerChoice::Moto => RunningServer::Other(Box::new(start_moto(servers, path)?)),
             ServerChoice::Redis | ServerChoice::Valkey => {
                 let kind = kind_of(choice);
-                Running::Other(Box::new(start_redis(servers, kind, path, &[])?))
+                RunningServer::Other(Box::new(start_redis(servers, kind, path, &[])?))
             }
         };
         let seconds = env::var("KVTILE_SHARING_SECONDS").ok();
@@ -110,32 +104,32 @@ impl TestServer {
     /// Makes the bucket of an S3 server.
     pub(crate) fn make_bucket(&self) -> Result<(), ServerError> {
         match (&self.running, self.choice) {
-            (Running::Seaweed(server), _) => server.make_bucket(BUCKET),
-            (Running::Other(server), ServerChoice::Moto | ServerChoice::MotoGcs) => {
+            (RunningServer::Seaweed(server), _) => server.make_bucket(BUCKET),
+            (RunningServer::Other(server), ServerChoice::Moto) => {
                 make_moto_bucket(server.port(), BUCKET)
             }
-            (Running::Other(_), _) => Ok(()),
+            (RunningServer::Other(_), _) => Ok(()),
         }
     }
 
     pub(crate) fn process(&mut self) -> &mut ServerProcess {
         match &mut self.running {
-            Running::Seaweed(server) => &mut server.process,
-            Running::Other(server) => server,
+            RunningServer::Seaweed(server) => &mut server.process,
+            RunningServer::Other(server) => server,
         }
     }
 
     pub(crate) fn seaweed(&self) -> Option<&SeaweedServer> {
         match &self.running {
-            Running::Seaweed(server) => Some(server),
-            Running::Other(_) => None,
+            RunningServer::Seaweed(server) => Some(server),
+            RunningServer::Other(_) => None,
         }
     }
 
     pub(crate) fn port(&self) -> u16 {
         match &self.running {
-            Running::Seaweed(server) => server.process.port(),
-            Running::Other(server) => server.port(),
+            RunningServer::Seaweed(server) => server.process.port(),
+            RunningServer::Other(server) => server.port(),
         }
     }
 
@@ -160,7 +154,6 @@ impl TestServer {
             ServerChoice::SeaweedFs | ServerChoice::Moto => {
                 format!("s3://{BUCKET}/{prefix}?{end}&region=us-east-1")
             }
-            ServerChoice::MotoGcs => format!("gs://{BUCKET}/{prefix}?{end}&anonymous=true"),
             ServerChoice::Redis | ServerChoice::Valkey => {
                 format!("redis://127.0.0.1:{port}/0?prefix={prefix}&connections=16")
             }

@@ -10,16 +10,9 @@ use kvtile_shared::{
 use kvtile_testkit::tier::conformance::{OpenTierAt, check_tier};
 use kvtile_tiers::tier::Tier;
 
-use crate::{
-    server::{ServerChoice, TestServer},
-    table::SuiteOutcome,
-};
+use crate::{server::TestServer, table::SuiteOutcome};
 
 pub(crate) fn check(server: &mut TestServer) -> SuiteOutcome {
-    // It is slow, and the suite makes thousands of calls.
-    if server.choice == ServerChoice::MotoGcs {
-        return SuiteOutcome::DoesNotApply;
-    }
     let store = server.open();
     let opener = |blocks| opener(Arc::clone(&store), server.new_prefix(), blocks);
     // The tail of a chain is never durable, and the suite expects all blocks of a durable tier.
