@@ -4,6 +4,7 @@
 use std::{
     env,
     error::Error,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -30,7 +31,17 @@ impl ValueSink for TriedValue {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let url = env::args().nth(1).ok_or("give the URL of a bucket")?;
     let url: ObjectStoreUrl = url.parse()?;
     let by = || Deadline::within(Duration::from_secs(20));

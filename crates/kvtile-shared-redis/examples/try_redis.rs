@@ -1,12 +1,22 @@
 //! Opens a Redis or Valkey server as a shared store and prints what it states, and its warnings:
 //! `cargo run -p kvtile-shared-redis --example try_redis -- redis://host:6379/0`.
 
-use std::{env, error::Error, time::Duration};
+use std::{env, error::Error, process::ExitCode, time::Duration};
 
 use kvtile_shared::store::{Deadline, SharedStore, ValueName};
 use kvtile_shared_redis::{RedisStore, RedisUrl};
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let url = env::args().nth(1).ok_or("give the URL of a server")?;
     let url: RedisUrl = url.parse()?;
     let by = || Deadline::within(Duration::from_secs(5));
