@@ -40,6 +40,8 @@ struct QuestionState {
     /// Calls of the store that have not returned.
     left: usize,
     failure: Option<TierError>,
+    /// Whether a call of the store has begun.
+    has_begun: bool,
     has_ended: bool,
 }
 
@@ -62,11 +64,8 @@ pub(super) fn ask(
     }
     if !parts.reads.allows(parts.clock.now()) {
         count(&parts.counts.breaker_open, asked.len() as u64);
-        let answer = TierAnswer {
-            leading: leading(parts, group, keys),
-            failure: Some(parts.paused()),
-        };
-        return Completion::ended(0, answer);
+        // No failure: the caller has a backoff of its own, which would add to this one.
+        return Completion::ended(0, TierAnswer::of(leading(parts, group, keys)));
     }
     count(&parts.counts.asked, asked.len() as u64);
     let completer = Completer::new(0, 0);
@@ -143,9 +142,12 @@ fn unknown(parts: &SharedTierParts, group: GroupId, keys: &[BlockKey]) -> Vec<As
 impl QuestionCall {
     fn run(mut self) {
         let parts = Arc::clone(&self.question.parts);
-        if self.question.state.lock().has_ended {
-            // The query has ended.
-            return;
+        {
+            let mut state = self.question.state.lock();
+            if state.has_ended {
+                return;
+            }
+            state.has_begun = true;
         }
         let names: Vec<ValueName> = self.bundles.iter().map(|one| one.name.clone()).collect();
         let start = Instant::now();
@@ -221,7 +223,10 @@ impl TimedWork for BundleQuestion {
             return;
         }
         let error = self.parts.late("answer", self.parts.settings.read_within);
-        self.parts.read_is_late(&error);
+        // Without a free thread it is no failure of the store.
+        if state.has_begun {
+            self.parts.read_is_late(&error);
+        }
         state.failure = Some(error);
         self.end(state);
     }

@@ -68,6 +68,8 @@ struct FetchState {
     passed: u32,
     /// Whether further blocks may be added.
     is_open: bool,
+    /// Whether the store's call has begun.
+    has_begun: bool,
 }
 
 /// A read of one bundle.
@@ -177,6 +179,7 @@ fn fetch(parts: &Arc<SharedTierParts>, bundle: Arc<KnownBundle>, blocks: Vec<Fet
             blocks,
             passed: 0,
             is_open: true,
+            has_begun: false,
         }),
     });
     fetches.insert(name, Arc::clone(&fetch));
@@ -198,6 +201,8 @@ enum FetchEnd {
     Fault(BundleFault),
     Failed(SharedStoreError),
     Late,
+    /// Its time was up before a thread was free, which is no failure of the store.
+    NotBegun,
     Closed,
 }
 
@@ -211,9 +216,13 @@ impl FetchCall {
         ) else {
             return;
         };
-        if fetch.lock().blocks.is_empty() {
-            // It was late before it began.
-            return;
+        {
+            let mut state = fetch.lock();
+            if state.blocks.is_empty() {
+                // It was late before it began.
+                return;
+            }
+            state.has_begun = true;
         }
         let left = parts
             .settings
@@ -338,6 +347,10 @@ impl BundleFetch {
                 drop_bundle(false);
                 TierMiss::Failed(error)
             }
+            FetchEnd::NotBegun => {
+                count(&counts.late, 1);
+                TierMiss::Failed(parts.late("read", parts.settings.read_within))
+            }
             FetchEnd::Closed => TierMiss::Failed(SharedTierParts::closed()),
         }
     }
@@ -364,7 +377,11 @@ fn is_ours(fault: BundleFault) -> bool {
 
 impl TimedWork for BundleFetch {
     fn too_late(&self) {
-        self.finish(FetchEnd::Late);
+        let end = match self.lock().has_begun {
+            true => FetchEnd::Late,
+            false => FetchEnd::NotBegun,
+        };
+        self.finish(end);
     }
 }
 

@@ -5,7 +5,7 @@
 //! | `settings`, `error`, `counts` | settings, errors, counters |
 //! | `parts` | the state that calls and threads share |
 //! | `known` | the blocks that lookups find |
-//! | `ask` | which bundles the store has |
+//! | `ask` | queries: which bundles the store has |
 //! | `fetch` | reads of bundles, verified, in a single flight, within a time limit |
 //! | `staged`, `assembly`, `upload` | blocks that wait for their bundle, and writes of whole ones |
 //! | `threads`, `alarm` | threads for blocking calls, and deadlines |

@@ -8,7 +8,10 @@ use kvtile_shared::{
     store::SharedStore,
     tier::{SharedTier, SharedTierSettings},
 };
-use kvtile_testkit::tier::conformance::{OpenTierAt, check_tier, check_tier_groups};
+use kvtile_testkit::{
+    shared::{SimulatedStore, StoreFaults},
+    tier::conformance::{OpenTierAt, check_tier, check_tier_groups},
+};
 use kvtile_tiers::tier::Tier;
 
 use crate::stores::folder;
@@ -52,4 +55,20 @@ fn over_a_folder() {
         check_tier(2, &|| opener(folder(true)(), blocks));
     }
     check_tier_groups(2, &|| opener(folder(false)(), 1));
+}
+
+#[test]
+fn over_a_store_with_random_delays() {
+    let slow = |seed| {
+        let store = SimulatedStore::new(MemoryStore::new(), seed);
+        store.set_faults(StoreFaults {
+            slow: 4,
+            ..StoreFaults::default()
+        });
+        store
+    };
+    for (seed, blocks) in [(1, 1), (2, 4)] {
+        println!("bundles of {blocks}");
+        check_tier(2, &|| opener(slow(seed), blocks));
+    }
 }

@@ -58,9 +58,8 @@ fn a_read_that_hangs_ends_by_its_deadline_and_gives_its_memory_back() {
     assert_eq!(reader.tier().counters().late, 2);
     // The positive entries died, and the breaker is open.
     assert!(!reader.tier().has(chain[0].group, &chain[0].key));
-    let answer = reader.ask(&chain);
-    assert_eq!(answer.leading, 0);
-    assert!(answer.failure.is_some(), "{answer:?}");
+    assert_eq!(reader.ask(&chain).leading, 0);
+    assert!(reader.tier().counters().breaker_open > 0);
     drop(shut);
     std::thread::sleep(Duration::from_millis(1100));
     assert_eq!(reader.ask(&chain).leading, 8);

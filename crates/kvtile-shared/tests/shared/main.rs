@@ -6,5 +6,6 @@
 mod caches;
 mod conformance;
 mod faults;
+mod flow;
 mod processes;
 mod stores;
