@@ -4,7 +4,7 @@
 use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     (
@@ -52,7 +52,8 @@ const ARROWS: [(&str, &[&str]); 19] = [
         &["kvtile", "kvtile-blocks", "kvtile-random"],
     ),
     ("kvtile-rivals", &["kvtile-bench"]),
-    ("kvtile-cli", &["kvtile"]),
+    ("kvtile-cli", &["kvtile", "kvtile-events-wire"]),
+    ("kvtile-events-wire", &[]),
     (
         "kvtile-program",
         &[
@@ -151,7 +152,7 @@ impl DependencyKind {
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
-const REFUSED: [(&str, &[DependencyKind]); 19] = [
+const REFUSED: [(&str, &[DependencyKind]); 20] = [
     ("kvtile-layout", DependencyKind::ALL),
     ("kvtile-memory", DependencyKind::ALL),
     ("kvtile-transfer", DependencyKind::ALL),
@@ -169,6 +170,7 @@ const REFUSED: [(&str, &[DependencyKind]); 19] = [
     ("kvtile-bench", DependencyKind::ALL),
     ("kvtile-rivals", DependencyKind::ALL),
     ("kvtile-cli", DependencyKind::ALL),
+    ("kvtile-events-wire", DependencyKind::ALL),
     ("kvtile-program", DependencyKind::ALL),
     ("kvtile-python", DependencyKind::ALL),
     ("kvtile-random", DependencyKind::ALL),

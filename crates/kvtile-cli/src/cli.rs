@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    CommandLine, OutputArgs, cache, doctor, error::CliError, inspect, layout, plan, replay, shell,
+    CommandLine, OutputArgs, cache, doctor, error::CliError, events, inspect, layout, plan, replay,
+    shell,
 };
 
 /// The description of kvtile in one line.
@@ -102,7 +103,10 @@ pub enum CliCommand {
     Inspect(inspect::InspectArgs),
     /// Replay a trace of requests and report the hit rates of a cache
     #[command(after_help = replay::EXAMPLES)]
-    Replay(replay::ReplayArgs),
+    Replay(Box<replay::ReplayArgs>),
+    /// Record the KV cache events of an engine, and publish a recording
+    #[command(after_help = events::EXAMPLES)]
+    Events(events::EventsArgs),
     /// Report on the folder of a disk tier, verify, export or clear it
     #[command(after_help = cache::EXAMPLES)]
     Cache(cache::CacheArgs),
@@ -128,6 +132,7 @@ impl CliCommand {
             CliCommand::Plan(args) => plan::run(args),
             CliCommand::Inspect(args) => inspect::run(args),
             CliCommand::Replay(args) => replay::run(args),
+            CliCommand::Events(args) => events::run(args),
             CliCommand::Cache(args) => cache::run(args),
             CliCommand::Doctor(args) => doctor::run(args),
             CliCommand::Completions(args) => shell::completions(args, program),

@@ -9,6 +9,7 @@ use kvtile::{
     tiers::{TierError, replay::TraceError},
     transfer::{SavedError, TransferError},
 };
+use kvtile_events_wire::WireError;
 use thiserror::Error;
 
 /// Exit code of a failure.
@@ -153,6 +154,21 @@ pub enum CliError {
     /// A cache failed.
     #[error(transparent)]
     Tier(#[from] TierError),
+    /// Events could not be received, published or read.
+    #[error(transparent)]
+    Events(#[from] WireError),
+    /// Too few subscribers to publish to.
+    #[error(
+        "{found} of {wanted} subscribers came within {seconds} s; give --wait 0 to publish without any"
+    )]
+    NoSubscribers {
+        /// Subscribers to wait for.
+        wanted: u64,
+        /// Subscribers that came.
+        found: u64,
+        /// Seconds that it waited.
+        seconds: u64,
+    },
     /// The output could not be written.
     #[error("cannot write the output")]
     Output(#[from] std::io::Error),
@@ -168,6 +184,7 @@ impl ProgramFailure for CliError {
             | CliError::Option { .. }
             | CliError::NothingLeft { .. }
             | CliError::InProgramOnly { .. }
+            | CliError::Events(WireError::Endpoint { .. })
             | CliError::NotConfirmed { .. } => USAGE,
             _ => FAILURE,
         }

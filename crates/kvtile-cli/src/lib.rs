@@ -4,7 +4,7 @@
 //! | module | content |
 //! | --- | --- |
 //! | `cli` | the command line of the library, and the commands that every program has |
-//! | `layout`, `plan`, `inspect`, `cache`, `replay`, `doctor` | one command each |
+//! | `layout`, `plan`, `inspect`, `cache`, `replay`, `events`, `doctor` | one command each |
 //! | `draw` | pictures in the terminal and as SVG |
 //! | `settings` | the options that every command has |
 //! | `shell` | completions, manual pages, shell quoting |
@@ -28,6 +28,7 @@ mod cli;
 mod doctor;
 mod draw;
 pub mod error;
+mod events;
 pub mod files;
 mod inspect;
 mod known;
@@ -51,6 +52,7 @@ pub mod arguments {
     pub use super::{
         cache::CacheArgs,
         doctor::DoctorArgs,
+        events::EventsArgs,
         inspect::InspectArgs,
         layout::LayoutArgs,
         plan::PlanArgs,

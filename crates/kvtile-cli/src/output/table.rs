@@ -31,6 +31,16 @@ impl TextTable {
         }
     }
 
+    /// A table with these columns, whose number depends on the data.
+    pub fn columns(header: impl IntoIterator<Item = (String, Align)>) -> TextTable {
+        let (names, aligns) = header.into_iter().unzip();
+        TextTable {
+            aligns,
+            rows: vec![names],
+            indent: 2,
+        }
+    }
+
     /// A table without a header.
     pub fn bare<const N: usize>(aligns: [Align; N]) -> TextTable {
         TextTable {
@@ -42,7 +52,13 @@ impl TextTable {
 
     /// Adds a row.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        let shown = cells.iter().map(|cell| ShownText(cell).to_string());
+        self.cells(cells);
+    }
+
+    /// Adds a row whose number of cells depends on the data.
+    pub fn cells(&mut self, cells: impl IntoIterator<Item = String>) {
+        let cells = cells.into_iter();
+        let shown = cells.map(|cell| ShownText(&cell).to_string());
         self.rows.push(shown.collect());
     }
 

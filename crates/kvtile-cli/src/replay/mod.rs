@@ -1,8 +1,9 @@
 //! `kvtile replay`: replays a trace of requests on a cache for several policies and capacities, and compares
-//! the hits with bounds that no policy can exceed.
+//! the hits with bounds that no policy can exceed. With `--nodes` it replays on several caches and a shared tier.
 
 mod capacities;
 mod chart;
+mod cluster;
 mod page;
 mod report;
 
@@ -24,7 +25,10 @@ use kvtile::{
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
 
-use self::report::{ReplayReport, ReplayRun, ReplayedBytes};
+use self::{
+    cluster::ClusterInput,
+    report::{ReplayReport, ReplayRun, ReplayedBytes},
+};
 use crate::{
     error::CliError,
     files::{self, OutputFile},
@@ -49,12 +53,23 @@ Without --dry the requests go through the cache itself: --capacity blocks of --b
 host memory, and a disk where --disk gives a folder. Every block that is loaded is compared with the
 bytes that were stored. Belady's bound is left out with a disk, which holds more than the capacity.
 
+With --nodes the requests are routed to nodes, each with --capacity blocks of host memory and
+--disk-blocks of disk, which gets what host memory evicts. Blocks that a node does not hold come from
+the shared tier, in whole bundles, or are computed. --route prefix-load routes to the node with the
+longest prefix whose queue is at most 1.25 times the mean queue plus the tokens that the prefix saves;
+a node computes --prefill-rate tokens a second. --shared-writes uses:N writes a bundle once N requests
+on the node have used all of it; cached-uses:N counts only while its blocks are in host memory. The
+policy is gittins unless --policy names others. Every option that takes a list adds rows.
+
 Examples:
   kvtile replay conversation.jsonl --dry
   kvtile replay conversation.jsonl --dry --policy gittins,lru --capacity 10000
   kvtile replay conversation.jsonl --dry --html page.html
   kvtile replay conversation.jsonl --policy gittins --capacity 2000 --disk folder --disk-bytes 500000000
   kvtile replay conversation.jsonl --policy gittins --capacity 2000 --prometheus metrics.txt
+  kvtile replay conversation.jsonl --nodes 1,8,64 --capacity 1000 --shared 0,20000,unbounded
+  kvtile replay conversation.jsonl --nodes 8 --capacity 5000 --route prefix-load --shared unbounded \
+    --bundle 1,2,4,8 --model llama-3.1-8b
   kvtile replay conversation.jsonl --dry --json | jq '.runs[] | [.policy, .block_hit_ratio]'";
 
 /// Arguments of `kvtile replay`.
@@ -66,10 +81,10 @@ pub struct ReplayArgs {
     /// Run the block pool alone, without bytes
     #[arg(long)]
     dry: bool,
-    /// Bytes of a block, an even number
-    #[arg(long, value_name = "BYTES", default_value_t = 65_536, conflicts_with = "dry",
+    /// Bytes of a block, an even number [default: 65536, and with --nodes unknown]
+    #[arg(long, value_name = "BYTES", conflicts_with = "dry",
           value_parser = numbers::bytes_within(2, 1 << 30))]
-    block_bytes: u64,
+    block_bytes: Option<u64>,
     /// Folder for a disk tier; each run has a folder of its own in it
     #[arg(
         long,
@@ -96,6 +111,8 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 10_000,
           value_parser = numbers::within(1_u32, u32::MAX))]
     prefill_rate: u32,
+    #[command(flatten)]
+    cluster: cluster::ClusterArgs,
     /// Write a page with the curves
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     html: Option<PathBuf>,
@@ -112,6 +129,11 @@ pub struct ReplayArgs {
     prometheus: Option<PathBuf>,
 }
 
+/// Bytes of a block where a replay moves bytes.
+fn block_bytes(args: &ReplayArgs) -> u64 {
+    args.block_bytes.unwrap_or(65_536)
+}
+
 /// Most blocks of a cache.
 fn capacity_max() -> u32 {
     u32::try_from(POOL_BLOCKS_MAX).unwrap_or(u32::MAX)
@@ -126,6 +148,9 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
     let mut capacities = args.capacity.clone();
     capacities.sort_unstable();
     capacities.dedup();
+    if !args.cluster.nodes.is_empty() {
+        return on_nodes(args, &policies, &capacities);
+    }
     if let Some(path) = &args.prometheus {
         check_one_cache(path, policies.len() == 1 && capacities.len() == 1)?;
     }
@@ -135,7 +160,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
     let standard = files.any(OutputFile::is_standard);
     let trace = read(args)?;
     if capacities.is_empty() {
-        let block_bytes = (!args.dry).then_some(args.block_bytes);
+        let block_bytes = (!args.dry).then(|| block_bytes(args));
         capacities = capacities::of_trace(trace.distinct_blocks(), capacity_max(), block_bytes);
     }
     let report = measure(&trace, &policies, &capacities, (args, &mut counts))?;
@@ -149,6 +174,27 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
         return output::print_json(&report);
     }
     output::print(&report.text())
+}
+
+/// Replays on several nodes.
+fn on_nodes(
+    args: &ReplayArgs,
+    policies: &[PolicyKind],
+    capacities: &[u32],
+) -> Result<(), CliError> {
+    let default = [PolicyKind::default()];
+    let input = ClusterInput {
+        path: &args.trace,
+        policies: match args.policy.is_empty() {
+            true => &default,
+            false => policies,
+        },
+        capacities,
+        block_bytes: args.block_bytes,
+        prefill_rate: args.prefill_rate,
+        json: args.json,
+    };
+    cluster::run(&read(args)?, &args.cluster, &input)
 }
 
 /// Refuses a disk folder with files in it: blocks of an earlier replay would be hits of this one.
@@ -252,7 +298,7 @@ fn real(
     };
     // A cache keeps the recorder that is installed while it opens.
     let recorder = PrometheusBuilder::new().build_recorder();
-    let open = || RealCache::open(trace, (args.block_bytes, capacity), adjust);
+    let open = || RealCache::open(trace, (block_bytes(args), capacity), adjust);
     let mut cache = metrics::with_local_recorder(&recorder, open)?;
     let totals = replay(trace, &mut cache, progress)?;
     let bytes = ReplayedBytes {

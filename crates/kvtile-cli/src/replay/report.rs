@@ -64,6 +64,30 @@ pub(super) struct ReplayedBytes {
     pub(super) moves: Vec<MoveStats>,
 }
 
+impl TraceFacts {
+    pub(super) fn new(trace: &Trace, name: String) -> TraceFacts {
+        TraceFacts {
+            name,
+            requests: trace.requests().len() as u64,
+            block_references: trace.references() as u64,
+            distinct_blocks: trace.distinct_blocks() as u64,
+            page_size: trace.page_size(),
+        }
+    }
+
+    /// A line for a terminal.
+    pub(super) fn text(&self) -> String {
+        format!(
+            "{}: {} requests, {} references to {} blocks of {} tokens\n",
+            ShownText(&self.name),
+            thousands(self.requests),
+            thousands(self.block_references),
+            thousands(self.distinct_blocks),
+            self.page_size,
+        )
+    }
+}
+
 impl ReplayRun {
     pub(super) fn new(
         policy: &str,
@@ -99,13 +123,7 @@ impl ReplayRun {
 impl ReplayReport {
     pub(super) fn new(trace: &Trace, name: String, rate: u32) -> ReplayReport {
         ReplayReport {
-            trace: TraceFacts {
-                name,
-                requests: trace.requests().len() as u64,
-                block_references: trace.references() as u64,
-                distinct_blocks: trace.distinct_blocks() as u64,
-                page_size: trace.page_size(),
-            },
+            trace: TraceFacts::new(trace, name),
             prefill_tokens_per_second: rate,
             runs: Vec::new(),
             bounds: Vec::new(),
@@ -144,15 +162,7 @@ impl ReplayReport {
 
     /// As text for a terminal.
     pub(super) fn text(&self) -> String {
-        let facts = &self.trace;
-        let mut text = format!(
-            "{}: {} requests, {} references to {} blocks of {} tokens\n",
-            ShownText(&facts.name),
-            thousands(facts.requests),
-            thousands(facts.block_references),
-            thousands(facts.distinct_blocks),
-            facts.page_size,
-        );
+        let mut text = self.trace.text();
         text.push_str("\nBlock hits, %\n");
         text.push_str(&self.table(|run| format!("{:.2}", run.block_hit_ratio * 100.0)));
         text.push_str("\nToken hits, %\n");

@@ -2,13 +2,14 @@
 use crate::program::{kvtile, saved_cache};
 
 /// Every command that a user is to know.
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 11] = [
     "demo",
     "bench",
     "layout",
     "plan",
     "inspect",
     "replay",
+    "events",
     "cache",
     "doctor",
     "completions",

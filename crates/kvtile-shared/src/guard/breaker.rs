@@ -38,6 +38,11 @@ impl StoreBreaker {
         self.health.paused_until().is_some_and(|until| now < until)
     }
 
+    /// Whether calls have failed and none has succeeded since.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.health.paused_until().is_some()
+    }
+
     /// Counts blocks that a pause left out.
     pub(crate) fn left_out(&self, blocks: u64) {
         self.health.left_out(blocks);

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::store::{
     Deadline, ListPage, ListedValue, SharedStore, SharedStoreAbilities, SharedStoreError,
-    StoreExpiry, ValueName, ValueSink, ValueWritten,
+    StoreExpiry, StoreOperation, ValueName, ValueSink, ValueWritten,
 };
 
 /// Values of one page of a listing.
@@ -27,6 +27,7 @@ struct StoredValue {
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     values: Mutex<BTreeMap<ValueName, StoredValue>>,
+    capacity_bytes: Option<u64>,
 }
 
 impl MemoryStore {
@@ -36,22 +37,13 @@ impl MemoryStore {
         Arc::new(MemoryStore::default())
     }
 
-    /// Bytes of all values.
+    /// An empty store that refuses values which exceed a capacity.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
-        let values = self.values.lock();
-        values.values().map(|value| value.bytes.len() as u64).sum()
-    }
-
-    /// Replaces the bytes of a value by those that `change` returns, for tests of damage. False
-    /// without the value.
-    pub fn damage(&self, name: &ValueName, change: impl FnOnce(&[u8]) -> Vec<u8>) -> bool {
-        let mut values = self.values.lock();
-        let Some(value) = values.get_mut(name) else {
-            return false;
-        };
-        value.bytes = change(&value.bytes).into();
-        true
+    pub fn bounded(capacity_bytes: u64) -> Arc<MemoryStore> {
+        Arc::new(MemoryStore {
+            capacity_bytes: Some(capacity_bytes),
+            ..MemoryStore::default()
+        })
     }
 
     /// A value that has not expired.
@@ -80,6 +72,7 @@ impl SharedStore for MemoryStore {
 
     fn abilities(&self) -> SharedStoreAbilities {
         SharedStoreAbilities {
+            capacity_bytes: self.capacity_bytes,
             keeps_first: true,
             expires: StoreExpiry::PerValue,
             latency: Duration::from_micros(10),
@@ -123,6 +116,19 @@ impl SharedStore for MemoryStore {
         let mut values = self.values.lock();
         if values.contains_key(name) {
             return Ok(ValueWritten::Present);
+        }
+        if let Some(capacity) = self.capacity_bytes {
+            let now = Instant::now();
+            values.retain(|_, value| value.expires.is_none_or(|expires| expires > now));
+            let used = values
+                .values()
+                .map(|value| value.bytes.len() as u64)
+                .sum::<u64>();
+            let bytes = value.bytes.len() as u64;
+            if used.saturating_add(bytes) > capacity {
+                let what = format!("{used} of {capacity} bytes are in use, {bytes} do not fit");
+                return Err(SharedStoreError::refused(StoreOperation::Write, what));
+            }
         }
         values.insert(name.clone(), value);
         Ok(ValueWritten::New)

@@ -223,9 +223,9 @@ impl TimedWork for BundleQuestion {
             return;
         }
         let error = self.parts.late("answer", self.parts.settings.read_within);
-        // Without a free thread it is no failure of the store.
-        if state.has_begun {
-            self.parts.read_is_late(&error);
+        match state.has_begun {
+            true => self.parts.read_is_late(&error),
+            false => self.parts.read_did_not_begin(&error),
         }
         state.failure = Some(error);
         self.end(state);

@@ -201,7 +201,7 @@ enum FetchEnd {
     Fault(BundleFault),
     Failed(SharedStoreError),
     Late,
-    /// Its time was up before a thread was free, which is no failure of the store.
+    /// Its time was up before a thread was free.
     NotBegun,
     Closed,
 }
@@ -348,8 +348,10 @@ impl BundleFetch {
                 TierMiss::Failed(error)
             }
             FetchEnd::NotBegun => {
+                let error = parts.late("read", parts.settings.read_within);
+                parts.read_did_not_begin(&error);
                 count(&counts.late, 1);
-                TierMiss::Failed(parts.late("read", parts.settings.read_within))
+                TierMiss::Failed(error)
             }
             FetchEnd::Closed => TierMiss::Failed(SharedTierParts::closed()),
         }

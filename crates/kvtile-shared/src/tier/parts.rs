@@ -144,6 +144,14 @@ impl SharedTierParts {
         self.reads.late(self.clock.now(), error);
     }
 
+    /// A call of the store for reads did not begin in time, for lack of a thread. That is no failure
+    /// of the store, unless it failed before: then calls that hang have taken the threads.
+    pub(super) fn read_did_not_begin(&self, error: &TierError) {
+        if self.reads.is_failing() {
+            self.reads.late(self.clock.now(), error);
+        }
+    }
+
     /// Renews the lifetime of a bundle that was hit, if it is due.
     pub(super) fn renew(self: &Arc<Self>, bundle: &KnownBundle) {
         let every = self.settings.lifetime.map_or(RENEW_EVERY, |time| time / 4);

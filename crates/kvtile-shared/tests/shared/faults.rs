@@ -180,3 +180,27 @@ fn a_store_that_misbehaves_serves_no_wrong_byte() {
     println!("{came} blocks came, {missed} did not");
     assert!(came > 1000 && missed > 1000, "{came} {missed}");
 }
+
+#[test]
+fn queries_of_a_store_that_hangs_for_ever_end_at_once_after_a_while() {
+    let store = SimulatedStore::new(MemoryStore::new(), 1);
+    let chain = SharedTierRig::chain(1, 64);
+    rig(&store, 2).write(&chain);
+    let reader = rig(&store, 2);
+    assert_eq!(reader.ask(&chain).leading, 64);
+    // All calls that the limit lets through hang.
+    let shut = store.gate().shut(1000);
+    let (_reserved, read) = reader.begin_read(&chain);
+    assert!(read.wait_timeout(PATIENCE).is_some());
+    let mut slow = 0;
+    let end = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < end {
+        let start = Instant::now();
+        assert_eq!(reader.ask(&chain).leading, 0);
+        slow += u32::from(start.elapsed() > Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // One trial at the end of each pause of 1, 2 and 4 seconds.
+    assert!((1..=3).contains(&slow), "{slow} slow queries");
+    drop(shut);
+}

@@ -231,3 +231,28 @@ fn reads_that_wait_for_a_thread_too_long_are_no_failure_of_the_store() {
         reader.tier().stats()
     );
 }
+
+#[test]
+fn a_full_store_loses_writes_and_serves_what_it_has() {
+    let inner = MemoryStore::bounded(20_000);
+    let store = SimulatedStore::new(inner, 1);
+    let writer = rig(&store, settings(), 2);
+    let chains: Vec<_> = (0..4)
+        .map(|number| SharedTierRig::chain(number, 4))
+        .collect();
+    // Two bundles of 8 KiB fit. The breaker opens after three failures in a row.
+    for chain in &chains {
+        assert!(writer.write(chain).iter().all(Result::is_ok));
+    }
+    let counters = writer.tier().counters();
+    assert_eq!((counters.written, counters.write_failed), (2, 2));
+    assert_eq!(writer.tier().stats().damaged, 8);
+    let there: Vec<usize> = chains
+        .iter()
+        .map(|chain| writer.ask(chain).leading)
+        .collect();
+    assert_eq!(there, [4, 4, 0, 0]);
+    for chain in &chains[..2] {
+        writer.read_all(chain);
+    }
+}

@@ -25,6 +25,10 @@ pub(crate) fn folder(syncs: bool) -> OpenStoreAt {
 #[test]
 fn memory_keeps_the_rules() {
     check_store(&memory);
+    check_store(&|| {
+        let store = MemoryStore::bounded(20 << 20);
+        Box::new(move || Arc::clone(&store) as Arc<dyn SharedStore>)
+    });
 }
 
 #[test]

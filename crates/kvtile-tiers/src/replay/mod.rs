@@ -7,6 +7,7 @@
 //! | `service` | generated requests with the lengths, returns and pauses of a published trace |
 //! | `dry` | a target without bytes: the block pool alone |
 //! | `real` | the cache itself, with bytes that are compared after each load |
+//! | `cluster` | nodes with private caches and a tier that they share, without bytes |
 //! | `bound` | the hits of a cache that evicts nothing, and of Belady's rule |
 //! | `record` | the requests of a running engine, recorded as a trace |
 //! | `run` | the replay of a trace on a target, and its totals |
@@ -15,6 +16,7 @@
 //! all its blocks, in order, and unpins them. The module does not know how policies decide.
 
 mod bound;
+mod cluster;
 mod dry;
 mod generate;
 mod real;
@@ -24,6 +26,10 @@ mod service;
 mod trace;
 
 pub use bound::{belady, infinite};
+pub use cluster::{
+    CLUSTER_NODES_MAX, ClusterError, ClusterEvicts, ClusterRoute, ClusterSettings, ClusterShared,
+    ClusterTotals, ClusterWrites, replay_cluster,
+};
 pub use dry::DryCache;
 pub use generate::{Workload, generate};
 pub use real::RealCache;
