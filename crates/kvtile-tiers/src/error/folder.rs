@@ -47,7 +47,8 @@ pub enum FolderError {
     #[error(
         "{folder} is on {file_system}, which is not known to be a local file system: its locks may be \
          unknown to other machines, and two caches would write over each other's blocks. Give a \
-         folder on a disk of this machine (ext4, xfs, btrfs or another local file system)"
+         folder on a disk of this machine (ext4, xfs, btrfs or another local file system), or use this one as a \
+         shared store, which takes no locks"
     )]
     NotLocal {
         /// The folder, or the file.
