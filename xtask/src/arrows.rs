@@ -4,7 +4,7 @@
 use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     (
@@ -23,11 +23,22 @@ const ARROWS: [(&str, &[&str]); 15] = [
         ],
     ),
     (
+        "kvtile-shared",
+        &[
+            "kvtile-blocks",
+            "kvtile-layout",
+            "kvtile-memory",
+            "kvtile-tiers",
+            "kvtile-transfer",
+        ],
+    ),
+    (
         "kvtile",
         &[
             "kvtile-blocks",
             "kvtile-layout",
             "kvtile-memory",
+            "kvtile-shared",
             "kvtile-tiers",
             "kvtile-transfer",
         ],
@@ -136,12 +147,13 @@ impl DependencyKind {
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
-const REFUSED: [(&str, &[DependencyKind]); 15] = [
+const REFUSED: [(&str, &[DependencyKind]); 16] = [
     ("kvtile-layout", DependencyKind::ALL),
     ("kvtile-memory", DependencyKind::ALL),
     ("kvtile-transfer", DependencyKind::ALL),
     ("kvtile-blocks", DependencyKind::ALL),
     ("kvtile-tiers", DependencyKind::ALL),
+    ("kvtile-shared", DependencyKind::ALL),
     ("kvtile", DependencyKind::ALL),
     ("kvtile-demo", DependencyKind::ALL),
     ("kvtile-bench", DependencyKind::ALL),
@@ -339,7 +351,7 @@ mod tests {
     fn what_a_crate_refuses_is_stated_per_crate() {
         let mut packages = workspace();
         packages[4].normal.push("tokio".into());
-        packages[6].dev.push("anyhow".into());
+        packages[7].dev.push("anyhow".into());
         assert_eq!(
             check(&packages),
             [

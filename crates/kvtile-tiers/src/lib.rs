@@ -42,6 +42,7 @@ pub mod replay;
 mod room;
 pub mod tier;
 
+pub use below::OperationHealth;
 pub use directory::{DIRECTORY_TIERS_MAX, TierDirectory};
 pub use error::{
     BatchError, ConvertError, FileChange, FolderError, MismatchError, RequestError, SettingsError,

@@ -1,14 +1,12 @@
 //! The backoff of one kind of operation of a tier: its reads, its writes or its syncs. After a
-//! failure the cache pauses the operation, longer with every failure. So a full disk costs one
+//! failure its owner pauses the operation, longer with every failure. So a full disk costs one
 //! attempt and one log line a pause, not one for each block.
 //!
 //! It does not know what the operation does, nor which thread does it.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use parking_lot::{Mutex, MutexGuard};
-
-use crate::error::TierError;
 
 /// The pause after the first failure.
 const DELAY_MIN: Duration = Duration::from_secs(1);
@@ -16,9 +14,10 @@ const DELAY_MIN: Duration = Duration::from_secs(1);
 /// The longest pause.
 const DELAY_MAX: Duration = Duration::from_secs(60);
 
-/// The backoff state of one kind of operation.
+/// The backoff of one kind of operation: after a failure it pauses, longer with every further
+/// failure (1 s to 60 s). So a place that fails costs one attempt and one log line a pause.
 #[derive(Debug)]
-pub(crate) struct OperationHealth {
+pub struct OperationHealth {
     /// The operation, as the log names it.
     what: String,
     state: Mutex<HealthState>,
@@ -40,8 +39,9 @@ struct HealthState {
 }
 
 impl OperationHealth {
-    /// An operation without failures.
-    pub(crate) fn new(what: String) -> OperationHealth {
+    /// An operation without failures; `what` names it in the log.
+    #[must_use]
+    pub fn new(what: String) -> OperationHealth {
         OperationHealth {
             what,
             state: Mutex::default(),
@@ -54,7 +54,7 @@ impl OperationHealth {
 
     /// Whether the operation may be tried now. After a pause only one caller gets true until the
     /// delay has passed again.
-    pub(crate) fn allows(&self, now: Duration) -> bool {
+    pub fn allows(&self, now: Duration) -> bool {
         let mut state = self.lock();
         if state.failing_since.is_none() {
             return true;
@@ -68,18 +68,19 @@ impl OperationHealth {
     }
 
     /// The end of the pause; `None` if the operation does not fail.
-    pub(crate) fn paused_until(&self) -> Option<Duration> {
+    #[must_use]
+    pub fn paused_until(&self) -> Option<Duration> {
         let state = self.lock();
         state.failing_since.map(|_| state.retry_at)
     }
 
     /// Counts blocks skipped during a pause.
-    pub(crate) fn left_out(&self, blocks: u64) {
+    pub fn left_out(&self, blocks: u64) {
         self.lock().left_out += blocks;
     }
 
     /// Records a failed attempt: the operation pauses.
-    pub(crate) fn failed(&self, now: Duration, error: &TierError) {
+    pub fn failed(&self, now: Duration, error: &dyn Error) {
         let mut state = self.lock();
         state.failed += 1;
         let is_first = state.failing_since.is_none();
@@ -110,7 +111,7 @@ impl OperationHealth {
     }
 
     /// Records a successful attempt: the pause ends.
-    pub(crate) fn succeeded(&self, now: Duration) {
+    pub fn succeeded(&self, now: Duration) {
         let mut state = self.lock();
         let Some(since) = state.failing_since else {
             return;
@@ -128,15 +129,15 @@ impl OperationHealth {
 }
 
 /// The system's error, to append to the text of an error.
-fn cause_of(error: &TierError) -> String {
-    let source = std::error::Error::source(error);
+fn cause_of(error: &dyn Error) -> String {
+    let source = error.source();
     source.map_or(String::new(), |source| format!(": {source}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::FolderError;
+    use crate::{FolderError, TierError};
 
     #[test]
     fn a_failing_operation_is_tried_once_a_pause_and_pauses_grow() {

@@ -15,11 +15,11 @@ use kvtile_blocks::{BlockKey, events::TierId, pool::PinClaim};
 use kvtile_transfer::completion::Completion;
 use parking_lot::{Mutex, MutexGuard};
 
+pub use health::OperationHealth;
 pub(crate) use spill::SpillList;
 pub use spill::{SYNC_BLOCKS, SYNC_WITHIN};
 pub(crate) use tend::{serve_tier, step_tier};
 
-use health::OperationHealth;
 use spill::TierPauses;
 
 use crate::{

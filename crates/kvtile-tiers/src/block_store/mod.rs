@@ -66,7 +66,7 @@ use crate::{
     metrics::{CacheStats, Queue},
     opening::check_identity,
     queue::{JobQueue, QueueRefusal},
-    tier::{BlockName, Tier, TierStats},
+    tier::{AnswerTime, BlockName, Tier, TierAnswer, TierStats},
 };
 
 /// The blocks of a store, with the chain that they belong to.
@@ -265,6 +265,27 @@ impl BlockStore {
         let now = self.parts.clock.now();
         let has = |key| self.parts.has(group, key, now);
         Ok(keys.iter().map(has).collect())
+    }
+
+    /// Queries the tiers with [`AnswerTime::Later`] for the leading blocks of `keys`, the keys of a
+    /// chain from its first block on. [`contains`](Self::contains) and [`load`](Self::load) know
+    /// the blocks of a tier once its completion has ended. There is one completion for each such
+    /// tier, so none for a store that has only a disk.
+    ///
+    /// # Errors
+    /// A group that the store does not have.
+    pub fn ask(
+        &self,
+        group: GroupId,
+        keys: &[BlockKey],
+    ) -> Result<Vec<Completion<TierAnswer>>, TierError> {
+        self.parts.check_group(group)?;
+        let now = self.parts.clock.now();
+        let asked =
+            self.parts.below.iter().filter(|below| {
+                below.abilities.answers == AnswerTime::Later && below.may_look(now)
+            });
+        Ok(asked.map(|below| below.tier.ask(group, keys)).collect())
     }
 
     /// Counts a use of each block for the eviction policies of the tiers, and returns how many

@@ -16,17 +16,17 @@ pub use request::RequestError;
 pub use settings::SettingsError;
 pub use slot::SlotError;
 
-use std::{io, sync::Arc};
+use std::{error::Error, io, sync::Arc};
 
 use kvtile_blocks::BlocksError;
 use kvtile_layout::LayoutError;
 use kvtile_transfer::TransferError;
-use thiserror::Error;
+use thiserror::Error as ThisError;
 
 use crate::medium::{NotLocal, NotPlain};
 
 /// Why a tier or the cache refused an operation. Every message contains the values and a remedy.
-#[derive(Clone, Debug, Error)]
+#[derive(Clone, Debug, ThisError)]
 #[non_exhaustive]
 pub enum TierError {
     /// An error of a layout, of memory or of a transfer.
@@ -56,6 +56,9 @@ pub enum TierError {
     /// A slot of a disk tier that is not in the required state.
     #[error(transparent)]
     Slot(#[from] SlotError),
+    /// An error of a tier that is implemented outside this crate.
+    #[error("{0}")]
+    Outside(#[source] Arc<dyn Error + Send + Sync>),
 }
 
 impl From<LayoutError> for TierError {
@@ -65,6 +68,11 @@ impl From<LayoutError> for TierError {
 }
 
 impl TierError {
+    /// An error of a tier that is implemented outside this crate.
+    pub fn outside(error: impl Error + Send + Sync + 'static) -> TierError {
+        TierError::Outside(Arc::new(error))
+    }
+
     pub(crate) fn thread(error: io::Error) -> TierError {
         let source = Arc::new(error);
         TierError::Request(RequestError::Thread { source })

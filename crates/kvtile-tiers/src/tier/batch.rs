@@ -1,5 +1,7 @@
 //! Batches: blocks to read or to write, each with its host memory.
 
+use std::fmt;
+
 use crc_fast::{CrcAlgorithm, Digest};
 use kvtile_blocks::{BlockKey, GroupId};
 
@@ -56,9 +58,39 @@ impl BlockWrite {
 /// changed bytes and a swapped block.
 #[must_use]
 pub fn content_checksum(key: &BlockKey, position: u32, bytes: &[u8]) -> u64 {
-    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
-    digest.update(key.as_bytes());
-    digest.update(&position.to_le_bytes());
+    let mut digest = ContentDigest::new(key, position);
     digest.update(bytes);
-    digest.finalize()
+    digest.finish()
+}
+
+/// [`content_checksum`] of a block whose bytes come in several pieces.
+#[derive(Clone)]
+pub struct ContentDigest(Digest);
+
+impl fmt::Debug for ContentDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ContentDigest").finish_non_exhaustive()
+    }
+}
+
+impl ContentDigest {
+    /// The checksum of a block before its first byte.
+    #[must_use]
+    pub fn new(key: &BlockKey, position: u32) -> ContentDigest {
+        let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+        digest.update(key.as_bytes());
+        digest.update(&position.to_le_bytes());
+        ContentDigest(digest)
+    }
+
+    /// Adds the next bytes of the block.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The checksum of the block.
+    #[must_use]
+    pub fn finish(&self) -> u64 {
+        self.0.finalize()
+    }
 }

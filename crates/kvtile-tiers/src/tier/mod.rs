@@ -48,7 +48,7 @@ use kvtile_blocks::{
 };
 use kvtile_transfer::completion::Completion;
 
-pub use batch::{BlockName, BlockRead, BlockWrite, content_checksum};
+pub use batch::{BlockName, BlockRead, BlockWrite, ContentDigest, content_checksum};
 pub use gather::{BatchPart, OutcomeGather};
 pub use identity::{STORAGE_WORD, StoreIdentity, TierGroup};
 pub use kvtile_blocks::GroupId;

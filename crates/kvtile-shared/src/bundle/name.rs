@@ -1,0 +1,162 @@
+//! The names of bundles. One function makes them all.
+
+use std::fmt::Write as _;
+
+use kvtile_blocks::BlockKey;
+use kvtile_layout::broken;
+
+use super::{BundleForm, PartName};
+use crate::store::{InvalidValueName, ValueName};
+
+/// The first directory of all bundles, with the version of the names.
+const ROOT: &str = "kvt1";
+
+/// Names the bundles of one form:
+/// `{prefix}/kvt1/{identity}/{layout}/{part}/{first 2 digits of the key}/{key}.{blocks}`, where the
+/// key is that of the last block.
+#[derive(Clone, Debug)]
+pub struct BundleName {
+    /// The part in front of the key, with a `/` at its end.
+    directory: Box<str>,
+    blocks: u32,
+}
+
+/// What follows the directory: 2 digits, `/`, 32 digits, `.` and up to 2 digits.
+const KEY_CHARACTERS: usize = 3 + 32 + 1 + 2;
+
+impl BundleName {
+    /// The names of bundles of this form below a prefix, which may be empty.
+    ///
+    /// # Errors
+    /// A prefix that cannot begin the name of a value, or that is too long.
+    pub fn new(prefix: &str, form: &BundleForm) -> Result<BundleName, InvalidValueName> {
+        let BundleForm {
+            identity,
+            layout,
+            part,
+            blocks,
+            ..
+        } = form;
+        let root = root_of(prefix);
+        let directory = format!("{root}{identity}/{layout}/{}/", part.as_str());
+        let longest = format!("{directory}{}", "0".repeat(KEY_CHARACTERS));
+        ValueName::new(longest)?;
+        Ok(BundleName {
+            directory: directory.into(),
+            blocks: *blocks,
+        })
+    }
+
+    /// The name of the bundle whose last block has this key.
+    #[must_use]
+    pub fn of(&self, last: &BlockKey) -> ValueName {
+        let mut name = String::with_capacity(self.directory.len() + KEY_CHARACTERS);
+        let mut key = String::with_capacity(32);
+        for byte in last.as_bytes() {
+            // Writing to a string does not fail.
+            let _ = write!(key, "{byte:02x}");
+        }
+        let shard = key.get(..2).unwrap_or_default();
+        let _ = write!(name, "{}{shard}/{key}.{}", self.directory, self.blocks);
+        match ValueName::new(name) {
+            Ok(name) => name,
+            Err(error) => broken(format_args!("the name of a bundle: {error}")),
+        }
+    }
+}
+
+/// The beginning of the names of all bundles below a prefix.
+pub(crate) fn root_of(prefix: &str) -> String {
+    match prefix.is_empty() {
+        true => format!("{ROOT}/"),
+        false => format!("{prefix}/{ROOT}/"),
+    }
+}
+
+/// Whether a name below `prefix` is exactly the name of a bundle. Values with other names are not
+/// ours: nothing reads or removes them.
+#[must_use]
+pub fn parse_bundle_name(prefix: &str, name: &ValueName) -> Option<ParsedBundleName> {
+    let rest = name.as_str().strip_prefix(&root_of(prefix))?;
+    let mut parts = rest.split('/');
+    let mut next = || parts.next();
+    let (identity, layout, part) = (next()?, next()?, next()?);
+    let (shard, file) = (next()?, next()?);
+    let (key, blocks) = file.split_once('.')?;
+    let is_hex = |text: &str, digits: usize| {
+        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        text.len() == digits && text.bytes().all(is_digit)
+    };
+    let is_count = blocks.bytes().all(|byte| byte.is_ascii_digit()) && !blocks.starts_with('0');
+    let blocks: u32 = blocks.parse().ok()?;
+    let is_ours = next().is_none()
+        && is_hex(identity, 32)
+        && is_hex(layout, 32)
+        && PartName::is_part(part)
+        && is_hex(key, 32)
+        && key.get(..2) == Some(shard)
+        && is_count
+        && blocks <= super::BUNDLE_BLOCKS_MAX;
+    is_ours.then(|| ParsedBundleName {
+        identity: identity.to_owned(),
+        blocks,
+    })
+}
+
+/// The facts in the name of a bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParsedBundleName {
+    /// The fingerprint of the identity, in hexadecimal digits.
+    pub identity: String,
+    /// The number of blocks.
+    pub blocks: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use kvtile_layout::identity::Fingerprint;
+
+    use super::*;
+
+    #[test]
+    fn a_name_has_all_that_must_be_equal_and_is_recognised() {
+        let form = BundleForm {
+            identity: Fingerprint::from_bytes([0xab; 16]),
+            layout: Fingerprint::from_bytes([0xcd; 16]),
+            part: PartName::default(),
+            block_bytes: 100,
+            blocks: 16,
+        };
+        let (identity, layout) = ("ab".repeat(16), "cd".repeat(16));
+        let key = BlockKey::from_bytes([0x5e; 16]);
+        for (prefix, root) in [("", "kvt1"), ("team/a", "team/a/kvt1")] {
+            let name = BundleName::new(prefix, &form).unwrap().of(&key);
+            let hex = "5e".repeat(16);
+            assert_eq!(
+                name.as_str(),
+                format!("{root}/{identity}/{layout}/all/5e/{hex}.16")
+            );
+            let parsed = parse_bundle_name(prefix, &name).unwrap();
+            assert_eq!(parsed.blocks, 16);
+            assert_eq!(parsed.identity, identity);
+            for other in [
+                format!("{name}0"),
+                format!("{name}/a"),
+                name.as_str().replace("/5e/", "/5f/"),
+                name.as_str().replace(".16", ".016"),
+                name.as_str().replace(".16", ".65"),
+                name.as_str().replace(".16", ""),
+                name.as_str().replace("/all/", "/"),
+                name.as_str().replace("kvt1", "kvt2"),
+                format!("{root}/{identity}/manifest.json"),
+            ] {
+                let other = ValueName::new(other).unwrap();
+                assert_eq!(parse_bundle_name(prefix, &other), None, "{other}");
+            }
+            assert_eq!(parse_bundle_name("other", &name), None);
+        }
+        assert!(BundleName::new("/a", &form).is_err());
+        assert!(BundleName::new("A", &form).is_err());
+        assert!(BundleName::new(&"a".repeat(300), &form).is_err());
+    }
+}

@@ -1,0 +1,287 @@
+//! Reads a bundle as its bytes arrive: checks the header, then passes on and verifies the blocks
+//! that are wanted.
+//!
+//! The store writes into memory of this reader, a chunk that fits in a core's cache. Each chunk goes
+//! into the checksum and to its destination at once. So a store whose call does not return holds no
+//! memory of a tier's caller.
+
+use kvtile_blocks::BlockKey;
+use kvtile_tiers::tier::ContentDigest;
+
+use super::{BundleForm, BundleHeader, HeaderFault};
+use crate::store::{SinkState, ValueSink};
+
+/// Bytes that the reader takes at a time.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Whether a destination wants a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WantedBytes {
+    /// It does not want this block.
+    Skipped,
+    /// It wants this block.
+    Wanted,
+    /// It wants a block with another key at this place.
+    OtherKey,
+}
+
+/// The destination of a bundle's blocks. Indices are those in the bundle.
+pub(crate) trait BundleTarget: Sync {
+    /// The last wanted block; `None` once nothing is wanted any more.
+    fn last_wanted(&self) -> Option<u32>;
+
+    /// Whether it wants a block.
+    fn wants(&self, index: u32, key: &BlockKey) -> WantedBytes;
+
+    /// Takes bytes of a wanted block. They are not verified yet.
+    fn take(&self, index: u32, offset: u64, bytes: &[u8]);
+
+    /// All bytes of a wanted block came; whether they are those that were written.
+    fn verified(&self, index: u32, checksum: Option<u64>);
+}
+
+/// Why a value is not the bundle that its name promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BundleFault {
+    /// Its header is wrong.
+    #[error(transparent)]
+    Header(#[from] HeaderFault),
+    /// It is a bundle with another last block.
+    #[error("it holds other blocks than its name says")]
+    OtherBundle,
+    /// It has a block with another key than the chain.
+    #[error("it holds another block at one place")]
+    OtherBlock,
+    /// A block fails its checksum.
+    #[error("a block fails its checksum")]
+    Checksum,
+    /// It ends before its last block.
+    #[error("it is shorter than its blocks")]
+    Short,
+    /// It continues after its last block.
+    #[error("it is longer than its blocks")]
+    Long,
+}
+
+/// A sink that reads one bundle.
+pub(crate) struct BundleReader<'a> {
+    form: &'a BundleForm,
+    last: BlockKey,
+    target: &'a dyn BundleTarget,
+    /// The bytes of the header, until all of them came.
+    header_bytes: Vec<u8>,
+    header_filled: usize,
+    header: Option<BundleHeader>,
+    chunk: Vec<u8>,
+    /// The block whose bytes are next.
+    index: u32,
+    /// Bytes of it that came.
+    offset: u64,
+    /// The checksum of a wanted block so far.
+    digest: Option<ContentDigest>,
+    fault: Option<BundleFault>,
+    bytes: u64,
+}
+
+impl<'a> BundleReader<'a> {
+    /// A reader of the bundle whose last block has the key `last`.
+    pub(crate) fn new(
+        form: &'a BundleForm,
+        last: BlockKey,
+        target: &'a dyn BundleTarget,
+    ) -> BundleReader<'a> {
+        BundleReader {
+            form,
+            last,
+            target,
+            header_bytes: vec![0; form.header_bytes()],
+            header_filled: 0,
+            header: None,
+            chunk: vec![0; CHUNK_BYTES],
+            index: 0,
+            offset: 0,
+            digest: None,
+            fault: None,
+            bytes: 0,
+        }
+    }
+
+    /// Bytes that the store passed.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The result, once the store has passed all bytes that it has.
+    pub(crate) fn end(&self) -> Result<(), BundleFault> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        if self.header.is_none() {
+            return Err(BundleFault::Header(HeaderFault::Short));
+        }
+        match self.target.last_wanted() {
+            Some(last) if self.index <= last => Err(BundleFault::Short),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether no further bytes are needed. After the last block it still needs to see that the
+    /// value ends.
+    fn is_done(&self) -> bool {
+        let is_needed = |last: u32| self.index <= last || last.saturating_add(1) == self.blocks();
+        self.fault.is_some()
+            || self.index > self.blocks()
+            || !self.target.last_wanted().is_some_and(is_needed)
+    }
+
+    fn blocks(&self) -> u32 {
+        self.form.blocks
+    }
+
+    fn state(&self) -> SinkState {
+        match self.is_done() {
+            true => SinkState::Full,
+            false => SinkState::Open,
+        }
+    }
+
+    fn header_came(&mut self) {
+        match BundleHeader::decode(self.form, &self.header_bytes) {
+            Ok(header) => {
+                if header
+                    .blocks
+                    .last()
+                    .is_none_or(|block| block.key != self.last)
+                {
+                    self.fault = Some(BundleFault::OtherBundle);
+                }
+                self.header = Some(header);
+                self.begin_block();
+            }
+            Err(fault) => self.fault = Some(fault.into()),
+        }
+    }
+
+    /// The key, the position and the checksum of the current block.
+    fn block(&self) -> Option<(BlockKey, u32, u64)> {
+        let header = self.header.as_ref()?;
+        let block = header.blocks.get(usize::try_from(self.index).ok()?)?;
+        let position = header.first_position.saturating_add(self.index);
+        Some((block.key, position, block.checksum))
+    }
+
+    fn begin_block(&mut self) {
+        self.offset = 0;
+        self.digest = None;
+        let Some((key, position, _)) = self.block() else {
+            return;
+        };
+        match self.target.wants(self.index, &key) {
+            WantedBytes::Skipped => {}
+            WantedBytes::Wanted => self.digest = Some(ContentDigest::new(&key, position)),
+            WantedBytes::OtherKey => self.fault = Some(BundleFault::OtherBlock),
+        }
+    }
+
+    fn end_block(&mut self) {
+        if let Some((digest, (_, _, checksum))) = self.digest.take().zip(self.block()) {
+            let found = digest.finish();
+            let is_right = found == checksum;
+            self.target
+                .verified(self.index, is_right.then_some(checksum));
+            if !is_right {
+                self.fault = Some(BundleFault::Checksum);
+            }
+        }
+        self.index += 1;
+        self.begin_block();
+    }
+
+    /// Takes bytes that all belong to the current block, or come after the last one.
+    fn blocks_came(&mut self, bytes: &[u8]) {
+        if self.index >= self.blocks() {
+            if !bytes.is_empty() {
+                self.fault = Some(BundleFault::Long);
+            }
+            return;
+        }
+        if let Some(digest) = &mut self.digest {
+            digest.update(bytes);
+            self.target.take(self.index, self.offset, bytes);
+        }
+        self.offset += bytes.len() as u64;
+        if self.offset >= self.form.block_bytes {
+            self.end_block();
+        }
+    }
+
+    /// Bytes until the end of the current block; 1 after the last block, to see whether the value
+    /// ends.
+    fn left(&self) -> usize {
+        if self.index >= self.blocks() {
+            return 1;
+        }
+        let left = self.form.block_bytes.saturating_sub(self.offset);
+        usize::try_from(left).unwrap_or(usize::MAX)
+    }
+}
+
+impl ValueSink for BundleReader<'_> {
+    fn space(&mut self) -> &mut [u8] {
+        if self.is_done() {
+            return &mut [];
+        }
+        if self.header.is_none() {
+            let (_, space) = self.header_bytes.split_at_mut(self.header_filled);
+            return space;
+        }
+        let left = self.left().min(self.chunk.len());
+        let (space, _) = self.chunk.split_at_mut(left);
+        space
+    }
+
+    fn filled(&mut self, bytes: usize) -> SinkState {
+        assert!(bytes <= self.space().len(), "{bytes} bytes of a value");
+        self.bytes += bytes as u64;
+        if self.is_done() {
+            return SinkState::Full;
+        }
+        if self.header.is_none() {
+            self.header_filled += bytes;
+            if self.header_filled == self.header_bytes.len() {
+                self.header_came();
+            }
+            return self.state();
+        }
+        let chunk = std::mem::take(&mut self.chunk);
+        let (came, _) = chunk.split_at(bytes);
+        self.blocks_came(came);
+        self.chunk = chunk;
+        self.state()
+    }
+
+    /// Without a copy into the chunk.
+    fn put(&mut self, mut bytes: &[u8]) -> SinkState {
+        while !bytes.is_empty() {
+            if self.is_done() {
+                return SinkState::Full;
+            }
+            if self.header.is_none() {
+                let space = self.space();
+                let some = space.len().min(bytes.len());
+                let (now, rest) = bytes.split_at(some);
+                let (space, _) = space.split_at_mut(some);
+                space.copy_from_slice(now);
+                bytes = rest;
+                self.filled(some);
+                continue;
+            }
+            let (now, rest) = bytes.split_at(self.left().min(bytes.len()).min(CHUNK_BYTES));
+            bytes = rest;
+            self.bytes += now.len() as u64;
+            self.blocks_came(now);
+        }
+        self.state()
+    }
+}

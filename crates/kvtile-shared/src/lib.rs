@@ -1,0 +1,17 @@
+//! A tier that many caches share, in any number of processes and machines.
+//!
+//! | module | contents |
+//! | --- | --- |
+//! | [`store`] | the trait of one store: a folder, a bucket, a server |
+//! | [`bundle`] | consecutive blocks in one value: envelope and names |
+//! | [`tier`] | the tier over any store: verification, deadlines, limits, counters |
+//!
+//! A store keeps values under names and never changes one. It knows neither blocks nor keys.
+
+#![forbid(unsafe_code)]
+
+pub mod bundle;
+mod guard;
+pub mod memory;
+pub mod store;
+pub mod tier;

@@ -1,0 +1,404 @@
+//! The blocks that lookups find: those of bundles that the store said it has, and staged ones.
+//!
+//! A positive entry lives until a read of it fails, a negative one for a short time. Neither is a
+//! promise of the store. This does not know how bundles are read or written.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kvtile_blocks::{
+    BlockKey,
+    events::{EventLog, StoredBlock, TierId},
+};
+use kvtile_tiers::tier::{BlockName, GroupId, TierStats};
+use parking_lot::{Mutex, MutexGuard};
+
+use super::staged::StagedBytes;
+
+/// The most negative entries, and the most removed blocks that the index remembers.
+const REMEMBERED_MAX: usize = 1 << 16;
+
+/// A bundle that the store has, as far as the tier knows.
+#[derive(Debug)]
+pub(super) struct KnownBundle {
+    /// The group and the key of its last block.
+    pub(super) name: BlockName,
+    /// The keys of its blocks, in their order.
+    pub(super) keys: Vec<BlockKey>,
+    /// When its lifetime was last renewed, if this process knows.
+    pub(super) renewed: Mutex<Option<Instant>>,
+}
+
+impl KnownBundle {
+    /// The index of a block in the bundle.
+    pub(super) fn index_of(&self, key: &BlockKey) -> Option<u32> {
+        let index = self.keys.iter().position(|one| one == key)?;
+        u32::try_from(index).ok()
+    }
+}
+
+/// Where the bytes of a block are.
+#[derive(Clone, Debug)]
+pub(super) enum BlockPlace {
+    /// In staging memory.
+    Staged(Arc<StagedBytes>),
+    /// In the store.
+    Stored(Arc<KnownBundle>),
+}
+
+/// A block of a chain: what the index knows of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ChainedBlock {
+    pub(super) name: BlockName,
+    pub(super) parent: Option<BlockKey>,
+    pub(super) tenant: u32,
+    pub(super) position: u32,
+}
+
+#[derive(Debug)]
+struct KnownBlock {
+    chained: ChainedBlock,
+    place: BlockPlace,
+    used: u64,
+}
+
+#[derive(Debug, Default)]
+struct KnownState {
+    blocks: HashMap<BlockName, KnownBlock>,
+    /// The number of known blocks whose parent is this block.
+    children: HashMap<BlockName, u32>,
+    /// Bundles that are absent, by their last block, and until when.
+    absent: HashMap<BlockName, Instant>,
+    /// Blocks that this cache removed. Answers of the store do not bring them back.
+    removed: HashSet<BlockName>,
+    removed_order: VecDeque<BlockName>,
+    uses: u64,
+    stats: TierStats,
+}
+
+/// The index of a tier.
+#[derive(Debug)]
+pub(super) struct KnownBlocks {
+    id: TierId,
+    events: Arc<EventLog>,
+    blocks_max: usize,
+    state: Mutex<KnownState>,
+}
+
+impl KnownBlocks {
+    pub(super) fn new(id: TierId, events: Arc<EventLog>, blocks_max: usize) -> KnownBlocks {
+        KnownBlocks {
+            id,
+            events,
+            blocks_max: blocks_max.max(1),
+            state: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, KnownState> {
+        self.state.lock()
+    }
+
+    /// The leading blocks of `keys`, at most `blocks_max` if the store cannot be read now.
+    pub(super) fn leading(
+        &self,
+        group: GroupId,
+        keys: &[BlockKey],
+        (is_use, only_staged): (bool, bool),
+    ) -> Vec<ChainedBlock> {
+        let mut state = self.lock();
+        state.uses += 1;
+        let uses = state.uses;
+        let mut found = Vec::new();
+        for &key in keys {
+            let Some(block) = state.blocks.get_mut(&BlockName { group, key }) else {
+                break;
+            };
+            if only_staged && matches!(block.place, BlockPlace::Stored(_)) {
+                break;
+            }
+            if is_use {
+                block.used = uses;
+            }
+            found.push(block.chained);
+        }
+        found
+    }
+
+    pub(super) fn has(&self, name: &BlockName) -> bool {
+        self.lock().blocks.contains_key(name)
+    }
+
+    /// Where a block is.
+    pub(super) fn place(&self, name: &BlockName) -> Option<(ChainedBlock, BlockPlace)> {
+        let state = self.lock();
+        let block = state.blocks.get(name)?;
+        Some((block.chained, block.place.clone()))
+    }
+
+    /// Adds a staged block, also if it was removed before. False if the index has the block.
+    pub(super) fn add_staged(&self, block: ChainedBlock, bytes: &Arc<StagedBytes>) -> bool {
+        let mut state = self.lock();
+        if state.blocks.contains_key(&block.name) {
+            return false;
+        }
+        state.removed.remove(&block.name);
+        self.insert(&mut state, block, BlockPlace::Staged(Arc::clone(bytes)));
+        true
+    }
+
+    /// The store has a bundle, whose blocks are `blocks`.
+    pub(super) fn add_stored(&self, bundle: &Arc<KnownBundle>, blocks: &[ChainedBlock]) {
+        let mut state = self.lock();
+        state.absent.remove(&bundle.name);
+        for block in blocks {
+            let place = BlockPlace::Stored(Arc::clone(bundle));
+            if let Some(known) = state.blocks.get_mut(&block.name) {
+                if matches!(known.place, BlockPlace::Staged(_)) {
+                    known.place = place;
+                }
+            } else if !state.removed.contains(&block.name) {
+                self.insert(&mut state, *block, place);
+            }
+        }
+    }
+
+    fn insert(&self, state: &mut KnownState, block: ChainedBlock, place: BlockPlace) {
+        if state.blocks.len() >= self.blocks_max {
+            // Many at once, so that the search for leaves is rare.
+            let blocks = (self.blocks_max / 16).max(1);
+            let is_stored = |block: &KnownBlock| matches!(block.place, BlockPlace::Stored(_));
+            let evicted = self.evict_leaves(state, blocks, is_stored);
+            state.stats.evicted_for_room += evicted as u64;
+        }
+        let BlockName { group, key } = block.name;
+        if let Some(parent) = block.parent {
+            let parent = BlockName { group, key: parent };
+            *state.children.entry(parent).or_default() += 1;
+        }
+        state.uses += 1;
+        let known = KnownBlock {
+            chained: block,
+            place,
+            used: state.uses,
+        };
+        state.blocks.insert(block.name, known);
+        self.events.stored(self.id, group, block.parent, &[key]);
+    }
+
+    fn delete(&self, state: &mut KnownState, name: &BlockName) -> Option<KnownBlock> {
+        let block = state.blocks.remove(name)?;
+        if let Some(key) = block.chained.parent {
+            let parent = BlockName { key, ..*name };
+            if let Some(children) = state.children.get_mut(&parent) {
+                *children -= 1;
+                if *children == 0 {
+                    state.children.remove(&parent);
+                }
+            }
+        }
+        self.events.removed(self.id, name.group, &[name.key]);
+        Some(block)
+    }
+
+    /// A bundle is not there, or not readable: its blocks are not found any more, and it counts as
+    /// absent for a time.
+    pub(super) fn drop_bundle(&self, bundle: &KnownBundle, absent_for: Duration, is_damaged: bool) {
+        let mut state = self.lock();
+        let mut dropped = 0;
+        for &key in &bundle.keys {
+            let name = BlockName {
+                group: bundle.name.group,
+                key,
+            };
+            let is_of_it = |block: &KnownBlock| match &block.place {
+                BlockPlace::Stored(stored) => stored.name == bundle.name,
+                BlockPlace::Staged(_) => false,
+            };
+            if state.blocks.get(&name).is_some_and(is_of_it) {
+                self.delete(&mut state, &name);
+                dropped += 1;
+            }
+        }
+        if is_damaged {
+            state.stats.damaged += dropped;
+        }
+        KnownBlocks::mark_absent(&mut state, bundle.name, absent_for);
+    }
+
+    /// Staged bytes are given up: blocks that are nowhere else are not found any more. Returns
+    /// their number. `is_lost`: the store failed to take them.
+    pub(super) fn drop_staged(
+        &self,
+        blocks: &[(BlockName, Arc<StagedBytes>)],
+        is_lost: bool,
+    ) -> usize {
+        let mut state = self.lock();
+        let mut dropped = 0;
+        for (name, bytes) in blocks {
+            let is_it = |block: &KnownBlock| match &block.place {
+                BlockPlace::Staged(staged) => Arc::ptr_eq(staged, bytes),
+                BlockPlace::Stored(_) => false,
+            };
+            if state.blocks.get(name).is_some_and(is_it) {
+                self.delete(&mut state, name);
+                dropped += 1;
+            }
+        }
+        if is_lost {
+            state.stats.damaged += dropped as u64;
+        }
+        dropped
+    }
+
+    /// Remembers for a time that a bundle is absent.
+    pub(super) fn is_absent(&self, bundle: BlockName, absent_for: Duration) {
+        KnownBlocks::mark_absent(&mut self.lock(), bundle, absent_for);
+    }
+
+    fn mark_absent(state: &mut KnownState, bundle: BlockName, absent_for: Duration) {
+        let now = Instant::now();
+        if state.absent.len() >= REMEMBERED_MAX {
+            state.absent.retain(|_, until| *until > now);
+        }
+        if state.absent.len() < REMEMBERED_MAX
+            && let Some(until) = now.checked_add(absent_for)
+        {
+            state.absent.insert(bundle, until);
+        }
+    }
+
+    /// Whether the store needs to be asked for a bundle with these blocks.
+    pub(super) fn is_unknown(&self, bundle: &BlockName, keys: &[BlockKey]) -> bool {
+        let mut state = self.lock();
+        let now = Instant::now();
+        if let Some(until) = state.absent.get(bundle) {
+            if *until > now {
+                return false;
+            }
+            state.absent.remove(bundle);
+        }
+        let is_known = |key: &BlockKey| {
+            let name = BlockName {
+                group: bundle.group,
+                key: *key,
+            };
+            state.blocks.contains_key(&name) || state.removed.contains(&name)
+        };
+        !keys.iter().all(is_known)
+    }
+
+    /// Removes blocks for this cache. Returns how many it had.
+    pub(super) fn remove(&self, group: GroupId, keys: &[BlockKey]) -> usize {
+        let mut state = self.lock();
+        let mut removed = 0;
+        for &key in keys {
+            let name = BlockName { group, key };
+            if self.delete(&mut state, &name).is_some() {
+                remember_removed(&mut state, name);
+                removed += 1;
+            }
+        }
+        state.stats.removed += removed as u64;
+        removed
+    }
+
+    /// Removes up to `blocks` blocks for this cache, the least recently used leaves first.
+    pub(super) fn evict(&self, blocks: usize) -> usize {
+        let mut state = self.lock();
+        let before: HashSet<BlockName> = state.blocks.keys().copied().collect();
+        let evicted = self.evict_leaves(&mut state, blocks, |_| true);
+        for name in before {
+            if !state.blocks.contains_key(&name) {
+                remember_removed(&mut state, name);
+            }
+        }
+        state.stats.removed += evicted as u64;
+        evicted
+    }
+
+    fn evict_leaves(
+        &self,
+        state: &mut KnownState,
+        blocks: usize,
+        may: impl Fn(&KnownBlock) -> bool,
+    ) -> usize {
+        let is_leaf = |state: &KnownState, name: &BlockName| !state.children.contains_key(name);
+        let leaves = state.blocks.iter().filter(|(name, _)| is_leaf(state, name));
+        let leaves = leaves.filter(|(_, block)| may(block));
+        let mut leaves: BinaryHeap<Reverse<(u64, BlockName)>> = leaves
+            .map(|(name, block)| Reverse((block.used, *name)))
+            .collect();
+        let mut evicted = 0;
+        while evicted < blocks {
+            let Some(Reverse((_, name))) = leaves.pop() else {
+                break;
+            };
+            let Some(block) = self.delete(state, &name) else {
+                continue;
+            };
+            evicted += 1;
+            let Some(key) = block.chained.parent else {
+                continue;
+            };
+            let parent = BlockName { key, ..name };
+            if is_leaf(state, &parent)
+                && let Some(block) = state.blocks.get(&parent).filter(|block| may(block))
+            {
+                leaves.push(Reverse((block.used, parent)));
+            }
+        }
+        evicted
+    }
+
+    pub(super) fn stats(&self) -> TierStats {
+        let state = self.lock();
+        let mut stats = state.stats.clone();
+        stats.present = state.blocks.len() as u64;
+        stats
+    }
+
+    pub(super) fn list(&self, blocks: &mut Vec<StoredBlock>) {
+        let state = self.lock();
+        blocks.extend(state.blocks.values().map(|block| StoredBlock {
+            tier: self.id,
+            group: block.chained.name.group,
+            key: block.chained.name.key,
+            parent: block.chained.parent,
+        }));
+    }
+
+    pub(super) fn check_integrity(&self) {
+        let state = self.lock();
+        let mut children: HashMap<BlockName, u32> = HashMap::new();
+        for (name, block) in &state.blocks {
+            assert_eq!(*name, block.chained.name, "the name of a known block");
+            if let BlockPlace::Stored(bundle) = &block.place {
+                assert!(
+                    bundle.index_of(&name.key).is_some(),
+                    "{name:?} in {bundle:?}"
+                );
+            }
+            if let Some(key) = block.chained.parent {
+                *children.entry(BlockName { key, ..*name }).or_default() += 1;
+            }
+        }
+        assert_eq!(children, state.children, "children of known blocks");
+        assert!(state.removed.len() <= REMEMBERED_MAX, "removed blocks");
+    }
+}
+
+fn remember_removed(state: &mut KnownState, name: BlockName) {
+    if state.removed.insert(name) {
+        state.removed_order.push_back(name);
+    }
+    while state.removed_order.len() > REMEMBERED_MAX {
+        if let Some(oldest) = state.removed_order.pop_front() {
+            state.removed.remove(&oldest);
+        }
+    }
+}

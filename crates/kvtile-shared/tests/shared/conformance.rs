@@ -1,0 +1,43 @@
+//! The conformance suite of tiers, over the stores of this crate.
+
+use std::sync::Arc;
+
+use kvtile_blocks::events::{TierId, TierKind};
+use kvtile_shared::{
+    memory::MemoryStore,
+    store::SharedStore,
+    tier::{SharedTier, SharedTierSettings},
+};
+use kvtile_testkit::tier::conformance::{OpenTierAt, check_tier, check_tier_groups};
+use kvtile_tiers::tier::Tier;
+
+fn opener(store: Arc<dyn SharedStore>, bundle_blocks: u32) -> OpenTierAt {
+    Box::new(move |context| {
+        let id = TierId::new(TierKind::Remote, "shared").unwrap();
+        let settings = SharedTierSettings::new().bundle_blocks(bundle_blocks);
+        let tier = SharedTier::open(id, Arc::clone(&store), settings, context);
+        tier.unwrap() as Arc<dyn Tier>
+    })
+}
+
+#[test]
+fn over_memory_without_threads() {
+    for blocks in [1, 2, 4] {
+        println!("bundles of {blocks}");
+        check_tier(0, &|| opener(MemoryStore::new(), blocks));
+    }
+}
+
+#[test]
+fn over_memory_with_threads() {
+    for blocks in [1, 2, 4] {
+        println!("bundles of {blocks}");
+        check_tier(2, &|| opener(MemoryStore::new(), blocks));
+    }
+}
+
+#[test]
+fn over_memory_with_several_groups() {
+    check_tier_groups(0, &|| opener(MemoryStore::new(), 1));
+    check_tier_groups(2, &|| opener(MemoryStore::new(), 2));
+}

@@ -1,0 +1,4 @@
+//! The shared tier over its stores: the conformance suite of tiers, and the guarantees above every
+//! store.
+
+mod conformance;
