@@ -1,0 +1,314 @@
+//! A bucket as a store of a shared tier.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, SystemTime},
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use kvtile_shared::store::{
+    Deadline, ListPage, ListedValue, SharedStore, SharedStoreAbilities, SharedStoreError,
+    SinkState, StoreOperation, ValueName, ValueSink, ValueWritten,
+};
+use object_store::{
+    Error, ObjectMeta, ObjectStoreExt, PutMode, PutPayload, list::PaginatedListOptions, path::Path,
+};
+
+use crate::{
+    client::BucketClient,
+    failure::failed,
+    probe,
+    runtime::RequestThreads,
+    url::ObjectStoreUrl,
+};
+
+/// Requests of one call that are in progress at a time.
+const REQUESTS: usize = 32;
+
+/// Calls that are in progress at a time.
+const CALLS: usize = 32;
+
+/// The most names in one call; a bulk delete of S3 takes 1,000.
+const NAMES_MAX: usize = 256;
+
+/// Names in one page of a listing.
+const PAGE: usize = 1000;
+
+/// The largest value, in bytes: one request writes at most 5 GiB on S3, GCS and Azure.
+const VALUE_BYTES_MAX: u64 = 5 << 30;
+
+/// A bucket, or a prefix of one, as a store of a shared tier.
+///
+/// Values do not expire by themselves: a lifecycle rule of the bucket removes old ones, or a sweep.
+pub struct ObjectBucket {
+    name: String,
+    url: ObjectStoreUrl,
+    client: BucketClient,
+    threads: RequestThreads,
+    keeps_first: bool,
+    /// The server refuses to copy an object onto itself, which would renew its age.
+    refuses_copies: AtomicBool,
+}
+
+impl fmt::Debug for ObjectBucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ObjectBucket")
+            .field("name", &self.name)
+            .field("keeps_first", &self.keeps_first)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ObjectBucket {
+    /// Opens a bucket, and writes, reads and removes a small object in it.
+    ///
+    /// # Errors
+    /// A missing bucket, credentials that the server refuses, a server that does not answer by the
+    /// deadline, or one that returns other bytes than were written.
+    pub fn open(url: &ObjectStoreUrl, by: Deadline) -> Result<ObjectBucket, SharedStoreError> {
+        let threads = RequestThreads::start().map_err(|error| {
+            let what = format!("cannot start threads for requests: {error}");
+            SharedStoreError::transient(StoreOperation::Open, what).caused_by(error)
+        })?;
+        let client = BucketClient::new(url)?;
+        let probed = threads.run(by.left(), probe::keeps_first(&client, url));
+        let keeps_first = probed.map_err(|_| {
+            let server = url.endpoint.as_deref().unwrap_or("the cloud's server");
+            let what = format!(
+                "{url}: no answer from {server} by the deadline; credentials are from {}",
+                client.credentials
+            );
+            SharedStoreError::transient(StoreOperation::Open, what)
+        })??;
+        if !keeps_first {
+            log::info!("{url}: the server replaces present values, so equal ones are written again");
+        }
+        Ok(ObjectBucket {
+            name: url.to_string(),
+            url: url.clone(),
+            client,
+            threads,
+            keeps_first,
+            refuses_copies: AtomicBool::new(false),
+        })
+    }
+
+    /// Runs a request until the deadline.
+    fn run<T: Send>(
+        &self,
+        operation: StoreOperation,
+        by: Deadline,
+        request: impl Future<Output = Result<T, Error>> + Send,
+    ) -> Result<T, SharedStoreError> {
+        if by.is_over() {
+            return Err(SharedStoreError::late(operation));
+        }
+        let ended = self.threads.run(by.left(), request);
+        let ended = ended.map_err(|_| SharedStoreError::late(operation))?;
+        ended.map_err(|error| failed(operation, error))
+    }
+
+    fn path(&self, name: &ValueName) -> Result<Path, Error> {
+        let path = match self.url.prefix.is_empty() {
+            true => Path::parse(name.as_str()),
+            false => Path::parse(format!("{}/{name}", self.url.prefix)),
+        };
+        Ok(path?)
+    }
+
+    fn paths(&self, names: &[ValueName]) -> Result<Vec<Path>, Error> {
+        names.iter().map(|name| self.path(name)).collect()
+    }
+
+    async fn is_present(&self, path: Path) -> Result<bool, Error> {
+        match self.client.objects.head(&path).await {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn read_into(&self, path: Path, sink: &mut dyn ValueSink) -> Result<bool, Error> {
+        let got = match self.client.objects.get(&path).await {
+            Ok(got) => got,
+            Err(Error::NotFound { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let mut pieces = got.into_stream();
+        while let Some(piece) = pieces.next().await {
+            if sink.put(&piece?) == SinkState::Full {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    async fn put(&self, path: Path, value: Bytes) -> Result<ValueWritten, Error> {
+        let mode = match self.keeps_first {
+            true => PutMode::Create,
+            false => PutMode::Overwrite,
+        };
+        let payload = PutPayload::from_bytes(value);
+        match self.client.objects.put_opts(&path, payload, mode.into()).await {
+            Ok(_) => Ok(ValueWritten::New),
+            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
+                Ok(ValueWritten::Present)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets the age of a value to 0: a copy onto itself where the server accepts that, otherwise
+    /// its bytes once more.
+    async fn renew(&self, path: Path) -> Result<(), Error> {
+        if !self.refuses_copies.load(Ordering::Relaxed) {
+            match self.client.objects.copy(&path, &path).await {
+                Ok(()) | Err(Error::NotFound { .. }) => return Ok(()),
+                Err(error) if crate::failure::is_refusal(&error) => {
+                    self.refuses_copies.store(true, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let got = match self.client.objects.get(&path).await {
+            Err(Error::NotFound { .. }) => return Ok(()),
+            got => got?,
+        };
+        let value = PutPayload::from_bytes(got.bytes().await?);
+        self.client.objects.put(&path, value).await.map(drop)
+    }
+
+    /// The object as a value; `None` for objects of others.
+    fn listed(&self, object: &ObjectMeta, now: SystemTime) -> Option<ListedValue> {
+        let name = object.location.as_ref().strip_prefix(&self.url.prefix)?;
+        let name = match self.url.prefix.is_empty() {
+            true => name,
+            false => name.strip_prefix('/')?,
+        };
+        let written = SystemTime::from(object.last_modified);
+        Some(ListedValue {
+            name: ValueName::new(name).ok()?,
+            bytes: object.size,
+            // A server whose clock is ahead writes values of the future.
+            age: Some(now.duration_since(written).unwrap_or_default()),
+        })
+    }
+}
+
+impl SharedStore for ObjectBucket {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn abilities(&self) -> SharedStoreAbilities {
+        SharedStoreAbilities {
+            is_durable: true,
+            keeps_first: self.keeps_first,
+            best_bytes: 1 << 20..=16 << 20,
+            batch_max: NAMES_MAX,
+            in_flight_max: CALLS,
+            latency: Duration::from_millis(30),
+            bytes_per_second: 90_000_000,
+            ..SharedStoreAbilities::default()
+        }
+    }
+
+    fn has(&self, names: &[ValueName], by: Deadline) -> Result<Vec<bool>, SharedStoreError> {
+        self.run(StoreOperation::Has, by, async {
+            let paths = self.paths(names)?;
+            let heads = stream::iter(paths.into_iter().map(|path| self.is_present(path)));
+            heads.buffered(REQUESTS).try_collect().await
+        })
+    }
+
+    fn read(
+        &self,
+        name: &ValueName,
+        sink: &mut dyn ValueSink,
+        by: Deadline,
+    ) -> Result<bool, SharedStoreError> {
+        self.run(StoreOperation::Read, by, async {
+            self.read_into(self.path(name)?, sink).await
+        })
+    }
+
+    fn write(
+        &self,
+        name: &ValueName,
+        parts: &[&[u8]],
+        _lifetime: Option<Duration>,
+        by: Deadline,
+    ) -> Result<ValueWritten, SharedStoreError> {
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        if bytes as u64 > VALUE_BYTES_MAX {
+            let what = format!("a value of {bytes} bytes; at most {VALUE_BYTES_MAX}");
+            return Err(SharedStoreError::refused(StoreOperation::Write, what));
+        }
+        // The client keeps the bytes for retries, also after a call that is late.
+        let mut value = BytesMut::with_capacity(bytes);
+        parts.iter().for_each(|part| value.extend_from_slice(part));
+        self.run(StoreOperation::Write, by, async {
+            self.put(self.path(name)?, value.freeze()).await
+        })
+    }
+
+    fn remove(&self, names: &[ValueName], by: Deadline) -> Result<usize, SharedStoreError> {
+        self.run(StoreOperation::Remove, by, async {
+            let paths = self.paths(names)?;
+            let paths = stream::iter(paths.into_iter().map(Ok)).boxed();
+            let mut removed = self.client.objects.delete_stream(paths);
+            let mut count = 0;
+            while let Some(one) = removed.next().await {
+                match one {
+                    Ok(_) => count += 1,
+                    Err(Error::NotFound { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(count)
+        })
+    }
+
+    fn touch(
+        &self,
+        names: &[ValueName],
+        _lifetime: Option<Duration>,
+        by: Deadline,
+    ) -> Result<(), SharedStoreError> {
+        self.run(StoreOperation::Touch, by, async {
+            let paths = self.paths(names)?;
+            let renewals = stream::iter(paths.into_iter().map(|path| self.renew(path)));
+            renewals.buffer_unordered(REQUESTS).try_collect().await
+        })
+    }
+
+    fn list(
+        &self,
+        under: &str,
+        after: Option<&str>,
+        by: Deadline,
+    ) -> Result<ListPage, SharedStoreError> {
+        let begin = match self.url.prefix.is_empty() {
+            true => under.to_owned(),
+            false => format!("{}/{under}", self.url.prefix),
+        };
+        let options = PaginatedListOptions {
+            // Azure has names of at most 5,000 in a page, the others of 1,000.
+            max_keys: Some(PAGE),
+            page_token: after.map(str::to_owned),
+            ..PaginatedListOptions::default()
+        };
+        let begin = Some(begin).filter(|begin| !begin.is_empty());
+        let page = self.run(StoreOperation::List, by, async {
+            self.client.pages.list_paginated(begin.as_deref(), options).await
+        })?;
+        let now = SystemTime::now();
+        let objects = page.result.objects.iter();
+        Ok(ListPage {
+            values: objects.filter_map(|object| self.listed(object, now)).collect(),
+            next: page.page_token,
+        })
+    }
+}

@@ -1,0 +1,26 @@
+//! Object stores as stores of a shared tier: S3 and servers with its interface, Google Cloud Storage,
+//! and Azure.
+//!
+//! [`ObjectStoreUrl`] names a bucket, a prefix and the options of the connection. [`ObjectBucket`] is
+//! the open store. It has threads of its own for the requests, and its calls block until their
+//! deadlines at most: a request that is still in progress then is cancelled.
+//!
+//! A value is one object, written by one request, so no reader sees a part of it, and a writer that
+//! dies leaves nothing behind. Opening writes a small object, twice, to learn whether the server keeps
+//! the first one, and removes it.
+//!
+//! Credentials come from the environment variables that the cloud's own tools read
+//! (`AWS_ACCESS_KEY_ID`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_KEY`, …) or from the
+//! machine's role. They are never part of the URL.
+
+#![forbid(unsafe_code)]
+
+mod bucket;
+mod client;
+mod failure;
+mod probe;
+mod runtime;
+mod url;
+
+pub use bucket::ObjectBucket;
+pub use url::{ObjectScheme, ObjectStoreUrl, ObjectUrlError};
