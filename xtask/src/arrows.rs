@@ -68,6 +68,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "kvtile-blocks",
             "kvtile-layout",
             "kvtile-random",
+            "kvtile-shared",
             "kvtile-tiers",
             "kvtile-transfer",
         ],

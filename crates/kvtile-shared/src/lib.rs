@@ -5,13 +5,17 @@
 //! | [`store`] | the trait of one store: a folder, a bucket, a server |
 //! | [`bundle`] | consecutive blocks in one value: envelope and names |
 //! | [`tier`] | the tier over any store: verification, deadlines, limits, counters |
+//! | [`folder`], [`memory`] | a store in a folder, which may be on a network, and one in memory |
+//! | [`sweep`] | keeps a store below a capacity |
 //!
 //! A store keeps values under names and never changes one. It knows neither blocks nor keys.
 
 #![forbid(unsafe_code)]
 
 pub mod bundle;
+pub mod folder;
 mod guard;
 pub mod memory;
 pub mod store;
+pub mod sweep;
 pub mod tier;

@@ -7,7 +7,7 @@
 //!
 //! [`disk`] is a simulated disk that tears, reorders, runs full and loses power, by a seed.
 //! [`tier`] is the conformance suite of tiers, with a correct tier in memory and one that breaks
-//! the contract by a seed. [`gate`] stops threads at a point that the test chooses, with a time
+//! the contract by a seed. [`shared`] is the same for stores that many caches share. [`gate`] stops threads at a point that the test chooses, with a time
 //! limit.
 //!
 //! This is a development dependency: nothing that ships may depend on it. Unit tests inside the
@@ -22,6 +22,7 @@ pub mod gate;
 pub mod generate;
 mod image;
 mod reference;
+pub mod shared;
 pub mod tier;
 
 pub use copy::{NaivePair, NaiveRange, NaiveSelection, execute, naive_copy};

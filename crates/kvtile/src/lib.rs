@@ -34,6 +34,7 @@
 //! | [`saved`] | caches in files |
 //! | [`blocks`] | block keys, token sequences, pools, eviction policies, events |
 //! | [`tiers`] | the cache over host memory and tiers, the tier contract, metrics, replays of traces |
+//! | [`shared`] | a tier that many caches share: its stores, settings, sweeps |
 //! | [`presets`] | layouts of real engines and shapes of well-known models |
 //!
 //! Settings and options follow one pattern: `new` or `default` makes a value that works, a method named after each
@@ -42,6 +43,7 @@
 pub use kvtile_blocks as blocks;
 pub use kvtile_layout::{identity, presets};
 pub use kvtile_memory as memory;
+pub use kvtile_shared as shared;
 pub use kvtile_tiers as tiers;
 pub use kvtile_transfer::saved;
 
@@ -100,3 +102,8 @@ pub mod transfer {
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// The example of the page on shared tiers, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/shared.md")]
+struct SharedPage;

@@ -1,5 +1,5 @@
-//! Reads a bundle as its bytes arrive: checks the header, then passes on and verifies the blocks
-//! that are wanted.
+//! Reads a bundle as its bytes arrive: checks the header, then verifies the required blocks and
+//! passes them on.
 //!
 //! The store writes into memory of this reader, a chunk that fits in a core's cache. Each chunk goes
 //! into the checksum and to its destination at once. So a store whose call does not return holds no
@@ -14,29 +14,29 @@ use crate::store::{SinkState, ValueSink};
 /// Bytes that the reader takes at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Whether a destination wants a block.
+/// Whether a destination requires a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WantedBytes {
-    /// It does not want this block.
+    /// It does not require this block.
     Skipped,
-    /// It wants this block.
+    /// It requires this block.
     Wanted,
-    /// It wants a block with another key at this place.
+    /// It requires a block with another key at this place.
     OtherKey,
 }
 
 /// The destination of a bundle's blocks. Indices are those in the bundle.
 pub(crate) trait BundleTarget: Sync {
-    /// The last wanted block; `None` once nothing is wanted any more.
+    /// The last required block; `None` once no block is required any more.
     fn last_wanted(&self) -> Option<u32>;
 
-    /// Whether it wants a block.
+    /// Whether it requires a block.
     fn wants(&self, index: u32, key: &BlockKey) -> WantedBytes;
 
-    /// Takes bytes of a wanted block. They are not verified yet.
+    /// Takes bytes of a required block. They are not verified yet.
     fn take(&self, index: u32, offset: u64, bytes: &[u8]);
 
-    /// All bytes of a wanted block came; whether they are those that were written.
+    /// All bytes of a required block arrived. `checksum` is `None` if they differ from those written.
     fn verified(&self, index: u32, checksum: Option<u64>);
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct BundleReader<'a> {
     index: u32,
     /// Bytes of it that came.
     offset: u64,
-    /// The checksum of a wanted block so far.
+    /// The checksum of a required block so far.
     digest: Option<ContentDigest>,
     fault: Option<BundleFault>,
     bytes: u64,

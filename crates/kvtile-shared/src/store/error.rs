@@ -44,7 +44,7 @@ pub enum StoreErrorKind {
     Transient,
     /// This operation does not succeed, others may: a full store, a value that is too large.
     Refused,
-    /// No operation succeeds until somebody changes the settings: credentials, a missing bucket.
+    /// No operation succeeds with these settings: wrong credentials, a missing bucket.
     Configuration,
 }
 

@@ -8,7 +8,7 @@
 //!
 //! - **A value never changes.** A name is written once with its final bytes; equal names have equal
 //!   content. A second write of a name keeps the first value or replaces it with equal bytes.
-//! - **A reader sees a whole value or none**, whatever happens to the writer.
+//! - **A reader sees a whole value or none**, also if the writer dies.
 //! - **Any value may disappear at any time**: evicted, expired, removed by another process. That is
 //!   [`Ok(false)`](SharedStore::read), not an error.
 //! - **Every call returns by its deadline** if it can. A call that cannot be taken back may return
@@ -34,7 +34,7 @@ pub use sink::{SinkState, ValueSink, fill_sink};
 pub enum ValueWritten {
     /// The store has a new value.
     New,
-    /// The store already had a value of this name, or may have had: it did not tell.
+    /// The store already had a value of this name, or does not report whether it had.
     Present,
 }
 
@@ -137,4 +137,18 @@ pub trait SharedStore: fmt::Debug + Send + Sync + 'static {
         after: Option<&str>,
         by: Deadline,
     ) -> Result<ListPage, SharedStoreError>;
+
+    /// Removes what writers that died have left behind for longer than `older_than`, and returns how
+    /// many such leftovers there were. Only sweeps call it. The default does nothing: stores whose
+    /// writes leave nothing need no more.
+    ///
+    /// # Errors
+    /// A store that cannot answer.
+    fn remove_leftovers(
+        &self,
+        _older_than: Duration,
+        _by: Deadline,
+    ) -> Result<usize, SharedStoreError> {
+        Ok(0)
+    }
 }

@@ -1,4 +1,4 @@
-//! Questions: which bundles of a chain the store has.
+//! Queries: which bundles of a chain the store has.
 
 use std::{sync::Arc, time::Instant};
 
@@ -19,14 +19,14 @@ use super::{
 };
 use crate::store::{Deadline, ValueName};
 
-/// A bundle that the store is asked for.
+/// A bundle in a query.
 struct AskedBundle {
     name: ValueName,
     bundle: KnownBundle,
     blocks: Vec<ChainedBlock>,
 }
 
-/// A question in flight.
+/// A query in flight.
 struct BundleQuestion {
     parts: Arc<SharedTierParts>,
     group: GroupId,
@@ -37,20 +37,20 @@ struct BundleQuestion {
 
 #[derive(Default)]
 struct QuestionState {
-    /// Calls of the store that have not ended.
+    /// Calls of the store that have not returned.
     left: usize,
     failure: Option<TierError>,
     has_ended: bool,
 }
 
-/// One call of the store for a question. Dropping it ends it as closed.
+/// One call of the store for a query. Dropping it ends it as closed.
 struct QuestionCall {
     question: Arc<BundleQuestion>,
     bundles: Vec<AskedBundle>,
     has_ended: bool,
 }
 
-/// Asks the store for the bundles of `keys` that the tier does not know.
+/// Queries the store for the bundles of `keys` that the tier does not know.
 pub(super) fn ask(
     parts: &Arc<SharedTierParts>,
     group: GroupId,
@@ -144,7 +144,7 @@ impl QuestionCall {
     fn run(mut self) {
         let parts = Arc::clone(&self.question.parts);
         if self.question.state.lock().has_ended {
-            // Nobody waits any more.
+            // The query has ended.
             return;
         }
         let names: Vec<ValueName> = self.bundles.iter().map(|one| one.name.clone()).collect();

@@ -14,7 +14,7 @@ use std::{
 use kvtile_blocks::BlockKey;
 use kvtile_tiers::{
     BatchError, TierError,
-    tier::{BlockName, BlockWrite, NotWritten, WriteSuccess},
+    tier::{BlockName, BlockWrite, NotWritten, RemovalTicket, WriteSuccess},
 };
 use parking_lot::Mutex;
 
@@ -49,7 +49,7 @@ pub(super) struct OpenBundles(Mutex<HashMap<BlockName, OpenBundle>>);
 pub(super) fn stage(
     parts: &Arc<SharedTierParts>,
     block: &BlockWrite,
-    until: Instant,
+    (until, ticket): (Instant, &RemovalTicket),
 ) -> Result<WriteSuccess, NotWritten> {
     let name = block.name;
     let Some(group) = parts.group(name.group) else {
@@ -87,6 +87,10 @@ pub(super) fn stage(
         position: block.position,
     };
     let index = group.form.index_of(block.position);
+    let removals = ticket.lock();
+    if removals.is_removed(&name) {
+        return Err(NotWritten::Removed);
+    }
     let mut open = parts.open.0.lock();
     let mut before = match (index, parent) {
         (0, _) => Vec::new(),
@@ -105,6 +109,7 @@ pub(super) fn stage(
         chained,
         place: BlockPlace::Staged(staged),
     });
+    drop(removals);
     if before.len() as u64 == u64::from(group.form.blocks) {
         drop(open);
         upload::start(parts, before);

@@ -7,7 +7,7 @@ use crate::bundle::{BundleFault, HeaderFault};
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// What a shared tier has done since it was opened. Every counter counts bundles unless its
-        /// name says bytes or blocks.
+        /// name contains bytes or blocks.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct SharedTierCounters {
@@ -38,13 +38,13 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Asked about at the store.
+    /// Queried at the store.
     asked,
     /// Of these, present.
     asked_present,
-    /// Read and verified: what was wanted of them came.
+    /// Read and verified.
     read,
-    /// Blocks of these that came.
+    /// Required blocks of these.
     read_blocks,
     /// Bytes read back from the store, also those that were of no use.
     read_bytes,
@@ -62,7 +62,7 @@ counters! {
     late,
     /// Reads that the store failed.
     read_failed,
-    /// Reads and questions that were refused while the breaker was open.
+    /// Reads and queries that were refused while the breaker was open.
     breaker_open,
     /// Written.
     written,

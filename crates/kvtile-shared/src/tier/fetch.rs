@@ -1,5 +1,5 @@
-//! Reads of bundles. Reads of several batches that want blocks of one bundle share one call of the
-//! store, if it has not passed their blocks yet.
+//! Reads of bundles. Several batches with blocks of one bundle share one call of the store, if it
+//! has not passed their blocks yet.
 //!
 //! The store's bytes are copied into the batch's memory under a lock. When the time is up, the
 //! fetch gives the memory back and ends its blocks, whether the store's call has returned or not.
@@ -51,16 +51,14 @@ struct FetchedBlock {
 
 impl FetchedBlock {
     /// Gives the memory back, then ends the block.
-    fn end(self, otherwise: &TierMiss, elapsed: Duration) -> bool {
+    fn end(self, otherwise: &TierMiss, elapsed: Duration) {
         let outcome = match (self.is_verified, self.failure) {
             (_, Some(error)) => Err(TierMiss::Failed(error)),
             (true, None) => Ok(ReadSuccess::default()),
             (false, None) => Err(otherwise.clone()),
         };
         drop(self.into);
-        let came = outcome.is_ok();
         self.part.end(vec![outcome], elapsed);
-        came
     }
 }
 
@@ -283,13 +281,17 @@ impl BundleFetch {
         if !was_open {
             return;
         }
+        let is_faulty = matches!(end, FetchEnd::Fault(_));
         let miss = self.settle(end);
         let elapsed = self.start.elapsed();
-        let mut came = 0;
-        for block in blocks {
-            came += u64::from(block.end(&miss, elapsed));
+        // No block of a faulty value is used.
+        let came = |block: &&FetchedBlock| block.is_verified && !is_faulty;
+        let count_came = blocks.iter().filter(came).count() as u64;
+        count(&self.parts.counts.read_blocks, count_came);
+        for mut block in blocks {
+            block.is_verified &= !is_faulty;
+            block.end(&miss, elapsed);
         }
-        count(&self.parts.counts.read_blocks, came);
     }
 
     /// Counts the end, and returns the outcome of blocks that did not come.

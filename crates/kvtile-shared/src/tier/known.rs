@@ -1,4 +1,4 @@
-//! The blocks that lookups find: those of bundles that the store said it has, and staged ones.
+//! The blocks that lookups find: those of bundles that the store reported, and staged ones.
 //!
 //! A positive entry lives until a read of it fails, a negative one for a short time. Neither is a
 //! promise of the store. This does not know how bundles are read or written.
@@ -272,7 +272,7 @@ impl KnownBlocks {
         }
     }
 
-    /// Whether the store needs to be asked for a bundle with these blocks.
+    /// Whether a bundle with these blocks needs a query to the store.
     pub(super) fn is_unknown(&self, bundle: &BlockName, keys: &[BlockKey]) -> bool {
         let mut state = self.lock();
         let now = Instant::now();

@@ -5,7 +5,7 @@
 //! | `settings`, `error`, `counts` | settings, errors, counters |
 //! | `parts` | the state that calls and threads share |
 //! | `known` | the blocks that lookups find |
-//! | `ask` | which bundles the store has |
+//! | `ask` | queries: which bundles the store has |
 //! | `fetch` | reads of bundles, verified, in a single flight, within a time limit |
 //! | `staged`, `assembly`, `upload` | blocks that wait for their bundle, and writes of whole ones |
 //! | `threads`, `alarm` | threads for blocking calls, and deadlines |
@@ -46,8 +46,8 @@ use kvtile_tiers::{
     RequestError, TierError,
     tier::{
         AnswerTime, BatchPart, BlockName, BlockRead, BlockWrite, GroupId, NotWritten,
-        OutcomeGather, ReadReport, SyncReport, Tier, TierAbilities, TierAnswer, TierContext,
-        TierHold, TierStats, WriteReport, WriteSuccess,
+        OutcomeGather, ReadReport, RemovalTicket, SyncReport, Tier, TierAbilities, TierAnswer,
+        TierContext, TierHold, TierStats, WriteReport, WriteSuccess,
     },
 };
 use kvtile_transfer::completion::{Completer, Completion};
@@ -75,11 +75,11 @@ const CLOSE_STEP: Duration = Duration::from_micros(200);
 
 /// Work of the thread that stages blocks, in the order of the calls.
 enum StageWork {
-    Write(Vec<BlockWrite>, WritePart),
+    Write(Vec<BlockWrite>, WritePart, RemovalTicket),
     Sync(Completer<SyncReport>),
 }
 
-/// A tier over a store that other caches use too. The [module](self) says what is durable when.
+/// A tier over a store that other caches use too. The [module](self) describes what is durable when.
 pub struct SharedTier {
     parts: Arc<SharedTierParts>,
     /// `None` in a tier without threads.
@@ -128,6 +128,7 @@ impl SharedTier {
             room: StagingRoom::new(settings.staging_bytes),
             open: Default::default(),
             uploads: Default::default(),
+            removals: Arc::default(),
             fetches: Mutex::default(),
             threads: StoreThreads::new(name.clone(), threads_max, Arc::clone(&pace)),
             alarm,
@@ -145,6 +146,15 @@ impl SharedTier {
             _ => Some(start_stager(&parts, format!("{name}-stage"))?),
         };
         Ok(Arc::new(SharedTier { parts, stager }))
+    }
+
+    /// The opener of a tier named `id`, for `CacheBuilder::tier` and `BlockStoreBuilder::tier`.
+    pub fn opener(
+        id: TierId,
+        store: Arc<dyn SharedStore>,
+        settings: SharedTierSettings,
+    ) -> impl FnOnce(&TierContext) -> Result<Arc<dyn Tier>, TierError> + Send + 'static {
+        move |context| Ok(SharedTier::open(id, store, settings, context)? as Arc<dyn Tier>)
     }
 
     /// What the tier has done so far.
@@ -236,13 +246,17 @@ fn start_stager(
 
 fn run_stage(parts: &Arc<SharedTierParts>, work: StageWork) {
     match work {
-        StageWork::Write(blocks, part) => stage_all(parts, blocks, part),
+        StageWork::Write(blocks, part, ticket) => stage_all(parts, blocks, (part, ticket)),
         StageWork::Sync(completer) => parts.uploads.sync_with(completer),
     }
 }
 
 /// Stages the blocks of a batch in their order.
-fn stage_all(parts: &Arc<SharedTierParts>, blocks: Vec<BlockWrite>, part: WritePart) {
+fn stage_all(
+    parts: &Arc<SharedTierParts>,
+    blocks: Vec<BlockWrite>,
+    (part, ticket): (WritePart, RemovalTicket),
+) {
     let start = Instant::now();
     let until = start.checked_add(parts.settings.write_within);
     let until = until.unwrap_or(start);
@@ -253,7 +267,7 @@ fn stage_all(parts: &Arc<SharedTierParts>, blocks: Vec<BlockWrite>, part: WriteP
         let follows = parent.is_some_and(|parent| without_room.contains(&parent));
         let outcome = match follows {
             true => Err(NotWritten::NoRoom),
-            false => assembly::stage(parts, &block, until),
+            false => assembly::stage(parts, &block, (until, &ticket)),
         };
         if matches!(outcome, Err(NotWritten::NoRoom)) {
             without_room.push(block.name);
@@ -262,6 +276,7 @@ fn stage_all(parts: &Arc<SharedTierParts>, blocks: Vec<BlockWrite>, part: WriteP
         drop(block.from);
         outcomes.push(outcome);
     }
+    drop(ticket);
     part.end(outcomes, start.elapsed());
 }
 
@@ -310,7 +325,7 @@ impl Tier for SharedTier {
                 blocks: blocks.into(),
                 elapsed,
             });
-        let work = StageWork::Write(blocks, part);
+        let work = StageWork::Write(blocks, part, self.parts.removals.begin());
         match &self.stager {
             None => run_stage(&self.parts, work),
             // The thread ends only after the sender was dropped; a batch that is not sent ends as
@@ -322,6 +337,8 @@ impl Tier for SharedTier {
 
     /// For this cache: the values stay in the store. So does the rest of a bundle in the index.
     fn forget(&self, group: GroupId, keys: &[BlockKey]) -> usize {
+        let names = keys.iter().map(|&key| BlockName { group, key });
+        self.parts.removals.remove(names);
         self.parts.known.remove(group, keys)
     }
 
@@ -331,6 +348,7 @@ impl Tier for SharedTier {
     }
 
     fn clear(&self, now: Tick) -> usize {
+        self.parts.removals.remove_all();
         self.evict(usize::MAX, now)
     }
 

@@ -14,7 +14,7 @@ use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_tiers::{
     RequestError, TierError,
     cache::Clock,
-    tier::{BlockName, GroupId},
+    tier::{BlockName, GroupId, Removals},
 };
 use parking_lot::Mutex;
 
@@ -57,6 +57,7 @@ pub(super) struct SharedTierParts {
     pub(super) room: Arc<StagingRoom>,
     pub(super) open: OpenBundles,
     pub(super) uploads: UploadLedger,
+    pub(super) removals: Arc<Removals>,
     /// Reads of bundles in flight, by the last block of the bundle.
     pub(super) fetches: Mutex<HashMap<BlockName, Arc<BundleFetch>>>,
     pub(super) threads: Arc<StoreThreads>,
@@ -162,7 +163,7 @@ impl SharedTierParts {
             match parts.store.touch(&[name], lifetime, by) {
                 Ok(()) => count(&parts.counts.renewed, 1),
                 Err(error) => {
-                    log::debug!("a value of {} is not renewed: {error}", parts.store.name())
+                    log::debug!("a value of {} is not renewed: {error}", parts.store.name());
                 }
             }
         };

@@ -117,7 +117,7 @@ impl StagedBytes {
 
 impl Drop for StagedBytes {
     fn drop(&mut self) {
-        // The room was taken for the capacity that `copy` asked for, also if it did not finish.
+        // The room of the allocation, also if the copy did not finish.
         self.room.give(self.bytes.capacity() as u64);
     }
 }

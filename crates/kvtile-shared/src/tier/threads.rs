@@ -17,7 +17,7 @@ use crate::guard::StorePace;
 
 /// A call of the store with what follows it. Dropping it without running it ends its work as
 /// closed.
-pub(super) type StoreJob = Box<dyn FnOnce() + Send>;
+pub(super) type StoreCallJob = Box<dyn FnOnce() + Send>;
 
 /// The order in which waiting jobs run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +32,9 @@ pub(super) enum JobClass {
 
 #[derive(Default)]
 struct ThreadsState {
-    asks: VecDeque<StoreJob>,
-    reads: VecDeque<StoreJob>,
-    writes: VecDeque<StoreJob>,
+    asks: VecDeque<StoreCallJob>,
+    reads: VecDeque<StoreCallJob>,
+    writes: VecDeque<StoreCallJob>,
     running: usize,
     running_writes: usize,
     threads: Vec<ThreadId>,
@@ -45,7 +45,7 @@ struct ThreadsState {
 
 impl ThreadsState {
     /// The next job that may run.
-    fn next(&mut self, limit: usize) -> Option<(JobClass, StoreJob)> {
+    fn next(&mut self, limit: usize) -> Option<(JobClass, StoreCallJob)> {
         if self.running >= limit {
             return None;
         }
@@ -90,7 +90,7 @@ impl StoreThreads {
     }
 
     /// Runs a job later, or at once without threads. Drops it after closing.
-    pub(super) fn push(self: &Arc<Self>, class: JobClass, job: StoreJob) {
+    pub(super) fn push(self: &Arc<Self>, class: JobClass, job: StoreCallJob) {
         let mut state = self.state.lock();
         if state.is_closed {
             drop(state);
@@ -193,7 +193,7 @@ impl StoreThreads {
     }
 }
 
-fn run(job: StoreJob) {
+fn run(job: StoreCallJob) {
     if catch_unwind(AssertUnwindSafe(job)).is_err() {
         log::error!("a call of a shared store panicked; its blocks are lost; the tier goes on");
     }

@@ -108,7 +108,7 @@ impl UploadLedger {
     }
 }
 
-/// Tells the breaker of a write that does not return. The write itself cannot be taken back.
+/// Reports a write that does not return to the breaker. The write itself cannot be cancelled.
 struct UploadWatch {
     parts: Arc<SharedTierParts>,
     has_ended: AtomicBool,
@@ -145,6 +145,9 @@ pub(super) fn start(parts: &Arc<SharedTierParts>, blocks: Vec<AssembledBlock>) {
         .threads
         .push(JobClass::Write, Box::new(|| upload.run()));
 }
+
+/// The bytes and the checksum of a block that was read back.
+type ReadBack = (Vec<u8>, u64);
 
 /// Why a bundle was not written.
 enum UploadError {
@@ -286,8 +289,8 @@ impl BundleUpload {
         &self,
         form: &BundleForm,
         by: Deadline,
-    ) -> Result<Vec<Option<(Vec<u8>, u64)>>, UploadError> {
-        let mut read: Vec<Option<(Vec<u8>, u64)>> = vec![None; self.blocks.len()];
+    ) -> Result<Vec<Option<ReadBack>>, UploadError> {
+        let mut read: Vec<Option<ReadBack>> = vec![None; self.blocks.len()];
         let mut at = 0;
         while let Some(block) = self.blocks.get(at) {
             let BlockPlace::Stored(source) = &block.place else {
@@ -318,7 +321,7 @@ impl BundleUpload {
         source: &KnownBundle,
         run: &[AssembledBlock],
         by: Deadline,
-    ) -> Result<Vec<(Vec<u8>, u64)>, UploadError> {
+    ) -> Result<Vec<ReadBack>, UploadError> {
         let parts = &self.parts;
         let name = parts.value_name(&source.name);
         let name = name.ok_or(UploadError::Unreadable)?;

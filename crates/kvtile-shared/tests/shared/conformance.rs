@@ -11,6 +11,8 @@ use kvtile_shared::{
 use kvtile_testkit::tier::conformance::{OpenTierAt, check_tier, check_tier_groups};
 use kvtile_tiers::tier::Tier;
 
+use crate::stores::folder;
+
 fn opener(store: Arc<dyn SharedStore>, bundle_blocks: u32) -> OpenTierAt {
     Box::new(move |context| {
         let id = TierId::new(TierKind::Remote, "shared").unwrap();
@@ -40,4 +42,14 @@ fn over_memory_with_threads() {
 fn over_memory_with_several_groups() {
     check_tier_groups(0, &|| opener(MemoryStore::new(), 1));
     check_tier_groups(2, &|| opener(MemoryStore::new(), 2));
+}
+
+#[test]
+fn over_a_folder() {
+    for blocks in [1, 2] {
+        println!("bundles of {blocks}");
+        check_tier(0, &|| opener(folder(true)(), blocks));
+        check_tier(2, &|| opener(folder(true)(), blocks));
+    }
+    check_tier_groups(2, &|| opener(folder(false)(), 1));
 }

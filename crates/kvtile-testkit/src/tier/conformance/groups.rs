@@ -184,7 +184,7 @@ fn durable_groups(rig: &mut TierRig) {
         assert_eq!(rig.tier().stats().present, 0);
         return;
     }
-    // A tier that answers later finds what it was asked for.
+    // A tier that answers later finds blocks after a query.
     let asked = |group, links: &[ChainLink]| ended(&rig.tier().ask(group, &keys(links))).leading;
     assert_eq!((asked(FULL, &full), asked(SWA, &swa)), (6, 3));
     rig.read_all(&full);

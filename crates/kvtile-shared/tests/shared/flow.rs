@@ -1,0 +1,192 @@
+//! Single flight, staging memory, renewals and the size of the index.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kvtile_shared::{
+    memory::MemoryStore,
+    store::{Deadline, SharedStore},
+    tier::{SharedTierCounters, SharedTierSettings},
+};
+use kvtile_testkit::shared::{SharedTierRig, SimulatedStore};
+use kvtile_tiers::tier::{NotWritten, Tier, WriteSuccess};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn settings() -> SharedTierSettings {
+    SharedTierSettings::new().bundle_blocks(4)
+}
+
+fn rig(store: &Arc<SimulatedStore>, settings: SharedTierSettings, threads: usize) -> SharedTierRig {
+    SharedTierRig::open(
+        Arc::clone(store) as Arc<dyn SharedStore>,
+        settings,
+        (4, threads),
+    )
+}
+
+fn wait_until(rig: &SharedTierRig, is_so: impl Fn(SharedTierCounters) -> bool) {
+    let start = Instant::now();
+    while !is_so(rig.tier().counters()) {
+        assert!(start.elapsed() < PATIENCE, "{:?}", rig.tier().counters());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn batches_with_blocks_of_one_bundle_share_one_call() {
+    let store = SimulatedStore::new(MemoryStore::new(), 1);
+    let chain = SharedTierRig::chain(1, 4);
+    rig(&store, settings(), 2).write(&chain);
+    let reader = rig(&store, settings(), 2);
+    assert_eq!(reader.ask(&chain).leading, 4);
+    let shut = store.gate().shut(1);
+    // Each batch has one block, two of them the same one.
+    let batches = [0, 1, 3, 3].map(|at: usize| reader.begin_read(&chain[at..=at]));
+    drop(shut);
+    for (_, read) in &batches {
+        let report = read.wait_timeout(PATIENCE).unwrap();
+        assert!(report.blocks[0].is_ok(), "{report:?}");
+    }
+    let counters = reader.tier().counters();
+    assert_eq!(
+        (counters.read, counters.read_blocks),
+        (1, 4),
+        "{counters:?}"
+    );
+    // A header, four blocks of 1 KiB, and no second time.
+    assert_eq!(counters.read_bytes, 4096 + 4 * 1024);
+}
+
+#[test]
+fn a_read_of_the_first_blocks_ends_the_call_there() {
+    let store = SimulatedStore::new(MemoryStore::new(), 1);
+    let chain = SharedTierRig::chain(1, 4);
+    rig(&store, settings(), 0).write(&chain);
+    let reader = rig(&store, settings(), 0);
+    assert_eq!(reader.ask(&chain).leading, 4);
+    reader.read_all(&chain[..1]);
+    assert_eq!(reader.tier().counters().read_bytes, 4096 + 1024);
+}
+
+#[test]
+fn open_bundles_make_room_for_others_and_are_dropped_after_a_time() {
+    for threads in [0, 2] {
+        let store = SimulatedStore::new(MemoryStore::new(), 1);
+        // Room for five blocks of 1 KiB.
+        let settings = settings()
+            .staging_bytes(5 * 1024)
+            .stage_within(Duration::from_millis(50));
+        let writer = rig(&store, settings, threads);
+        let [one, two] = [1, 2].map(|number| SharedTierRig::chain(number, 3));
+        assert!(writer.write(&one).iter().all(Result::is_ok));
+        // The third block does not fit beside the first chain, which is dropped for it.
+        assert!(writer.write(&two).iter().all(Result::is_ok));
+        assert_eq!(writer.ask(&one).leading, 0);
+        assert_eq!(writer.ask(&two).leading, 3);
+        assert_eq!(writer.tier().counters().incomplete_blocks, 3);
+        std::thread::sleep(Duration::from_millis(60));
+        writer.tier().maintain();
+        assert_eq!(writer.ask(&two).leading, 0);
+        assert_eq!(writer.tier().counters().incomplete_blocks, 6);
+        // All of it is free again.
+        let four = SharedTierRig::chain(3, 4);
+        assert!(writer.write(&four).iter().all(Result::is_ok));
+        assert_eq!(SharedTierRig::names(&*store).len(), 1);
+        writer.tier().check_integrity();
+    }
+}
+
+#[test]
+fn writes_wait_for_room_until_their_time_is_up() {
+    let store = SimulatedStore::new(MemoryStore::new(), 1);
+    let settings = settings()
+        .staging_bytes(5 * 1024)
+        .write_within(Duration::from_millis(400))
+        .close_within(Duration::from_millis(100));
+    let writer = rig(&store, settings, 2);
+    let shut = store.gate().shut(1);
+    writer.begin_write(&SharedTierRig::chain(1, 4)).wait();
+    // The first bundle fills staging memory and is not written.
+    let second = SharedTierRig::chain(2, 4);
+    let report = writer.begin_write(&second).wait_timeout(PATIENCE).unwrap();
+    assert!(
+        matches!(report.blocks[0], Ok(WriteSuccess::New)),
+        "{report:?}"
+    );
+    for outcome in &report.blocks[1..] {
+        assert!(matches!(outcome, Err(NotWritten::NoRoom)), "{outcome:?}");
+    }
+    drop(shut);
+    assert!(writer.tier().wait_for_writes(PATIENCE));
+    assert_eq!(writer.tier().counters().written, 1);
+}
+
+#[test]
+fn a_hit_renews_a_value_at_most_once_in_a_quarter_of_its_lifetime() {
+    let store = SimulatedStore::new(MemoryStore::new(), 1);
+    let chain = SharedTierRig::chain(1, 4);
+    let settings = settings().lifetime(Duration::from_millis(1600));
+    rig(&store, settings.clone(), 0).write(&chain);
+    let reader = rig(&store, settings, 2);
+    assert_eq!(reader.ask(&chain).leading, 4);
+    // It is not known when the value was written, so the first hit renews it.
+    reader.read_all(&chain);
+    wait_until(&reader, |counters| counters.renewed == 1);
+    reader.read_all(&chain);
+    std::thread::sleep(Duration::from_millis(900));
+    assert_eq!(reader.tier().counters().renewed, 1);
+    reader.read_all(&chain);
+    wait_until(&reader, |counters| counters.renewed == 2);
+    std::thread::sleep(Duration::from_millis(900));
+    // Without the renewals the value would have ended before this.
+    reader.read_all(&chain);
+    std::thread::sleep(Duration::from_millis(2000));
+    let names = SharedTierRig::names(&*store);
+    let has = store.has(&names, Deadline::within(PATIENCE)).unwrap();
+    assert_eq!(
+        has,
+        vec![false; names.len()],
+        "a value outlived its lifetime"
+    );
+}
+
+#[test]
+fn the_index_is_bounded_and_forgets_leaves_first() {
+    let store = SimulatedStore::new(MemoryStore::new(), 1);
+    let chains: Vec<_> = (0..10)
+        .map(|number| SharedTierRig::chain(number, 8))
+        .collect();
+    let writer = rig(&store, settings(), 0);
+    for chain in &chains {
+        writer.write(chain);
+    }
+    let reader = rig(&store, settings().known_blocks_max(32), 0);
+    for chain in &chains {
+        assert_eq!(reader.ask(chain).leading, 8);
+        reader.tier().check_integrity();
+        let stats = reader.tier().stats();
+        assert!(stats.present <= 32, "{stats:?}");
+    }
+    assert!(reader.tier().stats().evicted_for_room >= 48);
+    // What it has forgotten is found by a new query.
+    assert_eq!(reader.ask(&chains[0]).leading, 8);
+    reader.read_all(&chains[0]);
+}
+
+#[test]
+fn an_estimate_follows_the_store() {
+    let store = SimulatedStore::new(MemoryStore::new(), 1);
+    let chain = SharedTierRig::chain(1, 8);
+    rig(&store, settings(), 0).write(&chain);
+    let reader = rig(&store, settings(), 0);
+    let group = chain[0].group;
+    assert_eq!(reader.tier().estimate(group, 8), None);
+    // The query measures the latency, so the first read is estimated.
+    assert_eq!(reader.ask(&chain).leading, 8);
+    let first = reader.tier().estimate(group, 8).unwrap();
+    assert!(first < Duration::from_millis(100), "{first:?}");
+    assert!(reader.tier().estimate(group, 8000).unwrap() > first * 100);
+}
