@@ -4,7 +4,7 @@
 use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     (
@@ -32,6 +32,9 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "kvtile-transfer",
         ],
     ),
+    ("kvtile-shared-object", &["kvtile-shared"]),
+    ("kvtile-shared-redis", &["kvtile-shared"]),
+    ("kvtile-testservers", &[]),
     (
         "kvtile",
         &[
@@ -148,13 +151,19 @@ impl DependencyKind {
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
-const REFUSED: [(&str, &[DependencyKind]); 16] = [
+const REFUSED: [(&str, &[DependencyKind]); 19] = [
     ("kvtile-layout", DependencyKind::ALL),
     ("kvtile-memory", DependencyKind::ALL),
     ("kvtile-transfer", DependencyKind::ALL),
     ("kvtile-blocks", DependencyKind::ALL),
     ("kvtile-tiers", DependencyKind::ALL),
     ("kvtile-shared", DependencyKind::ALL),
+    (
+        "kvtile-shared-object",
+        &[DependencyKind::Hardware, DependencyKind::Untyped],
+    ),
+    ("kvtile-shared-redis", DependencyKind::ALL),
+    ("kvtile-testservers", DependencyKind::ALL),
     ("kvtile", DependencyKind::ALL),
     ("kvtile-demo", DependencyKind::ALL),
     ("kvtile-bench", DependencyKind::ALL),

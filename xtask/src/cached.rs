@@ -1,4 +1,4 @@
-//! Environments with engines: gigabytes, so they are in the user's cache folder, named by their versions, and shared by
+//! Environments with engines or servers: gigabytes, so they are in the user's cache folder, named by their versions, and shared by
 //! all checkouts.
 
 use std::{
@@ -44,7 +44,9 @@ impl CachedEnvironment<'_> {
         let pip = ["-m", "pip", "install", "--quiet", "uv>=0.9"];
         python::run_with(&environment, "python", &pip, &[])?;
         let install = ["pip", "install"];
-        uv(&environment, install.iter().chain(self.overrides))?;
+        if !self.overrides.is_empty() {
+            uv(&environment, install.iter().chain(self.overrides))?;
+        }
         let overrides = environment.join("overrides.txt");
         fs::write(&overrides, self.overrides.join("\n"))
             .map_err(|error| python::file(&overrides, &error))?;
@@ -52,7 +54,9 @@ impl CachedEnvironment<'_> {
         let with = ["pip", "install", "--override", overrides.as_str()];
         uv(&environment, with.iter().chain(self.packages))?;
         let without = ["pip", "install", "--no-deps"];
-        uv(&environment, without.iter().chain(self.alone))?;
+        if !self.alone.is_empty() {
+            uv(&environment, without.iter().chain(self.alone))?;
+        }
         fs::write(&stamp, wanted).map_err(|error| python::file(&stamp, &error))?;
         Ok((environment, lock))
     }

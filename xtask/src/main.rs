@@ -13,6 +13,7 @@ mod links;
 mod metadata;
 mod names;
 mod python;
+mod sharing;
 mod step;
 mod vllm;
 mod wheels;
@@ -91,6 +92,22 @@ enum XtaskCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Tests of shared tiers on real servers, which it installs and starts on the loopback interface:
+    /// SeaweedFS, moto, Redis, Valkey, and a file system with two mounts.
+    TestSharing {
+        /// `--server NAME` and `--suite NAME`, to run some of the table.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// The same tests, with more load.
+    SoakSharing {
+        /// Seconds of each test under load.
+        #[arg(long, default_value_t = 120)]
+        seconds: u64,
+        /// As for `test-sharing`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measures how long vLLM takes to the first token with and without the connector: two minutes,
     /// a table and a chart.
     DemoVllm {
@@ -139,6 +156,8 @@ fn main() -> ExitCode {
         XtaskCommand::Wheel { target, .. } => wheels::build(target.as_deref()).map(|_| ()),
         XtaskCommand::TestVllm => vllm::test(),
         XtaskCommand::TestEngines { arguments } => engines::test(&arguments),
+        XtaskCommand::TestSharing { arguments } => sharing::test(&arguments),
+        XtaskCommand::SoakSharing { seconds, arguments } => sharing::soak(seconds, &arguments),
         XtaskCommand::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),
         XtaskCommand::BenchRows { arguments } => vllm::demonstrate(vllm::BENCH_ROWS, &arguments),
         XtaskCommand::DemoDamage { arguments } => vllm::demonstrate(vllm::DEMO_DAMAGE, &arguments),

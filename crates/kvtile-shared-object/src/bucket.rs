@@ -17,11 +17,7 @@ use object_store::{
 };
 
 use crate::{
-    client::BucketClient,
-    failure::failed,
-    probe,
-    runtime::RequestThreads,
-    url::ObjectStoreUrl,
+    client::BucketClient, failure::failed, probe, runtime::RequestThreads, url::ObjectStoreUrl,
 };
 
 /// Requests of one call that are in progress at a time.
@@ -83,7 +79,9 @@ impl ObjectBucket {
             SharedStoreError::transient(StoreOperation::Open, what)
         })??;
         if !keeps_first {
-            log::info!("{url}: the server replaces present values, so equal ones are written again");
+            log::info!(
+                "{url}: the server replaces present values, so equal ones are written again"
+            );
         }
         Ok(ObjectBucket {
             name: url.to_string(),
@@ -151,7 +149,12 @@ impl ObjectBucket {
             false => PutMode::Overwrite,
         };
         let payload = PutPayload::from_bytes(value);
-        match self.client.objects.put_opts(&path, payload, mode.into()).await {
+        match self
+            .client
+            .objects
+            .put_opts(&path, payload, mode.into())
+            .await
+        {
             Ok(_) => Ok(ValueWritten::New),
             Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
                 Ok(ValueWritten::Present)
@@ -180,7 +183,7 @@ impl ObjectBucket {
         self.client.objects.put(&path, value).await.map(drop)
     }
 
-    /// The object as a value; `None` for objects of others.
+    /// The object as a value; `None` for an object that is no value.
     fn listed(&self, object: &ObjectMeta, now: SystemTime) -> Option<ListedValue> {
         let name = object.location.as_ref().strip_prefix(&self.url.prefix)?;
         let name = match self.url.prefix.is_empty() {
@@ -302,12 +305,17 @@ impl SharedStore for ObjectBucket {
         };
         let begin = Some(begin).filter(|begin| !begin.is_empty());
         let page = self.run(StoreOperation::List, by, async {
-            self.client.pages.list_paginated(begin.as_deref(), options).await
+            self.client
+                .pages
+                .list_paginated(begin.as_deref(), options)
+                .await
         })?;
         let now = SystemTime::now();
         let objects = page.result.objects.iter();
         Ok(ListPage {
-            values: objects.filter_map(|object| self.listed(object, now)).collect(),
+            values: objects
+                .filter_map(|object| self.listed(object, now))
+                .collect(),
             next: page.page_token,
         })
     }

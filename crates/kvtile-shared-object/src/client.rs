@@ -116,6 +116,11 @@ fn gcs(url: &ObjectStoreUrl) -> Result<BucketClient, object_store::Error> {
     if let Some(endpoint) = &url.endpoint {
         builder = builder.with_base_url(endpoint);
     }
+    if url.anonymous {
+        // Writes of this client take a token even if it is not sent; without one it would look for the
+        // role of this machine.
+        builder = builder.with_bearer_token("anonymous");
+    }
     let credentials = match url.anonymous {
         true => "none: the URL has anonymous=true",
         false => "GOOGLE_APPLICATION_CREDENTIALS, or else the role of this machine",

@@ -54,7 +54,8 @@ mod tests {
     #[test]
     fn the_status_of_an_answer_decides_whether_to_try_again() {
         let kind = |text: &str| failed(StoreOperation::Read, generic(text)).kind();
-        let non_2xx = |status: &str| format!("x - Server returned non-2xx status code: {status}: y");
+        let non_2xx =
+            |status: &str| format!("x - Server returned non-2xx status code: {status}: y");
         assert_eq!(kind(&non_2xx("400 Bad Request")), StoreErrorKind::Refused);
         assert_eq!(kind(&non_2xx("413 Too Large")), StoreErrorKind::Refused);
         for later in ["429 Too Many Requests", "503 Slow Down", "408 Timeout"] {

@@ -12,6 +12,18 @@
 //! Credentials come from the environment variables that the cloud's own tools read
 //! (`AWS_ACCESS_KEY_ID`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_KEY`, …) or from the
 //! machine's role. They are never part of the URL.
+//!
+//! ```no_run
+//! use std::{sync::Arc, time::Duration};
+//!
+//! use kvtile_shared::store::{Deadline, SharedStore};
+//! use kvtile_shared_object::ObjectBucket;
+//!
+//! let url = "s3://models/kv?region=eu-central-1".parse()?;
+//! let store = ObjectBucket::open(&url, Deadline::within(Duration::from_secs(15)))?;
+//! let store: Arc<dyn SharedStore> = Arc::new(store); // for SharedTier::opener
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -27,7 +27,9 @@ pub(crate) async fn keeps_first(
     let path = path.map_err(|error| refused(client, url, "name", error.into()))?;
     let create = |payload: &'static str| {
         let payload = PutPayload::from(payload);
-        client.objects.put_opts(&path, payload, PutMode::Create.into())
+        client
+            .objects
+            .put_opts(&path, payload, PutMode::Create.into())
     };
     let first = match create("first").await {
         Err(error) if is_unknown(&error) => {
@@ -70,8 +72,10 @@ pub(crate) async fn keeps_first(
 /// call the request wrong.
 fn is_unknown(error: &Error) -> bool {
     let is_unimplemented = error.to_string().contains("status code: 501");
-    matches!(error, Error::NotSupported { .. } | Error::NotImplemented { .. })
-        || is_unimplemented
+    matches!(
+        error,
+        Error::NotSupported { .. } | Error::NotImplemented { .. }
+    ) || is_unimplemented
         || matches!(error, Error::Generic { .. }) && is_refusal(error)
 }
 

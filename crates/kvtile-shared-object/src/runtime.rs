@@ -85,7 +85,11 @@ mod tests {
     #[test]
     fn the_end_does_not_wait_for_a_blocked_thread() {
         let threads = RequestThreads::start().unwrap();
-        drop(threads.handle.spawn_blocking(|| thread::sleep(Duration::from_secs(5))));
+        drop(
+            threads
+                .handle
+                .spawn_blocking(|| thread::sleep(Duration::from_secs(5))),
+        );
         let began = Instant::now();
         drop(threads);
         assert!(began.elapsed() < Duration::from_secs(4));

@@ -297,7 +297,10 @@ mod tests {
         assert!(url.virtual_hosted && !url.anonymous && url.is_plain_http());
         for bare in ["gs://models", "gs://models/"] {
             let url = parse(bare).unwrap();
-            assert_eq!((url.to_string().as_str(), url.prefix.as_str()), ("gs://models", ""));
+            assert_eq!(
+                (url.to_string().as_str(), url.prefix.as_str()),
+                ("gs://models", "")
+            );
             assert!(!url.is_plain_http());
         }
         let azure = parse("az://models/kv?account=mine").unwrap();
@@ -317,11 +320,23 @@ mod tests {
             ("s3://models/Kv", "cannot be the prefix"),
             ("s3://models//", "cannot be the prefix"),
             ("s3://models/a/.b", "cannot be the prefix"),
-            ("s3://models/kv?regoin=x", "no option \"regoin\"; they have: anonymous, endpoint"),
-            ("gs://models/kv?region=x", "gs URLs have no option \"region\""),
-            ("s3://models/kv?region=a&region=b", "\"region\" occurs twice"),
+            (
+                "s3://models/kv?regoin=x",
+                "no option \"regoin\"; they have: anonymous, endpoint",
+            ),
+            (
+                "gs://models/kv?region=x",
+                "gs URLs have no option \"region\"",
+            ),
+            (
+                "s3://models/kv?region=a&region=b",
+                "\"region\" occurs twice",
+            ),
             ("s3://models/kv?region=", "region is \"\""),
-            ("s3://models/kv?endpoint=127.0.0.1", "endpoint is \"127.0.0.1\""),
+            (
+                "s3://models/kv?endpoint=127.0.0.1",
+                "endpoint is \"127.0.0.1\"",
+            ),
             ("s3://models/kv?endpoint=http://u:p@h", "endpoint is"),
             ("s3://models/kv?virtual_hosted=yes", "it is true or false"),
         ] {

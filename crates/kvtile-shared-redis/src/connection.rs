@@ -145,6 +145,8 @@ impl RedisConnection {
 
     fn send(&mut self, bytes: &[u8], by: Deadline) -> Result<(), RedisFailure> {
         self.socket.set_deadline(by);
-        self.socket.write_all(bytes).map_err(RedisFailure::of_socket)
+        self.socket
+            .write_all(bytes)
+            .map_err(RedisFailure::of_socket)
     }
 }

@@ -10,6 +10,10 @@ pub struct RedisFacts {
     pub program: Option<String>,
     /// Its memory limit in bytes; 0 is none.
     pub memory_max_bytes: Option<u64>,
+    /// Bytes of memory in use.
+    pub memory_used_bytes: Option<u64>,
+    /// Its connections, those of other programs too.
+    pub clients: Option<u64>,
     /// The name of its eviction policy.
     pub policy: Option<String>,
     /// Whether it writes each change to an append-only file, so that values outlive its restart.
@@ -73,12 +77,15 @@ impl RedisFacts {
             let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             line.map(|value| value.trim().to_owned())
         };
+        let number = |name: &str| field(name).and_then(|number| number.parse().ok());
         let is = |name, value| field(name).is_some_and(|found| found == value);
         let version = |name, field_name| field(field_name).map(|of| format!("{name} {of}"));
         RedisFacts {
             program: version("valkey", "valkey_version")
                 .or_else(|| version("redis", "redis_version")),
-            memory_max_bytes: field("maxmemory").and_then(|max| max.parse().ok()),
+            memory_max_bytes: number("maxmemory"),
+            memory_used_bytes: number("used_memory"),
+            clients: number("connected_clients"),
             policy: field("maxmemory_policy"),
             is_durable: is("aof_enabled", "1"),
             is_cluster: is("cluster_enabled", "1"),
@@ -121,7 +128,11 @@ mod tests {
         let warnings = |max, policy| RedisFacts::of_info(&info(max, policy)).warnings();
         assert_eq!(warnings("0", "noeviction"), [RedisWarning::NoMemoryLimit]);
         assert_eq!(warnings("9", "noeviction"), [RedisWarning::NoEviction]);
-        assert!(warnings("9", "volatile-ttl")[0].to_string().contains("volatile-ttl"));
+        assert!(
+            warnings("9", "volatile-ttl")[0]
+                .to_string()
+                .contains("volatile-ttl")
+        );
         assert_eq!(RedisFacts::default().warnings(), [RedisWarning::Unknown]);
     }
 }

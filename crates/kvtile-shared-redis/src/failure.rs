@@ -94,7 +94,9 @@ mod tests {
     fn the_first_word_of_the_server_decides_what_the_caller_can_do() {
         let kind = |text: &str| {
             let failure = RedisFailure::Server(text.to_owned());
-            failure.into_error(StoreOperation::Write, "redis://x").kind()
+            failure
+                .into_error(StoreOperation::Write, "redis://x")
+                .kind()
         };
         assert_eq!(kind("OOM command not allowed"), StoreErrorKind::Refused);
         assert_eq!(kind("WRONGPASS invalid"), StoreErrorKind::Configuration);

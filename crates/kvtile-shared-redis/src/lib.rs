@@ -12,6 +12,18 @@
 //! time, not a call: a server that sends one byte a second would hold a call for ever. Here a
 //! [`Deadline`](kvtile_shared::store::Deadline) ends a call, and every length is checked before memory
 //! is taken for it.
+//!
+//! ```no_run
+//! use std::{sync::Arc, time::Duration};
+//!
+//! use kvtile_shared::store::{Deadline, SharedStore};
+//! use kvtile_shared_redis::RedisStore;
+//!
+//! let url = "redis://cache.example:6379/0?prefix=kv".parse()?;
+//! let store = RedisStore::open(&url, Deadline::within(Duration::from_secs(5)))?;
+//! let store: Arc<dyn SharedStore> = Arc::new(store); // for SharedTier::opener
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -194,7 +194,9 @@ impl ReplyReader {
     fn line_end(&mut self, from: &mut impl Read) -> Result<(), RedisFailure> {
         match [self.byte(from)?, self.byte(from)?] {
             [b'\r', b'\n'] => Ok(()),
-            _ => Err(RedisFailure::Protocol("a text that is longer than its length")),
+            _ => Err(RedisFailure::Protocol(
+                "a text that is longer than its length",
+            )),
         }
     }
 
@@ -246,7 +248,8 @@ fn read_some(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
 }
 
 fn number(text: &str) -> Result<i64, RedisFailure> {
-    text.parse().map_err(|_| RedisFailure::Protocol("no number"))
+    text.parse()
+        .map_err(|_| RedisFailure::Protocol("no number"))
 }
 
 /// A length or a count; `None` for -1.
@@ -324,7 +327,11 @@ mod tests {
 
     impl Read for Slow<'_> {
         fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-            let bytes = if self.1 { into.len().min(1) } else { into.len() };
+            let bytes = if self.1 {
+                into.len().min(1)
+            } else {
+                into.len()
+            };
             (&mut self.0).take(bytes as u64).read(into)
         }
     }

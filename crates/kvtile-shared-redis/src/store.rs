@@ -140,7 +140,9 @@ impl RedisStore {
         else {
             return Err(wrong());
         };
-        let next = std::str::from_utf8(next).ok().and_then(|next| next.parse().ok());
+        let next = std::str::from_utf8(next)
+            .ok()
+            .and_then(|next| next.parse().ok());
         let keys = found.iter().filter_map(|key| match key {
             RedisReply::Text(key) => Some(key.clone()),
             _ => None,
@@ -163,11 +165,7 @@ fn check_role(facts: &RedisFacts, name: &str) -> Result<(), SharedStoreError> {
 }
 
 /// Tries the commands of a store, for the rights of its user.
-fn try_out(
-    connection: &mut RedisConnection,
-    key: &str,
-    by: Deadline,
-) -> Result<(), RedisFailure> {
+fn try_out(connection: &mut RedisConnection, key: &str, by: Deadline) -> Result<(), RedisFailure> {
     connection.set(key, &[b"1"], Some(10_000), by)?;
     let key = key.as_bytes();
     connection.call(&[b"EXISTS", key], by)?;
@@ -208,12 +206,17 @@ impl SharedStore for RedisStore {
 
     fn has(&self, names: &[ValueName], by: Deadline) -> Result<Vec<bool>, SharedStoreError> {
         let keys = self.keys(names);
-        let commands = keys.iter().map(|key| vec![b"EXISTS".as_slice(), key.as_bytes()]);
+        let commands = keys
+            .iter()
+            .map(|key| vec![b"EXISTS".as_slice(), key.as_bytes()]);
         let commands: Vec<_> = commands.collect();
         let replies = self.run(StoreOperation::Has, by, |connection| {
             connection.pipeline(&commands, by)
         })?;
-        Ok(replies.iter().map(|reply| *reply == RedisReply::Number(1)).collect())
+        Ok(replies
+            .iter()
+            .map(|reply| *reply == RedisReply::Number(1))
+            .collect())
     }
 
     fn read(
@@ -317,11 +320,15 @@ impl SharedStore for RedisStore {
         })?;
         let names = found.iter().filter_map(|key| {
             let name = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?;
-            ValueName::new(name).ok().filter(|_| name.starts_with(under))
+            ValueName::new(name)
+                .ok()
+                .filter(|_| name.starts_with(under))
         });
         let names: Vec<ValueName> = names.collect();
         let keys = self.keys(&names);
-        let commands = keys.iter().map(|key| vec![b"STRLEN".as_slice(), key.as_bytes()]);
+        let commands = keys
+            .iter()
+            .map(|key| vec![b"STRLEN".as_slice(), key.as_bytes()]);
         let commands: Vec<_> = commands.collect();
         let sizes = self.run(StoreOperation::List, by, |connection| {
             connection.pipeline_each(&commands, by)
@@ -342,7 +349,9 @@ impl SharedStore for RedisStore {
         });
         Ok(ListPage {
             values: listed.collect(),
-            next: Some(next).filter(|next| *next != 0).map(|next| next.to_string()),
+            next: Some(next)
+                .filter(|next| *next != 0)
+                .map(|next| next.to_string()),
         })
     }
 }

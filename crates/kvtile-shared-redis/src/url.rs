@@ -282,8 +282,14 @@ mod tests {
         assert_eq!(url.to_string(), "redis://cache:7000/3 under kv/one");
         assert!(!format!("{url:?}").contains("ss@"));
         let url = parse("redis://:secret@127.0.0.1").unwrap();
-        assert_eq!((url.user.clone(), url.to_string()), (None, "redis://127.0.0.1:6379/0".into()));
-        assert_eq!(parse("redis://[::1]/?db=2").unwrap().to_string(), "redis://[::1]:6379/2");
+        assert_eq!(
+            (url.user.clone(), url.to_string()),
+            (None, "redis://127.0.0.1:6379/0".into())
+        );
+        assert_eq!(
+            parse("redis://[::1]/?db=2").unwrap().to_string(),
+            "redis://[::1]:6379/2"
+        );
         let unix = parse("unix:///run/a%20b.sock?db=1").unwrap();
         assert_eq!(unix.address, RedisAddress::Unix("/run/a b.sock".into()));
         assert_eq!(unix.database, 1);
@@ -301,7 +307,10 @@ mod tests {
             ("redis://cache/one", "\"one\" is not one number"),
             ("redis://cache/-1", "\"-1\" is not one number"),
             ("redis://cache/1?db=2", "/1 and db=2"),
-            ("redis://cache?conections=2", "no option \"conections\"; it has: connections, db, prefix"),
+            (
+                "redis://cache?conections=2",
+                "no option \"conections\"; it has: connections, db, prefix",
+            ),
             ("redis://cache?db=1&db=1", "\"db\" occurs twice"),
             ("redis://cache?connections=0", "from 1 to 256"),
             ("redis://cache?prefix=A*", "prefix is \"A*\""),

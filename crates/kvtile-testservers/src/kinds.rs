@@ -24,7 +24,7 @@ pub const SECRET_KEY: &str = "kvtile-test-secret";
 /// The most bytes that a Redis or Valkey server keeps.
 pub const REDIS_MAX_BYTES: u64 = 256 << 20;
 
-/// The time for an answer of a server that is asked whether it runs.
+/// The time for the answer that shows that a server runs.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 
 /// Where servers are installed.
@@ -51,7 +51,9 @@ impl InstalledServers {
     /// A program of the system.
     pub(crate) fn in_path(&self, program: &str) -> Option<PathBuf> {
         let folders = split_paths(&self.path);
-        folders.map(|folder| folder.join(program)).find(|path| path.is_file())
+        folders
+            .map(|folder| folder.join(program))
+            .find(|path| path.is_file())
     }
 
     /// The server in the wheel of Valkey, which has one for each kind of processor.
@@ -89,7 +91,10 @@ impl InstalledServers {
 }
 
 fn arguments<S: AsRef<OsStr>>(words: impl IntoIterator<Item = S>) -> Vec<OsString> {
-    words.into_iter().map(|word| word.as_ref().to_owned()).collect()
+    words
+        .into_iter()
+        .map(|word| word.as_ref().to_owned())
+        .collect()
 }
 
 /// SeaweedFS, which serves S3 and a file system.
@@ -120,7 +125,16 @@ impl SeaweedServer {
             .map_err(|error| ServerError::system(show(&config), error))?;
         let ports = port::free::<8>();
         let ports = ports.map_err(|error| ServerError::system("free ports", error))?;
-        let [master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc] = ports;
+        let [
+            master,
+            master_grpc,
+            volume,
+            volume_grpc,
+            filer,
+            filer_grpc,
+            s3,
+            s3_grpc,
+        ] = ports;
         let words = [
             "server".to_owned(),
             "-ip=127.0.0.1".to_owned(),
@@ -159,6 +173,41 @@ impl SeaweedServer {
             filer: format!("127.0.0.1:{filer}.{filer_grpc}"),
             program,
         })
+    }
+}
+
+impl SeaweedServer {
+    /// Makes a bucket, which is a folder of its filer.
+    ///
+    /// # Errors
+    /// The filer refuses it.
+    pub fn make_bucket(&self, bucket: &str) -> Result<(), ServerError> {
+        let filer = self.filer.split([':', '.']).rev().nth(1);
+        let port = filer.and_then(|port| port.parse().ok()).unwrap_or(0);
+        make(port, "POST", &format!("/buckets/{bucket}/"))
+    }
+}
+
+/// Makes a bucket of moto, which accepts every credential, and none.
+///
+/// # Errors
+/// The server refuses it.
+pub fn make_moto_bucket(port: u16, bucket: &str) -> Result<(), ServerError> {
+    make(port, "PUT", &format!("/{bucket}"))
+}
+
+fn make(port: u16, method: &str, path: &str) -> Result<(), ServerError> {
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\nConnection: \
+         close\r\n\r\n"
+    );
+    let answered = answer(port, request.as_bytes()).unwrap_or_default();
+    match answered.get(9..10) {
+        Some("2") => Ok(()),
+        _ => Err(ServerError::system(
+            format!("make {path} on port {port}: answered {answered:?}"),
+            std::io::ErrorKind::Other,
+        )),
     }
 }
 
@@ -232,7 +281,9 @@ fn answers_http(port: u16) -> bool {
     let request = format!("GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n");
     // SeaweedFS answers before its parts have found each other, with an error.
     answer(port, request.as_bytes()).is_some_and(|answer| {
-        let status = answer.strip_prefix("HTTP/1.1 ").or(answer.strip_prefix("HTTP/1.0 "));
+        let status = answer
+            .strip_prefix("HTTP/1.1 ")
+            .or(answer.strip_prefix("HTTP/1.0 "));
         status.is_some_and(|status| status.starts_with(['2', '3', '4']))
     })
 }

@@ -102,5 +102,7 @@ fn check_fuse(servers: &InstalledServers) -> Result<(), ServerError> {
 fn is_mounted(path: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let path = path.display().to_string();
-    mounts.lines().any(|line| line.split(' ').nth(1) == Some(path.as_str()))
+    mounts
+        .lines()
+        .any(|line| line.split(' ').nth(1) == Some(path.as_str()))
 }

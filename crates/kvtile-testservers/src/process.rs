@@ -134,7 +134,12 @@ impl ServerProcess {
             .args(["--pdeathsig", "KILL", "--"])
             .arg(&self.command.program)
             .args(&self.command.arguments)
-            .envs(self.command.variables.iter().map(|(name, value)| (name, value)))
+            .envs(
+                self.command
+                    .variables
+                    .iter()
+                    .map(|(name, value)| (name, value)),
+            )
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(again);

@@ -177,8 +177,12 @@ fn carry(
         }
         let _ = to.shutdown(Shutdown::Write);
     };
-    thread::Builder::new().name("proxy-read".to_owned()).spawn(read)?;
-    thread::Builder::new().name("proxy-write".to_owned()).spawn(write)?;
+    thread::Builder::new()
+        .name("proxy-read".to_owned())
+        .spawn(read)?;
+    thread::Builder::new()
+        .name("proxy-write".to_owned())
+        .spawn(write)?;
     Ok(())
 }
 
@@ -218,7 +222,9 @@ mod tests {
         proxy.set_round_trip(Duration::ZERO);
         for direction in [ProxyDirection::Up, ProxyDirection::Down] {
             proxy.set_loses(direction, true);
-            stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_millis(100)))
+                .unwrap();
             assert!(ping(&mut stream).is_err());
             proxy.set_loses(direction, false);
         }
