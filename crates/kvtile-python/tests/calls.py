@@ -346,7 +346,8 @@ def public() -> set[str]:
             if callable(value):
                 names.add(name)
             continue
-        if issubclass(value, Exception):
+        # Of a base class, kvtile calls the methods.
+        if issubclass(value, Exception) or inspect.isabstract(value):
             continue
         if name not in MADE_BY_KVTILE:
             names.add(name)
