@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use kvtile_layout::{
-    BlockPair, CopyPlan, CopyPlanner, LayoutError, PlanError, RangePair, Selection, Shape,
-    StridedLayout, Unit, Word,
+    Axis, BlockPair, CopyPlan, CopyPlanner, LayoutError, PlanError, PlanSettings, Plane, RangePair,
+    Selection, Shape, StridedLayout, Unit, Word,
 };
 use kvtile_testkit::{
     NaiveSelection, execute,
@@ -166,6 +166,41 @@ fn pairs(list: &[(u64, u64)]) -> Vec<BlockPair> {
 }
 
 /// Pitfall 16: a refused list leaves no state that affects another one.
+#[test]
+fn planes_without_heads_are_copied_with_some_heads_only_on_request() {
+    let unit = Unit::raw(2).unwrap();
+    let with_heads = |heads| {
+        let planes = vec![
+            Plane::new("k", unit.clone())
+                .unwrap()
+                .extent(Axis::H, heads),
+            Plane::new("c", unit.clone()).unwrap().extent(Axis::C, 5),
+        ];
+        let shape = Shape::new(1, 3, 4, planes).unwrap();
+        let word = "BL(kHN,cNC)".parse().unwrap();
+        Arc::new(StridedLayout::resolve(&word, &shape, 1).unwrap())
+    };
+    let (part, whole) = (with_heads(2), with_heads(6));
+    let settings = PlanSettings::new()
+        .layers(RangePair::same(0, 3))
+        .heads(RangePair {
+            source: 0,
+            destination: 4,
+            count: 2,
+        });
+    let plan = |settings| {
+        let mut planner = CopyPlanner::new(Arc::clone(&part), Arc::clone(&whole), settings)?;
+        planner.plan([BlockPair::whole(0, 0, 4)])
+    };
+    let refused = plan(settings).unwrap_err();
+    assert!(matches!(
+        refused,
+        LayoutError::Plan(PlanError::PlaneNotPerHead { count: 2, .. })
+    ));
+    let plan = plan(settings.replicated_planes(true)).unwrap();
+    assert_eq!(plan.bytes(), 3 * 4 * (2 + 5) * 2);
+}
+
 #[test]
 fn refused_lists_leave_no_trace() {
     let mut planner = planner(5000);

@@ -157,6 +157,12 @@ impl PyIdentity {
         self.0.fingerprint().to_string()
     }
 
+    /// The fingerprint of the whole model's identity, equal for all ranks of a model.
+    #[getter]
+    fn model_fingerprint(&self) -> String {
+        self.0.model_fingerprint().to_string()
+    }
+
     /// A readable text of the first field that differs and both values; None if the identities are
     /// equal.
     fn difference(

@@ -150,6 +150,8 @@ fn unit(dtype: &Bound<'_, PyAny>, bytes: Option<u64>, opaque: bool) -> PyResult<
 ///     planes: the planes, instead of the three arguments before.
 ///     first_layer, total_layers, first_head, total_heads: the position of this shard in the whole
 ///         model, for pipeline and tensor parallelism; default: the whole model.
+///     replica: the number of this rank among those with the same layers and heads, where tensor
+///         parallelism has more ranks than heads. It is no part of an identity.
 ///
 /// Raises:
 ///     LayoutError: counts of zero, sizes beyond 2**63 bytes, planes that contradict each other.
@@ -158,7 +160,7 @@ fn unit(dtype: &Bound<'_, PyAny>, bytes: Option<u64>, opaque: bool) -> PyResult<
 pub(crate) struct PyShape(pub(crate) Shape);
 
 /// The keywords of a shape.
-const KEYWORDS: [&str; 11] = [
+const KEYWORDS: [&str; 12] = [
     "num_blocks",
     "num_layers",
     "page_size",
@@ -170,6 +172,7 @@ const KEYWORDS: [&str; 11] = [
     "total_layers",
     "first_head",
     "total_heads",
+    "replica",
 ];
 
 /// The shard, as keywords.
@@ -179,6 +182,7 @@ struct ShardKeywords {
     total_layers: Option<u64>,
     first_head: u64,
     total_heads: Option<u64>,
+    replica: u32,
 }
 
 #[pymethods]
@@ -187,11 +191,12 @@ impl PyShape {
     #[pyo3(
         signature = (
             *, num_blocks, num_layers, page_size, num_heads=None, head_size=None, dtype=None, planes=None,
-            first_layer=0, total_layers=None, first_head=0, total_heads=None, **others
+            first_layer=0, total_layers=None, first_head=0, total_heads=None, replica=0,
+            **others
         ),
         text_signature = "(*, num_blocks, num_layers, page_size, num_heads=None, head_size=None, \
                           dtype=None, planes=None, first_layer=0, total_layers=None, first_head=0, \
-                          total_heads=None)"
+                          total_heads=None, replica=0)"
     )]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
@@ -207,6 +212,7 @@ impl PyShape {
         #[pyo3(from_py_with = optional::total_layers)] total_layers: Option<u64>,
         #[pyo3(from_py_with = number::first_head)] first_head: u64,
         #[pyo3(from_py_with = optional::total_heads)] total_heads: Option<u64>,
+        #[pyo3(from_py_with = number::replica)] replica: u32,
         others: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyShape> {
         keywords::refuse("Shape", others, &KEYWORDS)?;
@@ -244,6 +250,7 @@ impl PyShape {
             total_layers,
             first_head,
             total_heads,
+            replica,
         };
         let shape = shape.and_then(|shape| {
             let shard = part.shard(&shape);
@@ -355,7 +362,7 @@ impl ShardKeywords {
             total_layers: self.total_layers.unwrap_or(layers),
             heads: AxisRange::new(self.first_head, heads),
             total_heads: self.total_heads.unwrap_or(heads),
-            replica: 0,
+            replica: self.replica,
         }
     }
 }

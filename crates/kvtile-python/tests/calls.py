@@ -128,7 +128,7 @@ Call = tuple[Callable[..., Any], dict[str, Any]]
 
 def shape_settings() -> dict[str, Any]:
     counts = {"num_blocks": 8, "num_layers": 2, "page_size": 4, "num_heads": 2, "head_size": 8, "dtype": "float32"}
-    shard = {"first_layer": 0, "total_layers": 2, "first_head": 0, "total_heads": 2}
+    shard = {"first_layer": 0, "total_layers": 2, "first_head": 0, "total_heads": 2, "replica": 0}
     return {**counts, **shard}
 
 

@@ -169,7 +169,7 @@ def test_any_value_succeeds_or_raises_a_kvtile_error(world: World, name: str) ->
 TAKES_NUMBERS = {
     "Plane": ["unit_bytes", "H"],
     "Shape": ["num_blocks", "num_layers", "page_size", "num_heads", "head_size", "first_layer", "total_layers",
-              "first_head", "total_heads"],
+              "first_head", "total_heads", "replica"],
     "Shape.with_num_blocks": ["num_blocks"],
     "Shape.from_hf_config": ["page_size"],
     "Identity.from_hf_config": ["page_size"],

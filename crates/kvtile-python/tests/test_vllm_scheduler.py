@@ -340,11 +340,12 @@ def test_a_worker_opens_its_cache_on_the_processors_of_its_engine(
 
 def test_settings_without_effect_are_refused_and_others_reach_the_cache(sides: Any, tmp_path: Path) -> None:
     read, rank = sides.settings.Settings.read, sides.rank.Rank(0, 1)
+    shape = kvtile.Shape(num_blocks=1, num_layers=1, page_size=4, num_heads=1, head_size=4, dtype="float32")
     for given in ({"close_within": 5.0}, {"disk_path": "kv"}, {"disk_gib": 1.0}, {"hostgib": 1}, {"workers": "two"}):
         with pytest.raises(kvtile.SettingsError):
             read(given)
     given = {"disk_path": str(tmp_path), "disk_gib": 1.0, "close_within": 5.0, "disk_writes": 2, "workers": 3}
-    told = read(given).of_cache(rank)
+    told = read(given).of_cache(rank, kvtile.Identity("m", "r", shape))
     assert (told["close_within"], told["disk_writes"], told["workers"], told["disk_bytes"]) == (5.0, 2, 3, 1 << 30)
 
 

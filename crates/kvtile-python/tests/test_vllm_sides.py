@@ -49,8 +49,8 @@ def test_every_block_is_right_and_every_operation_completes(
         for rank, worker in enumerate(engine.workers):
             stored = {(tier, key) for tier, _, key, _ in worker.cache.snapshot().blocks}
             known = scheduler.directories[rank]
-            assert stored == {(tier, key) for tier in ("host", "disk") for key in known.blocks(tier)}
-        assert all(engine.keys) and len(set().union(*engine.keys)) == sum(map(len, engine.keys)), "ranks share no keys"
+            assert stored == {(tier, key) for tier in sides.directory.TIERS for key in known.blocks(tier)}
+        assert all(keys == engine.keys[0] for keys in engine.keys) and engine.keys[0], "all ranks have the same keys"
     finally:
         for worker in engine.workers:
             worker.close()
@@ -71,21 +71,36 @@ def test_a_block_counts_when_all_workers_have_it(sides: Any) -> None:
     assert directory.leading_tiers({}, keys) == []
 
 
-def cache_in(folder: Path) -> kvtile.Cache:
-    """A cache with a disk tier, like that of an engine with one worker."""
+def identity_of(number: int, size: int, *, is_opaque: bool = False) -> kvtile.Identity:
     kv = {f"layers.{layer}": Tensor(np.zeros((BLOCKS, 2, PAGE, 1, 4), np.float32)) for layer in range(LAYERS)}
-    layout, identity = layout_and_identity(None, kv, None, SimpleNamespace(number=0, size=1))
-    return kvtile.Cache(identity, layout, host_bytes=1 << 20, disk=str(folder), disk_bytes=1 << 20)
+    layout, identity = layout_and_identity(None, kv, None, SimpleNamespace(number=number, size=size))
+    if not is_opaque:
+        return identity
+    return kvtile.Identity(identity.model, identity.revision, layout.shape, extra={"rank": f"{number} of {size}"})
 
 
-def test_a_folder_has_the_blocks_of_one_number_of_workers(sides: Any, tmp_path: Path) -> None:
+def test_workers_share_a_folder_if_their_blocks_can_be_cut(sides: Any, tmp_path: Path) -> None:
     rank = sides.rank.Rank
-    assert rank().folder(tmp_path / "none") == tmp_path / "none"
-    assert rank(1, 2).folder(tmp_path / "none") == tmp_path / "none" / "rank-1-of-2"
-    cache_in(tmp_path / "one").close()
+    assert rank().folder(tmp_path / "none", identity_of(0, 1)) == tmp_path / "none"
+    for name in ("manifest.json", "layers-0-2.heads-0-1"):
+        (tmp_path / "one" / name).mkdir(parents=True)
+    for size in (1, 2, 4):
+        assert rank(0, size).folder(tmp_path / "one", identity_of(0, size)) == tmp_path / "one"
     (tmp_path / "two" / "rank-0-of-2").mkdir(parents=True)
-    assert rank().folder(tmp_path / "one") == tmp_path / "one"
-    assert rank(1, 2).folder(tmp_path / "two") == tmp_path / "two" / "rank-1-of-2"
-    for folder, number, found in (("one", rank(0, 2), 1), ("two", rank(0, 3), 2), ("two", rank(), 2)):
-        with pytest.raises(kvtile.IdentityError, match=f"tensor_parallel_size differs: .* of {found}, .* {number.size};"):
-            number.folder(tmp_path / folder)
+    for size in (1, 2):
+        with pytest.raises(kvtile.IdentityError, match="rank-0-of-2 and following, .* only 2 workers"):
+            rank(0, size).folder(tmp_path / "two", identity_of(0, size))
+
+
+def test_blocks_of_unknown_order_stay_with_their_number_of_workers(sides: Any, tmp_path: Path) -> None:
+    rank = sides.rank.Rank
+    opaque = identity_of(1, 2, is_opaque=True)
+    assert rank(1, 2).folder(tmp_path / "none", opaque) == tmp_path / "none" / "rank-1-of-2"
+    (tmp_path / "two" / "rank-0-of-2").mkdir(parents=True)
+    assert rank(1, 2).folder(tmp_path / "two", opaque) == tmp_path / "two" / "rank-1-of-2"
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "manifest.json").touch()
+    (tmp_path / "part" / "layers-0-2.heads-0-1").mkdir(parents=True)
+    for folder, size, found in (("one", 2, "1"), ("two", 3, "2"), ("part", 2, "layers-0-2.heads-0-1")):
+        with pytest.raises(kvtile.IdentityError, match=f"tensor_parallel_size differs: .* of {found}, .* {size};"):
+            rank(0, size).folder(tmp_path / folder, opaque)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import MODEL, PAGE, REVISION, run, told
+from test_parallel import ENVIRONMENT, RANKS
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from kvtile.transformers import PrefixCache
@@ -51,9 +52,9 @@ def open_cache(model: PreTrainedModel, disk: Path) -> PrefixCache:
     return PrefixCache(model, disk=disk, disk_gib=0.5, host_gib=0.1, page_size=PAGE, revision=REVISION)
 
 
-def vllm(prompts: list[list[int]], disk: Path) -> dict[str, Any]:
+def vllm(prompts: list[list[int]], disk: Path, **changes: Any) -> dict[str, Any]:
     """vLLM's answers to prompts, with this folder."""
-    wanted = told([{"prompts": prompts, "max_tokens": ANSWER}], disk)
+    wanted = told([{"prompts": prompts, "max_tokens": ANSWER}], disk, **changes)
     wanted["kvtile"]["model"] = str(MODEL)
     return run(wanted)["rounds"][0]
 
@@ -67,11 +68,13 @@ def answer(model: PreTrainedModel, prompt: list[int], past: DynamicCache) -> lis
     return outputs[0, len(prompt) :].tolist()
 
 
+@pytest.mark.parametrize("ranks", [1, RANKS])
 def test_what_vllm_wrote_is_what_transformers_computes(
-    model: PreTrainedModel, prompts: list[list[int]], tmp_path: Path
+    model: PreTrainedModel, prompts: list[list[int]], ranks: int, tmp_path: Path
 ) -> None:
+    """Several workers write a part of each block, and transformers assembles them."""
     disk = tmp_path / "disk"
-    said = vllm(prompts, disk)
+    said = vllm(prompts, disk, **({"engine": {"tensor_parallel_size": ranks}, "environment": ENVIRONMENT} if ranks > 1 else {}))
     with open_cache(model, disk) as cache:
         for prompt, tokens in zip(prompts, said["tokens"], strict=True):
             past = cache.prefill(prompt)
@@ -85,7 +88,8 @@ def test_what_vllm_wrote_is_what_transformers_computes(
                 torch.testing.assert_close(restored.values, computed.values, rtol=1e-3, atol=1e-3)
             assert answer(model, prompt, past) == tokens == answer(model, prompt, DynamicCache(config=model.config))
         moves = cache.stats()["moves"]
-        assert sum(move["blocks"] for move in moves if move["source"] == "disk") > 6
+        source = "disk" if ranks == 1 else "disk:parts"
+        assert sum(move["blocks"] for move in moves if move["source"] == source) > 6
 
 
 def test_what_transformers_wrote_continues_in_vllm(

@@ -153,6 +153,14 @@ def test_a_folder_is_for_one_engine_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_rows_of_another_number_of_ranks_are_refused_with_the_reason(tmp_path: Path) -> None:
+    with tiers(entry(tmp_path / "kv")) as made:
+        made.store(keys([1]))
+    reason = r"(?s)extra\.row\.tp_size differs.*cannot be cut: use that number, or \"canonical_layout\": true"
+    with pytest.raises(kvtile.IdentityError, match=reason), tiers(entry(tmp_path / "kv"), tp_size=2):
+        pass
+
+
 def test_replicas_share_the_capacity_and_have_folders_of_their_own(tmp_path: Path) -> None:
     described = entry(tmp_path / "kv", capacity="2MiB")
     with (

@@ -1,5 +1,6 @@
 //! Keys of blocks for one identity: the page size and the fingerprint of the identity go into the hasher, so
-//! that a caller cannot make keys that no lookup of a cache with this identity finds.
+//! that a caller cannot make keys that no lookup of a cache with this identity finds. The fingerprint is that of
+//! the whole model, so all ranks have the same keys.
 
 use std::fmt;
 
@@ -16,7 +17,8 @@ use crate::error::{SettingsError, TierError};
 /// Makes the keys of full blocks: chained hashes of their tokens, keyed by an identity and a salt.
 ///
 /// Two blocks have one key only if they and all blocks before them have the same tokens, extra keys, identity and
-/// salt. Keys are the same in every process and on every machine. With [`KeyProfile::Router`] the identity does not
+/// salt. The shard of the identity does not count: all ranks of a model make the same keys, whatever their number.
+/// Keys are the same in every process and on every machine. With [`KeyProfile::Router`] the identity does not
 /// enter the key, and extra keys and a salt are refused: the caller must separate models by other means.
 /// [`kvtile_blocks::key`] describes how hard collisions are to find.
 ///
@@ -67,7 +69,7 @@ impl TokenHasher {
             .profile(options.profile)
             .page_size(page_size)
             .salt(&options.salt);
-        let hasher = BlockHasher::new(&settings, identity.fingerprint().as_bytes())?;
+        let hasher = BlockHasher::new(&settings, identity.model_fingerprint().as_bytes())?;
         Ok(TokenHasher { hasher })
     }
 
@@ -203,6 +205,19 @@ mod tests {
         let mut sequence = hasher.sequence(ExtraKeys::NONE).unwrap();
         sequence.extend(&tokens);
         assert_eq!(sequence.keys(), expected);
+    }
+
+    #[test]
+    fn all_ranks_make_the_keys_of_the_whole_model() {
+        let tokens: Vec<u32> = (0..12).collect();
+        let whole = identity(4);
+        let expected = TokenHasher::new(&whole).unwrap().keys(&tokens);
+        for (rank, ranks) in [(0, 2), (1, 2)] {
+            let shard = kvtile_layout::Shard::tensor_parallel(2, 2, rank, ranks).unwrap();
+            let part = whole.of_shard(shard).unwrap();
+            assert_ne!(part.fingerprint(), whole.fingerprint());
+            assert_eq!(TokenHasher::new(&part).unwrap().keys(&tokens), expected);
+        }
     }
 
     #[test]

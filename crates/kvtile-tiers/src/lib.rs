@@ -13,6 +13,7 @@
 //! | `medium` | the file-system operations that the disk tier needs, and their implementation on a folder |
 //! | `metrics` | the counters of a cache: names, units, labels |
 //! | `opening` | what a cache and a block store open alike |
+//! | `parts` | a tier that assembles blocks from the parts that other ranks wrote |
 //! | `queue` | the bounded queue of jobs |
 //! | `replay` | replay of request traces through a cache, and upper bounds on the hit rate of any cache |
 //! | `rate` | the measured throughput of a tier |
@@ -36,6 +37,7 @@ mod keys;
 pub mod medium;
 pub mod metrics;
 mod opening;
+pub mod parts;
 mod queue;
 mod rate;
 pub mod replay;

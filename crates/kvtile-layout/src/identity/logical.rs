@@ -10,6 +10,7 @@ use super::{
     limits::{MAP_ENTRIES_MAX, check_count, check_text},
 };
 use crate::{
+    axis::Axis,
     error::LayoutError,
     shape::{Plane, Shape, Shard},
     strided::names,
@@ -197,6 +198,30 @@ impl Identity {
         self.fields().fingerprint(CONTEXT)
     }
 
+    /// The fingerprint of the identity of the whole model: [`fingerprint`](Self::fingerprint) with
+    /// all layers and heads in the shard. It is equal for all parts of one model.
+    #[must_use]
+    pub fn model_fingerprint(&self) -> Fingerprint {
+        let part = self.shard();
+        let whole = Shard::whole(part.total_layers, part.total_heads);
+        self.fields_of(whole).fingerprint(CONTEXT)
+    }
+
+    /// The identity of another part of the same model.
+    ///
+    /// # Errors
+    /// As for [`Shape::of_shard`].
+    pub fn of_shard(&self, shard: Shard) -> Result<Identity, LayoutError> {
+        let shard = Shard {
+            replica: 0,
+            ..shard
+        };
+        Ok(Identity {
+            shape: self.shape.of_shard(shard)?,
+            ..self.clone()
+        })
+    }
+
     /// The first field that differs, in a fixed order; `None` exactly where the identities are
     /// equal.
     #[must_use]
@@ -231,15 +256,19 @@ impl Identity {
     }
 
     pub(super) fn fields(&self) -> CanonicalFields {
+        self.fields_of(self.shard())
+    }
+
+    /// The fields of the part `shard` of the model.
+    fn fields_of(&self, shard: Shard) -> CanonicalFields {
         let mut fields = CanonicalFields::default();
         fields.text("model", &self.model);
         fields.text("revision", &self.revision);
         fields.number("page_size", self.page_size());
         fields.text("planes", names(self.planes()));
         for plane in self.planes() {
-            plane_fields(plane, &mut fields);
+            plane_fields(plane, shard.heads.count, &mut fields);
         }
-        let shard = self.shard();
         for (path, value) in [
             ("shard.layers.start", shard.layers.start),
             ("shard.layers.count", shard.layers.count),
@@ -272,7 +301,8 @@ fn in_order(plane: &Plane) -> Result<Plane, LayoutError> {
         .fold(ordered, |plane, &(axis, extent)| plane.extent(axis, extent)))
 }
 
-fn plane_fields(plane: &Plane, fields: &mut CanonicalFields) {
+/// The fields of a plane, if the part has `heads` heads.
+fn plane_fields(plane: &Plane, heads: u64, fields: &mut CanonicalFields) {
     let name = plane.name();
     let unit = plane.unit();
     let kind = if unit.is_opaque() { "opaque" } else { "values" };
@@ -286,7 +316,8 @@ fn plane_fields(plane: &Plane, fields: &mut CanonicalFields) {
     fields.number(format!("planes.{name}.unit_bytes"), unit.bytes());
     fields.number(format!("planes.{name}.unit_values"), unit.values());
     fields.text(format!("planes.{name}.per"), per);
-    for (axis, extent) in plane.extents() {
-        fields.number(format!("planes.{name}.{axis}"), *extent);
+    for &(axis, extent) in plane.extents() {
+        let extent = if axis == Axis::H { heads } else { extent };
+        fields.number(format!("planes.{name}.{axis}"), extent);
     }
 }

@@ -155,7 +155,7 @@ impl NestBuilder<'_> {
         }
         if plane.has(Axis::H) {
             ranges.push(range(Axis::H, self.frame.heads));
-        } else if !self.frame.all_heads {
+        } else if !self.frame.takes_headless {
             return Err(LayoutError::Plan(PlanError::PlaneNotPerHead {
                 plane: plane.name().clone(),
                 count: self.frame.heads.count,

@@ -18,7 +18,8 @@ pub(super) struct PlanFrame {
     pub(super) destination: FrameSide,
     pub(super) layers: RangePair,
     pub(super) heads: RangePair,
-    pub(super) all_heads: bool,
+    /// Whether planes without heads are copied.
+    pub(super) takes_headless: bool,
     pub(super) source_order: bool,
     /// Whether each side has one constant distance between blocks, so that a progression is a loop.
     pub(super) progressions: bool,
@@ -113,7 +114,8 @@ impl PlanFrame {
             destination: FrameSide::new("destination", destination),
             layers,
             heads,
-            all_heads: heads.count == a.num_heads() && heads.count == b.num_heads(),
+            takes_headless: settings.replicated_planes
+                || (heads.count == a.num_heads() && heads.count == b.num_heads()),
             source_order: settings.source_order,
             progressions: single(source) && single(destination),
             maps: maps.into(),

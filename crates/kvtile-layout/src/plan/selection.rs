@@ -112,6 +112,9 @@ pub struct PlanSettings {
     pub heads: Option<RangePair>,
     /// Sort the runs by the source instead of the destination, for a file as source.
     pub source_order: bool,
+    /// Whether a plan of some heads copies planes without heads, of which every rank of tensor
+    /// parallelism has all (default no: such a plan is an error).
+    pub replicated_planes: bool,
 }
 
 impl PlanSettings {
@@ -139,6 +142,13 @@ impl PlanSettings {
     #[must_use]
     pub fn source_order(mut self, source_order: bool) -> PlanSettings {
         self.source_order = source_order;
+        self
+    }
+
+    /// Sets [`replicated_planes`](Self::replicated_planes).
+    #[must_use]
+    pub fn replicated_planes(mut self, replicated_planes: bool) -> PlanSettings {
+        self.replicated_planes = replicated_planes;
         self
     }
 }
@@ -240,6 +250,7 @@ impl Selection {
             layers: self.layers,
             heads: self.heads,
             source_order: self.source_order,
+            replicated_planes: false,
         }
     }
 

@@ -142,6 +142,23 @@ impl Shape {
         Ok(self)
     }
 
+    /// The shape of the same blocks in another part of the model.
+    ///
+    /// # Errors
+    /// Ranges that are empty, that lie outside the model, or that have another number of heads where
+    /// no plane has heads; a size that does not fit [`BYTES_MAX`].
+    pub fn of_shard(&self, shard: Shard) -> Result<Shape, LayoutError> {
+        let heads = shard.heads.count;
+        let planes = self.planes.iter().map(|plane| plane.with_heads(heads));
+        Shape::new(
+            self.num_blocks,
+            shard.layers.count,
+            self.page_size,
+            planes.collect(),
+        )?
+        .with_shard(shard)
+    }
+
     /// The same shape with another number of blocks.
     ///
     /// # Errors

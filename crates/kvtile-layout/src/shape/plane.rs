@@ -185,6 +185,17 @@ impl Plane {
         self.extents.iter().any(|(a, _)| *a == axis)
     }
 
+    /// The plane with another number of heads, if it has heads.
+    pub(super) fn with_heads(&self, heads: u64) -> Plane {
+        let mut plane = self.clone();
+        for (axis, extent) in &mut plane.extents {
+            if *axis == Axis::H {
+                *extent = heads;
+            }
+        }
+        plane
+    }
+
     pub(super) fn check(&self) -> Result<(), LayoutError> {
         let mut previous = None;
         for &(axis, extent) in &self.extents {

@@ -257,3 +257,30 @@ fn stored_identities_are_validated() {
     let read: Identity = serde_json::from_value(swapped).unwrap();
     assert_eq!(read, logical());
 }
+
+#[test]
+fn all_parts_of_a_model_have_the_fingerprint_of_the_whole() {
+    let whole = Identity::new(
+        "llama",
+        "0e9e39f",
+        &Shape::key_value(1, 40, 16, 16, 128, Unit::named("bf16").unwrap()).unwrap(),
+    );
+    let whole = whole.unwrap().with_rope(rope(500_000.0));
+    assert_eq!(whole.model_fingerprint(), whole.fingerprint());
+    let part = logical();
+    assert_ne!(part.model_fingerprint(), part.fingerprint());
+    let part = Identity::new("llama", "0e9e39f", &shape_of("bf16")).unwrap();
+    let part = part.with_rope(rope(500_000.0));
+    assert_eq!(part.model_fingerprint(), whole.fingerprint());
+    assert_eq!(part.of_shard(whole.shard()).unwrap(), whole);
+    assert_eq!(whole.of_shard(part.shard()).unwrap(), part);
+    // Other fields count.
+    let other = Identity::new("llama", "0e9e39f", &shape_of("f16")).unwrap();
+    let other = other.with_rope(rope(500_000.0));
+    assert_ne!(other.model_fingerprint(), whole.fingerprint());
+    let outside = Shard {
+        heads: AxisRange::new(12, 8),
+        ..whole.shard()
+    };
+    assert!(whole.of_shard(outside).is_err());
+}

@@ -29,6 +29,7 @@ numbers! {
     page_size: u64, 0, COUNT_MAX, Layout;
     first_layer: u64, 0, COUNT_MAX, Layout;
     first_head: u64, 0, COUNT_MAX, Layout;
+    replica: u32, 0, u32::MAX, Layout;
     owner: u64, 0, u64::MAX, Request;
     tenant: u32, 0, u32::MAX, Request;
     priority: i8, i8::MIN, i8::MAX, Request;

@@ -30,7 +30,8 @@ impl PyEvent {
         self.0.sequence
     }
 
-    /// The tier of the change: ``"host"`` or ``"disk"``.
+    /// The tier of the change: ``"host"``, ``"disk"``, or ``"disk:parts"`` for blocks that parts of
+    /// other caches cover.
     #[getter]
     fn tier(&self) -> String {
         self.0.tier.to_string()

@@ -61,7 +61,8 @@ impl PyMatch {
         self.blocks()
     }
 
-    /// The tier of each block: ``"host"`` or ``"disk"``.
+    /// The tier of each block: ``"host"``, ``"disk"``, or ``"disk:parts"`` for blocks that parts of
+    /// other caches cover.
     #[getter]
     fn tiers(&self) -> PyResult<Vec<String>> {
         self.read(|found| found.tiers().map(|tier| tier.to_string()).collect())

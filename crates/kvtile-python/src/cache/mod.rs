@@ -22,6 +22,7 @@ use kvtile::{
     tiers::{
         cache::{Cache, FlushReport, LoadOptions, LookupOptions, Priority, StoreOptions},
         disk::DiskTier,
+        parts::PartsTier,
     },
     transfer::LayoutHandle,
 };
@@ -70,7 +71,10 @@ static OPEN: OpenSlots<Cache> = OpenSlots::new();
 ///     prefault: fault in all host memory when the cache opens, which then takes longer. Otherwise
 ///         the first use of each page faults it in, and storing is slower until all pages are
 ///         resident.
-///     disk: folder of the disk tier; default: no disk tier. One cache at a time may use a folder.
+///     disk: folder of the disk tier; default: no disk tier. One cache at a time may write a folder.
+///         A cache whose identity is a part of a model writes a folder of its own in it, such as
+///         ``layers-0-32.heads-0-4``. Blocks that parts of other caches cover are found too, in the
+///         tier ``"disk:parts"``.
 ///     disk_bytes: limit for the total size of the files in the folder.
 ///     disk_writes: ``"on_eviction"`` from host memory, ``"at_once"`` (in the order of stores, as
 ///         fast as the disk takes them), or the number of uses after which a block is written.
@@ -473,7 +477,9 @@ impl PyCache {
     #[getter]
     fn disk_bytes_per_second(&self, py: Python<'_>) -> PyResult<Option<f64>> {
         self.with(py, |cache| {
-            Ok::<_, CallFailure>(cache.disk().and_then(DiskTier::bytes_per_second))
+            let own = cache.disk().and_then(DiskTier::bytes_per_second);
+            let parts = || cache.parts().and_then(PartsTier::bytes_per_second);
+            Ok::<_, CallFailure>(own.or_else(parts))
         })
     }
 

@@ -73,6 +73,7 @@ use crate::{
     disk::DiskTier,
     error::TierError,
     metrics::{CacheStats, MissReason, Queue as QueueLabel},
+    parts::PartsTier,
     tier::{Tier, TierStats},
 };
 
@@ -290,6 +291,13 @@ impl Cache {
     pub fn tier(&self, tier: TierId) -> Option<&Arc<dyn Tier>> {
         let below = self.inner.below.iter().find(|below| below.id == tier)?;
         Some(&below.tier)
+    }
+
+    /// The tier of the parts that other ranks wrote, if the cache has one.
+    #[must_use]
+    pub fn parts(&self) -> Option<&PartsTier> {
+        let mut tiers = self.inner.below.iter().map(|below| &below.tier);
+        tiers.find_map(|tier| tier.as_any().downcast_ref::<PartsTier>())
     }
 
     /// The first disk tier of the cache, if it has one.

@@ -8,7 +8,7 @@ use kvtile_blocks::{
     policy::{EvictionPolicy, PolicyKind, PolicySettings},
     pool::{BlockPool, EventSink, PoolSettings},
 };
-use kvtile_layout::{broken, identity::LayoutIdentity};
+use kvtile_layout::{LayoutError, Shape, Word, broken, identity::LayoutIdentity};
 use kvtile_memory::Prefault;
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
 use parking_lot::{Mutex, RwLock};
@@ -18,12 +18,16 @@ use super::{
     counts, departures::Departures, flights::BlockFlights, host::HostTier, tend, work,
 };
 use crate::{
-    disk::medium::Medium,
+    disk::{DiskSettings, medium::Medium},
     error::{SettingsError, TierError},
     metrics::CacheMetrics,
     opening,
+    parts::{PartsSettings, PartsTier},
     queue::JobQueue,
-    tier::{BlockPieces, StoreIdentity, Tier, TierContext, TierGroup, TierOpener, TierSettings},
+    tier::{
+        BlockPieces, STORAGE_WORD, StoreIdentity, Tier, TierContext, TierGroup, TierOpener,
+        TierSettings,
+    },
 };
 
 /// The name of the only group of a cache.
@@ -119,7 +123,13 @@ impl CacheBuilder {
         let layout = manager.layout(engine)?;
         opening::check_identity(&settings.identity, &layout)?;
         let events = Arc::new(EventLog::new(settings.events()?)?);
-        let spares = usize::from(settings.disk.is_some()) + self.tiers.len();
+        let parts = match self.medium {
+            // Another medium than a folder has no folders of parts.
+            Some(_) => None,
+            None => parts_of(&settings, layout.shape())?,
+        };
+        let below = usize::from(settings.disk.is_some()) + usize::from(parts.is_some());
+        let spares = below + self.tiers.len();
         let blocks = host_blocks(&settings, &layout, spares)?;
         let storage = host_layout(&settings, &layout, (blocks, spares))?;
         let shape = storage.shape().clone();
@@ -138,7 +148,8 @@ impl CacheBuilder {
             clock: Arc::clone(&self.clock),
             threads: settings.workers,
         };
-        let below = opening::open_below(settings.disk.as_ref(), self.medium, self.tiers, &context)?;
+        let (disk, tiers) = with_parts(&settings, parts, self.tiers);
+        let below = opening::open_below(disk.as_ref(), self.medium, tiers, &context)?;
         let mut tiers = vec![TierId::DEVICE, TierId::HOST];
         tiers.extend(below.iter().map(|below| below.id));
         let pool = host_pool(&settings, blocks, &events)?;
@@ -208,6 +219,51 @@ impl Cache {
         self.workers.push(thread.map_err(TierError::thread)?);
         Ok(())
     }
+}
+
+/// The parts of other ranks in the disk's folder; `None` if this cache has the whole model and there
+/// are none.
+fn parts_of(settings: &CacheSettings, shape: &Shape) -> Result<Option<PartsSettings>, TierError> {
+    let Some(disk) = &settings.disk else {
+        return Ok(None);
+    };
+    let shard = shape.shard();
+    let own_folder = PartsSettings::own_folder(&disk.folder, &shard);
+    if own_folder == disk.folder && !PartsSettings::has_parts(&disk.folder)? {
+        return Ok(None);
+    }
+    let word = match &settings.storage_word {
+        Some(word) => word.clone(),
+        None => Word::parse(STORAGE_WORD).map_err(LayoutError::from)?,
+    };
+    Ok(Some(PartsSettings {
+        folder: disk.folder.clone(),
+        shape: shape.clone(),
+        word,
+        refresh_after: disk.refresh_after,
+    }))
+}
+
+/// A tier of a builder that is not open yet.
+type UnopenedTier = (TierSettings, TierOpener);
+
+/// The disk with the folder of the own part, and the tier of the other parts in front of the others.
+fn with_parts(
+    settings: &CacheSettings,
+    parts: Option<PartsSettings>,
+    mut tiers: Vec<UnopenedTier>,
+) -> (Option<DiskSettings>, Vec<UnopenedTier>) {
+    let (Some(mut disk), Some(parts)) = (settings.disk.clone(), parts) else {
+        return (settings.disk.clone(), tiers);
+    };
+    disk.folder = PartsSettings::own_folder(&disk.folder, &parts.shape.shard());
+    let only_reads = disk.follower();
+    let open: TierOpener = Box::new(move |context| {
+        let tier = PartsTier::open(parts, context)?;
+        Ok(Arc::new(tier) as Arc<dyn Tier>)
+    });
+    tiers.insert(0, (only_reads, open));
+    (Some(disk), tiers)
 }
 
 /// Unregisters the layouts that the cache registered.

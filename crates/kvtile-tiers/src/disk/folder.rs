@@ -1,6 +1,7 @@
 //! The file names of a folder, its lock, and how the folder is cleared.
 
 use super::{
+    PartName,
     capacity::GROUPS_MAX,
     manifest::{MANIFEST_FILE, MANIFEST_PARTIAL_FILE, file_name},
     medium::{LockError, Medium, MediumFile, MediumLock, NotPlain, OpenFile},
@@ -53,6 +54,11 @@ fn is_ours(name: &str) -> bool {
     [LOCK_FILE, MANIFEST_FILE, MANIFEST_PARTIAL_FILE].contains(&name) || is_data_file(name)
 }
 
+/// Whether a folder of this name in the folder of a model belongs to it: that of a part.
+fn is_part(name: &str) -> bool {
+    PartName::parse(name).is_some()
+}
+
 /// A folder that file systems create in their root.
 const LOST_AND_FOUND: &str = "lost+found";
 
@@ -68,7 +74,7 @@ pub(super) fn check_ours(medium: &dyn Medium) -> Result<(), TierError> {
     let begun = names.iter().any(|name| name == LOCK_FILE);
     let foreign = names.into_iter().find(|name| {
         let ours = begun && is_ours(name);
-        !ours && name != LOST_AND_FOUND
+        !ours && name != LOST_AND_FOUND && !is_part(name)
     });
     match foreign {
         None => Ok(()),

@@ -25,6 +25,7 @@ mod follow;
 mod inspect;
 mod manifest;
 mod old;
+mod part_name;
 pub use crate::medium;
 mod record;
 mod settings;
@@ -43,10 +44,13 @@ pub use inspect::{FolderUsage, InspectedGroup, Inspection};
 pub use manifest::{FolderCreation, Manifest, ManifestGroup};
 
 pub use crate::tier::{BlockPieces, StoreIdentity, TierGroup};
+pub use part_name::PartName;
 pub use settings::DiskSettings;
+pub(crate) use store::StoreCounter;
 pub use store::{
     DroppedSlots, FailedWrite, LostBlock, RecoveredBlocks, SlotFolder, SlotMiss, SlotRead,
     SlotState, SlotStore, SlotStoreSettings, SlotStoreStats, SlotSyncReport, SlotWrite,
     SlotWriteReport, StoredSlot, WriteTicket,
 };
 pub use tier::DiskTier;
+pub(crate) use tier::{BatchReader, DiskThreads, GROUP, READERS_MAX, given_up, start};

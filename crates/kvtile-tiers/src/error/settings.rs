@@ -56,6 +56,29 @@ pub enum SettingsError {
         /// The largest allowed value.
         most: u64,
     },
+    /// A part of another model.
+    #[error("the part {part} is not inside a model of {layers} layers and {heads} heads")]
+    PartOutside {
+        /// The name of the part.
+        part: String,
+        /// Layers of the model.
+        layers: u64,
+        /// Heads of the model.
+        heads: u64,
+    },
+    /// A part whose bytes would have to be cut by heads, in an order that is not known.
+    #[error(
+        "the part has the heads {theirs} and this cache has {ours}, and the order of plane {plane} is \
+         not known, so its blocks cannot be cut: read it with the number of ranks that wrote it"
+    )]
+    OpaquePart {
+        /// The opaque plane.
+        plane: String,
+        /// Heads of this cache.
+        ours: String,
+        /// Heads of the part.
+        theirs: String,
+    },
     /// The path of the disk tier's folder is empty.
     #[error("the path of the disk tier's folder is empty; give the path of a folder")]
     NoFolder,

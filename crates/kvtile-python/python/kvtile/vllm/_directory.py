@@ -7,12 +7,17 @@ it. A block that the directory does not list yet is a miss.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 from kvtile import TierDirectory
 from kvtile.vllm._messages import Change, Keys
 
-TIERS: tuple[Literal["host"], Literal["disk"]] = ("host", "disk")
+# The tiers of a worker's cache, the fastest first. The last one assembles blocks that other numbers of workers wrote.
+TIERS = ("host", "disk", "disk:parts")
+
+
+def on_disk(tiers: Iterable[str]) -> int:
+    """How many blocks are not in host memory."""
+    return sum(tier != "host" for tier in tiers)
 
 
 def directory_of(changes: Iterable[Change] = ()) -> TierDirectory:

@@ -13,6 +13,7 @@ from kvtile._errors import LayoutError, SettingsError
 from kvtile._hf import identity_of, kv_fields
 from kvtile._hf.config import Config
 from kvtile.vllm._extras import extras_of, refuse_options
+from kvtile.vllm._rank import OF_RANK
 from kvtile.vllm._weights import revision_of
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def layout_and_identity(
         shape = Shape(
             num_blocks=first.shape[0], num_layers=len(tensors), page_size=page_size, num_heads=heads,
             head_size=model.get_head_size(), dtype=dtype, total_heads=total, first_head=rank.number * total // rank.size,
+            replica=rank.number % max(1, rank.size // total),
         )
         layout = Layout.preset(f"vllm:LBHNC/cpu/{dtype}/{isa}", shape=shape, tensors=tensors)
         return layout, _identity(config, settings, layout, dtype, rank)
@@ -84,7 +86,7 @@ def layout_and_identity(
     )
     layout, extra = _opaque(tensors, page_size, isa)
     if rank.size != 1:
-        extra["rank"] = str(rank)
+        extra[OF_RANK] = str(rank)
     return layout, _identity_by_fields(config, settings, layout, extra)
 
 

@@ -14,7 +14,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from kvtile._errors import InternalError
 
-# Block keys by rank: each rank keeps its own heads of a block, under a key that depends on its shard.
+# Block keys by rank. All ranks have the same keys, unless the order inside their blocks is unknown; then a key depends on
+# the rank.
 Keys = dict[int, list[bytes]]
 # A change: its kind ("stored", "removed", "cleared"), the tier, the block's key, and its parent's key.
 Change = tuple[str, str, bytes, "bytes | None"]

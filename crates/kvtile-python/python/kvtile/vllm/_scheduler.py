@@ -13,7 +13,7 @@ from kvtile import Identity, TierDirectory, TokenHasher, TraceRecorder
 from kvtile._errors import InternalError
 from kvtile._kvtile import reading_pays
 from kvtile.vllm._adapters import Adapter, Digests
-from kvtile.vllm._directory import directory_of, leading_tiers
+from kvtile.vllm._directory import directory_of, leading_tiers, on_disk
 from kvtile.vllm._keys import RequestKeys
 from kvtile.vllm._messages import Change, Hello, Keys, LoadOrder, Orders, Report, StoreOrder
 from kvtile.vllm._settings import Settings
@@ -75,7 +75,7 @@ class Scheduler:
         # Changes since vLLM last took the events; None if events are disabled.
         self.changes: list[Change] | None = None
         self._settings = settings
-        # By rank. Ranks with the same heads share a hasher.
+        # By rank. All ranks share a hasher, unless the order inside their blocks is unknown.
         self._hashers: dict[int, TokenHasher] = {}
         self._recorder: TraceRecorder | None = None
         self._orders = Orders()
@@ -88,10 +88,10 @@ class Scheduler:
 
     def greet(self, hellos: Mapping[int, Hello]) -> None:
         """Receives the workers' handshakes, once they have opened their caches."""
-        identities = {hello.identity for hello in hellos.values()}
-        salt = self._settings.salt
-        hashers = {identity: TokenHasher(Identity.from_json(identity), salt=salt) for identity in identities}
-        self._hashers = {rank: hashers[hello.identity] for rank, hello in hellos.items()}
+        identities = {rank: Identity.from_json(hello.identity) for rank, hello in hellos.items()}
+        models = {identity.model_fingerprint: identity for identity in identities.values()}
+        hashers = {model: TokenHasher(identity, salt=self._settings.salt) for model, identity in models.items()}
+        self._hashers = {rank: hashers[identity.model_fingerprint] for rank, identity in identities.items()}
         self.directories = {rank: directory_of(hello.changes) for rank, hello in hellos.items()}
         if self._settings.record is not None:
             self._recorder = TraceRecorder(self._settings.record, self.page_size)
@@ -122,24 +122,24 @@ class Scheduler:
         # Host memory is faster than computing, so its blocks load while the step computes. Blocks on disk do so only if
         # no other request would wait, layer by layer. With several workers, one may miss a block that the others have,
         # and must report this before the step computes, so loads never run in a step.
-        on_disk = tiers[here:].count("disk")
-        tracked.in_step = self._loads_in_step and len(self.directories) == 1 and (not on_disk or self._is_worth_waiting(on_disk))
+        slow = on_disk(tiers[here:])
+        tracked.in_step = self._loads_in_step and len(self.directories) == 1 and (not slow or self._is_worth_waiting(slow))
         return (found - here) * self.page_size, not tracked.in_step
 
-    def _is_worth_waiting(self, on_disk: int) -> bool:
-        """Whether a step may wait for ``on_disk`` blocks of a disk: no other request is delayed, and the disk is fast
+    def _is_worth_waiting(self, blocks: int) -> bool:
+        """Whether a step may wait for ``blocks`` blocks of a disk: no other request is delayed, and the disk is fast
         enough."""
         block_seconds = max(self._disk_seconds.values(), default=None)
-        return len(self.tracked) == 1 and block_seconds is not None and on_disk * block_seconds <= STEP_DISK_SECONDS
+        return len(self.tracked) == 1 and block_seconds is not None and blocks * block_seconds <= STEP_DISK_SECONDS
 
     def _without_slow(self, tiers: list[str], here: int) -> list[str]:
         """Cuts the hit at the first block on disk, if reading the disk takes longer than computing from there on."""
         rate = self._settings.recompute_tokens_per_second
-        on_disk = tiers[here:].count("disk")
-        if rate is None or not on_disk:
+        slow = on_disk(tiers[here:])
+        if rate is None or not slow:
             return tiers
-        first = tiers.index("disk", here)
-        reading = on_disk * max(self._disk_seconds.values(), default=0.0)
+        first = next(at for at, tier in enumerate(tiers) if at >= here and tier != "host")
+        reading = slow * max(self._disk_seconds.values(), default=0.0)
         return tiers if reading_pays(reading, (len(tiers) - first) * self.page_size, rate) else tiers[:first]
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, external: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvtile import Identity
 from kvtile._errors import SettingsError
 from kvtile.vllm._rank import Rank
 
@@ -75,7 +76,7 @@ class Settings:
             raise SettingsError("kv_connector_extra_config: close_within has no effect without disk_path")
         return settings
 
-    def of_cache(self, rank: Rank) -> dict[str, Any]:
+    def of_cache(self, rank: Rank, identity: Identity) -> dict[str, Any]:
         """The keyword arguments of a rank's ``kvtile.Cache``, without those that were not given."""
         told = {
             "host_bytes": int(self.host_gib * _GIB) // rank.size,
@@ -86,7 +87,7 @@ class Settings:
         }
         if self.disk_path is not None and self.disk_gib is not None:
             told |= {
-                "disk": str(rank.folder(Path(self.disk_path))),
+                "disk": str(rank.folder(Path(self.disk_path), identity)),
                 "disk_bytes": int(self.disk_gib * _GIB) // rank.size,
                 "disk_writes": self.disk_writes,
                 "close_within": self.close_within,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvtile._errors import SettingsError
+from kvtile._errors import IdentityError, SettingsError
 from kvtile._hf import kv_fields
 from kvtile.vllm._extras import extras_of, refuse_options, text_of
 from kvtile.vllm._weights import revision_of
@@ -108,6 +108,17 @@ def rows_of(offloading: Any, row_bytes: int) -> dict[str, str]:
         number = getattr(group, "group_id", len(found))
         found[f"row.group_{number}"] = f"{group.tokens_per_block} tokens, {len(group.layer_names)} layers, names {names}"
     return found
+
+
+def hint_of_ranks(error: IdentityError) -> str:
+    """What to do if a folder has rows of another number of ranks."""
+    if not any(f"extra.row.{name} differs" in str(error) for name in _SIZES):
+        return ""
+    return (
+        "; a row joins the values of all ranks in an order that kvtile does not know, so rows of another number of ranks "
+        'cannot be cut: use that number, or "canonical_layout": true, whose rows are the same for every number of ranks, '
+        "or KvtileConnector, which cuts blocks by heads"
+    )
 
 
 def _canonical(offloading: Any) -> str:

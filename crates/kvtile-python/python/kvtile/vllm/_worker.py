@@ -68,7 +68,7 @@ class Worker:
         layout, self.identity = layout_and_identity(config, caches, settings, rank)
         self.rank = rank.number
         self.ranks = rank.size
-        self.cache = Cache(self.identity, layout, **settings.of_cache(rank))
+        self.cache = Cache(self.identity, layout, **settings.of_cache(rank, self.identity))
         self.has_disk = settings.disk_path is not None
         self.layers = {name: layer for layer, name in enumerate(in_order(caches))}
         self.stats = KvtileStats()
@@ -93,7 +93,7 @@ class Worker:
     def _warn_of_little_room(self, config: VllmConfig) -> None:
         """Warns if no tier can hold a prompt of the maximum length."""
         page_size, longest = self.identity.page_size, config.model_config.max_model_len
-        blocks = {tier: self.cache.pool_stats(tier)["blocks"] for tier in TIERS if tier == "host" or self.has_disk}
+        blocks = {tier: self.cache.pool_stats(tier)["blocks"] for tier in (("host", "disk") if self.has_disk else ("host",))}
         if max(blocks.values()) * page_size >= longest:
             return
         needed = -(-longest // page_size) * self._block_bytes * self.ranks / (1 << 30)
@@ -283,7 +283,7 @@ class Worker:
         self.stats.add(
             loaded_blocks=report.blocks,
             from_host_blocks=report.from_tiers.get("host", 0),
-            from_disk_blocks=report.from_tiers.get("disk", 0),
+            from_disk_blocks=report.blocks - report.from_tiers.get("host", 0),
             loaded_bytes=report.bytes,
             load_seconds=report.seconds,
         )

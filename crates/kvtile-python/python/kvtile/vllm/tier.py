@@ -26,7 +26,7 @@ from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
 from kvtile import BlockOutcomes, BlockStore, IdentityError, StoreGroup, StoreRows, __version__
 from kvtile.vllm._tier_events import TierEvents
-from kvtile.vllm._tier_identity import folder_of, identity_of_rows
+from kvtile.vllm._tier_identity import folder_of, hint_of_ranks, identity_of_rows
 from kvtile.vllm._tier_options import TierOptions, configured_by_user
 from kvtile.vllm._tier_requests import Answer, RequestTable, primary_has_room
 from kvtile.vllm._tier_stats import TierStats, metric_definitions
@@ -144,7 +144,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
                 disk_policy=cast("Any", options.policy),
             )
         except IdentityError as error:
-            error.args = (f"{error}; give the kvtile tier another path, or remove {self._folder}",)
+            error.args = (f"{error}{hint_of_ranks(error)}; give the kvtile tier another path, or remove {self._folder}",)
             raise
         logger.info(
             "kvtile %s rows of %d bytes in %s, at most %d bytes; vLLM's primary tier has %d rows",

@@ -49,7 +49,7 @@ use kvtile_blocks::BlockKey;
 use kvtile_memory::AlignedBuffer;
 use parking_lot::{Mutex, MutexGuard};
 
-pub(super) use stats::StoreCounter;
+pub(crate) use stats::StoreCounter;
 
 use self::{
     standing::{DataFiles, HeldFolder},

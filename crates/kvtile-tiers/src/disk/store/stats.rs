@@ -46,7 +46,7 @@ pub struct SlotStoreStats {
 
 impl SlotStoreStats {
     /// Adds the counts of another store of the same folder.
-    pub(in super::super) fn add(&mut self, other: &SlotStoreStats) {
+    pub(crate) fn add(&mut self, other: &SlotStoreStats) {
         let SlotStoreStats {
             used,
             slots,
@@ -106,14 +106,14 @@ pub(super) struct StoreCounters {
 
 /// A counter with relaxed memory ordering: it synchronises nothing.
 #[derive(Debug, Default)]
-pub(in super::super) struct StoreCounter(AtomicU64);
+pub(crate) struct StoreCounter(AtomicU64);
 
 impl StoreCounter {
-    pub(in super::super) fn add(&self, count: u64) {
+    pub(crate) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    pub(in super::super) fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -16,8 +16,9 @@ use kvtile_blocks::{
 use kvtile_transfer::completion::{Completer, Completion};
 
 use self::group::DiskGroup;
-pub(super) use self::{
-    read::{BatchReader, set, start},
+pub(super) use self::read::set;
+pub(crate) use self::{
+    read::{BatchReader, start},
     threads::DiskThreads,
 };
 use super::{
@@ -172,10 +173,10 @@ impl DiskTier {
 }
 
 /// The most reader threads.
-pub(super) const READERS_MAX: usize = 16;
+pub(crate) const READERS_MAX: usize = 16;
 
 /// The only group of a disk tier.
-pub(super) const GROUP: GroupId = GroupId(0);
+pub(crate) const GROUP: GroupId = GroupId(0);
 
 impl Tier for DiskTier {
     fn id(&self) -> TierId {
@@ -313,7 +314,7 @@ impl Drop for EndOfSync {
 
 /// The error of a job without an outcome: it panicked, or it had not begun when the tier was
 /// closed.
-pub(super) fn given_up(what: &'static str) -> TierError {
+pub(crate) fn given_up(what: &'static str) -> TierError {
     match std::thread::panicking() {
         true => TierError::Request(RequestError::Panicked { what }),
         false => TierError::Request(RequestError::Closed),

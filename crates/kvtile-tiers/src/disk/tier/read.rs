@@ -18,7 +18,7 @@ use crate::{
 const BLOCKS_PER_THREAD: usize = 32;
 
 /// The reading part of a tier, which its threads share.
-pub(in super::super) trait BatchReader: Send + Sync + 'static {
+pub(crate) trait BatchReader: Send + Sync + 'static {
     /// Reads and verifies blocks, or pieces of them. Returns their outcomes and the number of bytes
     /// read.
     fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<Result<ReadSuccess, TierMiss>>, u64);
@@ -28,7 +28,7 @@ pub(in super::super) trait BatchReader: Send + Sync + 'static {
 }
 
 /// Starts a batch of reads, split over several threads if it is long.
-pub(in super::super) fn start<R: BatchReader>(
+pub(crate) fn start<R: BatchReader>(
     disk: &Arc<R>,
     threads: &DiskThreads,
     mut blocks: Vec<BlockRead>,
@@ -73,7 +73,7 @@ struct PinnedRead {
 }
 
 /// The outcome of the read of a block.
-pub(in super::super) type DiskReadOutcome = Result<ReadSuccess, TierMiss>;
+pub(super) type DiskReadOutcome = Result<ReadSuccess, TierMiss>;
 
 impl BatchReader for DiskTierShared {
     fn measures(&self) -> (&dyn Clock, &TierRate) {

@@ -47,7 +47,7 @@ impl DiskJobQueue {
 
 /// A pool of worker threads. Without threads, [`DiskThreads::run`] executes each job in place. Dropping
 /// the pool drops the jobs that have not begun and waits for those that have.
-pub(in super::super) struct DiskThreads {
+pub(crate) struct DiskThreads {
     shared: Arc<DiskJobQueue>,
     handles: Vec<JoinHandle<()>>,
 }
@@ -61,7 +61,7 @@ impl std::fmt::Debug for DiskThreads {
 }
 
 impl DiskThreads {
-    pub(in super::super) fn new(name: &str, threads: usize) -> Result<DiskThreads, TierError> {
+    pub(crate) fn new(name: &str, threads: usize) -> Result<DiskThreads, TierError> {
         let mut started = DiskThreads {
             shared: Arc::default(),
             handles: Vec::new(),
@@ -81,12 +81,12 @@ impl DiskThreads {
     }
 
     /// The number of parts that a batch should be split into.
-    pub(in super::super) fn parts(&self) -> usize {
+    pub(crate) fn parts(&self) -> usize {
         self.handles.len().max(1)
     }
 
     /// Queues a job for a worker thread.
-    pub(in super::super) fn run(&self, work: impl FnOnce() + Send + 'static) {
+    pub(crate) fn run(&self, work: impl FnOnce() + Send + 'static) {
         if self.handles.is_empty() {
             run(Box::new(work));
             return;

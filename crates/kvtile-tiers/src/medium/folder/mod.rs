@@ -20,7 +20,7 @@ use kvtile_layout::ShownText;
 use parking_lot::Mutex;
 use rustix::{
     fd::OwnedFd,
-    fs::{AtFlags, Dir, Mode, OFlags, fstat, openat, renameat, stat, unlinkat},
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, openat, renameat, stat, unlinkat},
     io::{Errno, retry_on_intr},
 };
 
@@ -76,6 +76,26 @@ impl FolderMedium {
         let opened = Arc::new(open_folder(&self.absolute)?);
         *folder = Some(Arc::clone(&opened));
         Ok(opened)
+    }
+
+    /// The names of the folders in it, without links to folders; none if it does not exist.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn folders(&self) -> io::Result<Vec<String>> {
+        let names = self.names()?;
+        if names.is_empty() {
+            return Ok(names);
+        }
+        let folder = self.folder()?;
+        let mut folders = Vec::new();
+        for name in names {
+            let stat = stat_name(&folder, &name)?;
+            if stat.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir()) {
+                folders.push(name);
+            }
+        }
+        Ok(folders)
     }
 
     fn path(&self, file: &str) -> PathBuf {
