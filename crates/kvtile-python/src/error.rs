@@ -32,6 +32,7 @@ pub(crate) mod python {
             py.get_type::<LayoutError>(),
             py.get_type::<RequestError>(),
             py.get_type::<SettingsError>(),
+            py.get_type::<SharedTierError>(),
             py.get_type::<TensorError>(),
             py.get_type::<TransferError>(),
             py.get_type::<WaitTimeoutError>(),
@@ -50,6 +51,7 @@ pub(crate) mod python {
     import_exception!(kvtile._errors, LayoutError);
     import_exception!(kvtile._errors, RequestError);
     import_exception!(kvtile._errors, SettingsError);
+    import_exception!(kvtile._errors, SharedTierError);
     import_exception!(kvtile._errors, TensorError);
     import_exception!(kvtile._errors, TransferError);
     import_exception!(kvtile._errors, WaitTimeoutError);
@@ -155,6 +157,7 @@ fn exception(py: Python<'_>, error: &TierError) -> PyErr {
             | RequestError::NoSuchTier { .. },
         ) => python::RequestError::new_err(text),
         TierError::Settings(_) => python::SettingsError::new_err(text),
+        TierError::Outside(_) => python::SharedTierError::new_err(text),
         _ => python::DiskError::new_err(text),
     }
 }

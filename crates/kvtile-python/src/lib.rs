@@ -12,6 +12,7 @@
 //! | `plan`, `transfer` | copy plans and copies |
 //! | `identity`, `keys` | identities and block keys |
 //! | `cache` | the cache, its matches, statistics and events |
+//! | `shared` | the shared tier, and stores that Python implements |
 //! | `completion`, `report` | completions and their reports |
 //!
 //! The crate holds no logic of blocks or layouts: the library `kvtile` does all of it.
@@ -34,6 +35,7 @@ mod record;
 mod report;
 mod selection;
 mod shape;
+mod shared;
 mod slot;
 mod store;
 mod tensor;
@@ -49,7 +51,7 @@ mod _kvtile {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::cache::{PyCache, PyEvent, PyMatch, PySnapshot, PySubscriber};
+    use crate::cache::{PyCache, PyEvent, PyMatch, PySeek, PySnapshot, PySubscriber};
     #[pymodule_export]
     use crate::completion::PyCompletion;
     #[pymodule_export]

@@ -21,6 +21,7 @@ MADE_BY_KVTILE = {
     "LoadReport",
     "Match",
     "Plan",
+    "Seek",
     "Snapshot",
     "StoreFlush",
     "StoreReport",
@@ -41,6 +42,11 @@ SETTINGS = {
     "disk_policy": "lru",
     "close_within": 5.0,
     "answer_within": 5.0,
+    "shared": None,
+    "shared_lifetime": 60.0,
+    "shared_bundle_blocks": 2,
+    "shared_staging_bytes": 8 << 20,
+    "shared_within": 5.0,
     "policy": "arc",
     "storage_word": "BHLKNC",
     "quotas": {1: 4},
@@ -109,7 +115,8 @@ class World:
         return {**STORE_SETTINGS, "disk": str(folder)}
 
     def settings(self) -> dict[str, Any]:
-        return {**SETTINGS, "disk": str(self.folder / f"disk-{len(self.caches)}")}
+        number = len(self.caches)
+        return {**SETTINGS, "disk": str(self.folder / f"disk-{number}"), "shared": str(self.folder / "shared")}
 
     def close(self) -> None:
         for opened in (*self.caches, *self.stores):
@@ -155,6 +162,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
 
     bare = {
         "Completion": (store, ["done", "cancel", "__await__", "__repr__"]),
+        "Seek": (lambda: w.cache.seek(w.keys, 1.0), ["match", "wait", "__repr__"]),
         "Match": (found, ["release", "__enter__", "__len__", "__repr__"]),
         "TokenSequence": (sequence, ["__len__", "__repr__"]),
         "Cache": (
@@ -257,6 +265,10 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
             w.cache.lookup,
             {"keys": w.keys, "owner": 1, "hold": 5.0, "priority": 0, **hints},
         ),
+        "Cache.seek": lambda: (
+            w.cache.seek,
+            {"keys": w.keys, "within": 1.0, "owner": 1, "hold": 5.0, "priority": 0, **hints},
+        ),
         "Cache.load": lambda: (
             w.cache.load,
             {"found": found(), "blocks": [4, 5], "priority": "low", "within": 5.0, "layout": w.other},
@@ -334,7 +346,8 @@ def public() -> set[str]:
             if callable(value):
                 names.add(name)
             continue
-        if issubclass(value, Exception):
+        # Of a base class, kvtile calls the methods.
+        if issubclass(value, Exception) or inspect.isabstract(value):
             continue
         if name not in MADE_BY_KVTILE:
             names.add(name)

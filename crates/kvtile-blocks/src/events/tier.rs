@@ -19,8 +19,8 @@ pub enum TierKind {
     Host,
     /// A folder on a disk of the machine.
     Disk,
-    /// An object store.
-    Object,
+    /// A store that many caches share: a folder, a bucket, a server.
+    Shared,
     /// Another process or machine.
     Remote,
 }
@@ -31,7 +31,7 @@ impl TierKind {
         TierKind::Device,
         TierKind::Host,
         TierKind::Disk,
-        TierKind::Object,
+        TierKind::Shared,
         TierKind::Remote,
     ];
 
@@ -42,7 +42,7 @@ impl TierKind {
             TierKind::Device => "device",
             TierKind::Host => "host",
             TierKind::Disk => "disk",
-            TierKind::Object => "object",
+            TierKind::Shared => "shared",
             TierKind::Remote => "remote",
         }
     }
@@ -86,6 +86,12 @@ impl TierId {
     pub const DISK: TierId = TierId {
         kind: TierKind::Disk,
         name: *b"disk\0\0\0\0\0\0\0\0\0\0\0",
+    };
+
+    /// The shared tier of a cache.
+    pub const SHARED: TierId = TierId {
+        kind: TierKind::Shared,
+        name: *b"shared\0\0\0\0\0\0\0\0\0",
     };
 
     /// A tier of some kind, with a name of 1 to [`TIER_NAME_BYTES_MAX`] letters `a` to `z`, digits,
@@ -186,8 +192,8 @@ mod tests {
             (scratch, "disk:scratch"),
             (longest, "remote:a-b_c.d12345678"),
             (
-                TierId::new(TierKind::Object, "host").unwrap(),
-                "object:host",
+                TierId::new(TierKind::Shared, "host").unwrap(),
+                "shared:host",
             ),
         ] {
             assert_eq!(tier.to_string(), text);
@@ -204,12 +210,12 @@ mod tests {
     fn ids_are_ordered_by_kind_and_name_and_differ_in_either() {
         let of = |text: &str| text.parse::<TierId>().unwrap();
         let order = [
-            "device", "host", "disk:a", "disk:b", "disk", "object", "remote",
+            "device", "host", "disk:a", "disk:b", "disk", "shared", "remote",
         ]
         .map(of);
         // "disk" has the name "disk", which sorts after "a" and "b".
         assert!(order.is_sorted());
-        assert_ne!(of("disk:x"), of("object:x"));
+        assert_ne!(of("disk:x"), of("shared:x"));
     }
 
     #[test]

@@ -25,6 +25,7 @@ from kvtile._errors import (
     LayoutError,
     RequestError,
     SettingsError,
+    SharedTierError,
     TensorError,
     TransferError,
     WaitTimeoutError,
@@ -44,6 +45,7 @@ from kvtile._kvtile import (
     Match,
     Plan,
     Plane,
+    Seek,
     Shape,
     Snapshot,
     StoreFlush,
@@ -62,6 +64,7 @@ from kvtile._kvtile import (
     copy_blocks_async,
     plan,
 )
+from kvtile._shared import SharedTier
 
 __all__ = [
     "STORAGE_WORD",
@@ -90,8 +93,11 @@ __all__ = [
     "Plan",
     "Plane",
     "RequestError",
+    "Seek",
     "SettingsError",
     "Shape",
+    "SharedTier",
+    "SharedTierError",
     "Snapshot",
     "StoreFlush",
     "StoreGroup",
@@ -115,6 +121,7 @@ __all__ = [
 
 for _name in _errors.__all__:
     getattr(_errors, _name).__module__ = "kvtile"
+SharedTier.__module__ = "kvtile"
 
 # Caches must close before the interpreter ends, because their threads log to Python.
 _atexit.register(_kvtile.close_all)

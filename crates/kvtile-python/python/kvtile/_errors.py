@@ -16,6 +16,7 @@ __all__ = [
     "LayoutError",
     "RequestError",
     "SettingsError",
+    "SharedTierError",
     "TensorError",
     "TransferError",
     "WaitTimeoutError",
@@ -72,6 +73,11 @@ class ClosedError(KvtileError, RuntimeError):
 
 class DiskError(KvtileError, OSError):
     """The folder of the disk tier cannot be used: disk full, not readable, not a disk tier."""
+
+
+class SharedTierError(KvtileError, OSError):
+    """The store of a shared tier cannot be opened: no connection, wrong credentials, a missing bucket, a URL with unknown
+    options."""
 
 
 class FolderInUseError(DiskError):

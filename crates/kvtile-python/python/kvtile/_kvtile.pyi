@@ -5,6 +5,8 @@ from typing import Any, Final, Generic, Literal, Protocol, SupportsIndex, TypeAl
 
 from typing_extensions import Buffer, Self
 
+from kvtile._shared import SharedTier
+
 __all__ = [
     "STORAGE_WORD",
     "BlockOutcomes",
@@ -20,6 +22,7 @@ __all__ = [
     "Match",
     "Plan",
     "Plane",
+    "Seek",
     "Shape",
     "Snapshot",
     "StoreFlush",
@@ -69,7 +72,7 @@ _Ids: TypeAlias = Sequence[SupportsIndex] | _ToList
 _Range: TypeAlias = tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 _Priority: TypeAlias = Literal["background", "low", "normal", "urgent"]
 _Policy: TypeAlias = Literal["gittins", "lru", "arc", "s3-fifo"]
-_Tier: TypeAlias = Literal["host", "disk"]
+_Tier: TypeAlias = Literal["host", "disk", "shared"]
 
 @final
 class Plane:
@@ -431,6 +434,13 @@ class Match:
     ) -> None: ...
 
 @final
+class Seek:
+    @property
+    def ready(self) -> bool: ...
+    def match(self) -> Match | None: ...
+    def wait(self) -> Match: ...
+
+@final
 class Event:
     @property
     def sequence(self) -> int: ...
@@ -613,6 +623,11 @@ class Cache:
         disk_policy: _Policy | None = ...,
         close_within: float | None = ...,
         answer_within: float | None = ...,
+        shared: str | os.PathLike[str] | SharedTier | None = ...,
+        shared_lifetime: float | None = ...,
+        shared_bundle_blocks: int | None = ...,
+        shared_staging_bytes: int | None = ...,
+        shared_within: float | None = ...,
         policy: _Policy | None = ...,
         storage_word: str | None = ...,
         quotas: Mapping[int, int] | None = ...,
@@ -632,6 +647,18 @@ class Cache:
         output_tokens: int = 0,
         partial_tail: bool = False,
     ) -> Match: ...
+    def seek(
+        self,
+        keys: Sequence[bytes],
+        within: float,
+        *,
+        owner: int = 0,
+        hold: float | None = None,
+        priority: int = 0,
+        lifetime: float | None = None,
+        output_tokens: int = 0,
+        partial_tail: bool = False,
+    ) -> Seek: ...
     def load(
         self,
         found: Match,

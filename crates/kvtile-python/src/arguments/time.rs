@@ -24,7 +24,14 @@ macro_rules! times {
     };
 }
 
-times! { timeout hold lifetime within close_within answer_within stage_within arrived }
+times! { timeout hold lifetime within close_within answer_within stage_within arrived
+    shared_lifetime shared_within }
+
+/// The time of a seek, which must be stated.
+pub(crate) fn seek_within(value: &Bound<'_, PyAny>) -> PyResult<Duration> {
+    let time = seconds("within", value)?;
+    time.ok_or_else(|| wrong_type("within", "a number of seconds", value))
+}
 
 fn seconds(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<Duration>> {
     if value.is_none() {

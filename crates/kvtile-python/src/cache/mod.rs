@@ -2,11 +2,13 @@
 
 mod events;
 mod found;
+mod seek;
 pub(crate) mod settings;
 pub(crate) mod stats;
 
 pub(crate) use events::{PyEvent, PySnapshot, PySubscriber};
 pub(crate) use found::PyMatch;
+pub(crate) use seek::PySeek;
 
 use std::{sync::Arc, time::Duration};
 
@@ -80,6 +82,15 @@ static OPEN: OpenSlots<Cache> = OpenSlots::new();
 ///         default: 30. With 0 these blocks are lost.
 ///     answer_within: seconds that the cache waits for each disk batch; default: 30. A later answer
 ///         is a miss, and the cache does not use the disk for a while.
+///     shared: a store that other caches use too: a URL (``s3://bucket/prefix``, ``redis://host``), the
+///         path of a folder, or a ``kvtile.SharedTier``; default: none. ``seek`` finds its blocks.
+///     shared_lifetime: seconds for which a store keeps values, where values expire; default: for
+///         ever.
+///     shared_bundle_blocks: blocks of one value, 1 to 64, the same for all caches of the store;
+///         default: as many as the store reads well, 8 MiB for a bucket.
+///     shared_staging_bytes: memory for blocks that wait until their bundle is whole and written;
+///         default: 256 MiB.
+///     shared_within: seconds within which the store must answer and be read; default: 5.
 ///     policy, disk_policy: eviction policy: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
 ///     storage_word: the layout word of a block in host memory and on disk; default:
 ///         ``kvtile.STORAGE_WORD``.
@@ -171,11 +182,15 @@ impl PyCache {
     ) -> PyResult<PyCache> {
         let py = identity.py();
         let layout = layout.get().shared()?;
-        let settings = settings::read(identity.get().0.clone(), settings)?;
+        let (settings, shared) = settings::read(identity.get().0.clone(), settings)?;
         let engine = Arc::clone(&layout);
         let cache = guard::run(py, move || -> Result<Cache, CallFailure> {
             let handle = engine.handle()?;
-            Ok(Cache::builder(settings).open_registered(Arc::clone(manager()), handle)?)
+            let mut builder = Cache::builder(settings);
+            if let Some(shared) = shared {
+                builder = shared.add_to(builder)?;
+            }
+            Ok(builder.open_registered(Arc::clone(manager()), handle)?)
         })?;
         Ok(PyCache {
             slot: Some(OPEN.open(cache)),
@@ -224,6 +239,43 @@ impl PyCache {
             Ok::<_, CallFailure>(cache.lookup_with(&keys, &options))
         })?;
         Ok(PyMatch::new(found))
+    }
+
+    /// Like ``lookup``, but first asks the shared tier which blocks it has. The call returns at once.
+    ///
+    /// Args:
+    ///     keys: the chain from its first block.
+    ///     within: seconds to wait for the answer; after that the match has the blocks of the other
+    ///         tiers.
+    ///     owner, hold, priority, lifetime, output_tokens, partial_tail: as for ``lookup``.
+    ///
+    /// Returns:
+    ///     A Seek. Its match pins blocks, so load it or release it.
+    #[pyo3(signature = (
+        keys, within, *, owner=0, hold=None, priority=0, lifetime=None, output_tokens=0, partial_tail=false
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn seek(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
+        #[pyo3(from_py_with = time::seek_within)] within: Duration,
+        #[pyo3(from_py_with = number::owner)] owner: u64,
+        #[pyo3(from_py_with = time::hold)] hold: Option<Duration>,
+        #[pyo3(from_py_with = number::priority)] priority: i8,
+        #[pyo3(from_py_with = time::lifetime)] lifetime: Option<Duration>,
+        #[pyo3(from_py_with = number::output_tokens)] output_tokens: u32,
+        #[pyo3(from_py_with = flag::partial_tail)] partial_tail: bool,
+    ) -> PyResult<PySeek> {
+        let options = LookupOptions::new()
+            .owner(OwnerId(owner))
+            .hold(hold)
+            .hints(hints(priority, output_tokens, partial_tail))
+            .lifetime(lifetime);
+        let seek = self.with(py, |cache| {
+            Ok::<_, CallFailure>(cache.seek_with(&keys, within, &options))
+        })?;
+        Ok(PySeek::new(seek))
     }
 
     /// Starts loading a match into blocks of the engine: as many leading blocks as there are ids.

@@ -30,6 +30,7 @@ use crate::{
         python::{ArgumentError, SettingsError},
         raise,
     },
+    shared::{self, SharedKeywords, SharedOpening},
 };
 
 /// The keywords of the disk tier, which may come in any order.
@@ -47,9 +48,10 @@ pub(crate) struct DiskKeywords {
 pub(super) fn read(
     identity: Identity,
     keywords: Option<&Bound<'_, PyDict>>,
-) -> PyResult<CacheSettings> {
+) -> PyResult<(CacheSettings, Option<SharedOpening>)> {
     let mut settings = CacheSettings::new(identity);
     let mut disk = DiskKeywords::default();
+    let mut shared = SharedKeywords::default();
     for (name, value) in keywords.into_iter().flatten() {
         let name = text::read("the name of a setting", &name)?;
         if value.is_none() {
@@ -65,6 +67,11 @@ pub(super) fn read(
             "close_within" => disk.close_within = time::close_within(&value)?,
             "answer_within" => disk.answer_within = time::answer_within(&value)?,
             "disk_policy" => disk.policy = Some(policy_of(&name, &value)?),
+            "shared" => shared.store = Some(shared::source_of(&value)?),
+            "shared_lifetime" => shared.lifetime = time::shared_lifetime(&value)?,
+            "shared_bundle_blocks" => shared.bundle_blocks = Some(number(&name, &value)?),
+            "shared_staging_bytes" => shared.staging_bytes = Some(number(&name, &value)?),
+            "shared_within" => shared.within = time::shared_within(&value)?,
             "policy" => settings.policy = policy_of(&name, &value)?,
             "storage_word" => settings.storage_word = Some(word_of(&value)?),
             "quotas" => settings.quotas = quotas_of(&value)?,
@@ -78,11 +85,11 @@ pub(super) fn read(
         }
     }
     settings.disk = disk.settings()?;
-    Ok(settings)
+    Ok((settings, shared.opening()?))
 }
 
 /// All keywords.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 20] = [
     "host_bytes",
     "prefault",
     "disk",
@@ -91,6 +98,11 @@ const NAMES: [&str; 15] = [
     "disk_policy",
     "close_within",
     "answer_within",
+    "shared",
+    "shared_lifetime",
+    "shared_bundle_blocks",
+    "shared_staging_bytes",
+    "shared_within",
     "policy",
     "storage_word",
     "quotas",

@@ -1,10 +1,14 @@
 //! Statistics of a cache as plain values, with the field names of the library's structures.
 
 use kvtile::{
-    blocks::pool::{PinReport, PoolStats},
+    blocks::{
+        events::TierId,
+        pool::{PinReport, PoolStats},
+    },
     tiers::{cache::Cache, disk::DiskTier},
 };
 use kvtile_cli::output::escaped;
+use kvtile_shared::tier::SharedTier;
 use pyo3::{
     prelude::*,
     types::{PyBool, PyDict, PyFloat, PyList, PyString},
@@ -21,8 +25,21 @@ pub(super) fn of_cache(cache: &Cache) -> Value {
             "disk_bytes_per_second".to_owned(),
             json!(cache.disk().and_then(DiskTier::bytes_per_second)),
         );
+        fields.insert("shared".to_owned(), of_shared(cache));
     }
     value
+}
+
+/// The counters of the shared tier; null without one.
+fn of_shared(cache: &Cache) -> Value {
+    let tier = cache.tier(TierId::SHARED);
+    let tier = tier.and_then(|tier| tier.as_any().downcast_ref::<SharedTier>());
+    let Some(tier) = tier else {
+        return Value::Null;
+    };
+    let fields = tier.counters().fields();
+    let fields = fields.into_iter().map(|(name, count)| (name.to_owned(), json!(count)));
+    Value::Object(fields.collect())
 }
 
 /// The counters of a pool.

@@ -14,6 +14,14 @@ macro_rules! counters {
             $($(#[$doc])* pub $name: u64,)*
         }
 
+        impl SharedTierCounters {
+            /// The counters with their names.
+            #[must_use]
+            pub fn fields(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+
         #[derive(Debug, Default)]
         pub(crate) struct TierCounts {
             $(pub(crate) $name: AtomicU64,)*

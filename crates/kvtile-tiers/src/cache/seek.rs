@@ -103,12 +103,24 @@ impl Seek {
 
     /// Waits until the match is ready, at most for the rest of the time of the seek.
     pub fn wait(self) -> Match {
+        self.wait_until(self.end);
+        self.end()
+    }
+
+    /// Waits until the match is ready, at most for `timeout`; false if it is not.
+    #[must_use]
+    pub fn wait_timeout(&self, timeout: Duration) -> bool {
+        let end = Instant::now().checked_add(timeout).unwrap_or(self.end);
+        self.wait_until(end.min(self.end));
+        self.is_ready()
+    }
+
+    fn wait_until(&self, end: Instant) {
         for of in &self.answers {
-            let left = self.end.saturating_duration_since(Instant::now());
-            // An answer that does not come in time is recorded below.
+            let left = end.saturating_duration_since(Instant::now());
+            // The end of the seek looks at the answers again.
             let _ = of.answer.wait_timeout(left);
         }
-        self.end()
     }
 
     /// Looks the keys up, and records what the tiers did.
