@@ -4,7 +4,7 @@
 use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 20] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     (
@@ -33,6 +33,14 @@ const ARROWS: [(&str, &[&str]); 20] = [
         ],
     ),
     ("kvtile-shared-object", &["kvtile-shared"]),
+    (
+        "kvtile-shared-open",
+        &[
+            "kvtile-shared",
+            "kvtile-shared-object",
+            "kvtile-shared-redis",
+        ],
+    ),
     ("kvtile-shared-redis", &["kvtile-shared"]),
     ("kvtile-testservers", &[]),
     (
@@ -64,7 +72,10 @@ const ARROWS: [(&str, &[&str]); 20] = [
             "kvtile-rivals",
         ],
     ),
-    ("kvtile-python", &["kvtile", "kvtile-cli"]),
+    (
+        "kvtile-python",
+        &["kvtile", "kvtile-cli", "kvtile-shared-open"],
+    ),
     ("kvtile-random", &[]),
     (
         "kvtile-testkit",
@@ -152,7 +163,7 @@ impl DependencyKind {
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
-const REFUSED: [(&str, &[DependencyKind]); 20] = [
+const REFUSED: [(&str, &[DependencyKind]); 21] = [
     ("kvtile-layout", DependencyKind::ALL),
     ("kvtile-memory", DependencyKind::ALL),
     ("kvtile-transfer", DependencyKind::ALL),
@@ -163,6 +174,7 @@ const REFUSED: [(&str, &[DependencyKind]); 20] = [
         "kvtile-shared-object",
         &[DependencyKind::Hardware, DependencyKind::Untyped],
     ),
+    ("kvtile-shared-open", DependencyKind::ALL),
     ("kvtile-shared-redis", DependencyKind::ALL),
     ("kvtile-testservers", DependencyKind::ALL),
     ("kvtile", DependencyKind::ALL),

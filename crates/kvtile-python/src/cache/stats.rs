@@ -1,5 +1,6 @@
 //! Statistics of a cache as plain values, with the field names of the library's structures.
 
+use kvtile::shared::tier::SharedTier;
 use kvtile::{
     blocks::{
         events::TierId,
@@ -8,7 +9,6 @@ use kvtile::{
     tiers::{cache::Cache, disk::DiskTier},
 };
 use kvtile_cli::output::escaped;
-use kvtile_shared::tier::SharedTier;
 use pyo3::{
     prelude::*,
     types::{PyBool, PyDict, PyFloat, PyList, PyString},
@@ -38,7 +38,9 @@ fn of_shared(cache: &Cache) -> Value {
         return Value::Null;
     };
     let fields = tier.counters().fields();
-    let fields = fields.into_iter().map(|(name, count)| (name.to_owned(), json!(count)));
+    let fields = fields
+        .into_iter()
+        .map(|(name, count)| (name.to_owned(), json!(count)));
     Value::Object(fields.collect())
 }
 

@@ -2,8 +2,12 @@
 
 mod python_store;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use kvtile::shared::{
+    store::{Deadline, SharedStore, SharedStoreError},
+    tier::{SharedTier, SharedTierSettings},
+};
 use kvtile::{
     blocks::events::TierId,
     tiers::{
@@ -12,18 +16,11 @@ use kvtile::{
         tier::{Tier, TierSettings},
     },
 };
-use kvtile_shared::{
-    store::{Deadline, SharedStore, SharedStoreError},
-    tier::{SharedTier, SharedTierSettings},
-};
-use pyo3::{prelude::*, types::PyString};
+use pyo3::prelude::*;
 
-use crate::{
-    arguments::{text, wrong_type},
-    error::python::SettingsError,
-};
+use crate::error::python::SettingsError;
 
-use python_store::PythonStore;
+pub(crate) use python_store::PythonStore;
 
 /// How long opening a store may take, if the settings do not say it.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
@@ -51,25 +48,6 @@ pub(crate) struct SharedOpening {
     source: SharedSource,
     settings: SharedTierSettings,
     within: Option<Duration>,
-}
-
-/// The value of the keyword `shared`: text, a path, or a `kvtile.SharedTier`.
-pub(crate) fn source_of(value: &Bound<'_, PyAny>) -> PyResult<SharedSource> {
-    if value.is_instance_of::<PyString>() {
-        return Ok(SharedSource::Url(text::read("shared", value)?.into_owned()));
-    }
-    if let Ok(path) = value.extract::<PathBuf>() {
-        let path = path.into_os_string().into_string();
-        let path = path.map_err(|_| wrong_type("shared", "a path that is text", value))?;
-        return Ok(SharedSource::Url(path));
-    }
-    match PythonStore::of(value)? {
-        Some(store) => Ok(SharedSource::Object(store)),
-        None => {
-            let wanted = "a URL, the path of a folder, or a kvtile.SharedTier";
-            Err(wrong_type("shared", wanted, value))
-        }
-    }
 }
 
 impl SharedKeywords {

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use kvtile_shared::store::{
+use kvtile::shared::store::{
     Deadline, ListPage, ListedValue, SharedStore, SharedStoreAbilities, SharedStoreError,
     StoreExpiry, StoreOperation, ValueName, ValueSink, ValueWritten,
 };
@@ -16,6 +16,9 @@ use crate::{
     ending,
     error::python::{ArgumentError, SettingsError},
 };
+
+/// The name, the bytes and the age of a listed value.
+type ListedTuple = (String, u64, Option<f64>);
 
 /// The largest value of a store, if it does not say so.
 const VALUE_BYTES_MAX: u64 = 1 << 30;
@@ -35,7 +38,7 @@ impl fmt::Debug for PythonStore {
 
 impl PythonStore {
     /// The store of an object; `None` if the object is no `kvtile.SharedTier`.
-    pub(super) fn of(object: &Bound<'_, PyAny>) -> PyResult<Option<PythonStore>> {
+    pub(crate) fn of(object: &Bound<'_, PyAny>) -> PyResult<Option<PythonStore>> {
         let class = ending::import(object.py(), "kvtile._shared")?.getattr("SharedTier")?;
         if !object.is_instance(&class)? {
             return Ok(None);
@@ -93,7 +96,9 @@ fn number(object: &Bound<'_, PyAny>, name: &str, limits: (u64, u64)) -> PyResult
     let number = object.getattr(name)?.extract::<u64>().ok();
     let number = number.filter(|number| (least..=most).contains(number));
     number.ok_or_else(|| {
-        SettingsError::new_err(format!("{name} of a SharedTier is a number from {least} to {most}"))
+        SettingsError::new_err(format!(
+            "{name} of a SharedTier is a number from {least} to {most}"
+        ))
     })
 }
 
@@ -199,7 +204,7 @@ impl SharedStore for PythonStore {
     ) -> Result<ListPage, SharedStoreError> {
         self.call(StoreOperation::List, |store| {
             let page = store.call_method1("list", (under, after))?;
-            let (values, next): (Vec<(String, u64, Option<f64>)>, Option<String>) = page.extract()?;
+            let (values, next): (Vec<ListedTuple>, Option<String>) = page.extract()?;
             let mut page = ListPage {
                 values: Vec::with_capacity(values.len()),
                 next,

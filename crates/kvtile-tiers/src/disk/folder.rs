@@ -1,7 +1,7 @@
 //! The file names of a folder, its lock, and how the folder is cleared.
 
 use super::{
-    PartName,
+    PartFolderName,
     capacity::GROUPS_MAX,
     manifest::{MANIFEST_FILE, MANIFEST_PARTIAL_FILE, file_name},
     medium::{LockError, Medium, MediumFile, MediumLock, NotPlain, OpenFile},
@@ -56,7 +56,7 @@ fn is_ours(name: &str) -> bool {
 
 /// Whether a folder of this name in the folder of a model belongs to it: that of a part.
 fn is_part(name: &str) -> bool {
-    PartName::parse(name).is_some()
+    PartFolderName::parse(name).is_some()
 }
 
 /// A folder that file systems create in their root.

@@ -44,7 +44,7 @@ pub use inspect::{FolderUsage, InspectedGroup, Inspection};
 pub use manifest::{FolderCreation, Manifest, ManifestGroup};
 
 pub use crate::tier::{BlockPieces, StoreIdentity, TierGroup};
-pub use part_name::PartName;
+pub use part_name::PartFolderName;
 pub use settings::DiskSettings;
 pub(crate) use store::StoreCounter;
 pub use store::{

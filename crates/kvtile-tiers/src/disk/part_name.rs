@@ -16,16 +16,16 @@ use kvtile_layout::{AxisRange, Shard};
 ///
 /// ```
 /// use kvtile_layout::Shard;
-/// use kvtile_tiers::disk::PartName;
+/// use kvtile_tiers::disk::PartFolderName;
 ///
-/// let part = PartName::of(&Shard::tensor_parallel(32, 8, 1, 2)?);
+/// let part = PartFolderName::of(&Shard::tensor_parallel(32, 8, 1, 2)?);
 /// assert_eq!(part.to_string(), "layers-0-32.heads-4-8");
-/// assert_eq!(PartName::parse("layers-0-32.heads-4-8"), Some(part));
+/// assert_eq!(PartFolderName::parse("layers-0-32.heads-4-8"), Some(part));
 /// # Ok::<(), kvtile_layout::LayoutError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub struct PartName {
+pub struct PartFolderName {
     /// The layers, counted in the whole model.
     pub layers: AxisRange,
     /// The heads, counted in the whole model.
@@ -34,11 +34,11 @@ pub struct PartName {
     pub replica: u32,
 }
 
-impl PartName {
+impl PartFolderName {
     /// The part that is this shard.
     #[must_use]
-    pub fn of(shard: &Shard) -> PartName {
-        PartName {
+    pub fn of(shard: &Shard) -> PartFolderName {
+        PartFolderName {
             layers: shard.layers,
             heads: shard.heads,
             replica: shard.replica,
@@ -47,7 +47,7 @@ impl PartName {
 
     /// The part with this folder name; `None` for any other name.
     #[must_use]
-    pub fn parse(name: &str) -> Option<PartName> {
+    pub fn parse(name: &str) -> Option<PartFolderName> {
         let mut fields = name.split('.');
         let layers = range_of(fields.next()?, "layers-")?;
         let heads = range_of(fields.next()?, "heads-")?;
@@ -55,7 +55,7 @@ impl PartName {
             None => 0,
             Some(field) => field.strip_prefix("replica-")?.parse().ok()?,
         };
-        let part = PartName {
+        let part = PartFolderName {
             layers,
             heads,
             replica,
@@ -78,7 +78,7 @@ impl PartName {
     }
 }
 
-impl fmt::Display for PartName {
+impl fmt::Display for PartFolderName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let end = |range: AxisRange| range.start.saturating_add(range.count);
         write!(
@@ -115,8 +115,8 @@ mod tests {
             Shard::tensor_parallel(80, 8, 3, 4).unwrap(),
             Shard::tensor_parallel(80, 8, 9, 16).unwrap(),
         ] {
-            let part = PartName::of(&shard);
-            assert_eq!(PartName::parse(&part.to_string()), Some(part));
+            let part = PartFolderName::of(&shard);
+            assert_eq!(PartFolderName::parse(&part.to_string()), Some(part));
             assert_eq!(
                 part.shard(shard.total_layers, shard.total_heads),
                 Some(shard)
@@ -141,9 +141,9 @@ mod tests {
             "rank-0-of-2",
             "../layers-0-2.heads-0-1",
         ] {
-            assert_eq!(PartName::parse(name), None, "{name}");
+            assert_eq!(PartFolderName::parse(name), None, "{name}");
         }
-        let huge = PartName::parse("layers-0-2.heads-0-18446744073709551615").unwrap();
+        let huge = PartFolderName::parse("layers-0-2.heads-0-18446744073709551615").unwrap();
         assert_eq!(huge.shard(2, 8), None);
     }
 }

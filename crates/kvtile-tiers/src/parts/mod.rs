@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A model's folder has a folder for each part: a rectangle of layers and heads that one rank
-//! writes ([`PartName`]). The folder itself is the part of a rank that has the whole model. Keys do
+//! writes ([`PartFolderName`]). The folder itself is the part of a rank that has the whole model. Keys do
 //! not depend on the part. The tier follows all parts but the own one, and has a block if the parts
 //! that have it cover the own rectangle. So any number of ranks reads what any other number wrote.
 //!
@@ -65,7 +65,7 @@ use crate::{
     },
 };
 
-pub use crate::disk::PartName;
+pub use crate::disk::PartFolderName;
 
 /// The name of the tier in its cache.
 const NAME: &str = "parts";
@@ -91,7 +91,7 @@ impl PartsSettings {
     pub fn own_folder(folder: &std::path::Path, shard: &Shard) -> PathBuf {
         match is_whole(shard) {
             true => folder.to_owned(),
-            false => folder.join(PartName::of(shard).to_string()),
+            false => folder.join(PartFolderName::of(shard).to_string()),
         }
     }
 
@@ -101,7 +101,9 @@ impl PartsSettings {
     /// The folder cannot be read.
     pub fn has_parts(folder: &std::path::Path) -> Result<bool, TierError> {
         let names = refresh::folders(folder)?;
-        Ok(names.iter().any(|name| PartName::parse(name).is_some()))
+        Ok(names
+            .iter()
+            .any(|name| PartFolderName::parse(name).is_some()))
     }
 }
 

@@ -9,7 +9,7 @@ use kvtile_blocks::{
 
 use super::{cover::PartRectangle, slice::PartSlice, staging::PartStaging};
 use crate::{
-    disk::{DiskFollower, GROUP, PartName},
+    disk::{DiskFollower, GROUP, PartFolderName},
     tier::Tier,
 };
 
@@ -22,7 +22,7 @@ const EVENTS_AT_A_TIME: usize = 1024;
 /// A part that the tier follows.
 #[derive(Debug)]
 pub(super) struct FollowedPart {
-    pub(super) part: PartName,
+    pub(super) part: PartFolderName,
     pub(super) rectangle: PartRectangle,
     pub(super) follower: DiskFollower,
     pub(super) slice: PartSlice,

@@ -16,7 +16,7 @@ use super::{
     slice::PartSlice, staging::PartStaging,
 };
 use crate::{
-    disk::{DiskFollower, DiskSettings, DiskThreads, FollowCondition, GROUP, PartName},
+    disk::{DiskFollower, DiskSettings, DiskThreads, FollowCondition, GROUP, PartFolderName},
     error::{SettingsError, TierError},
     medium::FolderMedium,
     tier::{BlockPieces, StoreIdentity, Tier, TierAnswer, TierContext, TierGroup},
@@ -43,7 +43,7 @@ pub(super) fn folders(folder: &Path) -> Result<Vec<String>, TierError> {
 #[non_exhaustive]
 pub struct PartStatus {
     /// Its layers and heads.
-    pub part: PartName,
+    pub part: PartFolderName,
     /// Blocks that it has.
     pub blocks: u64,
     /// Whether it is followed, and why not. A part that never was is [`FollowCondition::Unusable`] or
@@ -67,7 +67,7 @@ pub(super) struct PartsWatch {
 
 /// A part that cannot be used.
 struct RefusedPart {
-    part: PartName,
+    part: PartFolderName,
     at: Duration,
     error: TierError,
 }
@@ -245,17 +245,17 @@ impl PartsShared {
     fn find_parts(&self, watch: &mut PartsWatch) -> Result<(), TierError> {
         let own = self.layout.shape().shard();
         let whole = Shard::whole(own.total_layers, own.total_heads);
-        let mut there = vec![(WHOLE.to_owned(), PartName::of(&whole))];
+        let mut there = vec![(WHOLE.to_owned(), PartFolderName::of(&whole))];
         let names = folders(&self.settings.folder)?;
         there.extend(names.into_iter().filter_map(|name| {
-            let part = PartName::parse(&name)?;
+            let part = PartFolderName::parse(&name)?;
             Some((name, part))
         }));
         for (name, part) in there {
             let now = self.context.clock.now();
             let refused = watch.refused.get(&name);
             let waits = refused.is_some_and(|it| now.saturating_sub(it.at) < REFUSED_FOR);
-            if part == PartName::of(&own) || waits || watch.known.contains(&name) {
+            if part == PartFolderName::of(&own) || waits || watch.known.contains(&name) {
                 continue;
             }
             if watch.known.len() == PARTS_MAX {
@@ -271,7 +271,7 @@ impl PartsShared {
     }
 
     /// Begins to follow a part, or records why it is not.
-    fn begin_part(&self, watch: &mut PartsWatch, (name, part): (&str, PartName)) {
+    fn begin_part(&self, watch: &mut PartsWatch, (name, part): (&str, PartFolderName)) {
         match self.open_part(watch, (name, part)) {
             Ok(None) => {}
             Ok(Some(opened)) => {
@@ -295,7 +295,7 @@ impl PartsShared {
     fn open_part(
         &self,
         watch: &mut PartsWatch,
-        (name, part): (&str, PartName),
+        (name, part): (&str, PartFolderName),
     ) -> Result<Option<FollowedPart>, TierError> {
         let own = self.layout.shape().shard();
         let Some(shard) = part.shard(own.total_layers, own.total_heads) else {

@@ -10,7 +10,7 @@ use kvtile_layout::{
 use kvtile_tiers::{
     HasherOptions, TokenHasher,
     cache::{Cache, CacheSettings, TierWrites},
-    parts::{PartName, PartsTier},
+    parts::{PartFolderName, PartsTier},
     tier::Tier,
 };
 use kvtile_transfer::{LeaseMode, PhysicalLayout};
@@ -241,7 +241,9 @@ impl Rank {
 
 /// Flips a bit in every 64 bytes of the blocks of a part.
 pub(crate) fn damage(folder: &Path, part: &Shard) {
-    let slots = folder.join(PartName::of(part).to_string()).join("slots");
+    let slots = folder
+        .join(PartFolderName::of(part).to_string())
+        .join("slots");
     let mut bytes = std::fs::read(&slots).unwrap();
     bytes.iter_mut().step_by(64).for_each(|byte| *byte ^= 0x10);
     std::fs::write(&slots, bytes).unwrap();

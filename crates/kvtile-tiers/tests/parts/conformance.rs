@@ -20,7 +20,7 @@ use kvtile_layout::{
 use kvtile_testkit::tier::conformance::{OpenTierAt, check_tier};
 use kvtile_tiers::{
     disk::{DiskSettings, DiskTier},
-    parts::{PartName, PartsSettings, PartsTier},
+    parts::{PartFolderName, PartsSettings, PartsTier},
     tier::{
         BlockPieces, BlockRead, BlockWrite, GroupId, HostBlock, ReadReport, STORAGE_WORD,
         StoreIdentity, SyncReport, Tier, TierAbilities, TierAnswer, TierContext, TierGroup,
@@ -75,7 +75,10 @@ impl HalfWriter {
             events: Arc::new(EventLog::new((1 << 16).try_into().unwrap()).unwrap()),
             ..context.clone()
         };
-        let settings = DiskSettings::new(folder.join(PartName::of(&shard).to_string()), DISK_BYTES);
+        let settings = DiskSettings::new(
+            folder.join(PartFolderName::of(&shard).to_string()),
+            DISK_BYTES,
+        );
         let from = StridedLayout::resolve(&word, whole, 4096).unwrap();
         let selection = Selection::blocks(&[0], &[0], whole.page_size()).unwrap();
         let selection = selection.with_heads(RangePair {
