@@ -54,9 +54,20 @@ pub(crate) fn test() -> Result<(), StepFailure> {
     let Some(environment) = prepare(WheelProfile::Tests)? else {
         return Ok(());
     };
-    let pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider"];
-    environment.python(&[&pytest[..], &TESTS_WITH_TORCH].concat())?;
-    environment.python(&[&pytest[..], &[TESTS]].concat())
+    // Side by side: the start of an engine, which takes most of the time, uses one core.
+    let run = |tests: &[&str]| {
+        let pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider"];
+        environment.python(&[&pytest[..], tests].concat())
+    };
+    let (alone, engines) = std::thread::scope(|scope| {
+        let alone = scope.spawn(|| run(&TESTS_WITH_TORCH));
+        let engines = run(&[TESTS]);
+        (alone.join(), engines)
+    });
+    match alone {
+        Ok(alone) => alone.and(engines),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
 }
 
 /// Runs a demonstration with a release build.
