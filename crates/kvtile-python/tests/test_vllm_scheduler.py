@@ -379,3 +379,39 @@ def test_a_trace_file_that_holds_something_else_is_refused_at_the_start(sides: A
     with pytest.raises(kvtile.SettingsError, match="no trace"):
         scheduler_of(sides, record=str(path))
     assert path.read_text() == "mine\n"
+
+
+def test_a_request_waits_for_the_answer_of_the_shared_store(sides: Any) -> None:
+    scheduler, request = scheduler_of(sides, shared="/shared"), a_request()
+    assert scheduler.matched(request, 0) == (None, False)
+    (seek,) = scheduler.orders(step_of(request, 0)).seeks
+    assert (seek.request, len(seek.keys[0])) == ("one", 4)
+    # There is one query.
+    assert scheduler.matched(request, 0) == (None, False)
+    assert not scheduler.orders(step_of(request, 0)).seeks
+    scheduler.take(report(sides, changes=stored(seek.keys[0][:3], "shared"), sought={"one"}))
+    # Shared blocks never load within a step.
+    assert scheduler.matched(request, 0) == (3 * PAGE, True)
+    assert scheduler.stats.data["seeks"] == 1 and "seeks_late" not in scheduler.stats.data
+
+
+def test_a_request_whose_shared_store_does_not_answer_is_computed(sides: Any) -> None:
+    scheduler, request = scheduler_of(sides, shared="/shared", shared_within=0.0), a_request()
+    assert scheduler.matched(request, 0) == (None, False)
+    assert scheduler.matched(request, 0) == (0, False)
+    assert scheduler.stats.data["seeks_late"] == 1
+    # A late answer of an ended request is ignored.
+    scheduler.finished(request)
+    scheduler.take(report(sides, sought={"one"}))
+
+
+def test_a_request_that_other_tiers_have_queries_no_store(sides: Any) -> None:
+    scheduler, request = scheduler_of(sides, shared="/shared"), a_request()
+    scheduler.matched(request, 0)
+    keys = scheduler.tracked["one"].keys.of(4)[0]
+    scheduler.finished(request)
+    scheduler.orders(step_of(request, 0))
+    scheduler.directories[0].apply(stored(keys))
+    again = a_request("two")
+    assert scheduler.matched(again, 0) == (4 * PAGE, False)
+    assert not scheduler.orders(step_of(again, 0)).seeks

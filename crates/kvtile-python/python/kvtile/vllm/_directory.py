@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from kvtile import TierDirectory
 from kvtile.vllm._messages import Change, Keys
 
-# The tiers of a worker's cache, the fastest first. The last one assembles blocks that other numbers of workers wrote.
-TIERS = ("host", "disk", "disk:parts")
+# The tiers of a worker's cache, the fastest first. "disk:parts" assembles blocks that other numbers of workers wrote, and
+# "shared" has the blocks that queries of the worker found.
+TIERS = ("host", "disk", "disk:parts", "shared")
 
 
 def on_disk(tiers: Iterable[str]) -> int:

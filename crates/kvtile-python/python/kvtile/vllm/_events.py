@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from kvtile.vllm._messages import Change
 
-_MEDIUM = {"host": "kvtile:host", "disk": "kvtile:disk", "disk:parts": "kvtile:disk"}
+_MEDIUM = {"host": "kvtile:host", "disk": "kvtile:disk", "disk:parts": "kvtile:disk", "shared": "kvtile:shared"}
 
 
 def events_of(changes: Iterable[Change], page_size: int) -> Iterator[KVCacheEvent]:

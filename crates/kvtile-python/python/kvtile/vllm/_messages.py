@@ -49,11 +49,20 @@ class StoreOrder:
 
 
 @dataclass
+class SeekOrder:
+    """Queries the shared store for the blocks of a request."""
+
+    request: str
+    keys: Keys
+
+
+@dataclass
 class Orders(KVConnectorMetadata):  # type: ignore[misc]
     """The scheduler's orders to the workers for one step."""
 
     loads: list[LoadOrder] = field(default_factory=list)
     stores: list[StoreOrder] = field(default_factory=list)
+    seeks: list[SeekOrder] = field(default_factory=list)
     # Prefixes in use that vLLM has itself; a use makes kvtile keep them longer.
     uses: list[Keys] = field(default_factory=list)
     preempted: set[str] = field(default_factory=set)
@@ -86,6 +95,8 @@ class RankReport:
     without_room: set[str] = field(default_factory=set)
     # Whether attention waits for its layers.
     loads_in_step: bool = True
+    # Requests for which the shared store has answered, or has taken too long. The changes contain the answer.
+    sought: set[str] = field(default_factory=set)
     # Seconds that the disk takes to read a block; None before the first read.
     disk_seconds: float | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from kvtile._kvtile import reading_pays
 from kvtile.vllm._adapters import Adapter, Digests
 from kvtile.vllm._directory import directory_of, leading_tiers, on_disk
 from kvtile.vllm._keys import RequestKeys
-from kvtile.vllm._messages import Change, Hello, Keys, LoadOrder, Orders, Report, StoreOrder
+from kvtile.vllm._messages import Change, Hello, Keys, LoadOrder, Orders, Report, SeekOrder, StoreOrder
 from kvtile.vllm._settings import Settings
 from kvtile.vllm._stats import KvtileStats
 
@@ -43,6 +44,8 @@ class Tracked:
         first: the first block to load.
         found: leading blocks that the workers had when the request was scheduled.
         in_step: whether the step that computes with the blocks also loads them.
+        unanswered: the ranks whose shared store has not answered; None before the query.
+        waits_until: when the request stops waiting for the shared store.
         counted, loaded: whether the request was counted as looked up, and whether it was loaded.
     """
 
@@ -54,6 +57,8 @@ class Tracked:
     first: int = 0
     found: int = 0
     in_step: bool = False
+    unanswered: set[int] | None = None
+    waits_until: float = 0.0
     counted: bool = False
     loaded: bool = False
 
@@ -96,8 +101,9 @@ class Scheduler:
         if self._settings.record is not None:
             self._recorder = TraceRecorder(self._settings.record, self.page_size)
 
-    def matched(self, request: Request, computed: int) -> tuple[int, bool]:
-        """The number of tokens that can be loaded beyond vLLM's own, and whether the load takes longer than a step."""
+    def matched(self, request: Request, computed: int) -> tuple[int | None, bool]:
+        """The number of tokens that can be loaded beyond vLLM's own, and whether the load takes longer than a step. None
+        while the shared store has not answered: vLLM calls again."""
         tracked = self._track(request)
         if tracked.keys is None:
             return 0, False
@@ -110,6 +116,8 @@ class Scheduler:
             tracked.stored = tracked.found = 0
             return 0, False
         tiers = leading_tiers(self.directories, keys)
+        if len(tiers) < full and self._waits_for_store(tracked, keys):
+            return None, False
         here = computed // self.page_size
         tiers = self._without_slow(tiers, here)
         tracked.stored = tracked.found = found = len(tiers)
@@ -123,8 +131,24 @@ class Scheduler:
         # no other request would wait, layer by layer. With several workers, one may miss a block that the others have,
         # and must report this before the step computes, so loads never run in a step.
         slow = on_disk(tiers[here:])
-        tracked.in_step = self._loads_in_step and len(self.directories) == 1 and (not slow or self._is_worth_waiting(slow))
+        fast = not slow or ("shared" not in tiers[here:] and self._is_worth_waiting(slow))
+        tracked.in_step = self._loads_in_step and len(self.directories) == 1 and fast
         return (found - here) * self.page_size, not tracked.in_step
+
+    def _waits_for_store(self, tracked: Tracked, keys: Keys) -> bool:
+        """Queries the shared store for the blocks of a request, once. Whether the request waits for the answer."""
+        if self._settings.shared is None:
+            return False
+        if tracked.unanswered is None:
+            tracked.unanswered = set(self.directories)
+            tracked.waits_until = time.monotonic() + self._settings.seek_seconds
+            self._orders.seeks.append(SeekOrder(tracked.request.request_id, keys))
+            self.stats.add(seeks=1)
+            return True
+        if tracked.unanswered and time.monotonic() >= tracked.waits_until:
+            tracked.unanswered = set()
+            self.stats.add(seeks_late=1)
+        return bool(tracked.unanswered)
 
     def _is_worth_waiting(self, blocks: int) -> bool:
         """Whether a step may wait for ``blocks`` blocks of a disk: no other request is delayed, and the disk is fast
@@ -249,6 +273,10 @@ class Scheduler:
                 left = self.announced.pop(name, 0) - count
                 if left > 0:
                     self.announced[name] = left
+            for name in said.sought:
+                tracked = self.tracked.get(name)
+                if tracked is not None and tracked.unanswered:
+                    tracked.unanswered.discard(rank)
             for name, first in said.store_from.items():
                 tracked = self.tracked.get(name)
                 if tracked is not None:

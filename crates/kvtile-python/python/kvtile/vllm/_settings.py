@@ -29,6 +29,11 @@ class Settings:
         disk_writes: when blocks go to disk: ``"at_once"`` (a killed process loses the writes of the last 250 ms),
             ``"on_eviction"``, or after this number of uses.
         close_within: seconds that closing may take to write blocks that are only in host memory; default: 30.
+        shared: a store that other engines use too: a URL (``s3://bucket/prefix``, ``redis://host``), or the path of a
+            folder; default: none.
+        shared_within: seconds that a request waits for the answer of the shared store; default: 1. After that it is
+            computed, as far as the other tiers do not have it.
+        shared_lifetime: seconds for which the shared store keeps blocks, where its values expire; default: for ever.
         policy: eviction policy: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
         workers: worker threads that move blocks, per rank.
         recompute_tokens_per_second: prompt tokens that the engine computes per second. Blocks on disk that take longer
@@ -45,6 +50,9 @@ class Settings:
     disk_gib: float | None = None
     disk_writes: str | int = "at_once"
     close_within: float | None = None
+    shared: str | None = None
+    shared_within: float | None = None
+    shared_lifetime: float | None = None
     policy: str | None = None
     workers: int | None = None
     recompute_tokens_per_second: float | None = None
@@ -52,6 +60,11 @@ class Settings:
     revision: str | None = None
     salt: str = ""
     record: str | None = None
+
+    @property
+    def seek_seconds(self) -> float:
+        """How long a request waits for the shared store."""
+        return 1.0 if self.shared_within is None else self.shared_within
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Settings:
@@ -74,6 +87,10 @@ class Settings:
             raise SettingsError("kv_connector_extra_config: disk_path and disk_gib go together")
         if settings.disk_path is None and settings.close_within is not None:
             raise SettingsError("kv_connector_extra_config: close_within has no effect without disk_path")
+        if settings.shared is None and (settings.shared_within, settings.shared_lifetime) != (None, None):
+            raise SettingsError("kv_connector_extra_config: shared_within and shared_lifetime have no effect without shared")
+        if not (settings.shared_within or 0.0) >= 0.0:
+            raise SettingsError(f"kv_connector_extra_config: shared_within is {settings.shared_within}; give 0 seconds or more")
         return settings
 
     def of_cache(self, rank: Rank, identity: Identity) -> dict[str, Any]:
@@ -84,6 +101,8 @@ class Settings:
             "policy": self.policy,
             "workers": self.workers,
             "recompute_tokens_per_second": self.recompute_tokens_per_second,
+            "shared": self.shared,
+            "shared_lifetime": self.shared_lifetime,
         }
         if self.disk_path is not None and self.disk_gib is not None:
             told |= {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from kvtile import (
     KvtileError,
     LaggedError,
     LoadReport,
+    Seek,
     SettingsError,
     StoreReport,
     WaitTimeoutError,
@@ -76,6 +78,9 @@ class Worker:
         # Loads of the current step, which computes with their blocks.
         self.step_loads: dict[str, Load] = {}
         self.stores: dict[str, list[Completion[StoreReport]]] = {}
+        # Requests for which the shared store is queried.
+        self.seeks: dict[str, Seek] = {}
+        self._seek_seconds = settings.seek_seconds
         # Ended requests whose blocks vLLM keeps until their stores complete.
         self.held: set[str] = set()
         self.failed_blocks: set[int] = set()
@@ -116,6 +121,8 @@ class Worker:
         self.held |= orders.held
         for load in orders.loads:
             self._start_load(load)
+        for order in orders.seeks:
+            self.seeks[order.request] = self.cache.seek(order.keys[self.rank], self._seek_seconds)
 
     def _start_load(self, order: LoadOrder) -> None:
         """Starts one load; a load that cannot begin fails at once."""
@@ -233,7 +240,10 @@ class Worker:
     def take_finished_loads(self, *, idle: bool) -> set[str]:
         """Requests whose loads have completed. In an idle step, waits for one."""
         pending = [load.completion for load in self.loads.values() if load.completion is not None]
-        if idle and pending and not any(load.is_done() for load in self.loads.values()):
+        if idle and self.seeks and not any(seek.ready for seek in self.seeks.values()):
+            # vLLM steps again at once.
+            time.sleep(_PATIENCE / 5)
+        elif idle and pending and not any(load.is_done() for load in self.loads.values()):
             try:
                 pending[0].wait(_PATIENCE)
             except WaitTimeoutError:
@@ -253,14 +263,24 @@ class Worker:
     def take_report(self) -> RankReport | None:
         """The report for the scheduler after a step; None if it is empty."""
         report = self._report
+        report.sought |= self._answered_seeks()
         report.changes.extend(self._changes())
         rate = self.cache.disk_bytes_per_second
         report.disk_seconds = self._block_bytes / rate if rate else None
-        nothing = not (report.changes or report.ended or report.store_from or report.without_room)
+        nothing = not (report.changes or report.ended or report.store_from or report.without_room or report.sought)
         if nothing and report.loads_in_step:
             return None
         self._report = RankReport()
         return report
+
+    def _answered_seeks(self) -> set[str]:
+        """Requests for which the shared store has answered, or has taken too long. The events contain the answer."""
+        ready = {request for request, seek in self.seeks.items() if seek.ready}
+        for request in ready:
+            found = self.seeks.pop(request).match()
+            if found is not None:
+                found.release()
+        return ready
 
     def _changes(self) -> Iterator[Change]:
         """The changes since the last call. After lagging, a snapshot of all blocks replaces them."""
@@ -283,7 +303,8 @@ class Worker:
         self.stats.add(
             loaded_blocks=report.blocks,
             from_host_blocks=report.from_tiers.get("host", 0),
-            from_disk_blocks=report.blocks - report.from_tiers.get("host", 0),
+            from_disk_blocks=report.blocks - sum(report.from_tiers.get(tier, 0) for tier in ("host", "shared")),
+            from_shared_blocks=report.from_tiers.get("shared", 0),
             loaded_bytes=report.bytes,
             load_seconds=report.seconds,
         )
