@@ -11,8 +11,7 @@ from helpers import run, told
 from tiny import CONFIG, tiny_model
 
 BLOCK = 32 * CONFIG["num_hidden_layers"] * 2 * CONFIG["hidden_size"] * 4
-# Two blocks of the tiny model are a bundle.
-SHARED = {"shared_within": 20.0}
+SHARED = {"shared_within": 20.0, "shared_bundle_blocks": 2}
 
 
 def prompts() -> list[list[int]]:

@@ -34,6 +34,8 @@ class Settings:
         shared_within: seconds that a request waits for the answer of the shared store; default: 1. After that it is
             computed, as far as the other tiers do not have it.
         shared_lifetime: seconds for which the shared store keeps blocks, where its values expire; default: for ever.
+        shared_bundle_blocks: blocks of one value, 1 to 64, the same for all engines; default: as many as the store reads
+            well, 8 MiB for a bucket. Prompts with fewer full blocks are not shared.
         policy: eviction policy: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
         workers: worker threads that move blocks, per rank.
         recompute_tokens_per_second: prompt tokens that the engine computes per second. Blocks on disk that take longer
@@ -53,6 +55,7 @@ class Settings:
     shared: str | None = None
     shared_within: float | None = None
     shared_lifetime: float | None = None
+    shared_bundle_blocks: int | None = None
     policy: str | None = None
     workers: int | None = None
     recompute_tokens_per_second: float | None = None
@@ -87,8 +90,9 @@ class Settings:
             raise SettingsError("kv_connector_extra_config: disk_path and disk_gib go together")
         if settings.disk_path is None and settings.close_within is not None:
             raise SettingsError("kv_connector_extra_config: close_within has no effect without disk_path")
-        if settings.shared is None and (settings.shared_within, settings.shared_lifetime) != (None, None):
-            raise SettingsError("kv_connector_extra_config: shared_within and shared_lifetime have no effect without shared")
+        idle = [name for name in given if name.startswith("shared_") and settings.shared is None]
+        if idle:
+            raise SettingsError(f"kv_connector_extra_config: {', '.join(idle)} has no effect without shared")
         if not (settings.shared_within or 0.0) >= 0.0:
             raise SettingsError(f"kv_connector_extra_config: shared_within is {settings.shared_within}; give 0 seconds or more")
         return settings
@@ -103,6 +107,7 @@ class Settings:
             "recompute_tokens_per_second": self.recompute_tokens_per_second,
             "shared": self.shared,
             "shared_lifetime": self.shared_lifetime,
+            "shared_bundle_blocks": self.shared_bundle_blocks,
         }
         if self.disk_path is not None and self.disk_gib is not None:
             told |= {
