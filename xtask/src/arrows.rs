@@ -374,8 +374,11 @@ mod tests {
     #[test]
     fn what_a_crate_refuses_is_stated_per_crate() {
         let mut packages = workspace();
-        packages[4].normal.push("tokio".into());
-        packages[7].dev.push("anyhow".into());
+        let named = |name: &str| move |package: &&mut CargoPackage| package.name == name;
+        let tiers = packages.iter_mut().find(named("kvtile-tiers")).unwrap();
+        tiers.normal.push("tokio".into());
+        let demo = packages.iter_mut().find(named("kvtile-demo")).unwrap();
+        demo.dev.push("anyhow".into());
         assert_eq!(
             check(&packages),
             [
