@@ -60,7 +60,10 @@ const ARROWS: [(&str, &[&str]); 21] = [
         &["kvtile", "kvtile-blocks", "kvtile-random"],
     ),
     ("kvtile-rivals", &["kvtile-bench"]),
-    ("kvtile-cli", &["kvtile", "kvtile-events-wire"]),
+    (
+        "kvtile-cli",
+        &["kvtile", "kvtile-events-wire", "kvtile-shared-open"],
+    ),
     ("kvtile-events-wire", &[]),
     (
         "kvtile-program",

@@ -1,9 +1,11 @@
-//! `kvtile cache`: reports on the folder of a disk tier, verifies it, exports it and clears it.
+//! `kvtile cache`: reports on the folder of a disk tier, verifies it, exports it and clears it; and sweeps
+//! the store of a shared tier.
 
 mod convert;
 mod export;
 mod report;
 mod save;
+mod sweep;
 
 use std::{
     fmt,
@@ -41,7 +43,8 @@ Examples:
   kvtile cache export /var/cache/kvtile blocks.safetensors
   kvtile cache export /var/cache/kvtile cache.kvtile --format saved     then: kvtile inspect cache.kvtile
   kvtile cache convert /var/cache/kvtile /var/cache/kvtile-new        from an older version of kvtile
-  kvtile cache clear /var/cache/kvtile --yes";
+  kvtile cache clear /var/cache/kvtile --yes
+  kvtile cache sweep s3://models/kv --capacity 2TB           bounds the store of a shared tier";
 
 /// Arguments of `kvtile cache`.
 #[derive(Args, Debug)]
@@ -61,6 +64,9 @@ enum CacheCommand {
     /// Copy all whole blocks to a new folder, from an older version or into another order
     #[command(after_help = convert::EXAMPLES)]
     Convert(convert::ConvertArgs),
+    /// Show what the store of a shared tier has, and remove its oldest values
+    #[command(after_help = sweep::EXAMPLES)]
+    Sweep(sweep::SweepArgs),
     /// Remove all blocks and free their space
     Clear {
         #[command(flatten)]
@@ -112,6 +118,7 @@ pub(crate) fn run(args: &CacheArgs) -> Result<(), CliError> {
         CacheCommand::Verify(folder) => told(folder, verify),
         CacheCommand::Export(args) => told(&args.folder, |folder| export(folder, args)),
         CacheCommand::Convert(args) => convert::run(args),
+        CacheCommand::Sweep(args) => sweep::run(args),
         CacheCommand::Clear { folder, yes } => told(folder, |folder| clear(folder, *yes)),
     }
 }

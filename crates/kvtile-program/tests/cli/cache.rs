@@ -363,3 +363,59 @@ fn a_folder_of_several_groups_is_shown_and_verified_by_group() {
     kvtile(&["cache", "clear", text(&path), "--yes"]).ok();
     assert!(!slots.exists());
 }
+
+/// A folder with values as shared tiers name them, of 1000 bytes each, the first ones the oldest.
+fn shared_folder(folder: &Path, values: u64) -> PathBuf {
+    let path = folder.join("shared");
+    for number in 0..values {
+        let (identity, key) = ("0".repeat(32), format!("{number:032x}"));
+        let place = path.join(format!("kvt1/{identity}/{identity}/all/{}", &key[..2]));
+        std::fs::create_dir_all(&place).unwrap();
+        let file = place.join(format!("{key}.1"));
+        std::fs::write(&file, vec![7; 1000]).unwrap();
+        let age = std::time::Duration::from_secs(3600 * (values - number));
+        let file = std::fs::File::options().write(true).open(&file).unwrap();
+        file.set_modified(std::time::SystemTime::now() - age)
+            .unwrap();
+    }
+    path
+}
+
+#[test]
+fn a_sweep_counts_and_removes_the_oldest_values() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = shared_folder(folder.path(), 10);
+    let counted = kvtile(&["cache", "sweep", text(&path)]).ok();
+    assert!(counted.contains("10 values of kvtile"), "{counted}");
+    assert!(!counted.contains("removed"), "{counted}");
+    let arguments = [
+        "cache",
+        "sweep",
+        text(&path),
+        "--capacity",
+        "8kB",
+        "--to",
+        "50",
+        "--json",
+    ];
+    let swept = kvtile(&arguments).json();
+    assert_eq!(swept["values"], 10);
+    assert_eq!(swept["removed"], 6);
+    assert_eq!(swept["removed_bytes"], 6000);
+    let old = kvtile(&["cache", "sweep", text(&path), "--older-than", "9000"]).ok();
+    assert!(
+        old.contains("4 values") && old.contains("removed 2"),
+        "{old}"
+    );
+}
+
+#[test]
+fn a_store_that_does_not_exist_is_named() {
+    for (store, named) in [
+        ("ftp://host/kv", "ftp"),
+        ("redis://127.0.0.1:1/0", "127.0.0.1"),
+    ] {
+        let error = kvtile(&["cache", "sweep", store, "--within", "2"]).fails(1);
+        assert!(error.contains(named), "{error}");
+    }
+}
