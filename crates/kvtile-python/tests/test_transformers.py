@@ -238,3 +238,25 @@ def test_mismatched_outputs_are_refused() -> None:
         cache.generate(model, tokens)
     with pytest.raises(kvtile.ClosedError):
         cache.prefill(prompt(1, 40))
+
+
+def test_another_process_continues_from_a_shared_store(tmp_path: Path) -> None:
+    model = llama()
+    inputs = {"input_ids": prompt(3, 41), "attention_mask": torch.ones(1, 41, dtype=torch.long)}
+    settings = {"host_gib": 0.05, "page_size": 8, "shared": tmp_path / "shared", "shared_bundle_blocks": 2}
+    with PrefixCache(model, **settings) as cache:
+        outputs = cache.generate(model, inputs["input_ids"], **GREEDY)
+        assert cache.stats()["stored"]["host"] == (41 + 11) // 8
+    with PrefixCache(model, **settings, shared_within=20) as cache:
+        # Six blocks are stored as three bundles; the prompt without its last token has five of the blocks.
+        assert cache.prefill(inputs).get_seq_length() >= 32
+        assert torch.equal(cache.generate(model, inputs["input_ids"], **GREEDY), outputs)
+        assert cache.stats()["hits"]["shared"] >= 4 and cache.stats()["shared"]["damaged"] == 0
+
+
+def test_settings_of_a_shared_store_need_one() -> None:
+    for settings in ({"shared_within": 5.0}, {"shared_bundle_blocks": 2}):
+        with pytest.raises(kvtile.SettingsError, match="without shared"):
+            PrefixCache(llama(), host_gib=0.05, **settings)
+    with pytest.raises(kvtile.SharedTierError, match="ftp"):
+        PrefixCache(llama(), host_gib=0.05, shared="ftp://host")

@@ -19,7 +19,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from kvtile._errors import ClosedError, ForkError, IdentityError, KvtileError, RequestError
+from kvtile._errors import ClosedError, ForkError, IdentityError, KvtileError, RequestError, SettingsError
 from kvtile._kvtile import (
     Cache,
     Completion,
@@ -42,6 +42,8 @@ from kvtile.transformers._watch import ModelWatch
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from kvtile._shared import SharedTier
+
 __all__ = ["PrefixCache"]
 
 _GIB = 1 << 30
@@ -61,6 +63,11 @@ class PrefixCache:
         host_gib: host memory for blocks, in GiB.
         disk_gib: limit for the size of the folder, in GiB.
         close_within: seconds that closing may take to write blocks that are only in host memory; default: 30.
+        shared: a store that other caches use too: a URL (``s3://bucket/prefix``, ``redis://host``), the path of a folder,
+            or a ``kvtile.SharedTier``; default: none.
+        shared_within: seconds that a prompt waits for the answer of the shared store; default: 1.
+        shared_bundle_blocks: blocks of one value of the store, the same for all its caches; default: as many as the
+            store reads well.
         page_size: tokens per block; prefixes are reused in whole blocks.
         revision: a name for the weights, such as a commit; the caller vouches for it. Default: a digest of all
             weights in memory. Adapters and other changes of the model are detected in both cases; weights that were
@@ -74,6 +81,8 @@ class PrefixCache:
         IdentityError: a model without plain causal attention, or a folder of another model.
         TensorError: a model that is not on the CPU.
         DiskError: a folder that cannot be used.
+        SharedTierError: a shared store that cannot be opened.
+        SettingsError: ``shared_within`` or ``shared_bundle_blocks`` without ``shared``.
     """
 
     def __init__(
@@ -84,6 +93,9 @@ class PrefixCache:
         host_gib: float = 1.0,
         disk_gib: float = 8.0,
         close_within: float | None = None,
+        shared: str | os.PathLike[str] | SharedTier | None = None,
+        shared_within: float | None = None,
+        shared_bundle_blocks: int | None = None,
         page_size: int = 16,
         revision: str | None = None,
         salt: str = "",
@@ -108,6 +120,10 @@ class PrefixCache:
         self._shape = Shape.from_hf_config(model.config, page_size=page_size, dtype=model.dtype)
         self._dtype = model.dtype
         self._page_size = page_size
+        if shared is None and shared_within is not None:
+            raise SettingsError("shared_within has no effect without shared, the store")
+        # Seconds that a lookup waits for the shared store; None without one.
+        self._seek_within = None if shared is None else 1.0 if shared_within is None else shared_within
         self._hasher = TokenHasher(self.identity, salt=salt)
         self._recorder = None if record is None else TraceRecorder(record, page_size)
         self._warned: set[str] = set()
@@ -123,6 +139,8 @@ class PrefixCache:
             disk_bytes=None if disk is None else int(disk_gib * _GIB),
             disk_writes=None if disk is None else "at_once",
             close_within=close_within,
+            shared=shared,
+            shared_bundle_blocks=shared_bundle_blocks,
             queue_capacity=_QUEUE,
         )
 
@@ -259,7 +277,7 @@ class PrefixCache:
         # The last token is always computed, because it gives the first logits.
         keys = [self._hasher.keys(row.tokens)[: (len(row.tokens) - 1) // self._page_size] for row in rows]
         with contextlib.ExitStack() as stack:
-            found = [stack.enter_context(self.cache.lookup(keys_)) for keys_ in keys]
+            found = [stack.enter_context(match) for match in self._lookup(keys)]
             length = min(row.start + match.blocks * self._page_size for row, match in zip(rows, found, strict=True))
             blocks = [max(0, -(-(length - row.start) // self._page_size)) for row in rows]
             width = max(row.start + count * self._page_size for row, count in zip(rows, blocks, strict=True))
@@ -282,6 +300,14 @@ class PrefixCache:
                     Loaded.of(self.identity, rows, length).mark(past)
         _log.debug("%d of %d tokens of %d prompts were known", past.get_seq_length(), rows[0].end, len(rows))
         return past
+
+    def _lookup(self, keys: list[list[bytes]]) -> list[Match]:
+        """The stored prefix of each prompt. The queries of the shared store overlap."""
+        within = self._seek_within
+        if within is None:
+            return [self.cache.lookup(of_row) for of_row in keys]
+        seeks = [self.cache.seek(of_row, within) for of_row in keys]
+        return [seek.wait() for seek in seeks]
 
     def _load(self, found: Match, blocks: int, halves: Any) -> Completion[LoadReport]:
         """Starts loading ``blocks`` blocks into the first tokens of a row."""
