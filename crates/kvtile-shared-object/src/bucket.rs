@@ -298,7 +298,7 @@ impl SharedStore for ObjectBucket {
             false => format!("{}/{under}", self.url.prefix),
         };
         let options = PaginatedListOptions {
-            // Azure has names of at most 5,000 in a page, the others of 1,000.
+            // The most objects of a page: 5,000 in Azure, 1,000 in S3 and Google Cloud Storage.
             max_keys: Some(PAGE),
             page_token: after.map(str::to_owned),
             ..PaginatedListOptions::default()

@@ -68,8 +68,8 @@ pub(crate) async fn keeps_first(
     }
 }
 
-/// Whether a server does not know the condition of a write. Some answer "not implemented", others
-/// call the request wrong.
+/// Whether a server does not support the condition of a write. Servers answer that with "not
+/// implemented" or "bad request".
 fn is_unknown(error: &Error) -> bool {
     let is_unimplemented = error.to_string().contains("status code: 501");
     matches!(

@@ -93,7 +93,7 @@ impl RedisFacts {
         }
     }
 
-    /// The settings that should be others.
+    /// The settings that kvtile advises to change.
     pub(crate) fn warnings(&self) -> Vec<RedisWarning> {
         match (self.memory_max_bytes, self.policy.as_deref()) {
             (None, _) | (Some(_), None) => vec![RedisWarning::Unknown],

@@ -95,7 +95,8 @@ fn connect_tcp(host: &str, port: u16, by: Deadline) -> io::Result<TcpStream> {
         }
         match TcpStream::connect_timeout(&address, left) {
             Ok(tcp) => {
-                // A command is written in few pieces; none of them may wait for the others' reply.
+                // A command is written in a few pieces. Without this option the second one waits for the
+                // acknowledgement of the first.
                 tcp.set_nodelay(true)?;
                 return Ok(tcp);
             }

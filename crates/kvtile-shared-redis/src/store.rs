@@ -96,7 +96,7 @@ impl RedisStore {
         &self.facts
     }
 
-    /// Settings of the server that should be others, as they were when the store opened.
+    /// The settings of the server that kvtile advises to change, as they were when the store opened.
     #[must_use]
     pub fn warnings(&self) -> &[RedisWarning] {
         &self.warnings

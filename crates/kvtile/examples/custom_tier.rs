@@ -22,9 +22,9 @@ use kvtile::{
     Shape, TierId, TokenHasher,
     blocks::{GroupId, Tick, events::StoredBlock, events::TierKind, pool::PinClaim},
     tiers::tier::{
-        AnswerTime, BlockName, BlockRead, BlockWrite, NotWritten, ReadReport, ReadSuccess,
-        SyncReport, Tier, TierAbilities, TierContext, TierHold, TierMiss, TierSettings, TierStats,
-        WriteReport, WriteSuccess,
+        AnswerTime, BlockName, BlockRead, BlockWrite, NotWritten, PromisedHold, ReadReport,
+        ReadSuccess, SyncReport, Tier, TierAbilities, TierContext, TierHold, TierMiss,
+        TierSettings, TierStats, WriteReport, WriteSuccess,
     },
 };
 use parking_lot::Mutex;
@@ -137,8 +137,8 @@ impl Tier for PoolTier {
         let found = keys
             .iter()
             .map_while(|&key| pool.get(&BlockName { group, key }));
-        let blocks: Vec<_> = found.map(|block| (block.parent, block.tenant)).collect();
-        (!blocks.is_empty()).then(|| Box::new(PoolHold(blocks)) as Box<dyn TierHold>)
+        // A shared tier promises nothing: the read decides.
+        PromisedHold::of(found.map(|block| (block.parent, block.tenant)))
     }
 
     fn read(&self, blocks: Vec<BlockRead>) -> Completion<ReadReport> {
@@ -217,28 +217,6 @@ impl Tier for PoolTier {
 
     fn as_any(&self) -> &dyn Any {
         self
-    }
-}
-
-/// Blocks that a lookup found. A shared tier promises nothing: the read decides.
-#[derive(Debug)]
-struct PoolHold(Vec<(Option<BlockKey>, u32)>);
-
-impl TierHold for PoolHold {
-    fn blocks(&self) -> usize {
-        self.0.len()
-    }
-
-    fn parent(&self, index: usize) -> Option<BlockKey> {
-        self.0.get(index).and_then(|block| block.0)
-    }
-
-    fn tenant(&self, index: usize) -> u32 {
-        self.0.get(index).map_or(0, |block| block.1)
-    }
-
-    fn split_off(&mut self, at: usize) -> Box<dyn TierHold> {
-        Box::new(PoolHold(self.0.split_off(at)))
     }
 }
 

@@ -25,7 +25,7 @@ const KIND: &str = "type";
 #[derive(Clone, Debug, PartialEq)]
 pub struct WireEvent {
     kind: String,
-    /// Known fields in the order of vLLM's class, then others by name.
+    /// The fields of vLLM's class in its order, then unknown fields by name.
     fields: Vec<(String, WireValue)>,
 }
 

@@ -41,7 +41,7 @@ pub struct PublisherSettings {
     pub past_bytes: usize,
     /// Messages that wait for one subscriber; their bytes are bounded by `past_bytes`.
     pub queue_messages: usize,
-    /// Connections of each socket at any time. Others are closed.
+    /// The most connections of each socket. A further connection is closed at once.
     pub peers_max: usize,
 }
 

@@ -7,7 +7,7 @@ use crate::store::{ListPage, ListedValue, ValueName};
 
 impl FolderStore {
     /// The values of the first directory after `after`, or of `under` itself. A page may be empty
-    /// although others follow.
+    /// and have a next page.
     pub(super) fn list_page(&self, under: &str, after: Option<&str>) -> io::Result<ListPage> {
         let under = under.trim_end_matches('/');
         let base = self.folder.join(under);

@@ -46,8 +46,8 @@ use kvtile_tiers::{
     RequestError, TierError,
     tier::{
         AnswerTime, BatchPart, BlockName, BlockRead, BlockWrite, GroupId, NotWritten,
-        OutcomeGather, ReadReport, RemovalTicket, SyncReport, Tier, TierAbilities, TierAnswer,
-        TierContext, TierHold, TierStats, WriteReport, WriteSuccess,
+        OutcomeGather, PromisedHold, ReadReport, RemovalTicket, SyncReport, Tier, TierAbilities,
+        TierAnswer, TierContext, TierHold, TierStats, WriteReport, WriteSuccess,
     },
 };
 use kvtile_transfer::completion::{Completer, Completion};
@@ -63,7 +63,7 @@ use crate::{
     store::SharedStore,
 };
 use alarm::DeadlineAlarm;
-use known::{BlockPlace, ChainedBlock, KnownBlocks};
+use known::{BlockPlace, KnownBlocks};
 use parts::{GroupBundles, SharedTierParts};
 use staged::StagingRoom;
 use threads::StoreThreads;
@@ -188,7 +188,7 @@ impl SharedTier {
         let parts = &self.parts;
         let only_staged = parts.reads.is_open(parts.clock.now());
         let blocks = parts.known.leading(group, keys, (is_use, only_staged));
-        (!blocks.is_empty()).then(|| Box::new(SharedHold(blocks)) as Box<dyn TierHold>)
+        PromisedHold::of(blocks.iter().map(|block| (block.parent, block.tenant)))
     }
 }
 
@@ -439,28 +439,5 @@ impl Drop for SharedTier {
         if let Some(alarm) = &parts.alarm {
             alarm.close();
         }
-    }
-}
-
-/// Blocks that a lookup found: no promise.
-#[derive(Debug)]
-struct SharedHold(Vec<ChainedBlock>);
-
-impl TierHold for SharedHold {
-    fn blocks(&self) -> usize {
-        self.0.len()
-    }
-
-    fn parent(&self, index: usize) -> Option<BlockKey> {
-        self.0.get(index).and_then(|block| block.parent)
-    }
-
-    fn tenant(&self, index: usize) -> u32 {
-        self.0.get(index).map_or(0, |block| block.tenant)
-    }
-
-    fn split_off(&mut self, at: usize) -> Box<dyn TierHold> {
-        let at = at.min(self.0.len());
-        Box::new(SharedHold(self.0.split_off(at)))
     }
 }

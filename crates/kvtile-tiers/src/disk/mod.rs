@@ -25,6 +25,7 @@ mod follow;
 mod inspect;
 mod manifest;
 mod old;
+mod pace;
 mod part_name;
 pub use crate::medium;
 mod record;
@@ -44,6 +45,7 @@ pub use inspect::{FolderUsage, InspectedGroup, Inspection};
 pub use manifest::{FolderCreation, Manifest, ManifestGroup};
 
 pub use crate::tier::{BlockPieces, StoreIdentity, TierGroup};
+pub(crate) use pace::{RefreshPace, RefreshedIndex, ask, refresh_if_old};
 pub use part_name::PartFolderName;
 pub use settings::DiskSettings;
 pub(crate) use store::StoreCounter;
@@ -53,4 +55,4 @@ pub use store::{
     SlotWriteReport, StoredSlot, WriteTicket,
 };
 pub use tier::DiskTier;
-pub(crate) use tier::{BatchReader, DiskThreads, GROUP, READERS_MAX, given_up, start};
+pub(crate) use tier::{BatchReader, DiskThreads, GROUP, READERS_MAX, start};

@@ -39,11 +39,8 @@ use kvtile_blocks::{
     events::{EventKind, EventSubscriber, StoredBlock, TierId, TierKind},
     pool::PinClaim,
 };
-use kvtile_layout::{Shape, Shard, StridedLayout, Word, broken};
-use kvtile_transfer::{
-    TransferManager,
-    completion::{Completer, Completion},
-};
+use kvtile_layout::{Shape, Shard, StridedLayout, Word};
+use kvtile_transfer::{TransferManager, completion::Completion};
 use parking_lot::{Mutex, RwLock};
 
 use self::{
@@ -51,17 +48,18 @@ use self::{
     index::PartsIndex,
     part::{FollowedPart, PartChange},
     read::PartsCounters,
-    refresh::{PartsAsk, PartsPace, PartsWatch},
+    refresh::PartsWatch,
 };
 pub use self::{read::PartsStats, refresh::PartStatus};
 use crate::{
-    disk::{DiskThreads, GROUP, READERS_MAX, start},
+    disk::{DiskThreads, GROUP, READERS_MAX, RefreshPace, ask, refresh_if_old, start},
     error::{FolderError, SettingsError, TierError},
     opening::ALIGNMENT,
     rate::TierRate,
     tier::{
-        AnswerTime, BlockRead, BlockWrite, GroupId, NotWritten, ReadReport, SyncReport, Tier,
-        TierAbilities, TierAnswer, TierContext, TierGroup, TierHold, TierStats, WriteReport,
+        AnswerTime, BlockRead, BlockWrite, GroupId, NotWritten, PromisedHold, ReadReport,
+        SyncReport, Tier, TierAbilities, TierAnswer, TierContext, TierGroup, TierHold, TierStats,
+        WriteReport,
     },
 };
 
@@ -148,7 +146,7 @@ struct PartsShared {
     state: RwLock<PartsState>,
     /// Held during a refresh.
     watch: Mutex<PartsWatch>,
-    pace: Mutex<PartsPace>,
+    pace: RefreshPace,
 }
 
 impl std::fmt::Debug for PartsShared {
@@ -226,21 +224,9 @@ impl PartsShared {
         count
     }
 
-    /// The number of leading blocks of `keys` that parts cover.
-    fn leading(&self, keys: &[BlockKey]) -> usize {
-        let state = self.state.read();
-        keys.iter()
-            .take_while(|key| state.index.find(key).is_some())
-            .count()
-    }
-
     fn hold(&self, keys: &[BlockKey]) -> Option<Box<dyn TierHold>> {
         let state = self.state.read();
-        let found: Vec<_> = keys.iter().map_while(|key| state.index.find(key)).collect();
-        match found.is_empty() {
-            true => None,
-            false => Some(Box::new(PartsHold(found))),
-        }
+        PromisedHold::of(keys.iter().map_while(|key| state.index.find(key)))
     }
 
     /// The error of a write.
@@ -282,14 +268,14 @@ impl PartsTier {
                 index: PartsIndex::new(PartRectangle::of(&shape.shard())),
             }),
             watch: Mutex::default(),
-            pace: Mutex::default(),
+            pace: RefreshPace::default(),
             settings,
         });
-        if let Some(error) = shared.refresh() {
+        if let Err(error) = shared.refresh_parts() {
             log::warn!("the {} tier cannot follow all parts: {error}", shared.id);
         }
         shared.is_open.store(true, Ordering::Relaxed);
-        shared.pace.lock().opened(shared.context.clock.now());
+        shared.pace.opened(shared.context.clock.now());
         let readers = context.threads.saturating_mul(2).min(READERS_MAX);
         let refreshers = usize::from(context.threads > 0);
         Ok(PartsTier {
@@ -316,41 +302,6 @@ impl PartsTier {
     pub fn bytes_per_second(&self) -> Option<f64> {
         self.shared.rate.bytes_per_second()
     }
-
-    fn refresh_if_old(&self) {
-        refresh::refresh_if_old(&self.shared, &self.refresher);
-    }
-}
-
-/// The parent and the tenant of each block of a lookup. It keeps nothing on the disk.
-#[derive(Debug)]
-struct PartsHold(Vec<(Option<BlockKey>, u32)>);
-
-impl PartsHold {
-    fn block(&self, index: usize) -> (Option<BlockKey>, u32) {
-        match self.0.get(index) {
-            Some(block) => *block,
-            None => broken(format_args!("block {index} of {}", self.0.len())),
-        }
-    }
-}
-
-impl TierHold for PartsHold {
-    fn blocks(&self) -> usize {
-        self.0.len()
-    }
-
-    fn parent(&self, index: usize) -> Option<BlockKey> {
-        self.block(index).0
-    }
-
-    fn tenant(&self, index: usize) -> u32 {
-        self.block(index).1
-    }
-
-    fn split_off(&mut self, at: usize) -> Box<dyn TierHold> {
-        Box::new(PartsHold(self.0.split_off(at)))
-    }
 }
 
 impl Tier for PartsTier {
@@ -376,7 +327,7 @@ impl Tier for PartsTier {
         _claim: &PinClaim,
     ) -> Option<Box<dyn TierHold>> {
         (group == GROUP).then_some(())?;
-        self.refresh_if_old();
+        refresh_if_old(&self.shared, &self.refresher);
         self.shared.hold(keys)
     }
 
@@ -393,11 +344,7 @@ impl Tier for PartsTier {
         if group != GROUP {
             return Completion::ended(0, TierAnswer::of(0));
         }
-        let completer = Completer::new(0, 0);
-        let completion = completer.completion();
-        let ask = PartsAsk::new(keys, completer);
-        refresh::ask(&self.shared, &self.refresher, ask);
-        completion
+        ask(&self.shared, &self.refresher, keys)
     }
 
     fn read(&self, blocks: Vec<BlockRead>) -> Completion<ReadReport> {
@@ -466,7 +413,7 @@ impl Tier for PartsTier {
     }
 
     fn maintain(&self) {
-        self.refresh_if_old();
+        refresh_if_old(&self.shared, &self.refresher);
     }
 
     fn check_integrity(&self) {

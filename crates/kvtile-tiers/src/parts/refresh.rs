@@ -9,21 +9,21 @@ use std::{
 
 use kvtile_blocks::BlockKey;
 use kvtile_layout::Shard;
-use kvtile_transfer::completion::Completer;
 
 use super::{
     NAME, PartsShared, cover::PartRectangle, index::PARTS_MAX, part::FollowedPart,
     slice::PartSlice, staging::PartStaging,
 };
 use crate::{
-    disk::{DiskFollower, DiskSettings, DiskThreads, FollowCondition, GROUP, PartFolderName},
+    clock::Clock,
+    disk::{
+        DiskFollower, DiskSettings, FollowCondition, GROUP, PartFolderName, RefreshPace,
+        RefreshedIndex,
+    },
     error::{SettingsError, TierError},
     medium::FolderMedium,
-    tier::{BlockPieces, StoreIdentity, Tier, TierAnswer, TierContext, TierGroup},
+    tier::{BlockPieces, StoreIdentity, Tier, TierContext, TierGroup},
 };
-
-/// Lookups leave a pause of this many times the length of a refresh before the next.
-const PAUSE_FACTOR: u32 = 9;
 
 /// The name of the folder of the whole model, below itself.
 const WHOLE: &str = "";
@@ -72,136 +72,37 @@ struct RefusedPart {
     error: TierError,
 }
 
-/// When to refresh.
-#[derive(Default)]
-pub(super) struct PartsPace {
-    /// When the last refresh began.
-    began: Option<Duration>,
-    /// How long it took.
-    took: Duration,
-    /// Whether a refresh is queued that has not begun.
-    is_queued: bool,
-    is_running: bool,
-    /// The questions that the next refresh answers.
-    asks: Vec<PartsAsk>,
-}
+impl RefreshedIndex for PartsShared {
+    const WHAT: &'static str = "a refresh of the parts of other ranks";
 
-impl PartsPace {
-    /// The opening was a refresh.
-    pub(super) fn opened(&mut self, now: Duration) {
-        self.began = Some(now);
-    }
-}
-
-/// A question that waits for a refresh. Dropped without an answer, it ends as closed.
-pub(super) struct PartsAsk {
-    keys: Arc<[BlockKey]>,
-    completer: Completer<TierAnswer>,
-}
-
-impl PartsAsk {
-    pub(super) fn new(keys: &[BlockKey], completer: Completer<TierAnswer>) -> PartsAsk {
-        PartsAsk {
-            keys: keys.into(),
-            completer,
-        }
-    }
-}
-
-impl Drop for PartsAsk {
-    fn drop(&mut self) {
-        self.completer.finish(TierAnswer {
-            leading: 0,
-            failure: Some(crate::disk::given_up(
-                "a question to the parts of other ranks",
-            )),
-        });
-    }
-}
-
-/// Queues a refresh if the index is old.
-pub(super) fn refresh_if_old(shared: &Arc<PartsShared>, threads: &DiskThreads) {
-    let now = shared.context.clock.now();
-    {
-        let mut pace = shared.pace.lock();
-        let pause = pace.took.saturating_mul(PAUSE_FACTOR);
-        let pause = pause.max(shared.settings.refresh_after);
-        let is_fresh = |began: Duration| now.saturating_sub(began) < pause;
-        if pace.is_queued || pace.is_running || pace.began.is_some_and(is_fresh) {
-            return;
-        }
-        pace.is_queued = true;
-    }
-    queue(shared, threads);
-}
-
-/// Queues a refresh that answers `ask`, unless one is queued already.
-pub(super) fn ask(shared: &Arc<PartsShared>, threads: &DiskThreads, ask: PartsAsk) {
-    {
-        let mut pace = shared.pace.lock();
-        pace.asks.push(ask);
-        if std::mem::replace(&mut pace.is_queued, true) {
-            return;
-        }
-    }
-    queue(shared, threads);
-}
-
-fn queue(shared: &Arc<PartsShared>, threads: &DiskThreads) {
-    let shared = Arc::clone(shared);
-    threads.run(move || {
-        let mut turn = PartsTurn::begin(&shared);
-        let failure = shared.refresh();
-        turn.answer(failure);
-    });
-}
-
-/// A refresh that runs, with the questions that it answers.
-struct PartsTurn<'a> {
-    shared: &'a PartsShared,
-    began: Duration,
-    asks: Vec<PartsAsk>,
-}
-
-impl PartsTurn<'_> {
-    fn begin(shared: &PartsShared) -> PartsTurn<'_> {
-        let began = shared.context.clock.now();
-        let mut pace = shared.pace.lock();
-        pace.is_queued = false;
-        pace.is_running = true;
-        pace.began = Some(began);
-        let asks = std::mem::take(&mut pace.asks);
-        drop(pace);
-        PartsTurn {
-            shared,
-            began,
-            asks,
-        }
+    fn pace(&self) -> &RefreshPace {
+        &self.pace
     }
 
-    fn answer(&mut self, failure: Option<TierError>) {
-        for ask in std::mem::take(&mut self.asks) {
-            ask.completer.finish(TierAnswer {
-                leading: self.shared.leading(&ask.keys),
-                failure: failure.clone(),
-            });
-        }
+    fn clock(&self) -> &dyn Clock {
+        &*self.context.clock
     }
-}
 
-impl Drop for PartsTurn<'_> {
-    fn drop(&mut self) {
-        let took = self.shared.context.clock.now().saturating_sub(self.began);
-        let mut pace = self.shared.pace.lock();
-        pace.is_running = false;
-        pace.took = took;
+    fn refresh_after(&self) -> Duration {
+        self.settings.refresh_after
+    }
+
+    fn refresh(&self) -> Result<(), TierError> {
+        self.refresh_parts()
+    }
+
+    fn leading(&self, keys: &[BlockKey]) -> usize {
+        let state = self.state.read();
+        keys.iter()
+            .take_while(|key| state.index.find(key).is_some())
+            .count()
     }
 }
 
 impl PartsShared {
-    /// Finds new parts and brings the index up to all of them. Returns the first failure; the index is
-    /// then that of an earlier refresh, or of a part of this one.
-    pub(super) fn refresh(&self) -> Option<TierError> {
+    /// Finds new parts and brings the index up to all of them. Fails with the first failure; the index
+    /// is then that of an earlier refresh, or of a part of this one.
+    pub(super) fn refresh_parts(&self) -> Result<(), TierError> {
         let mut watch = self.watch.lock();
         let found = self.find_parts(&mut watch);
         if let Err(error) = &found
@@ -218,7 +119,7 @@ impl PartsShared {
             failure = failure.or(answer.failure);
         }
         self.absorb();
-        failure
+        failure.map_or(Ok(()), Err)
     }
 
     /// The status of all parts.

@@ -35,6 +35,7 @@ mod gather;
 mod identity;
 mod memory;
 mod pieces;
+mod promise;
 mod removals;
 mod report;
 mod settings;
@@ -54,6 +55,7 @@ pub use identity::{STORAGE_WORD, StoreIdentity, TierGroup};
 pub use kvtile_blocks::GroupId;
 pub use memory::HostBlock;
 pub use pieces::BlockPieces;
+pub use promise::PromisedHold;
 pub use removals::{RemovalGuard, RemovalTicket, Removals};
 pub use report::{
     NotWritten, ReadReport, ReadSuccess, SyncReport, TierAnswer, TierMiss, TierStats, WriteReport,

@@ -17,7 +17,6 @@
 //! fetches has them anyway.
 
 mod folder;
-mod hold;
 mod index;
 mod read;
 mod refresh;
@@ -37,20 +36,19 @@ use kvtile_blocks::{
     events::{EventLog, StoredBlock, TierId, TierKind},
     pool::PinClaim,
 };
-use kvtile_transfer::completion::{Completer, Completion};
+use kvtile_transfer::completion::Completion;
 use parking_lot::{Mutex, RwLock};
 
 pub use self::{folder::FollowCondition, stats::FollowerStats};
 use self::{
     folder::{FolderWatch, FollowedGroup},
-    hold::FollowerHold,
-    refresh::{FollowerAsk, FollowerPace},
     stats::FollowerCounters,
 };
 use super::{
     DiskSettings,
     folder::LOCK_FILE,
     medium::{FolderMedium, Medium},
+    pace::{RefreshPace, ask, refresh_if_old},
     tier::{DiskThreads, GROUP, READERS_MAX, given_up, start},
 };
 use crate::{
@@ -58,9 +56,9 @@ use crate::{
     error::{FolderError, SettingsError, TierError},
     rate::TierRate,
     tier::{
-        AnswerTime, BlockRead, BlockWrite, GroupId, NotWritten, OutcomeGather, ReadReport,
-        SyncReport, Tier, TierAbilities, TierAnswer, TierContext, TierGroup, TierHold, TierStats,
-        WriteReport, WriteSuccess,
+        AnswerTime, BlockRead, BlockWrite, GroupId, NotWritten, OutcomeGather, PromisedHold,
+        ReadReport, SyncReport, Tier, TierAbilities, TierAnswer, TierContext, TierGroup, TierHold,
+        TierStats, WriteReport, WriteSuccess,
     },
 };
 
@@ -110,7 +108,7 @@ struct FollowerShared {
     view: RwLock<FollowedGroup>,
     /// Held during a refresh.
     watch: Mutex<FolderWatch>,
-    pace: Mutex<FollowerPace>,
+    pace: RefreshPace,
 }
 
 impl std::fmt::Debug for FollowerShared {
@@ -123,16 +121,10 @@ impl std::fmt::Debug for FollowerShared {
 }
 
 impl FollowerShared {
-    /// The number of leading blocks of `keys` in the index.
-    fn leading(&self, keys: &[BlockKey]) -> usize {
-        let view = self.view.read();
-        keys.iter().take_while(|key| view.index.has(key)).count()
-    }
-
     fn hold(&self, keys: &[BlockKey]) -> Option<Box<dyn TierHold>> {
         let view = self.view.read();
         let found = keys.iter().map_while(|key| view.index.find(key));
-        FollowerHold::of(found)
+        PromisedHold::of(found.map(|block| (block.parent, block.tenant)))
     }
 
     /// The error of a write.
@@ -189,20 +181,20 @@ impl DiskFollower {
             is_open: AtomicBool::new(false),
             view: RwLock::default(),
             watch: Mutex::new(FolderWatch::new()),
-            pace: Mutex::default(),
+            pace: RefreshPace::default(),
         });
-        let mut tried = shared.refresh();
+        let mut tried = shared.refresh_folder();
         for _ in 1..TRIES {
             if tried.is_ok() {
                 break;
             }
-            tried = shared.refresh();
+            tried = shared.refresh_folder();
         }
         tried?;
         let refusal = shared.watch.lock().refusal(&*shared.medium);
         refusal.map_or(Ok(()), Err)?;
         shared.is_open.store(true, Ordering::Relaxed);
-        shared.pace.lock().opened(shared.clock.now());
+        shared.pace.opened(shared.clock.now());
         let readers = context.threads.saturating_mul(2).min(READERS_MAX);
         let refreshers = usize::from(context.threads > 0);
         Ok(DiskFollower {
@@ -222,10 +214,6 @@ impl DiskFollower {
     #[must_use]
     pub fn follower_stats(&self) -> FollowerStats {
         self.shared.counters.snapshot()
-    }
-
-    fn refresh_if_old(&self) {
-        refresh::refresh_if_old(&self.shared, &self.refresher);
     }
 }
 
@@ -252,7 +240,7 @@ impl Tier for DiskFollower {
         _claim: &PinClaim,
     ) -> Option<Box<dyn TierHold>> {
         (group == GROUP).then_some(())?;
-        self.refresh_if_old();
+        refresh_if_old(&self.shared, &self.refresher);
         self.shared.hold(keys)
     }
 
@@ -269,12 +257,7 @@ impl Tier for DiskFollower {
         if group != GROUP {
             return Completion::ended(0, TierAnswer::of(0));
         }
-        let completer = Completer::new(0, 0);
-        let completion = completer.completion();
-        let keys = keys.into();
-        let ask = FollowerAsk { keys, completer };
-        refresh::ask(&self.shared, &self.refresher, ask);
-        completion
+        ask(&self.shared, &self.refresher, keys)
     }
 
     fn read(&self, blocks: Vec<BlockRead>) -> Completion<ReadReport> {
@@ -343,7 +326,7 @@ impl Tier for DiskFollower {
     }
 
     fn maintain(&self) {
-        self.refresh_if_old();
+        refresh_if_old(&self.shared, &self.refresher);
     }
 
     fn check_integrity(&self) {

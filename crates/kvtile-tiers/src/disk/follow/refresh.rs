@@ -1,9 +1,6 @@
 //! Refreshes: they bring the index of a follower up to the folder.
 //!
 //! ```text
-//! lookup, index older than refresh_after ──┐ at most one is queued
-//! ask ─────────────────────────────────────┴─► refresh ──► the answers of all asks before it
-//!
 //! folder replaced? ─ manifest changed? ─ files replaced? ─ records written? ─ pages changed?
 //! ```
 //!
@@ -17,7 +14,6 @@ use std::{
 };
 
 use kvtile_blocks::{BlockKey, events::EventKind};
-use kvtile_transfer::completion::Completer;
 
 use super::{
     super::{
@@ -25,9 +21,10 @@ use super::{
         folder::RECORDS_FILE,
         manifest::{Manifest, file_name},
         medium::NameStanding,
+        pace::{RefreshPace, RefreshedIndex},
         record::{RecordForm, StoreId},
         store::{RecordRun, each_run},
-        tier::{DiskThreads, GROUP},
+        tier::GROUP,
     },
     FollowerShared,
     folder::{
@@ -36,14 +33,7 @@ use super::{
     },
     index::{FollowedIndex, FollowedPage, digest, per_page},
 };
-use crate::{
-    error::{RequestError, TierError},
-    tier::TierAnswer,
-};
-
-/// Lookups leave a pause of this many times the length of a refresh before the next, so that
-/// refreshes of a large folder take at most a tenth of a processor. Asks do not wait for it.
-const PAUSE_FACTOR: u32 = 9;
+use crate::{clock::Clock, error::TierError};
 
 /// A write this long after a comparison changes the time of the file. Clocks of file systems tick
 /// every few milliseconds.
@@ -53,132 +43,35 @@ const TICK: Duration = Duration::from_secs(2);
 /// stalled for long sets the time before its bytes.
 const COMPARE_AFTER: Duration = Duration::from_secs(5);
 
-/// When to refresh.
-#[derive(Default)]
-pub(super) struct FollowerPace {
-    /// When the last refresh began.
-    began: Option<Duration>,
-    /// How long it took.
-    took: Duration,
-    /// Whether a refresh is queued that has not begun.
-    is_queued: bool,
-    is_running: bool,
-    /// The questions that the next refresh answers.
-    asks: Vec<FollowerAsk>,
-}
+impl RefreshedIndex for FollowerShared {
+    const WHAT: &'static str = "a refresh of a followed folder";
 
-impl FollowerPace {
-    /// The opening was a refresh.
-    pub(super) fn opened(&mut self, now: Duration) {
-        self.began = Some(now);
-    }
-}
-
-/// A question that waits for a refresh.
-pub(super) struct FollowerAsk {
-    pub(super) keys: Box<[BlockKey]>,
-    pub(super) completer: Completer<TierAnswer>,
-}
-
-impl Drop for FollowerAsk {
-    /// Ends a question whose refresh panicked or never began. An earlier answer takes precedence.
-    fn drop(&mut self) {
-        let error = match std::thread::panicking() {
-            true => RequestError::Panicked {
-                what: "a refresh of a followed folder",
-            },
-            false => RequestError::Closed,
-        };
-        self.completer.finish(TierAnswer {
-            leading: 0,
-            failure: Some(TierError::Request(error)),
-        });
-    }
-}
-
-/// Queues a refresh if the index is old.
-pub(super) fn refresh_if_old(shared: &Arc<FollowerShared>, threads: &DiskThreads) {
-    let now = shared.clock.now();
-    {
-        let mut pace = shared.pace.lock();
-        let pause = pace.took.saturating_mul(PAUSE_FACTOR);
-        let pause = pause.max(shared.refresh_after);
-        let is_fresh = |began: Duration| now.saturating_sub(began) < pause;
-        if pace.is_queued || pace.is_running || pace.began.is_some_and(is_fresh) {
-            return;
-        }
-        pace.is_queued = true;
-    }
-    queue(shared, threads);
-}
-
-/// Queues a refresh that answers `ask`, unless one is queued already.
-pub(super) fn ask(shared: &Arc<FollowerShared>, threads: &DiskThreads, ask: FollowerAsk) {
-    {
-        let mut pace = shared.pace.lock();
-        pace.asks.push(ask);
-        if std::mem::replace(&mut pace.is_queued, true) {
-            return;
-        }
-    }
-    queue(shared, threads);
-}
-
-fn queue(shared: &Arc<FollowerShared>, threads: &DiskThreads) {
-    let shared = Arc::clone(shared);
-    threads.run(move || {
-        let turn = RefreshTurn::begin(&shared);
-        let refreshed = shared.refresh();
-        turn.answer(refreshed.err());
-    });
-}
-
-/// A refresh that runs, with the questions that it answers.
-struct RefreshTurn<'a> {
-    shared: &'a FollowerShared,
-    began: Duration,
-    asks: Vec<FollowerAsk>,
-}
-
-impl RefreshTurn<'_> {
-    fn begin(shared: &FollowerShared) -> RefreshTurn<'_> {
-        let began = shared.clock.now();
-        let mut pace = shared.pace.lock();
-        pace.is_queued = false;
-        pace.is_running = true;
-        pace.began = Some(began);
-        let asks = std::mem::take(&mut pace.asks);
-        drop(pace);
-        RefreshTurn {
-            shared,
-            began,
-            asks,
-        }
+    fn pace(&self) -> &RefreshPace {
+        &self.pace
     }
 
-    fn answer(mut self, failure: Option<TierError>) {
-        for ask in std::mem::take(&mut self.asks) {
-            ask.completer.finish(TierAnswer {
-                leading: self.shared.leading(&ask.keys),
-                failure: failure.clone(),
-            });
-        }
+    fn clock(&self) -> &dyn Clock {
+        &*self.clock
     }
-}
 
-impl Drop for RefreshTurn<'_> {
-    fn drop(&mut self) {
-        let took = self.shared.clock.now().saturating_sub(self.began);
-        let mut pace = self.shared.pace.lock();
-        pace.is_running = false;
-        pace.took = took;
+    fn refresh_after(&self) -> Duration {
+        self.refresh_after
+    }
+
+    fn refresh(&self) -> Result<(), TierError> {
+        self.refresh_folder()
+    }
+
+    fn leading(&self, keys: &[BlockKey]) -> usize {
+        let view = self.view.read();
+        keys.iter().take_while(|key| view.index.has(key)).count()
     }
 }
 
 impl FollowerShared {
     /// Brings the index up to the folder. After a failure the index is that of an earlier refresh,
     /// or of a part of this one.
-    pub(super) fn refresh(&self) -> Result<(), TierError> {
+    pub(super) fn refresh_folder(&self) -> Result<(), TierError> {
         let mut watch = self.watch.lock();
         self.counters.refreshes.add(1);
         let refreshed = self.refresh_watched(&mut watch);
