@@ -136,6 +136,9 @@ fn a_flush_makes_whole_bundles_durable() {
     cache.store(&keys(2, 6), &from[..6]).unwrap().wait();
     let report = cache.flush();
     assert!(!report.durable, "{report:?}");
+    assert_eq!((report.wanted, report.no_tier), (14, 2), "{report:?}");
+    assert_eq!((report.failed, report.late), (0, 0), "{report:?}");
+    assert_eq!(report.tiers[0].wanted, 12, "{report:?}");
     assert_eq!(report.tiers[0].durable, 12, "{report:?}");
 }
 

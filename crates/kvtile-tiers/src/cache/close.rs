@@ -52,7 +52,16 @@ impl Cache {
         // blocks.
         let mut tiers = self.inner.durable_tiers();
         let may_write = tiers.any(|below| !below.settings.close_within.is_zero());
-        if may_write && !report.durable {
+        // On a shared tier the tail of a chain is never durable.
+        let is_shared = self
+            .inner
+            .durable_tiers()
+            .any(|below| below.abilities.is_shared);
+        let is_lost = match is_shared {
+            true => report.no_room + report.late + report.failed > 0,
+            false => !report.durable,
+        };
+        if may_write && is_lost {
             let FlushReport {
                 wanted,
                 no_tier,
@@ -63,7 +72,7 @@ impl Cache {
             } = report;
             log::warn!(
                 "of {wanted} blocks in host memory {} are on no durable tier after the cache was closed: no room for \
-                 {no_room}, no time for {late}, {failed} failed, and {no_tier} follow blocks that are on none",
+                 {no_room}, no time for {late}, {failed} failed, and {no_tier} have no durable tier",
                 no_tier + no_room + late + failed
             );
         }

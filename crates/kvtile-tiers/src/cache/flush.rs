@@ -32,8 +32,8 @@ pub struct FlushReport {
     pub wanted: usize,
     /// Blocks that this call wrote, counted once for each tier.
     pub written: usize,
-    /// Blocks without a durable tier to go to: the cache has none, or their parent is neither in
-    /// host memory nor on one.
+    /// Blocks without a durable tier to go to: the cache has none, their parent is neither in host
+    /// memory nor on one, or they are the tail of a chain that fills no value of a shared tier.
     pub no_tier: usize,
     /// Blocks for which no durable tier has room; the tiers hold more valuable ones.
     pub no_room: usize,
@@ -55,7 +55,8 @@ pub struct FlushReport {
 pub struct TierFlush {
     /// The tier.
     pub tier: TierId,
-    /// Host blocks to be written to it, including those that it already has.
+    /// Host blocks to be written to it, including those that it already has; without the tails of
+    /// chains that fill no value of a shared tier.
     pub wanted: usize,
     /// Of these, blocks that are now durable on it.
     pub durable: usize,
@@ -215,17 +216,21 @@ fn flush_tier(
     }
     // Other threads write the blocks that were evicted before this flush could pin them.
     inner.wait_for_demotions();
+    let mut is_synced = true;
     if writes || below.spill.is_dirty() {
-        below.sync(&*inner.clock);
+        let synced = below.sync(&*inner.clock);
+        is_synced = synced.failure.is_none() && synced.lost == 0;
     }
+    // A shared tier stores blocks in whole values only. It took these blocks, and waits for the rest.
+    let waits = below.abilities.is_shared && is_synced && progress.failures == 0;
+    let otherwise = match waits {
+        true => FlushFate::NoTier,
+        false => FlushFate::Failed,
+    };
     let written = progress.written.iter().filter(|key| below.has(key)).count();
     let durable = below.tier.durable(GROUP, keys);
     let fates = keys.iter().zip(durable).map(|(key, is_durable)| {
-        let reason = progress
-            .fates
-            .get(key)
-            .copied()
-            .unwrap_or(FlushFate::Failed);
+        let reason = progress.fates.get(key).copied().unwrap_or(otherwise);
         (
             *key,
             if is_durable {
@@ -245,7 +250,7 @@ fn flush_tier(
     };
     let report = TierFlush {
         tier: below.id,
-        wanted: keys.len(),
+        wanted: keys.len() - count(FlushFate::NoTier),
         durable: count(FlushFate::Durable),
         written,
         no_room: count(FlushFate::NoRoom),
