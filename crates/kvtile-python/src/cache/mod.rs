@@ -425,7 +425,8 @@ impl PyCache {
     }
 
     /// Removes the keys of all blocks from all tiers, so that no lookup finds them. Returns their
-    /// number. Blocks in use keep their memory until they are released.
+    /// number. Blocks in use keep their memory until they are released. Blocks of a shared store, and
+    /// of other ranks, stay there: this cache finds no more of those that it knew.
     ///
     /// Raises:
     ///     DiskError: the disk tier cannot be cleared.

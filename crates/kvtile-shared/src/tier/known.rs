@@ -103,7 +103,8 @@ impl KnownBlocks {
         self.state.lock()
     }
 
-    /// The leading blocks of `keys`, at most `blocks_max` if the store cannot be read now.
+    /// The leading blocks of `keys`; with `only_staged` those in staging memory, because the store
+    /// cannot be read now.
     pub(super) fn leading(
         &self,
         group: GroupId,

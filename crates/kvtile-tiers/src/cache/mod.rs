@@ -243,8 +243,9 @@ impl Cache {
     }
 
     /// Removes all blocks and returns how many. Pinned blocks of host memory keep their bytes until
-    /// the last unpin, but lookups do not find them. Pinned blocks of the tiers below stay. Stores in
-    /// flight end with [`StoreStop::Cleared`].
+    /// the last unpin, but lookups do not find them. Pinned blocks of the tiers below stay, and a
+    /// shared tier removes blocks for this cache only. Stores in flight end with
+    /// [`StoreStop::Cleared`].
     ///
     /// # Errors
     /// The erasures of a durable tier could not be synced ([`FolderError::NotDurable`](crate::FolderError::NotDurable)).
