@@ -38,9 +38,15 @@ fn locked(path: &Path) -> ProcessFile {
     held
 }
 
+/// Releases the lock by name: a child that another test makes meanwhile inherits this plain file,
+/// and would keep the lock past the close.
 fn is_free(path: &Path) -> bool {
-    match File::open(path).unwrap().try_lock() {
-        Ok(()) => true,
+    let file = File::open(path).unwrap();
+    match file.try_lock() {
+        Ok(()) => {
+            file.unlock().unwrap();
+            true
+        }
         Err(TryLockError::WouldBlock) => false,
         Err(TryLockError::Error(error)) => panic!("{error}"),
     }

@@ -51,7 +51,7 @@ fn the_manual_has_a_page_for_every_command() {
     assert!(stat.contains(".TH kvtile-cache-stat 1"), "{stat}");
     let said = kvtile(&["man", "cache", "sort"]).fails(2);
     assert!(
-        said.contains("no such command; there are stat, verify, export, convert, clear"),
+        said.contains("no such command; there are stat, verify, export, convert, sweep, clear"),
         "{said}"
     );
 }
