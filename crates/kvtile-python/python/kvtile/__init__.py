@@ -18,6 +18,7 @@ from kvtile._errors import (
     DiskError,
     FolderInUseError,
     ForkError,
+    HttpServerError,
     IdentityError,
     InternalError,
     KvtileError,
@@ -39,6 +40,7 @@ from kvtile._kvtile import (
     Event,
     EvictionOrder,
     FlushReport,
+    HttpServer,
     Identity,
     Layout,
     LoadReport,
@@ -63,6 +65,7 @@ from kvtile._kvtile import (
     copy_blocks,
     copy_blocks_async,
     plan,
+    serve_http,
 )
 from kvtile._shared import SharedTier
 
@@ -81,6 +84,8 @@ __all__ = [
     "FlushReport",
     "FolderInUseError",
     "ForkError",
+    "HttpServer",
+    "HttpServerError",
     "Identity",
     "IdentityError",
     "InternalError",
@@ -117,6 +122,7 @@ __all__ = [
     "copy_blocks",
     "copy_blocks_async",
     "plan",
+    "serve_http",
 ]
 
 for _name in _errors.__all__:
