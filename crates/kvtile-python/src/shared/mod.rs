@@ -13,7 +13,7 @@ use kvtile::{
     tiers::{
         TierError,
         cache::TierWrites,
-        tier::{Tier, TierContext, TierSettings},
+        tier::{TierOpener, TierSettings},
     },
 };
 use pyo3::{prelude::*, types::PyString};
@@ -103,22 +103,14 @@ impl SharedOpening {
 
     /// Opens the store. Returns the settings and the opener of the tier, for the builder of a cache or
     /// a block store. Called without the GIL.
-    pub(crate) fn open(
-        self,
-    ) -> Result<
-        (
-            TierSettings,
-            impl FnOnce(&TierContext) -> Result<Arc<dyn Tier>, TierError> + Send + 'static,
-        ),
-        TierError,
-    > {
+    pub(crate) fn open(self) -> Result<(TierSettings, TierOpener), TierError> {
         let by = Deadline::within(self.within.unwrap_or(OPEN_WITHIN).max(OPEN_WITHIN));
         let store = self.source.open(by).map_err(TierError::outside)?;
         let tier = TierSettings::default().writes(TierWrites::AtOnce);
         let tier = tier.answer_within(self.settings.read_within.max(self.settings.write_within));
         Ok((
             tier,
-            SharedTier::opener(TierId::SHARED, store, self.settings),
+            Box::new(SharedTier::opener(TierId::SHARED, store, self.settings)),
         ))
     }
 }
