@@ -203,7 +203,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
     made: dict[str, Callable[[], Call]] = {
         "Plane": lambda: (
             kvtile.Plane,
-            {"name": "k", "dtype": "x", "unit_bytes": 4, "opaque": False, "per_page": False, "H": 2, "C": 8},
+            {"name": "k", "dtype": "x", "unit_bytes": 4, "opaque": False, "per_page": False, "every": 2, "H": 2, "C": 8},
         ),
         "Shape": lambda: (kvtile.Shape, shape_settings()),
         "Shape of planes": lambda: (
