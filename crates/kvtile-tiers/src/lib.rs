@@ -44,7 +44,7 @@ pub mod replay;
 mod room;
 pub mod tier;
 
-pub use below::OperationHealth;
+pub use below::{OperationHealth, TierHealth};
 pub use directory::{DIRECTORY_TIERS_MAX, TierDirectory};
 pub use error::{
     BatchError, ConvertError, FileChange, FolderError, MismatchError, RequestError, SettingsError,

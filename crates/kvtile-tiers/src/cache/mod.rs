@@ -48,6 +48,7 @@ use kvtile_blocks::{
     events::{EventSnapshot, EventSubscriber, TierId},
     pool::{PinReport, PoolStats},
 };
+use kvtile_layout::identity::Identity;
 use kvtile_transfer::{LayoutHandle, TransferManager};
 
 pub use crate::below::{SYNC_BLOCKS, SYNC_WITHIN};
@@ -70,6 +71,7 @@ pub use kvtile_transfer::completion::Completion;
 use parts::CacheParts;
 
 use crate::{
+    below::TierHealth,
     disk::DiskTier,
     error::TierError,
     metrics::{CacheStats, MissReason, Queue as QueueLabel},
@@ -278,6 +280,25 @@ impl Cache {
     #[must_use]
     pub fn tier_stats(&self, tier: TierId) -> Option<TierStats> {
         counts::tier_stats(&self.inner, tier)
+    }
+
+    /// Which operations of a tier are in a backoff after failures; `None` if the cache has no such
+    /// tier. Host memory has none.
+    #[must_use]
+    pub fn tier_health(&self, tier: TierId) -> Option<TierHealth> {
+        counts::tier_health(&self.inner, tier)
+    }
+
+    /// The identity of the blocks.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.inner.settings.identity
+    }
+
+    /// Payload bytes of one block.
+    #[must_use]
+    pub fn block_bytes(&self) -> u64 {
+        self.inner.block_bytes
     }
 
     /// The counters and contents of a tier's pool; `None` if the cache has no such tier or the tier
