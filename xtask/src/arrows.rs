@@ -4,7 +4,7 @@
 use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 22] = [
+const ARROWS: [(&str, &[&str]); 23] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     (
@@ -69,6 +69,10 @@ const ARROWS: [(&str, &[&str]); 22] = [
             "kvtile-shared-open",
         ],
     ),
+    (
+        "kvtile-events-publish",
+        &["kvtile-blocks", "kvtile-events-wire", "kvtile-tiers"],
+    ),
     ("kvtile-events-wire", &[]),
     ("kvtile-http", &["kvtile"]),
     (
@@ -83,7 +87,13 @@ const ARROWS: [(&str, &[&str]); 22] = [
     ),
     (
         "kvtile-python",
-        &["kvtile", "kvtile-cli", "kvtile-http", "kvtile-shared-open"],
+        &[
+            "kvtile",
+            "kvtile-cli",
+            "kvtile-events-publish",
+            "kvtile-http",
+            "kvtile-shared-open",
+        ],
     ),
     ("kvtile-random", &[]),
     (
@@ -172,7 +182,7 @@ impl DependencyKind {
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
-const REFUSED: [(&str, &[DependencyKind]); 22] = [
+const REFUSED: [(&str, &[DependencyKind]); 23] = [
     ("kvtile-layout", DependencyKind::ALL),
     ("kvtile-memory", DependencyKind::ALL),
     ("kvtile-transfer", DependencyKind::ALL),
@@ -185,12 +195,17 @@ const REFUSED: [(&str, &[DependencyKind]); 22] = [
     ),
     ("kvtile-shared-open", DependencyKind::ALL),
     ("kvtile-shared-redis", DependencyKind::ALL),
-    ("kvtile-testservers", DependencyKind::ALL),
+    // Its benchmark drives an object store's own client beside kvtile's.
+    (
+        "kvtile-testservers",
+        &[DependencyKind::Hardware, DependencyKind::Untyped],
+    ),
     ("kvtile", DependencyKind::ALL),
     ("kvtile-demo", DependencyKind::ALL),
     ("kvtile-bench", DependencyKind::ALL),
     ("kvtile-rivals", DependencyKind::ALL),
     ("kvtile-cli", DependencyKind::ALL),
+    ("kvtile-events-publish", DependencyKind::ALL),
     ("kvtile-events-wire", DependencyKind::ALL),
     ("kvtile-http", DependencyKind::ALL),
     ("kvtile-program", DependencyKind::ALL),

@@ -79,7 +79,7 @@ mod _kvtile {
     #[pymodule_export]
     use crate::shape::{PyPlane, PyShape};
     #[pymodule_export]
-    use crate::store::{PyBlockStore, PyStoreGroup, PyStoreRows, block_key};
+    use crate::store::{PyBlockStore, PyStoreGroup, PyStoreQuery, PyStoreRows, block_key};
     #[pymodule_export]
     use crate::transfer::{copy_blocks, copy_blocks_async};
 

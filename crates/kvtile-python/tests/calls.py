@@ -25,6 +25,7 @@ MADE_BY_KVTILE = {
     "Seek",
     "Snapshot",
     "StoreFlush",
+    "StoreQuery",
     "StoreReport",
     "StoreRows",
     "Subscriber",
@@ -63,6 +64,10 @@ STORE_SETTINGS = {
     "read_only": False,
     "close_within": 5.0,
     "answer_within": 5.0,
+    "shared_lifetime": 60.0,
+    "shared_bundle_blocks": 1,
+    "shared_staging_bytes": 8 << 20,
+    "shared_within": 5.0,
     "staging_bytes": 1 << 20,
     "stage_within": 5.0,
     "workers": 1,
@@ -113,7 +118,7 @@ class World:
 
     def store_settings(self) -> dict[str, Any]:
         folder = self.folder / f"store-{len(self.stores)}-{len(list(self.folder.iterdir()))}"
-        return {**STORE_SETTINGS, "disk": str(folder)}
+        return {**STORE_SETTINGS, "disk": str(folder), "shared": str(self.folder / "shared")}
 
     def settings(self) -> dict[str, Any]:
         number = len(self.caches)
@@ -191,6 +196,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "StoreRows": (w.rows, ["release", "__len__", "__repr__"]),
         "BlockOutcomes": (lambda: w.store.load([], w.rows(), []).wait(), ["__len__", "__repr__"]),
         "StoreFlush": (w.store.flush, ["__repr__"]),
+        "StoreQuery": (lambda: w.store.ask(names), ["__repr__"]),
         "BlockStore": (
             w.open_store,
             ["take_finished", "fileno", "drain", "clear", "stats", "subscribe", "snapshot", "__enter__", "__repr__"],
@@ -199,7 +205,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
     made: dict[str, Callable[[], Call]] = {
         "Plane": lambda: (
             kvtile.Plane,
-            {"name": "k", "dtype": "x", "unit_bytes": 4, "opaque": False, "per_page": False, "H": 2, "C": 8},
+            {"name": "k", "dtype": "x", "unit_bytes": 4, "opaque": False, "per_page": False, "every": 2, "H": 2, "C": 8},
         ),
         "Shape": lambda: (kvtile.Shape, shape_settings()),
         "Shape of planes": lambda: (
@@ -302,6 +308,8 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         ),
         "BlockStore": lambda: (kvtile.BlockStore, {"groups": w.group, **w.store_settings()}),
         "BlockStore.register": lambda: (w.store.register, {"memory": bytearray(65536), "group": "kv"}),
+        "BlockStore.ask": lambda: (w.store.ask, {"keys": names, "group": "kv"}),
+        "StoreQuery.wait": lambda: (w.store.ask(names).wait, {"timeout": 5.0}),
         "BlockStore.contains": lambda: (w.store.contains, {"keys": names, "group": "kv"}),
         "BlockStore.touch": lambda: (w.store.touch, {"keys": names, "group": "kv"}),
         "BlockStore.load": lambda: (w.store.load, rows_of(w)),

@@ -8,7 +8,7 @@ use kvtile::{
         events::TierId,
         pool::{PinReport, PoolStats},
     },
-    tiers::{cache::Cache, disk::DiskTier},
+    tiers::{cache::Cache, disk::DiskTier, tier::Tier},
 };
 use kvtile_cli::output::escaped;
 use pyo3::{
@@ -37,14 +37,13 @@ pub(super) fn of_cache(cache: &Cache) -> Value {
             "disk_bytes_per_second".to_owned(),
             json!(cache.disk().and_then(DiskTier::bytes_per_second)),
         );
-        fields.insert("shared".to_owned(), of_shared(cache));
+        fields.insert("shared".to_owned(), of_shared(cache.tier(TierId::SHARED)));
     }
     value
 }
 
-/// The counters of the shared tier; null without one.
-fn of_shared(cache: &Cache) -> Value {
-    let tier = cache.tier(TierId::SHARED);
+/// The counters of a shared tier; null without one.
+pub(crate) fn of_shared(tier: Option<&Arc<dyn Tier>>) -> Value {
     let tier = tier.and_then(|tier| tier.as_any().downcast_ref::<SharedTier>());
     let Some(tier) = tier else {
         return Value::Null;

@@ -70,6 +70,7 @@ use crate::{
     metrics::{CacheStats, Queue},
     opening::check_identity,
     queue::{JobQueue, QueueRefusal},
+    source::{EventSource, ListStoredBlocks},
     tier::{AnswerTime, BlockName, Tier, TierAnswer, TierStats},
 };
 
@@ -177,6 +178,8 @@ pub struct BlockStore {
     finished: FinishedJobs,
     threads: Vec<JoinHandle<()>>,
     is_closed: bool,
+    /// Lives as long as the store.
+    owner: Arc<()>,
 }
 
 impl BlockStore {
@@ -581,11 +584,17 @@ impl BlockStore {
     /// subscriber that lagged restarts from here.
     #[must_use]
     pub fn snapshot(&self) -> EventSnapshot {
-        self.parts.events.snapshot(|blocks| {
-            for below in &self.parts.below {
-                below.tier.list(blocks);
-            }
-        })
+        let list = |blocks: &mut Vec<_>| self.parts.list_stored(blocks);
+        self.parts.events.snapshot(list)
+    }
+
+    /// The events and snapshots of the store, for a reader that must not keep it open.
+    #[must_use]
+    pub fn event_source(&self) -> EventSource {
+        let groups = self.parts.groups.iter();
+        let page_sizes = groups.map(|group| group.identity.page_size());
+        let parts = Arc::downgrade(&self.parts);
+        EventSource::new(&self.parts.events, parts, &self.owner, page_sizes)
     }
 }
 

@@ -76,6 +76,7 @@ use crate::{
     error::TierError,
     metrics::{CacheStats, MissReason, Queue as QueueLabel},
     parts::PartsTier,
+    source::{EventSource, ListStoredBlocks},
     tier::{Tier, TierStats},
 };
 
@@ -130,6 +131,8 @@ pub struct Cache {
     workers: Vec<JoinHandle<()>>,
     /// Whether the cache is already closed.
     is_closed: bool,
+    /// Lives as long as the cache, while matches may keep `inner`.
+    owner: Arc<()>,
 }
 
 impl Cache {
@@ -352,12 +355,16 @@ impl Cache {
     /// subscriber that lagged restarts from here.
     #[must_use]
     pub fn snapshot(&self) -> EventSnapshot {
-        self.inner.events.snapshot(|blocks| {
-            self.inner.host.pool.list_stored(blocks);
-            for below in &self.inner.below {
-                below.tier.list(blocks);
-            }
-        })
+        let list = |blocks: &mut Vec<_>| self.inner.list_stored(blocks);
+        self.inner.events.snapshot(list)
+    }
+
+    /// The events and snapshots of the cache, for a reader that must not keep it open.
+    #[must_use]
+    pub fn event_source(&self) -> EventSource {
+        let inner = Arc::downgrade(&self.inner);
+        let page_size = self.inner.page_size;
+        EventSource::new(&self.inner.events, inner, &self.owner, [page_size])
     }
 
     /// The engine's layout, as registered with the cache's transfer manager.
