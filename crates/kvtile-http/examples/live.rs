@@ -69,11 +69,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{}", server.url());
 
     let start = Instant::now();
-    for request in 0_u32.. {
+    for (request, (_, cache)) in (0_u32..).zip(caches.iter().cycle()) {
         if start.elapsed().as_secs() >= seconds {
             break;
         }
-        let (_, cache) = &caches[request as usize % 2];
         // Some documents are requested much more often.
         let document = (request * request + 7) % 97 % (3 + request % 40);
         serve_request(cache, &keys(document, request))?;

@@ -209,7 +209,7 @@ mod tests {
             state = state
                 .wrapping_mul(6364136223846793005)
                 .wrapping_add(1442695040888963407);
-            (state >> 33) as u8
+            state.to_le_bytes()[5]
         };
         let whole = b"GET /stats.json HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n";
         for round in 0..20_000_usize {

@@ -1,6 +1,10 @@
 //! Caches with a disk and a store that they share.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kvtile::{
     BlockKey, Cache, CacheSettings, FillPattern, Identity, PhysicalLayout, Shape, TierId,
@@ -12,6 +16,9 @@ use kvtile::{
     },
     tiers::tier::{TierSettings, TierWrites},
 };
+
+/// How long the tests wait for a cache.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A model name that every format has to escape.
 pub(crate) const MODEL: &str = "a \"model\" of </script> {x}";
@@ -29,15 +36,15 @@ pub(crate) fn keys(family: u32, blocks: u32) -> Vec<BlockKey> {
     TokenHasher::new(&identity()).unwrap().keys(&tokens)
 }
 
-/// A cache with eight host blocks, a disk of many, and a store with bundles of two blocks.
-pub(crate) fn open(folder: &Path, store: Arc<dyn SharedStore>) -> Cache {
+/// A cache with some host blocks, a disk of many, and a store with bundles of two blocks.
+fn open(folder: &Path, store: Arc<dyn SharedStore>, host_blocks: u64) -> Cache {
     let engine = PhysicalLayout::builder()
         .with_shape(shape())
         .layout("BLKNHC");
     let engine = engine.allocate_system().build().unwrap();
     let block = shape().block_bytes().unwrap();
     let settings = CacheSettings::new(identity())
-        .host_bytes(8 * block)
+        .host_bytes(host_blocks * block)
         .disk(folder, 64 * block + (1 << 20));
     let shared = SharedTierSettings::new()
         .bundle_blocks(2)
@@ -59,9 +66,10 @@ pub(crate) fn open(folder: &Path, store: Arc<dyn SharedStore>) -> Cache {
 /// Lets caches store, hit, miss, load and share, so that most counters are not zero.
 pub(crate) fn use_two(folder: &Path) -> [Arc<Cache>; 2] {
     let store: Arc<dyn SharedStore> = MemoryStore::new();
-    let [first, second] = ["one", "two"].map(|name| {
+    // All blocks fit in the first cache, so each is written to the store; the second one evicts some.
+    let [first, second] = [("one", 12), ("two", 8)].map(|(name, host_blocks)| {
         let folder = folder.join(name);
-        Arc::new(open(&folder, Arc::clone(&store)))
+        Arc::new(open(&folder, Arc::clone(&store), host_blocks))
     });
     let chain = keys(1, 12);
     let ids: Vec<usize> = (0..12).collect();
@@ -73,7 +81,10 @@ pub(crate) fn use_two(folder: &Path) -> [Arc<Cache>; 2] {
         );
         stored.unwrap().wait();
     }
+    let start = Instant::now();
     while shared(&first).counters().written < 6 {
+        let counters = shared(&first).counters();
+        assert!(start.elapsed() < PATIENCE, "{counters:?}");
         std::thread::sleep(Duration::from_millis(1));
     }
     for (cache, blocks) in [(&first, 12), (&second, 12)] {

@@ -1,5 +1,12 @@
 //! The server over real caches: its pages, and clients that misbehave.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
+
 mod caches;
 mod client;
 mod documents;
