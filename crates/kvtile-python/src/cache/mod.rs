@@ -188,7 +188,8 @@ impl PyCache {
             let handle = engine.handle()?;
             let mut builder = Cache::builder(settings);
             if let Some(shared) = shared {
-                builder = shared.add_to(builder)?;
+                let (tier, opener) = shared.open()?;
+                builder = builder.tier(tier, opener);
             }
             Ok(builder.open_registered(Arc::clone(manager()), handle)?)
         })?;
