@@ -4,7 +4,7 @@
 use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: [(&str, &[&str]); 23] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     (
@@ -62,9 +62,19 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ("kvtile-rivals", &["kvtile-bench"]),
     (
         "kvtile-cli",
-        &["kvtile", "kvtile-events-wire", "kvtile-shared-open"],
+        &[
+            "kvtile",
+            "kvtile-events-wire",
+            "kvtile-http",
+            "kvtile-shared-open",
+        ],
+    ),
+    (
+        "kvtile-events-publish",
+        &["kvtile-blocks", "kvtile-events-wire", "kvtile-tiers"],
     ),
     ("kvtile-events-wire", &[]),
+    ("kvtile-http", &["kvtile"]),
     (
         "kvtile-program",
         &[
@@ -77,7 +87,13 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ),
     (
         "kvtile-python",
-        &["kvtile", "kvtile-cli", "kvtile-shared-open"],
+        &[
+            "kvtile",
+            "kvtile-cli",
+            "kvtile-events-publish",
+            "kvtile-http",
+            "kvtile-shared-open",
+        ],
     ),
     ("kvtile-random", &[]),
     (
@@ -166,7 +182,7 @@ impl DependencyKind {
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
-const REFUSED: [(&str, &[DependencyKind]); 21] = [
+const REFUSED: [(&str, &[DependencyKind]); 23] = [
     ("kvtile-layout", DependencyKind::ALL),
     ("kvtile-memory", DependencyKind::ALL),
     ("kvtile-transfer", DependencyKind::ALL),
@@ -179,13 +195,19 @@ const REFUSED: [(&str, &[DependencyKind]); 21] = [
     ),
     ("kvtile-shared-open", DependencyKind::ALL),
     ("kvtile-shared-redis", DependencyKind::ALL),
-    ("kvtile-testservers", DependencyKind::ALL),
+    // Its benchmark drives an object store's own client beside kvtile's.
+    (
+        "kvtile-testservers",
+        &[DependencyKind::Hardware, DependencyKind::Untyped],
+    ),
     ("kvtile", DependencyKind::ALL),
     ("kvtile-demo", DependencyKind::ALL),
     ("kvtile-bench", DependencyKind::ALL),
     ("kvtile-rivals", DependencyKind::ALL),
     ("kvtile-cli", DependencyKind::ALL),
+    ("kvtile-events-publish", DependencyKind::ALL),
     ("kvtile-events-wire", DependencyKind::ALL),
+    ("kvtile-http", DependencyKind::ALL),
     ("kvtile-program", DependencyKind::ALL),
     ("kvtile-python", DependencyKind::ALL),
     ("kvtile-random", DependencyKind::ALL),

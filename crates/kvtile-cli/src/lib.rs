@@ -4,7 +4,7 @@
 //! | module | content |
 //! | --- | --- |
 //! | `cli` | the command line of the library, and the commands that every program has |
-//! | `layout`, `plan`, `inspect`, `cache`, `replay`, `events`, `doctor` | one command each |
+//! | `layout`, `plan`, `inspect`, `cache`, `replay`, `events`, `top`, `doctor` | one command each |
 //! | `draw` | pictures in the terminal and as SVG |
 //! | `settings` | the options that every command has |
 //! | `shell` | completions, manual pages, shell quoting |
@@ -41,6 +41,7 @@ mod replay;
 mod settings;
 pub mod shape_args;
 mod shell;
+mod top;
 
 pub use cli::{ABOUT, CliCommand, HELP_RULES};
 pub use layout::layout_picture;
@@ -58,6 +59,7 @@ pub mod arguments {
         plan::PlanArgs,
         replay::ReplayArgs,
         shell::{CompletionsArgs, ManArgs},
+        top::TopArgs,
     };
 }
 

@@ -18,6 +18,7 @@ MADE_BY_KVTILE = {
     "Completion",
     "Event",
     "FlushReport",
+    "HttpServer",
     "LoadReport",
     "Match",
     "Plan",
@@ -189,6 +190,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "LoadReport": (lambda: w.cache.prefetch(w.keys).wait(), ["__repr__"]),
         "FlushReport": (w.cache.flush, ["__repr__"]),
         "Event": (lambda: events(w), ["__repr__"]),
+        "HttpServer": (lambda: kvtile.serve_http(w.cache), ["close", "__enter__", "__repr__"]),
         "EvictionOrder": (lambda: kvtile.EvictionOrder(4), ["clear", "__len__", "__repr__"]),
         "StoreGroup": (lambda: w.group, ["__repr__"]),
         "StoreRows": (w.rows, ["release", "__len__", "__repr__"]),
@@ -324,6 +326,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "EvictionOrder.touch": lambda: (kvtile.EvictionOrder(4).touch, {"keys": names}),
         "EvictionOrder.remove": lambda: (kvtile.EvictionOrder(4).remove, {"keys": names}),
         "EvictionOrder.evict": lambda: (kvtile.EvictionOrder(4).evict, {"count": 1, "protected": names}),
+        "serve_http": lambda: (kvtile.serve_http, {"caches": {"a": w.cache, "b": w.store}, "address": "127.0.0.1:0"}),
         "block_key": lambda: (kvtile.block_key, {"key": b"a"}),
     }
     for name, (maker, methods) in bare.items():

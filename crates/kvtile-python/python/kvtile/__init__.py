@@ -18,6 +18,7 @@ from kvtile._errors import (
     DiskError,
     FolderInUseError,
     ForkError,
+    HttpServerError,
     IdentityError,
     InternalError,
     KvtileError,
@@ -39,6 +40,7 @@ from kvtile._kvtile import (
     Event,
     EvictionOrder,
     FlushReport,
+    HttpServer,
     Identity,
     Layout,
     LoadReport,
@@ -64,6 +66,7 @@ from kvtile._kvtile import (
     copy_blocks,
     copy_blocks_async,
     plan,
+    serve_http,
 )
 from kvtile._shared import SharedTier
 
@@ -82,6 +85,8 @@ __all__ = [
     "FlushReport",
     "FolderInUseError",
     "ForkError",
+    "HttpServer",
+    "HttpServerError",
     "Identity",
     "IdentityError",
     "InternalError",
@@ -119,6 +124,7 @@ __all__ = [
     "copy_blocks",
     "copy_blocks_async",
     "plan",
+    "serve_http",
 ]
 
 for _name in _errors.__all__:

@@ -16,6 +16,7 @@ __all__ = [
     "Event",
     "EvictionOrder",
     "FlushReport",
+    "HttpServer",
     "Identity",
     "Layout",
     "LoadReport",
@@ -43,6 +44,7 @@ __all__ = [
     "plan",
     "reading_pays",
     "run_program",
+    "serve_http",
 ]
 
 STORAGE_WORD: Final[str]
@@ -722,6 +724,23 @@ class Cache:
         *_exception: type[BaseException] | BaseException | TracebackType | None,
     ) -> None: ...
 
+@final
+class HttpServer:
+    @property
+    def url(self) -> str: ...
+    @property
+    def closed(self) -> bool: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        *_exception: type[BaseException] | BaseException | TracebackType | None,
+    ) -> None: ...
+
+def serve_http(
+    caches: Cache | BlockStore | Mapping[str, Cache | BlockStore],
+    address: str = "127.0.0.1:0",
+) -> HttpServer: ...
 def close_all() -> None: ...
 def run_program(arguments: Sequence[str]) -> int: ...
 

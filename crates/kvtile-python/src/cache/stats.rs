@@ -1,6 +1,6 @@
 //! Statistics of a cache as plain values, with the field names of the library's structures.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use kvtile::shared::tier::SharedTier;
 use kvtile::{
@@ -16,6 +16,16 @@ use pyo3::{
     types::{PyBool, PyDict, PyFloat, PyList, PyString},
 };
 use serde_json::{Value, json};
+
+use super::PyCache;
+use crate::slot::OpenSlot;
+
+impl PyCache {
+    /// Its slot, for an observer that does not keep it open.
+    pub(crate) fn observed(&self) -> Weak<OpenSlot<Cache>> {
+        self.slot.as_ref().map(Arc::downgrade).unwrap_or_default()
+    }
+}
 
 /// The counters of the cache, with the ratios derived from them.
 pub(super) fn of_cache(cache: &Cache) -> Value {

@@ -13,7 +13,7 @@ pub(crate) use rows::PyStoreRows;
 use std::{
     collections::HashMap,
     os::fd::{AsRawFd, RawFd},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -129,6 +129,11 @@ impl Drop for PyBlockStore {
 }
 
 impl PyBlockStore {
+    /// Its slot, for an observer that does not keep it open.
+    pub(crate) fn observed(&self) -> Weak<OpenSlot<BlockStore>> {
+        self.slot.as_ref().map(Arc::downgrade).unwrap_or_default()
+    }
+
     /// Calls the store.
     fn with<T: Send, E: Into<CallFailure> + Send>(
         &self,

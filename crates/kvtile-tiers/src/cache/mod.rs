@@ -48,6 +48,7 @@ use kvtile_blocks::{
     events::{EventSnapshot, EventSubscriber, TierId},
     pool::{PinReport, PoolStats},
 };
+use kvtile_layout::identity::Identity;
 use kvtile_transfer::{LayoutHandle, TransferManager};
 
 pub use crate::below::{SYNC_BLOCKS, SYNC_WITHIN};
@@ -70,10 +71,12 @@ pub use kvtile_transfer::completion::Completion;
 use parts::CacheParts;
 
 use crate::{
+    below::TierHealth,
     disk::DiskTier,
     error::TierError,
     metrics::{CacheStats, MissReason, Queue as QueueLabel},
     parts::PartsTier,
+    source::{EventSource, ListStoredBlocks},
     tier::{Tier, TierStats},
 };
 
@@ -128,6 +131,8 @@ pub struct Cache {
     workers: Vec<JoinHandle<()>>,
     /// Whether the cache is already closed.
     is_closed: bool,
+    /// Lives as long as the cache, while matches may keep `inner`.
+    owner: Arc<()>,
 }
 
 impl Cache {
@@ -280,6 +285,25 @@ impl Cache {
         counts::tier_stats(&self.inner, tier)
     }
 
+    /// Which operations of a tier are in a backoff after failures; `None` if the cache has no such
+    /// tier. Host memory has none.
+    #[must_use]
+    pub fn tier_health(&self, tier: TierId) -> Option<TierHealth> {
+        counts::tier_health(&self.inner, tier)
+    }
+
+    /// The identity of the blocks.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.inner.settings.identity
+    }
+
+    /// Payload bytes of one block.
+    #[must_use]
+    pub fn block_bytes(&self) -> u64 {
+        self.inner.block_bytes
+    }
+
     /// The counters and contents of a tier's pool; `None` if the cache has no such tier or the tier
     /// has no pool.
     #[must_use]
@@ -331,12 +355,16 @@ impl Cache {
     /// subscriber that lagged restarts from here.
     #[must_use]
     pub fn snapshot(&self) -> EventSnapshot {
-        self.inner.events.snapshot(|blocks| {
-            self.inner.host.pool.list_stored(blocks);
-            for below in &self.inner.below {
-                below.tier.list(blocks);
-            }
-        })
+        let list = |blocks: &mut Vec<_>| self.inner.list_stored(blocks);
+        self.inner.events.snapshot(list)
+    }
+
+    /// The events and snapshots of the cache, for a reader that must not keep it open.
+    #[must_use]
+    pub fn event_source(&self) -> EventSource {
+        let inner = Arc::downgrade(&self.inner);
+        let page_size = self.inner.page_size;
+        EventSource::new(&self.inner.events, inner, &self.owner, [page_size])
     }
 
     /// The engine's layout, as registered with the cache's transfer manager.

@@ -183,6 +183,7 @@ impl CacheBuilder {
             inner,
             workers: Vec::new(),
             is_closed: false,
+            owner: Arc::new(()),
         };
         cache.start()
     }
