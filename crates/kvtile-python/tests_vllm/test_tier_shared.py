@@ -70,7 +70,7 @@ def test_both_engines_run_at_the_same_time(tmp_path: Path) -> None:
         first.store(CHAIN)
         written(first, len(CHAIN))
         end = time.monotonic() + SECONDS
-        # A query has an absent value again after two seconds.
+        # The tier queries an absent value again after two seconds.
         while second.lookup(CHAIN) < len(CHAIN):
             assert time.monotonic() < end
             time.sleep(0.1)
@@ -106,14 +106,12 @@ def use(store: kvtile.SharedTier, patch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_slow_store_is_a_miss_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Slow(1.5)
-    use(store, monkeypatch)
+    use(Slow(1.5), monkeypatch)
     with tiers(entry(tmp_path / "kv", shared="a store", shared_within=0.05)) as made:
         start = time.monotonic()
         assert made.lookup(CHAIN, steps=10**6) == 0
         assert time.monotonic() - start < 1.4, "the request does not wait for the answer"
         assert count(made, "lookups", "shared late") == 1
-        store.pause = 0.0
         # What the folder has needs no answer.
         made.store(CHAIN)
         made.forget_primary()

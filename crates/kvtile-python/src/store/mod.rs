@@ -262,7 +262,7 @@ impl PyBlockStore {
         self.with(py, |store| memory.register(store, &group.group.name))
     }
 
-    /// Queries the shared tier for blocks; ``contains`` and ``load`` know those that it has once it has
+    /// Asks the shared tier which blocks it has; ``contains`` and ``load`` know them once it has
     /// answered. The call returns at once. Without a shared tier the query is ready.
     ///
     /// Args:
@@ -285,7 +285,7 @@ impl PyBlockStore {
     }
 
     /// Whether a load would find each block now, without I/O. The disk may evict a block before its
-    /// load; of a shared tier only blocks are found that a query has named (``ask``).
+    /// load; of a shared tier only blocks are found that an earlier query named.
     ///
     /// Args:
     ///     keys: bytes or text of any length.
