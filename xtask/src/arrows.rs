@@ -4,7 +4,7 @@
 use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: [(&str, &[&str]); 22] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     (
@@ -54,6 +54,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
             "kvtile-transfer",
         ],
     ),
+    ("kvtile-daemon-wire", &[]),
     ("kvtile-demo", &["kvtile", "kvtile-random"]),
     (
         "kvtile-bench",
@@ -95,8 +96,9 @@ const ARROWS: [(&str, &[&str]); 21] = [
 ];
 
 /// The allowed external dependencies of crates that do no I/O.
-const PURE: [(&str, &[&str]); 3] = [
+const PURE: [(&str, &[&str]); 4] = [
     ("kvtile-random", &[]),
+    ("kvtile-daemon-wire", &["thiserror"]),
     ("kvtile-layout", &["blake3", "serde", "thiserror", "toml"]),
     (
         "kvtile-blocks",
@@ -166,7 +168,7 @@ impl DependencyKind {
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
-const REFUSED: [(&str, &[DependencyKind]); 21] = [
+const REFUSED: [(&str, &[DependencyKind]); 22] = [
     ("kvtile-layout", DependencyKind::ALL),
     ("kvtile-memory", DependencyKind::ALL),
     ("kvtile-transfer", DependencyKind::ALL),
@@ -181,6 +183,7 @@ const REFUSED: [(&str, &[DependencyKind]); 21] = [
     ("kvtile-shared-redis", DependencyKind::ALL),
     ("kvtile-testservers", DependencyKind::ALL),
     ("kvtile", DependencyKind::ALL),
+    ("kvtile-daemon-wire", DependencyKind::ALL),
     ("kvtile-demo", DependencyKind::ALL),
     ("kvtile-bench", DependencyKind::ALL),
     ("kvtile-rivals", DependencyKind::ALL),
