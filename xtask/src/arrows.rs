@@ -16,6 +16,7 @@ const ARROWS: [(&str, &[&str]); 22] = [
         "kvtile-tiers",
         &[
             "kvtile-blocks",
+            "kvtile-daemon-wire",
             "kvtile-layout",
             "kvtile-memory",
             "kvtile-random",
