@@ -2,7 +2,7 @@
 #![no_main]
 
 use kvtile_daemon_wire::{
-    FoundFrame, FrameKind, HoldFrame, LoadFrame, LookupFrame, NarrowFrame, NumberFrame,
+    EventsFrame, FoundFrame, FrameKind, HoldFrame, LoadFrame, LookupFrame, NarrowFrame, NumberFrame,
     PrefetchFrame, RefusalFrame, ReleaseFrame, StoreFrame, StoredFrame, read_frame,
 };
 use libfuzzer_sys::fuzz_target;
@@ -21,6 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
             FrameKind::Narrow => NarrowFrame::decode(&payload).map(|frame| frame.encode(number)),
             FrameKind::Hold => HoldFrame::decode(&payload).map(|frame| frame.encode(number)),
             FrameKind::Release => ReleaseFrame::decode(&payload).map(|frame| frame.encode(number)),
+            FrameKind::Events => EventsFrame::decode(&payload).map(|frame| frame.encode()),
             FrameKind::Stored => StoredFrame::decode(&payload).map(|frame| frame.encode(number)),
             FrameKind::Refused => RefusalFrame::decode(&payload).map(|frame| frame.encode(number)),
             FrameKind::Prefetch | FrameKind::Peek => {

@@ -4,7 +4,7 @@
 use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 22] = [
+const ARROWS: [(&str, &[&str]); 23] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     (
@@ -55,6 +55,17 @@ const ARROWS: [(&str, &[&str]); 22] = [
             "kvtile-transfer",
         ],
     ),
+    (
+        "kvtile-daemon",
+        &[
+            "kvtile-blocks",
+            "kvtile-daemon-wire",
+            "kvtile-layout",
+            "kvtile-memory",
+            "kvtile-tiers",
+            "kvtile-transfer",
+        ],
+    ),
     ("kvtile-daemon-wire", &[]),
     ("kvtile-demo", &["kvtile", "kvtile-random"]),
     (
@@ -64,7 +75,12 @@ const ARROWS: [(&str, &[&str]); 22] = [
     ("kvtile-rivals", &["kvtile-bench"]),
     (
         "kvtile-cli",
-        &["kvtile", "kvtile-events-wire", "kvtile-shared-open"],
+        &[
+            "kvtile",
+            "kvtile-daemon",
+            "kvtile-events-wire",
+            "kvtile-shared-open",
+        ],
     ),
     ("kvtile-events-wire", &[]),
     (
@@ -169,7 +185,7 @@ impl DependencyKind {
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
-const REFUSED: [(&str, &[DependencyKind]); 22] = [
+const REFUSED: [(&str, &[DependencyKind]); 23] = [
     ("kvtile-layout", DependencyKind::ALL),
     ("kvtile-memory", DependencyKind::ALL),
     ("kvtile-transfer", DependencyKind::ALL),
@@ -184,6 +200,7 @@ const REFUSED: [(&str, &[DependencyKind]); 22] = [
     ("kvtile-shared-redis", DependencyKind::ALL),
     ("kvtile-testservers", DependencyKind::ALL),
     ("kvtile", DependencyKind::ALL),
+    ("kvtile-daemon", DependencyKind::ALL),
     ("kvtile-daemon-wire", DependencyKind::ALL),
     ("kvtile-demo", DependencyKind::ALL),
     ("kvtile-bench", DependencyKind::ALL),

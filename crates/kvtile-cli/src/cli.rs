@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
     CommandLine, OutputArgs, cache, doctor, error::CliError, events, inspect, layout, plan, replay,
-    shell,
+    serve, shell,
 };
 
 /// The description of kvtile in one line.
@@ -25,6 +25,7 @@ Start here:
   kvtile inspect cache.kvtile                   contents of a saved cache, and its checksums
   kvtile replay trace.jsonl --dry               hit rates of eviction policies
   kvtile cache stat DIR                         contents of the folder of a disk tier
+  kvtile serve --socket kv.sock --host 64GiB    one cache for all processes of this machine
   kvtile doctor                                 features of this machine, with advice";
 
 /// The rules of every command and the exit codes: the end of `--help`.
@@ -110,6 +111,9 @@ pub enum CliCommand {
     /// Report on the folder of a disk tier, verify, export or clear it
     #[command(after_help = cache::EXAMPLES)]
     Cache(cache::CacheArgs),
+    /// Serve one host memory, disk and shared store to all processes of this machine
+    #[command(after_help = serve::EXAMPLES)]
+    Serve(Box<serve::ServeArgs>),
     /// Report the features of this machine, with advice
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArgs),
@@ -134,6 +138,7 @@ impl CliCommand {
             CliCommand::Replay(args) => replay::run(args),
             CliCommand::Events(args) => events::run(args),
             CliCommand::Cache(args) => cache::run(args),
+            CliCommand::Serve(args) => serve::run(args),
             CliCommand::Doctor(args) => doctor::run(args),
             CliCommand::Completions(args) => shell::completions(args, program),
             CliCommand::Man(args) => shell::man(args, program),

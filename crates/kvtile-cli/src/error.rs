@@ -99,6 +99,9 @@ pub enum CliError {
         /// The command.
         command: &'static str,
     },
+    /// The node daemon does not start, or is not reached.
+    #[error(transparent)]
+    Daemon(#[from] kvtile_daemon::DaemonError),
     /// Memory could not be allocated.
     #[error(transparent)]
     Memory(#[from] MemoryError),

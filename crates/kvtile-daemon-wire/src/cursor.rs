@@ -55,6 +55,10 @@ impl<'a> FieldReader<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
+    pub(crate) fn key(&mut self) -> Result<KeyBytes, WireError> {
+        self.array()
+    }
+
     /// A byte that is 0 or 1.
     pub(crate) fn flag(&mut self, what: &'static str) -> Result<bool, WireError> {
         match self.u8()? {

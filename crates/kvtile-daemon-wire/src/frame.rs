@@ -70,6 +70,10 @@ kinds! {
         Peek = 11,
         /// Any other call; JSON.
         Call = 12,
+        /// In place of a hello: the status of the daemon, after which it closes the socket; empty.
+        Status = 13,
+        /// Sends the blocks of all tiers, and their changes from now on; empty. It has no reply.
+        Subscribe = 14,
         /// The reply to `Hello`, followed by the hand-over of host memory; JSON.
         Welcome = 101,
         /// The reply to `Staging` and to `Peek` and `Check`; a [`NumberFrame`].
@@ -84,8 +88,10 @@ kinds! {
         Loaded = 105,
         /// The reply to `Store`; a [`StoredFrame`](crate::StoredFrame).
         Stored = 106,
-        /// The reply to `Call`; JSON.
+        /// The reply to `Call` and to `Status`; JSON.
         Answer = 107,
+        /// Changes of the tiers; an [`EventsFrame`](crate::EventsFrame).
+        Events = 108,
     },
     |kind| WireError::UnknownKind { kind }
 }

@@ -17,12 +17,14 @@
 
 mod cursor;
 mod error;
+mod events;
 mod frame;
 mod load;
 mod lookup;
 mod store;
 
 pub use error::{ReadFrameError, WireError};
+pub use events::{EVENTS_MAX, EventRecord, EventsFrame, WireChange};
 pub use frame::{FrameHeader, FrameKind, NumberFrame, RefusalCode, RefusalFrame, read_frame};
 pub use load::{HoldFrame, LoadFrame, ReleaseFrame, StopFrame, TierRun};
 pub use lookup::{FoundFrame, LookupFrame, NarrowFrame, PrefetchFrame};

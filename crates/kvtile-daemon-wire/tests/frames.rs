@@ -2,10 +2,10 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use kvtile_daemon_wire::{
-    FRAME_BYTES_MAX, FoundFrame, FrameHeader, FrameKind, HEADER_BYTES, HoldFrame, KEYS_MAX,
-    LoadFrame, LookupFrame, NO_TIME, NarrowFrame, NumberFrame, PrefetchFrame, ReadFrameError,
-    RefusalCode, RefusalFrame, ReleaseFrame, StopFrame, StoreFrame, StoredFrame, TierRun,
-    WireError, read_frame,
+    EventRecord, EventsFrame, FRAME_BYTES_MAX, FoundFrame, FrameHeader, FrameKind, HEADER_BYTES,
+    HoldFrame, KEYS_MAX, LoadFrame, LookupFrame, NO_TIME, NarrowFrame, NumberFrame, PrefetchFrame,
+    ReadFrameError, RefusalCode, RefusalFrame, ReleaseFrame, StopFrame, StoreFrame, StoredFrame,
+    TierRun, WireChange, WireError, read_frame,
 };
 
 fn lookup() -> LookupFrame {
@@ -50,6 +50,22 @@ fn loaded() -> LoadFrame {
         },
         ids: vec![5, 6],
     }
+}
+
+fn events() -> Vec<EventRecord> {
+    let (key, parent) = ([1; 16], Some([2; 16]));
+    [
+        WireChange::Stored { key, parent: None },
+        WireChange::Stored { key, parent },
+        WireChange::Removed { key },
+        WireChange::Cleared,
+    ]
+    .map(|change| EventRecord {
+        tier: 1,
+        group: 2,
+        change,
+    })
+    .to_vec()
 }
 
 /// One frame of each form.
@@ -103,6 +119,11 @@ fn frames() -> Vec<Vec<u8>> {
             nanoseconds: 4,
         }
         .encode(21),
+        EventsFrame {
+            is_reset: true,
+            events: events(),
+        }
+        .encode(),
     ]
 }
 
@@ -118,6 +139,7 @@ fn decodes(kind: FrameKind, payload: &[u8]) -> Result<(), WireError> {
         FrameKind::Stored => StoredFrame::decode(payload).map(drop),
         FrameKind::Refused => RefusalFrame::decode(payload).map(drop),
         FrameKind::Release => ReleaseFrame::decode(payload).map(drop),
+        FrameKind::Events => EventsFrame::decode(payload).map(drop),
         FrameKind::Prefetch | FrameKind::Peek => PrefetchFrame::decode(payload).map(drop),
         _ => NumberFrame::decode(payload).map(drop),
     }
@@ -261,6 +283,34 @@ fn the_bytes_of_the_frames_never_change() {
             "02000000",
             "0300000000000000",
             "0400000000000000",
+        ),
+        concat!(
+            "a1000000",
+            "6c00",
+            "0000",
+            "0000000000000000",
+            "01",
+            "04000000",
+            "0100",
+            "02000000",
+            "00",
+            "01010101010101010101010101010101",
+            "00000000000000000000000000000000",
+            "0100",
+            "02000000",
+            "01",
+            "01010101010101010101010101010101",
+            "02020202020202020202020202020202",
+            "0100",
+            "02000000",
+            "02",
+            "01010101010101010101010101010101",
+            "00000000000000000000000000000000",
+            "0100",
+            "02000000",
+            "03",
+            "00000000000000000000000000000000",
+            "00000000000000000000000000000000",
         ),
     ];
     assert_eq!(frames, golden);

@@ -195,11 +195,15 @@ impl DaemonLink {
     }
 
     /// Reads replies until the connection ends.
-    pub(super) fn run(&self) {
+    /// Frames of events go to `events`.
+    pub(super) fn run(&self, events: &mut dyn FnMut(&[u8])) {
         let mut from = BufReader::with_capacity(1 << 16, &self.socket);
         while let Ok((header, payload)) = read_frame(&mut from) {
             self.is_late.store(false, Ordering::Relaxed);
-            self.answered(header, &payload);
+            match header.kind {
+                FrameKind::Events => events(&payload),
+                _ => self.answered(header, &payload),
+            }
         }
         self.close();
     }

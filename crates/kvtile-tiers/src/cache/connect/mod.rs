@@ -13,6 +13,7 @@
 //! A daemon that does not answer costs misses and refusals, never a hang: every call has a deadline,
 //! and while the daemon is late or gone, lookups end at once. A thread connects again.
 
+mod events;
 mod found;
 mod link;
 mod load;
@@ -21,7 +22,6 @@ mod settings;
 mod store;
 
 use std::{
-    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -33,7 +33,7 @@ use std::{
 
 use kvtile_blocks::{
     BlockKey, Tick,
-    events::{EventLog, EventSnapshot, EventSubscriber, TierId},
+    events::{EventSnapshot, EventSubscriber, TierId},
     pool::{OwnerId, PinReport},
 };
 use kvtile_daemon_wire::{FrameHeader, FrameKind, KEYS_MAX, LoadFrame, PrefetchFrame};
@@ -60,13 +60,11 @@ use crate::{
     queue::{JobQueue, NextJob, QueueRefusal},
     tier::TierStats,
 };
+use events::ConnectedEvents;
 use link::LinkError;
 use load::ConnectedLoad;
 use session::DaemonSession;
 use store::ConnectedStore;
-
-/// Events that the log keeps for subscribers that lag.
-const EVENTS: NonZeroUsize = NonZeroUsize::MIN.saturating_add((1 << 16) - 1);
 
 /// The longest pause before connecting again.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
@@ -110,7 +108,7 @@ struct ConnectedParts {
     missed: (AtomicU64, AtomicU64),
     /// The last counters that the daemon reported, and its tiers.
     stats: Mutex<CacheStats>,
-    events: Arc<EventLog>,
+    events: ConnectedEvents,
     tiers: Mutex<Vec<TierId>>,
 }
 
@@ -180,8 +178,11 @@ impl ConnectedParts {
         let mut pause = self.settings.retry_after;
         loop {
             if let Some(session) = self.session() {
-                session.link.run();
+                self.events.connected(&session.link);
+                let events = &mut |payload: &[u8]| self.events.came(&session, payload);
+                session.link.run(events);
                 self.state.lock().session = None;
+                self.events.disconnected();
                 log::warn!(
                     "the connection to the daemon at {} ended",
                     self.socket.display()
@@ -318,7 +319,7 @@ impl ConnectedCache {
             changed: Condvar::new(),
             missed: (AtomicU64::new(0), AtomicU64::new(0)),
             stats: Mutex::default(),
-            events: Arc::new(EventLog::new(EVENTS)?),
+            events: ConnectedEvents::new()?,
             settings,
             manager,
             engine,
@@ -543,11 +544,13 @@ impl ConnectedCache {
     }
 
     pub(super) fn subscribe(&self) -> EventSubscriber {
-        self.parts.events.subscribe()
+        let session = self.parts.session();
+        self.parts.events.subscribe(session.as_ref())
     }
 
     pub(super) fn snapshot(&self) -> EventSnapshot {
-        self.parts.events.snapshot(|_| {})
+        let (session, within) = (self.parts.session(), self.parts.settings.answer_within);
+        self.parts.events.snapshot(session.as_ref(), within)
     }
 
     pub(super) fn tiers(&self) -> Vec<TierId> {
