@@ -227,6 +227,11 @@ fn soak((kills, seeds, seconds): (u64, u64, u64), seed: Option<u64>) -> Result<(
         .run()?;
     step("cache", "mixed")
         .env("KVTILE_CACHE_SECONDS", seconds)
+        .run()?;
+    let daemon = ["test", "--locked", "-p", "kvtile-daemon", "--test", "daemon"];
+    let killed = ["--", "--nocapture", "killed_at_any_moment"];
+    CargoStep::cargo(daemon.into_iter().chain(killed))
+        .env("KVTILE_DAEMON_KILLS", kills)
         .run()
 }
 

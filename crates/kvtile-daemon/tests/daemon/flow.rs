@@ -172,8 +172,6 @@ fn refusals_are_those_of_a_cache_in_process() {
 /// A disk below: blocks come back after a restart of the daemon, to clients that live through it.
 #[test]
 fn a_client_outlives_its_daemon_and_the_disk_has_the_blocks() {
-    log::set_logger(&crate::Printer).unwrap();
-    log::set_max_level(log::LevelFilter::Debug);
     let node = Node::new();
     let disk = node.folder.path().join("disk");
     let start = || Daemon::start(node.settings(16).disk(&disk, 4 << 20)).unwrap();

@@ -46,6 +46,7 @@ pub struct SharedMemory {
     fd: OwnedFd,
     size: usize,
     huge_pages: HugePages,
+    is_only_written_here: bool,
 }
 
 impl SharedMemory {
@@ -110,6 +111,7 @@ impl SharedMemory {
             fd,
             size,
             huge_pages: HugePages::NotRequested,
+            is_only_written_here: false,
         })
     }
 
@@ -117,6 +119,13 @@ impl SharedMemory {
     #[must_use]
     pub fn huge_pages(&self) -> &HugePages {
         &self.huge_pages
+    }
+
+    /// Whether no other process can write the memory: it was made by
+    /// [`AllocateOptions::create_read_only_for_others`] in this process.
+    #[must_use]
+    pub fn is_only_written_here(&self) -> bool {
+        self.is_only_written_here
     }
 
     /// All bytes.
@@ -194,8 +203,9 @@ impl AllocateOptions<'_, SharedMemory> {
     /// As for [`create`](Self::create); [`MemoryError::System`] on kernels before 5.1, which do not
     /// know this seal.
     pub fn create_read_only_for_others(self, bytes: usize) -> Result<SharedMemory, MemoryError> {
-        let memory = self.create_unsealed(bytes)?;
+        let mut memory = self.create_unsealed(bytes)?;
         seal(&memory.fd, SealFlags::FUTURE_WRITE)?;
+        memory.is_only_written_here = true;
         Ok(memory)
     }
 
@@ -212,6 +222,7 @@ impl AllocateOptions<'_, SharedMemory> {
             fd,
             size: bytes,
             huge_pages,
+            is_only_written_here: false,
         })
     }
 }

@@ -78,7 +78,8 @@ impl DaemonSession {
         })
     }
 
-    /// Connects to the daemon and shakes hands, within the time of one answer for each step.
+    /// Connects to the daemon and shakes hands, each step within the time of a job: the first client of
+    /// an identity waits until its cache is open.
     pub(super) fn open(
         socket: &Path,
         settings: &ConnectSettings,
@@ -93,7 +94,7 @@ impl DaemonSession {
         };
         let stream = UnixStream::connect(socket).map_err(no_daemon)?;
         check_peer(&stream, &path)?;
-        let within = Some(settings.answer_within);
+        let within = Some(settings.work_within);
         stream.set_read_timeout(within).map_err(no_daemon)?;
         stream.set_write_timeout(within).map_err(no_daemon)?;
         let (word, welcome) = greet(&stream, settings, engine, &no_daemon)?;
@@ -111,6 +112,8 @@ impl DaemonSession {
         }
         let staging = hand_staging_over(&stream, settings, (engine, &word), &welcome, &no_daemon)?;
         stream.set_read_timeout(None).map_err(no_daemon)?;
+        let answer = Some(settings.answer_within);
+        stream.set_write_timeout(answer).map_err(no_daemon)?;
         let staging_blocks = staging.shape().num_blocks();
         let pool = manager.register(pool)?;
         let staging = manager.register(staging).inspect_err(|_| {

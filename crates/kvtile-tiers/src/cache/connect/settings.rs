@@ -29,8 +29,8 @@ pub struct ConnectSettings {
     /// lookup finds nothing, and later calls do not wait until the daemon has answered something.
     #[serde(default = "answer_within")]
     pub answer_within: Duration,
-    /// How long a load, a store, a prefetch, a flush or a clearing waits for the daemon (default
-    /// 60 s).
+    /// How long the connection itself, a load, a store, a prefetch, a flush or a clearing waits for the
+    /// daemon (default 60 s).
     #[serde(default = "work_within")]
     pub work_within: Duration,
     /// The first pause before connecting again (default 100 ms). Each failure doubles it, up to 5 s.
