@@ -90,6 +90,13 @@ fn lock(folder: &Path, name: &str) -> Result<File, StepFailure> {
     Ok(file)
 }
 
+/// The environment variable with which Python keeps compiled modules beside the environment's: compiling an engine's
+/// modules takes most of its start, and the tests start engines by the dozen. Checkouts stay clean.
+pub(crate) fn bytecode(environment: &Path) -> (&'static str, String) {
+    let folder = environment.join("bytecode").display().to_string();
+    ("PYTHONPYCACHEPREFIX", folder)
+}
+
 /// Builds the package and installs it into an environment, without its dependencies.
 pub(crate) fn install_package(
     environment: &Path,

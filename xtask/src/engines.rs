@@ -80,7 +80,7 @@ pub(crate) fn test(arguments: &[String]) -> Result<(), StepFailure> {
     let variables = [
         ("HF_HUB_OFFLINE", "1".to_owned()),
         ("OMP_NUM_THREADS", "2".to_owned()),
-        ("PYTHONDONTWRITEBYTECODE", "1".to_owned()),
+        cached::bytecode(&environment),
     ];
     let arguments = [&pytest[..], &arguments].concat();
     python::run_with(&environment, "python", &arguments, &variables)

@@ -108,6 +108,13 @@ enum XtaskCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measures shared stores: S3 against `object_store`, Redis against `redis-benchmark`, a folder
+    /// against `fio`, in turns, with the servers of `test-sharing`.
+    BenchSharing {
+        /// `--rounds N`, `--part bucket|redis|folder`, `--folder FOLDER`, `--json FILE`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measures how long vLLM takes to the first token with and without the connector: two minutes,
     /// a table and a chart.
     DemoVllm {
@@ -158,6 +165,7 @@ fn main() -> ExitCode {
         XtaskCommand::TestEngines { arguments } => engines::test(&arguments),
         XtaskCommand::TestSharing { arguments } => sharing::test(&arguments),
         XtaskCommand::SoakSharing { seconds, arguments } => sharing::soak(seconds, &arguments),
+        XtaskCommand::BenchSharing { arguments } => sharing::bench(&arguments),
         XtaskCommand::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),
         XtaskCommand::BenchRows { arguments } => vllm::demonstrate(vllm::BENCH_ROWS, &arguments),
         XtaskCommand::DemoDamage { arguments } => vllm::demonstrate(vllm::DEMO_DAMAGE, &arguments),
@@ -228,7 +236,14 @@ fn soak((kills, seeds, seconds): (u64, u64, u64), seed: Option<u64>) -> Result<(
     step("cache", "mixed")
         .env("KVTILE_CACHE_SECONDS", seconds)
         .run()?;
-    let daemon = ["test", "--locked", "-p", "kvtile-daemon", "--test", "daemon"];
+    let daemon = [
+        "test",
+        "--locked",
+        "-p",
+        "kvtile-daemon",
+        "--test",
+        "daemon",
+    ];
     let killed = ["--", "--nocapture", "killed_at_any_moment"];
     CargoStep::cargo(daemon.into_iter().chain(killed))
         .env("KVTILE_DAEMON_KILLS", kills)

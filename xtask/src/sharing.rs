@@ -32,6 +32,9 @@ const ENVIRONMENT: CachedEnvironment<'_> = CachedEnvironment {
 /// the package of its tools, under this name.
 const DEBIAN: [(&str, &str); 2] = [("redis-check-rdb", "redis-tools"), ("fusermount3", "fuse3")];
 
+/// The programs that the benchmark compares with.
+const DEBIAN_BENCH: [(&str, &str); 2] = [("redis-benchmark", "redis-tools"), ("fio", "fio")];
+
 /// Seconds of each test under load that `cargo x test-sharing` runs.
 const SECONDS: u64 = 2;
 
@@ -45,9 +48,21 @@ pub(crate) fn soak(seconds: u64, arguments: &[String]) -> Result<(), StepFailure
     run("sharing", seconds, arguments)
 }
 
+/// Measures shared stores against bare clients of the same servers, in turns.
+pub(crate) fn bench(arguments: &[String]) -> Result<(), StepFailure> {
+    let (environment, _lock) = ENVIRONMENT.install()?;
+    install_packages(&DEBIAN_BENCH);
+    let step = ["bench", "--locked", "-p", "kvtile-testservers"];
+    let target = ["--bench", "sharing", "--"];
+    let words = arguments.iter().map(String::as_str);
+    CargoStep::cargo(step.into_iter().chain(target).chain(words))
+        .env("KVTILE_SERVERS", environment.display())
+        .run()
+}
+
 fn run(test: &str, seconds: u64, arguments: &[String]) -> Result<(), StepFailure> {
     let (environment, _lock) = ENVIRONMENT.install()?;
-    install_packages();
+    install_packages(&DEBIAN);
     let step = [
         "test",
         "--locked",
@@ -66,8 +81,8 @@ fn run(test: &str, seconds: u64, arguments: &[String]) -> Result<(), StepFailure
 
 /// Installs Debian's packages that are missing, if this is root on a Debian machine. A failure is no
 /// failure of the command: the table names what is missing.
-fn install_packages() {
-    let missing = DEBIAN.iter().filter(|(program, _)| !is_in_path(program));
+fn install_packages(programs: &[(&str, &str)]) {
+    let missing = programs.iter().filter(|(program, _)| !is_in_path(program));
     let missing: Vec<&str> = missing.map(|(_, package)| *package).collect();
     if missing.is_empty() || !rustix::process::geteuid().is_root() || !is_in_path("apt-get") {
         return;

@@ -90,7 +90,9 @@ struct VllmEnvironment {
 
 impl VllmEnvironment {
     fn python(&self, arguments: &[&str]) -> Result<(), StepFailure> {
-        python::run_with(&self.folder, "python", arguments, &variables(&self.model))
+        let mut variables = variables(&self.model);
+        variables.push(cached::bytecode(&self.folder));
+        python::run_with(&self.folder, "python", arguments, &variables)
     }
 }
 
@@ -127,7 +129,6 @@ fn variables(model: &Path) -> Vec<(&'static str, String)> {
         ("VLLM_CPU_KVCACHE_SPACE", "1".to_owned()),
         ("VLLM_ENABLE_V1_MULTIPROCESSING", "0".to_owned()),
         ("VLLM_NO_USAGE_STATS", "1".to_owned()),
-        ("PYTHONDONTWRITEBYTECODE", "1".to_owned()),
         ("KVTILE_TEST_MODEL", model.display().to_string()),
     ];
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

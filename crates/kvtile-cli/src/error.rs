@@ -10,6 +10,7 @@ use kvtile::{
     transfer::{SavedError, TransferError},
 };
 use kvtile_events_wire::WireError;
+use kvtile_http::FetchError;
 use thiserror::Error;
 
 /// Exit code of a failure.
@@ -99,6 +100,9 @@ pub enum CliError {
         /// The command.
         command: &'static str,
     },
+    /// The page of numbers is not served.
+    #[error(transparent)]
+    Http(#[from] kvtile_http::HttpError),
     /// The node daemon does not start, or is not reached.
     #[error(transparent)]
     Daemon(#[from] kvtile_daemon::DaemonError),
@@ -160,6 +164,9 @@ pub enum CliError {
     /// Events could not be received, published or read.
     #[error(transparent)]
     Events(#[from] WireError),
+    /// The numbers of a server could not be read.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     /// Too few subscribers to publish to.
     #[error(
         "{found} of {wanted} subscribers came within {seconds} s; give --wait 0 to publish without any"
@@ -188,6 +195,7 @@ impl ProgramFailure for CliError {
             | CliError::NothingLeft { .. }
             | CliError::InProgramOnly { .. }
             | CliError::Events(WireError::Endpoint { .. })
+            | CliError::Fetch(FetchError::Url { .. })
             | CliError::NotConfirmed { .. } => USAGE,
             _ => FAILURE,
         }

@@ -4,7 +4,7 @@
 //! | module | content |
 //! | --- | --- |
 //! | `cli` | the command line of the library, and the commands that every program has |
-//! | `layout`, `plan`, `inspect`, `cache`, `replay`, `events`, `serve`, `doctor` | one command each |
+//! | `layout`, `plan`, `inspect`, `cache`, `replay`, `events`, `serve`, `top`, `doctor` | one command each |
 //! | `draw` | pictures in the terminal and as SVG |
 //! | `settings` | the options that every command has |
 //! | `shell` | completions, manual pages, shell quoting |
@@ -42,6 +42,7 @@ mod serve;
 mod settings;
 pub mod shape_args;
 mod shell;
+mod top;
 
 pub use cli::{ABOUT, CliCommand, HELP_RULES};
 pub use layout::layout_picture;
@@ -60,6 +61,7 @@ pub mod arguments {
         replay::ReplayArgs,
         serve::ServeArgs,
         shell::{CompletionsArgs, ManArgs},
+        top::TopArgs,
     };
 }
 

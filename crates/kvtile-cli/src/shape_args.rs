@@ -2,7 +2,7 @@
 
 use clap::Args;
 use kvtile::{
-    layout::{Axis, Plane, Shape, Shard, Unit},
+    layout::{Axis, Plane, PlanePer, Shape, Shard, Unit},
     presets::{self, ModelPreset},
 };
 
@@ -11,7 +11,7 @@ use crate::{error::CliError, numbers};
 /// The help of `--plane`.
 const PLANE_HELP: &str = "A plane NAME:UNIT[:AXIS=EXTENT,…], once for each plane, for instance \
 c:bf16:C=512. UNIT is a data type (bf16, fp8_e4m3, q8_0, …), NAME/BYTES, NAME/BYTES/VALUES or \
-opaque/NAME/BYTES; the suffix `:page` gives one entry per page instead of one per token";
+opaque/NAME/BYTES; the suffix `:page` gives one entry per page instead of one per token, `:every=4` one for 4 tokens";
 
 /// The shape options: blocks, layers, tokens, planes.
 #[derive(Args, Clone, Debug)]
@@ -164,9 +164,11 @@ impl ShapeArgs {
 /// The plane with this many heads, if it has heads.
 fn with_heads(plane: &Plane, heads: u64) -> Result<Plane, CliError> {
     let mut held = Plane::new(plane.name().as_str(), plane.unit().clone())?;
-    if !plane.is_per_token() {
-        held = held.per_page();
-    }
+    held = match plane.per() {
+        PlanePer::Token => held,
+        PlanePer::Every(tokens) => held.every(tokens),
+        PlanePer::Page => held.per_page(),
+    };
     for &(axis, extent) in plane.extents() {
         held = held.extent(axis, if axis == Axis::H { heads } else { extent });
     }
@@ -190,6 +192,13 @@ fn plane(text: &str) -> Result<Plane, CliError> {
     for part in parts {
         if part == "page" {
             plane = plane.per_page();
+            continue;
+        }
+        if let Some(tokens) = part.strip_prefix("every=") {
+            let tokens = tokens.parse();
+            plane = plane.every(tokens.map_err(|_| {
+                refused("the tokens of an entry are a number, for instance every=4")
+            })?);
             continue;
         }
         for extent in part.split(',') {

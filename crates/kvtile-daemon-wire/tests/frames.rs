@@ -1,5 +1,4 @@
 //! The bytes of every frame, and what is refused.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use kvtile_daemon_wire::{
     EventRecord, EventsFrame, FRAME_BYTES_MAX, FoundFrame, FrameHeader, FrameKind, HEADER_BYTES,
@@ -152,167 +151,7 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn the_bytes_of_the_frames_never_change() {
     let frames: Vec<String> = frames().iter().map(|frame| hex(frame)).collect();
-    let golden = [
-        concat!(
-            "520000000400",
-            "0000",
-            "0b00000000000000",
-            "0100000000000000",
-            "0200000000000000",
-            "ffffffffffffffff",
-            "0300000000000000",
-            "0400000000000000",
-            "05000000",
-            "ff",
-            "01",
-            "02000000",
-            "06060606060606060606060606060606",
-            "07070707070707070707070707070707",
-        ),
-        concat!(
-            "53000000",
-            "0900",
-            "0000",
-            "0c00000000000000",
-            "01000000",
-            "02000000",
-            "0300000000000000",
-            "0400000000000000",
-            "ffffffffffffffff",
-            "05000000",
-            "03",
-            "01",
-            "00",
-            "01000000",
-            "08000000",
-            "02000000",
-            "09090909090909090909090909090909",
-            "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a",
-        ),
-        concat!(
-            "29000000",
-            "6900",
-            "0000",
-            "0d00000000000000",
-            "03000000",
-            "02000000",
-            "01000000",
-            "01000000",
-            "0100",
-            "01000000",
-            "04",
-            "02000000",
-            "c3a9",
-            "02000000",
-            "05000000",
-            "06000000",
-        ),
-        concat!(
-            "0a000000",
-            "6800",
-            "0000",
-            "0e00000000000000",
-            "01000000",
-            "0000",
-            "09000000"
-        ),
-        concat!(
-            "10000000",
-            "0500",
-            "0000",
-            "0f00000000000000",
-            "0100000000000000",
-            "02000000",
-            "03000000",
-        ),
-        concat!(
-            "19000000",
-            "0600",
-            "0000",
-            "1000000000000000",
-            "0100000000000000",
-            "02000000",
-            "03000000",
-            "02",
-            "ffffffffffffffff",
-        ),
-        concat!(
-            "19000000",
-            "6a00",
-            "0000",
-            "1100000000000000",
-            "01000000",
-            "02000000",
-            "03000000",
-            "0400000000000000",
-            "00",
-            "00000000",
-        ),
-        concat!(
-            "08000000",
-            "0700",
-            "0000",
-            "1200000000000000",
-            "0500000000000000"
-        ),
-        concat!(
-            "18000000",
-            "6700",
-            "0000",
-            "1300000000000000",
-            "0100",
-            "0100000000000000",
-            "0200000000000000",
-            "02000000",
-            "6e6f",
-        ),
-        concat!(
-            "14000000",
-            "0b00",
-            "0000",
-            "1400000000000000",
-            "01000000",
-            "01010101010101010101010101010101",
-        ),
-        concat!(
-            "1c000000",
-            "0800",
-            "0000",
-            "1500000000000000",
-            "0100000000000000",
-            "02000000",
-            "0300000000000000",
-            "0400000000000000",
-        ),
-        concat!(
-            "a1000000",
-            "6c00",
-            "0000",
-            "0000000000000000",
-            "01",
-            "04000000",
-            "0100",
-            "02000000",
-            "00",
-            "01010101010101010101010101010101",
-            "00000000000000000000000000000000",
-            "0100",
-            "02000000",
-            "01",
-            "01010101010101010101010101010101",
-            "02020202020202020202020202020202",
-            "0100",
-            "02000000",
-            "02",
-            "01010101010101010101010101010101",
-            "00000000000000000000000000000000",
-            "0100",
-            "02000000",
-            "03",
-            "00000000000000000000000000000000",
-            "00000000000000000000000000000000",
-        ),
-    ];
+    let golden: Vec<&str> = include_str!("frames.hex").lines().collect();
     assert_eq!(frames, golden);
 }
 
@@ -346,7 +185,11 @@ fn lengths_that_the_payload_does_not_have_cost_no_memory() {
     frame.keys.clear();
     let mut bytes = frame.encode(FrameKind::Lookup, 1).split_off(HEADER_BYTES);
     let at = bytes.len() - 4;
-    for (count, is_limit) in [(KEYS_MAX as u32 + 1, true), (u32::MAX, true), (1000, false)] {
+    for (count, is_limit) in [
+        (u32::try_from(KEYS_MAX).unwrap() + 1, true),
+        (u32::MAX, true),
+        (1000, false),
+    ] {
         bytes[at..].copy_from_slice(&count.to_le_bytes());
         let refused = LookupFrame::decode(&bytes).unwrap_err();
         assert_eq!(
@@ -365,7 +208,7 @@ fn headers_of_no_frame_are_refused() {
         frame[at..at + bytes.len()].copy_from_slice(bytes);
         read_frame(&mut frame.as_slice()).unwrap_err()
     };
-    let too_long = (FRAME_BYTES_MAX as u32 + 1).to_le_bytes();
+    let too_long = (u32::try_from(FRAME_BYTES_MAX).unwrap() + 1).to_le_bytes();
     assert!(matches!(
         refused(0, &too_long),
         ReadFrameError::Wire(WireError::TooMany { .. })

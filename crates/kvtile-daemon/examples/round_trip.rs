@@ -95,7 +95,10 @@ fn measure(folder: &Path) -> Outcome<()> {
     let identity = Identity::new("a-model", "main", &shape(1)?)?;
     let settings = ConnectSettings::new(identity.clone()).answer_within(Duration::from_secs(20));
     let there = Cache::connect(folder.join("daemon"), settings, engine()?)?;
-    let here = Cache::open(CacheSettings::new(identity).host_bytes(HOST_BYTES), engine()?)?;
+    let here = Cache::open(
+        CacheSettings::new(identity).host_bytes(HOST_BYTES),
+        engine()?,
+    )?;
     let keys: Vec<BlockKey> = (0..KEYS as u128)
         .map(|key| BlockKey::from_bytes((key + 1).to_le_bytes()))
         .collect();

@@ -72,6 +72,27 @@ pub struct Daemon {
     listener: Option<JoinHandle<()>>,
 }
 
+/// The caches of a daemon, by their names.
+#[derive(Clone)]
+pub struct OpenCaches {
+    parts: std::sync::Weak<DaemonParts>,
+}
+
+impl std::fmt::Debug for OpenCaches {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenCaches").finish_non_exhaustive()
+    }
+}
+
+impl OpenCaches {
+    /// The caches that are open now; none once the daemon has stopped.
+    #[must_use]
+    pub fn list(&self) -> Vec<(String, Arc<ServedCache>)> {
+        let parts = self.parts.upgrade();
+        parts.map(|parts| parts.caches.open()).unwrap_or_default()
+    }
+}
+
 impl std::fmt::Debug for Daemon {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Daemon")
@@ -121,6 +142,14 @@ impl Daemon {
     #[must_use]
     pub fn caches(&self) -> Vec<(String, Arc<ServedCache>)> {
         self.parts.caches.open()
+    }
+
+    /// The caches that are open, for a reader such as a page of metrics. It keeps no cache open.
+    #[must_use]
+    pub fn open_caches(&self) -> OpenCaches {
+        OpenCaches {
+            parts: Arc::downgrade(&self.parts),
+        }
     }
 
     /// What the daemon has now.

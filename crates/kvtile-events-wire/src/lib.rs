@@ -24,7 +24,7 @@ mod subscribe;
 mod zmtp;
 
 pub use error::WireError;
-pub use event::{WireBatch, WireEvent};
+pub use event::{WireBatch, WireEvent, WireStored};
 pub use pack::WireValue;
 pub use publish::{PublisherSettings, WirePublisher};
 pub use recording::RecordedBatch;

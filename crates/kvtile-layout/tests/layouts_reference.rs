@@ -1,7 +1,7 @@
 //! Words, resolved to digits, against the reference that walks them with a cursor.
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
-use kvtile_layout::{Axis, Shape, StridedLayout, UnitIndex, Word};
+use kvtile_layout::{Axis, PlanePer, Shape, StridedLayout, UnitIndex, Word};
 use kvtile_testkit::{
     ReferenceLayout,
     generate::{LayoutCase, config, layouts, mangled},
@@ -110,7 +110,7 @@ fn shares_a_digit_of_different_units(layout: &StridedLayout) -> bool {
 fn generated_words_use_the_whole_language() {
     use proptest::{strategy::ValueTree, test_runner::TestRunner};
     let mut runner = TestRunner::deterministic();
-    let mut counts = [0; 10];
+    let mut counts = [0; 11];
     for _ in 0..400 {
         let case = layouts().new_tree(&mut runner).unwrap().current();
         let text = case.word.to_string();
@@ -122,7 +122,14 @@ fn generated_words_use_the_whole_language() {
             text.contains('='),
             text.chars().any(|c| c.is_ascii_digit()),
             case.shape.planes().len() > 2,
-            case.shape.planes().iter().any(|p| !p.is_per_token()),
+            case.shape
+                .planes()
+                .iter()
+                .any(|p| p.per() == PlanePer::Page),
+            case.shape
+                .planes()
+                .iter()
+                .any(|p| matches!(p.per(), PlanePer::Every(_))),
             text.matches('|').count() > 1,
             shares_a_digit_of_different_units(&resolve(&case)),
         ];

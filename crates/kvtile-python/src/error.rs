@@ -26,6 +26,7 @@ pub(crate) mod python {
             py.get_type::<DiskError>(),
             py.get_type::<FolderInUseError>(),
             py.get_type::<ForkError>(),
+            py.get_type::<HttpServerError>(),
             py.get_type::<IdentityError>(),
             py.get_type::<InternalError>(),
             py.get_type::<LaggedError>(),
@@ -46,6 +47,7 @@ pub(crate) mod python {
     import_exception!(kvtile._errors, DiskError);
     import_exception!(kvtile._errors, FolderInUseError);
     import_exception!(kvtile._errors, ForkError);
+    import_exception!(kvtile._errors, HttpServerError);
     import_exception!(kvtile._errors, IdentityError);
     import_exception!(kvtile._errors, InternalError);
     import_exception!(kvtile._errors, LaggedError);

@@ -13,6 +13,7 @@
 //! | `identity`, `keys` | identities and block keys |
 //! | `cache` | the cache, its matches, statistics and events |
 //! | `shared` | the shared tier, and stores that Python implements |
+//! | `http` | the numbers of caches and block stores over HTTP |
 //! | `completion`, `report` | completions and their reports |
 //!
 //! The crate holds no logic of blocks or layouts: the library `kvtile` does all of it.
@@ -25,6 +26,7 @@ mod dtype;
 mod ending;
 mod error;
 mod guard;
+mod http;
 mod identity;
 mod keys;
 mod layout;
@@ -57,6 +59,8 @@ mod _kvtile {
     #[pymodule_export]
     use crate::directory::{PyTierDirectory, reading_pays};
     #[pymodule_export]
+    use crate::http::{PyHttpServer, serve_http};
+    #[pymodule_export]
     use crate::identity::PyIdentity;
     #[pymodule_export]
     use crate::keys::{PyTokenHasher, PyTokenSequence};
@@ -75,7 +79,7 @@ mod _kvtile {
     #[pymodule_export]
     use crate::shape::{PyPlane, PyShape};
     #[pymodule_export]
-    use crate::store::{PyBlockStore, PyStoreGroup, PyStoreRows, block_key};
+    use crate::store::{PyBlockStore, PyStoreGroup, PyStoreQuery, PyStoreRows, block_key};
     #[pymodule_export]
     use crate::transfer::{copy_blocks, copy_blocks_async};
 

@@ -31,6 +31,7 @@ use crate::{
 ///     opaque: whether the interior of a unit is unknown. Such a plane is copied as a whole or not
 ///         at all.
 ///     per_page: one entry per block and layer, not one per token.
+///     every: one entry for this many consecutive tokens, as for compressed KV or scales that tokens share.
 ///     axes: extents in units, for instance ``H=8, C=128``; other capital letters are axes of your
 ///         own.
 ///
@@ -43,13 +44,14 @@ pub(crate) struct PyPlane(pub(crate) Plane);
 #[pymethods]
 impl PyPlane {
     #[new]
-    #[pyo3(signature = (name, dtype, *, unit_bytes=None, opaque=false, per_page=false, **axes))]
+    #[pyo3(signature = (name, dtype, *, unit_bytes=None, opaque=false, per_page=false, every=None, **axes))]
     fn new(
         #[pyo3(from_py_with = text::name)] name: TextArgument,
         dtype: &Bound<'_, PyAny>,
         #[pyo3(from_py_with = optional::unit_bytes)] unit_bytes: Option<u64>,
         #[pyo3(from_py_with = flag::opaque)] opaque: bool,
         #[pyo3(from_py_with = flag::per_page)] per_page: bool,
+        #[pyo3(from_py_with = optional::every)] every: Option<u64>,
         axes: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyPlane> {
         let py = dtype.py();
@@ -69,9 +71,16 @@ impl PyPlane {
                 whole(&letter, &extent, limits, ArgumentRefusal::Layout)?,
             );
         }
-        if per_page {
-            plane = plane.per_page();
-        }
+        plane = match (per_page, every) {
+            (false, None) => plane,
+            (false, Some(tokens)) => plane.every(tokens),
+            (true, None) => plane.per_page(),
+            (true, Some(tokens)) => {
+                return Err(LayoutError::new_err(format!(
+                    "plane {name} has per_page=True and every={tokens}; give one of them"
+                )));
+            }
+        };
         Ok(PyPlane(plane))
     }
 
@@ -85,6 +94,12 @@ impl PyPlane {
     #[getter]
     fn codec(&self) -> &str {
         self.0.unit().codec()
+    }
+
+    /// Tokens of an entry: 1 for a plane per token, None for one per page.
+    #[getter]
+    fn tokens(&self) -> Option<u64> {
+        self.0.per().tokens()
     }
 
     /// Extents in units, by axis.

@@ -18,12 +18,14 @@ MADE_BY_KVTILE = {
     "Completion",
     "Event",
     "FlushReport",
+    "HttpServer",
     "LoadReport",
     "Match",
     "Plan",
     "Seek",
     "Snapshot",
     "StoreFlush",
+    "StoreQuery",
     "StoreReport",
     "StoreRows",
     "Subscriber",
@@ -65,6 +67,10 @@ STORE_SETTINGS = {
     "read_only": False,
     "close_within": 5.0,
     "answer_within": 5.0,
+    "shared_lifetime": 60.0,
+    "shared_bundle_blocks": 1,
+    "shared_staging_bytes": 8 << 20,
+    "shared_within": 5.0,
     "staging_bytes": 1 << 20,
     "stage_within": 5.0,
     "workers": 1,
@@ -115,7 +121,7 @@ class World:
 
     def store_settings(self) -> dict[str, Any]:
         folder = self.folder / f"store-{len(self.stores)}-{len(list(self.folder.iterdir()))}"
-        return {**STORE_SETTINGS, "disk": str(folder)}
+        return {**STORE_SETTINGS, "disk": str(folder), "shared": str(self.folder / "shared")}
 
     def settings(self) -> dict[str, Any]:
         number = len(self.caches)
@@ -187,11 +193,13 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "LoadReport": (lambda: w.cache.prefetch(w.keys).wait(), ["__repr__"]),
         "FlushReport": (w.cache.flush, ["__repr__"]),
         "Event": (lambda: events(w), ["__repr__"]),
+        "HttpServer": (lambda: kvtile.serve_http(w.cache), ["close", "__enter__", "__repr__"]),
         "EvictionOrder": (lambda: kvtile.EvictionOrder(4), ["clear", "__len__", "__repr__"]),
         "StoreGroup": (lambda: w.group, ["__repr__"]),
         "StoreRows": (w.rows, ["release", "__len__", "__repr__"]),
         "BlockOutcomes": (lambda: w.store.load([], w.rows(), []).wait(), ["__len__", "__repr__"]),
         "StoreFlush": (w.store.flush, ["__repr__"]),
+        "StoreQuery": (lambda: w.store.ask(names), ["__repr__"]),
         "BlockStore": (
             w.open_store,
             ["take_finished", "fileno", "drain", "clear", "stats", "subscribe", "snapshot", "__enter__", "__repr__"],
@@ -200,7 +208,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
     made: dict[str, Callable[[], Call]] = {
         "Plane": lambda: (
             kvtile.Plane,
-            {"name": "k", "dtype": "x", "unit_bytes": 4, "opaque": False, "per_page": False, "H": 2, "C": 8},
+            {"name": "k", "dtype": "x", "unit_bytes": 4, "opaque": False, "per_page": False, "every": 2, "H": 2, "C": 8},
         ),
         "Shape": lambda: (kvtile.Shape, shape_settings()),
         "Shape of planes": lambda: (
@@ -303,6 +311,8 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         ),
         "BlockStore": lambda: (kvtile.BlockStore, {"groups": w.group, **w.store_settings()}),
         "BlockStore.register": lambda: (w.store.register, {"memory": bytearray(65536), "group": "kv"}),
+        "BlockStore.ask": lambda: (w.store.ask, {"keys": names, "group": "kv"}),
+        "StoreQuery.wait": lambda: (w.store.ask(names).wait, {"timeout": 5.0}),
         "BlockStore.contains": lambda: (w.store.contains, {"keys": names, "group": "kv"}),
         "BlockStore.touch": lambda: (w.store.touch, {"keys": names, "group": "kv"}),
         "BlockStore.load": lambda: (w.store.load, rows_of(w)),
@@ -319,6 +329,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "EvictionOrder.touch": lambda: (kvtile.EvictionOrder(4).touch, {"keys": names}),
         "EvictionOrder.remove": lambda: (kvtile.EvictionOrder(4).remove, {"keys": names}),
         "EvictionOrder.evict": lambda: (kvtile.EvictionOrder(4).evict, {"count": 1, "protected": names}),
+        "serve_http": lambda: (kvtile.serve_http, {"caches": {"a": w.cache, "b": w.store}, "address": "127.0.0.1:0"}),
         "block_key": lambda: (kvtile.block_key, {"key": b"a"}),
     }
     for name, (maker, methods) in bare.items():

@@ -349,6 +349,22 @@ def test_settings_without_effect_are_refused_and_others_reach_the_cache(sides: A
     assert (told["close_within"], told["disk_writes"], told["workers"], told["disk_bytes"]) == (5.0, 2, 3, 1 << 30)
 
 
+def test_each_rank_has_an_address_of_its_own_for_its_page(sides: Any) -> None:
+    read = sides.settings.Settings.read
+    assert read({}).http_address(0) is None
+    for http, addresses in (
+        ("10.0.0.1:9090", ["10.0.0.1:9090", "10.0.0.1:9091"]),
+        (9090, ["127.0.0.1:9090", "127.0.0.1:9091"]),
+        ("9090", ["127.0.0.1:9090", "127.0.0.1:9091"]),
+        ("[::1]:9090", ["[::1]:9090", "[::1]:9091"]),
+        ("127.0.0.1:0", ["127.0.0.1:0", "127.0.0.1:0"]),
+    ):
+        assert [read({"http": http}).http_address(rank) for rank in (0, 1)] == addresses
+    for http in ("", "host", "host:", "host:x", "host:70000", 70000, -1, True, 1.5):
+        with pytest.raises(kvtile.SettingsError):
+            read({"http": http})
+
+
 def test_requests_are_recorded_when_they_end(sides: Any, tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     scheduler = scheduler_of(sides, record=str(path))

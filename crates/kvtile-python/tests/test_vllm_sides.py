@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import time
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +56,24 @@ def test_every_block_is_right_and_every_operation_completes(
     finally:
         for worker in engine.workers:
             worker.close()
+
+
+def test_a_worker_serves_a_page_of_its_cache(sides: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(sides, 1, 1, None, monkeypatch, http="127.0.0.1:0")
+    (worker,) = engine.workers
+    try:
+        for _ in range(100):
+            engine.step()
+        url = worker._server.url
+        with urllib.request.urlopen(url + "stats.json", timeout=20) as page:
+            (cache,) = json.loads(page.read())["caches"]
+        assert cache["name"].endswith(", rank 0") and cache["stats"]["stored"]["host"] > 0
+        # A taken address costs the page alone.
+        assert worker._serve(url.removeprefix("http://").rstrip("/")) is None
+    finally:
+        worker.close()
+    with pytest.raises(OSError):
+        urllib.request.urlopen(url, timeout=20)
 
 
 def test_a_block_counts_when_all_workers_have_it(sides: Any) -> None:

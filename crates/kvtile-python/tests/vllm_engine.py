@@ -133,12 +133,14 @@ class Request:
 class Engine:
     """A small scheduler and model, with one head per rank."""
 
-    def __init__(self, sides: Any, seed: int, ranks: int, disk: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, sides: Any, seed: int, ranks: int, disk: Path | None, monkeypatch: pytest.MonkeyPatch, http: str | None = None
+    ) -> None:
         self.numbers = random.Random(seed)
         self.names = [f"model.layers.{layer}.attn" for layer in range(LAYERS)]
         settings = sides.settings.Settings(
             host_gib=ranks * HOST_BLOCKS * 4096 / (1 << 30), prefault=False, disk_writes="on_eviction",
-            disk_path=disk and str(disk), disk_gib=disk and ranks / 1024,
+            disk_path=disk and str(disk), disk_gib=disk and ranks / 1024, http=http,
         )
         monkeypatch.setattr(sides.worker, "layout_and_identity", layout_and_identity)
         # By rank and layer.

@@ -285,3 +285,9 @@ def test_a_folder_has_one_piece_size_and_revision(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_refused(tmp_path: Path, there: AdapterSide) -> None:
     with pytest.raises(kvtile.FolderInUseError):
         AdapterSide.open(tmp_path / "kv")
+
+
+@pytest.mark.parametrize("name", ["shared", "shared_within"])
+def test_a_shared_store_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(kvtile.SettingsError, match=f"{name}, which the adapter refuses: .*gains and loses"):
+        AdapterOptions.read({"path": "/kv", "capacity": 1, "revision": "1", name: "/mnt/kv"})

@@ -31,7 +31,7 @@ def test_every_metric_is_defined_with_its_labels(tmp_path: Path) -> None:
         assert stats.data["data"]["vllm:kvtile_tier_bytes"][("KvtileTier", "load")] == 3 * ROW
         assert json.loads(json.dumps(stats.reduce()))
         lacking = set(defined) - set(stats.data["data"])
-        assert lacking == {"vllm:kvtile_tier_unwritten_blocks"}, "every other metric has a value"
+        assert lacking == {"vllm:kvtile_tier_unwritten_blocks", "vllm:kvtile_tier_shared"}, "every other metric has a value"
         assert made.tier.get_stats() is None
         assert tuple(made.tier.config_info()) == KvtileTier.config_info_keys({})
 

@@ -49,6 +49,16 @@ pub fn open_store(text: &str, by: Deadline) -> Result<Arc<dyn SharedStore>, Shar
     }
 }
 
+/// The folder that `text` names; `None` for other stores, and for texts that [`open_store`] refuses.
+#[must_use]
+pub fn folder_of(text: &str) -> Option<PathBuf> {
+    match text.split_once("://") {
+        None => Some(PathBuf::from(text)),
+        Some(("file", _)) => file_path(text).ok(),
+        Some(_) => None,
+    }
+}
+
 fn folder(path: PathBuf) -> Result<Arc<dyn SharedStore>, SharedStoreError> {
     if path.as_os_str().is_empty() {
         let what = "the path of the folder is empty";
@@ -87,6 +97,7 @@ mod tests {
         for text in [path.display().to_string(), url.to_string()] {
             let store = open_store(&text, by).unwrap();
             assert_eq!(store.name(), path.display().to_string());
+            assert_eq!(folder_of(&text), Some(path.clone()));
         }
         assert!(path.is_dir());
     }
@@ -105,6 +116,7 @@ mod tests {
             let text = refusal(text);
             assert!(text.contains(named), "{text}");
         }
+        assert_eq!(folder_of("s3://bucket"), None);
         // The text of a file system, not of a URL.
         let text = refusal("/proc/no/such");
         assert!(text.contains("/proc/no/such"), "{text}");

@@ -7,6 +7,7 @@
 //! | [`tier`] | the tier over any store: verification, deadlines, limits, counters |
 //! | [`folder`], [`memory`] | a store in a folder, which may be on a network, and one in memory |
 //! | [`sweep`] | keeps a store below a capacity |
+//! | [`survey`] | what a store has, whether it is whole, and the removal of all of it |
 //!
 //! A store keeps values under names and never changes one. It knows neither blocks nor keys.
 
@@ -17,5 +18,6 @@ pub mod folder;
 mod guard;
 pub mod memory;
 pub mod store;
+pub mod survey;
 pub mod sweep;
 pub mod tier;

@@ -232,28 +232,34 @@ fn unit_pairs(
     };
     let mut result = Vec::new();
     for pair in &selection.pairs {
-        let tokens = if plane.is_per_token() {
-            pair.tokens
-        } else if pair.tokens == src.page_size() && pair.tokens == dst.page_size() {
-            1
-        } else {
-            return Err(TestkitError::PartialPage {
-                plane: plane.name().to_string(),
-            });
+        let cut = || TestkitError::PartialPage {
+            plane: plane.name().to_string(),
+        };
+        // First entry on each side, and their number.
+        let (src_entry, dst_entry, entries) = match plane.per().tokens() {
+            Some(every) => {
+                let all = [pair.src_token, pair.dst_token, pair.tokens];
+                if all.iter().any(|tokens| tokens % every != 0) {
+                    return Err(cut());
+                }
+                let [src, dst, count] = all.map(|tokens| tokens / every);
+                (src, dst, count)
+            }
+            None if pair.tokens == src.page_size() && pair.tokens == dst.page_size() => (0, 0, 1),
+            None => return Err(cut()),
         };
         for inner in inner_positions(dst, plane) {
             for (src_layer, dst_layer) in selection.layers.pairs() {
                 for (src_head, dst_head) in heads.pairs() {
-                    for token in 0..tokens {
-                        let position = |block, layer, token, head| {
-                            let outer = [(Axis::B, block), (Axis::L, layer), (Axis::N, token)];
+                    for entry in 0..entries {
+                        let position = |block, layer, entry, head| {
+                            let outer = [(Axis::B, block), (Axis::L, layer), (Axis::N, entry)];
                             let head = [(Axis::H, head)];
                             outer.into_iter().chain(head).chain(inner.clone()).collect()
                         };
-                        let (src_token, dst_token) = (pair.src_token, pair.dst_token);
                         result.push((
-                            position(pair.src_block, src_layer, src_token + token, src_head),
-                            position(pair.dst_block, dst_layer, dst_token + token, dst_head),
+                            position(pair.src_block, src_layer, src_entry + entry, src_head),
+                            position(pair.dst_block, dst_layer, dst_entry + entry, dst_head),
                         ));
                     }
                 }
@@ -289,7 +295,7 @@ fn check_planes(src: &Shape, dst: &Shape) -> Result<(), TestkitError> {
             .find(|p| p.name() == plane.name())
             .ok_or_else(|| differs(None))?;
         if other.unit() != plane.unit()
-            || other.is_per_token() != plane.is_per_token()
+            || other.per() != plane.per()
             || other.has(Axis::H) != plane.has(Axis::H)
         {
             return Err(differs(None));

@@ -18,6 +18,7 @@
 //! | `replay` | replay of request traces through a cache, and upper bounds on the hit rate of any cache |
 //! | `rate` | the measured throughput of a tier |
 //! | `room` | allocation of blocks for a chain, shared by the cache and the dry replay |
+//! | `source` | the events of a cache or a block store, without keeping it open |
 //! | `tier` | the contract of the tiers below host memory |
 //!
 //! The policies of `kvtile-blocks` decide which blocks to keep. `kvtile-transfer` moves and
@@ -42,9 +43,10 @@ mod queue;
 mod rate;
 pub mod replay;
 mod room;
+mod source;
 pub mod tier;
 
-pub use below::OperationHealth;
+pub use below::{OperationHealth, TierHealth};
 pub use directory::{DIRECTORY_TIERS_MAX, TierDirectory};
 pub use error::{
     BatchError, ConvertError, FileChange, FolderError, MismatchError, RequestError, SettingsError,
@@ -52,3 +54,4 @@ pub use error::{
 };
 pub use keys::{HasherOptions, TokenHasher};
 pub use rate::reading_pays;
+pub use source::EventSource;

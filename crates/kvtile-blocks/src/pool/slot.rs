@@ -348,37 +348,9 @@ impl BlockSlots {
     }
 
     /// Whether there is a slot with this id and this key.
-    fn has(&self, id: u32, key: KeyWords) -> bool {
+    pub(super) fn has(&self, id: u32, key: KeyWords) -> bool {
         let slot = self.slots.get(id as usize);
         slot.is_some_and(|slot| slot.key().is(key))
-    }
-
-    /// The slots of leading keys, as far as they are consecutive, from `first` on in either
-    /// direction. It saves most searches, and these reads are in the order of the memory. Returns
-    /// their number.
-    pub(super) fn follow(&self, first: Option<u32>, keys: &[BlockKey], found: &mut [u32]) -> usize {
-        let (Some(first), Some((_, keys))) = (first, keys.split_first()) else {
-            return 0;
-        };
-        let Some((place, found)) = found.split_first_mut() else {
-            return 0;
-        };
-        *place = first;
-        let second = keys.first().map(KeyWords::new);
-        let second = second.and_then(|key| self.beside(first, key));
-        let Some(second) = second else { return 1 };
-        let step = second.wrapping_sub(first);
-        let mut at = first;
-        let mut known = 1;
-        for (place, key) in found.iter_mut().zip(keys) {
-            at = at.wrapping_add(step);
-            if !self.has(at, KeyWords::new(key)) {
-                break;
-            }
-            *place = at;
-            known += 1;
-        }
-        known
     }
 
     /// Stores the key and the parent of a block. Only for the owner of a block in an exclusive

@@ -1,20 +1,23 @@
-//! `kvtile cache`: reports on the folder of a disk tier, verifies it, exports it and clears it; and sweeps
-//! the store of a shared tier.
+//! `kvtile cache`: reports on the folder of a disk tier or on the store of a shared tier, verifies and
+//! clears it; exports and converts folders, and sweeps stores.
 
 mod convert;
 mod export;
 mod report;
 mod save;
+mod shared;
 mod sweep;
 
 use std::{
     fmt,
     io::IsTerminal,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{Args, Subcommand, ValueEnum};
 use kvtile::layout::{LayoutError, ShownText, Word};
+use kvtile::shared::folder::FolderStore;
 use kvtile::tiers::{
     FolderError, TierError,
     cache::STORAGE_WORD,
@@ -35,6 +38,9 @@ groups of blocks, each in a layout of its own. It belongs to one process at a ti
 export only read: they work while a cache uses the folder, and in read-only folders, and report the
 use. clear and convert are refused during use. export and convert are for folders of one group.
 
+A store of shared tiers is the path of a folder, s3://BUCKET/PREFIX, gs://…, az://…, redis://HOST:PORT/DB or
+unix:///SOCKET. Any number of caches may use it meanwhile. Values that are not kvtile's are never touched.
+
 Exit codes: 0 done and whole, 1 damaged, refused or in use, 2 a request that makes no sense.
 
 Examples:
@@ -44,7 +50,9 @@ Examples:
   kvtile cache export /var/cache/kvtile cache.kvtile --format saved     then: kvtile inspect cache.kvtile
   kvtile cache convert /var/cache/kvtile /var/cache/kvtile-new        from an older version of kvtile
   kvtile cache clear /var/cache/kvtile --yes
-  kvtile cache sweep s3://models/kv --capacity 2TB           bounds the store of a shared tier";
+  kvtile cache sweep s3://models/kv --capacity 2TB           bounds the store of a shared tier
+  kvtile cache stat s3://models/kv                           its bundles, by model
+  kvtile cache verify redis://127.0.0.1:6379/0 --remove      reads all, removes damaged ones";
 
 /// Arguments of `kvtile cache`.
 #[derive(Args, Debug)]
@@ -55,10 +63,16 @@ pub struct CacheArgs {
 
 #[derive(Subcommand, Debug)]
 enum CacheCommand {
-    /// Show the contents of a folder: identity, blocks, bytes, age
-    Stat(FolderArgs),
+    /// Show the contents of a folder or a store: identity, blocks, bytes, age
+    Stat(PlaceArgs),
     /// Read every block and compare its checksum
-    Verify(FolderArgs),
+    Verify {
+        #[command(flatten)]
+        place: PlaceArgs,
+        /// Remove damaged values from the store of a shared tier, as a cache does that reads one
+        #[arg(long)]
+        remove: bool,
+    },
     /// Write all whole blocks with their keys to one new file
     Export(ExportArgs),
     /// Copy all whole blocks to a new folder, from an older version or into another order
@@ -70,7 +84,7 @@ enum CacheCommand {
     /// Remove all blocks and free their space
     Clear {
         #[command(flatten)]
-        folder: FolderArgs,
+        place: PlaceArgs,
         /// Skip the confirmation
         #[arg(long)]
         yes: bool,
@@ -111,15 +125,73 @@ struct FolderArgs {
     json: bool,
 }
 
-/// Runs the command on its folder.
+/// A folder of a disk tier, or a store of shared tiers.
+#[derive(Args, Debug)]
+struct PlaceArgs {
+    /// The folder of the disk tier, or the store of a shared tier: a folder or a URL
+    #[arg(value_name = "DIR|URL")]
+    place: PathBuf,
+    /// The time limit of opening a store and of each of its calls
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    within: u64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl PlaceArgs {
+    /// The store of shared tiers, unless the place is the folder of a disk tier.
+    fn store(&self) -> Option<shared::StoreArgs<'_>> {
+        let text = self.place.to_str()?;
+        let is_folder = || !disk_manifest(&self.place) && FolderStore::is_at(&self.place);
+        let is_store = text.contains("://") || is_folder();
+        is_store.then_some(shared::StoreArgs {
+            store: text,
+            within: Duration::from_secs(self.within),
+            json: self.json,
+        })
+    }
+
+    fn folder(&self) -> FolderArgs {
+        FolderArgs {
+            dir: self.place.clone(),
+            json: self.json,
+        }
+    }
+}
+
+/// Whether a folder has the manifest of a disk tier.
+fn disk_manifest(dir: &Path) -> bool {
+    dir.join("manifest.json").exists()
+}
+
+/// Runs the command on its folder or its store.
 pub(crate) fn run(args: &CacheArgs) -> Result<(), CliError> {
     match &args.command {
-        CacheCommand::Stat(folder) => told(folder, stat),
-        CacheCommand::Verify(folder) => told(folder, verify),
+        CacheCommand::Stat(place) => match place.store() {
+            Some(store) => shared::stat(&store),
+            None => told(&place.folder(), stat),
+        },
+        CacheCommand::Verify { place, remove } => match place.store() {
+            Some(store) => shared::verify(&store, *remove),
+            None if *remove => Err(CliError::Option {
+                option: "--remove",
+                value: place.place.display().to_string(),
+                problem:
+                    "it is for the store of a shared tier; a cache that opens the folder of a disk \
+                          tier leaves out its damaged blocks"
+                        .to_owned(),
+            }),
+            None => told(&place.folder(), verify),
+        },
         CacheCommand::Export(args) => told(&args.folder, |folder| export(folder, args)),
         CacheCommand::Convert(args) => convert::run(args),
         CacheCommand::Sweep(args) => sweep::run(args),
-        CacheCommand::Clear { folder, yes } => told(folder, |folder| clear(folder, *yes)),
+        CacheCommand::Clear { place, yes } => match place.store() {
+            Some(store) => shared::clear(&store, *yes),
+            None => told(&place.folder(), |folder| clear(folder, *yes)),
+        },
     }
 }
 
@@ -337,11 +409,8 @@ fn dir_is_empty(dir: &Path) -> Result<bool, CliError> {
 
 /// Prompts for confirmation; without a terminal, it refuses.
 fn confirm(dir: &Path) -> Result<(), CliError> {
-    let refused = || CliError::NotConfirmed {
-        path: dir.to_owned(),
-    };
     if !std::io::stdin().is_terminal() {
-        return Err(refused());
+        return Err(not_confirmed(dir));
     }
     let held = match Inspection::open(dir) {
         Ok(inspection) => {
@@ -354,16 +423,24 @@ fn confirm(dir: &Path) -> Result<(), CliError> {
         )) => HeldBlocks(None),
         Err(error) => return Err(error.into()),
     };
-    let dir_name = dir.display().to_string();
-    output::print_error(&format!(
-        "Remove {held} in {}? [y/N] ",
-        ShownText(&dir_name)
-    ));
+    prompt(dir, &held.to_string())
+}
+
+fn not_confirmed(place: &Path) -> CliError {
+    CliError::NotConfirmed {
+        path: place.to_owned(),
+    }
+}
+
+/// Prompts for the removal of `held` from a place.
+fn prompt(place: &Path, held: &str) -> Result<(), CliError> {
+    let name = place.display().to_string();
+    output::print_error(&format!("Remove {held} in {}? [y/N] ", ShownText(&name)));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     match answer.trim() {
         "y" | "Y" | "yes" => Ok(()),
-        _ => Err(refused()),
+        _ => Err(not_confirmed(place)),
     }
 }
 

@@ -288,7 +288,7 @@ fn path_text(screen: Screen, path: &Path) -> String {
 }
 
 /// `3 days`: a coarse age for people.
-fn age(seconds: u64) -> String {
+pub(super) fn age(seconds: u64) -> String {
     let (count, unit) = match seconds {
         0..120 => (seconds, "second"),
         120..7200 => (seconds / 60, "minute"),

@@ -80,7 +80,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<(), CliError> {
     }
 }
 
-fn of_store(error: SharedStoreError) -> CliError {
+pub(super) fn of_store(error: SharedStoreError) -> CliError {
     CliError::Tier(TierError::outside(error))
 }
 

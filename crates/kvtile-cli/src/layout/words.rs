@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use kvtile::layout::{Digit, Shape};
+use kvtile::layout::{Digit, PlanePer, Shape};
 
 use crate::{
     draw::{NestingNode, NestingPart},
@@ -33,8 +33,10 @@ pub(crate) fn shape_text(shape: &Shape) -> String {
             .rev()
             .map(|(axis, extent)| format!("{axis} {extent}"))
             .collect();
-        if !plane.is_per_token() {
-            about.push("one entry a page".to_owned());
+        match plane.per() {
+            PlanePer::Token => {}
+            PlanePer::Every(tokens) => about.push(format!("one entry every {tokens} tokens")),
+            PlanePer::Page => about.push("one entry a page".to_owned()),
         }
         about.push(plane.unit().codec().to_owned());
         let about = about.join(" × ");

@@ -13,7 +13,7 @@ pub use bytes::{bytes, count, thousands};
 use console::Term;
 pub use html::{PAGE_STYLE, escaped};
 pub use progress::progress;
-pub(crate) use said::{begin, take_result};
+pub(crate) use said::{begin, is_kept, take_result};
 pub use said::{is_quiet, note};
 use serde::Serialize;
 pub use table::{Align, TextTable};
@@ -76,6 +76,11 @@ impl Screen {
 pub fn print(text: &str) -> Result<(), CliError> {
     let colours = Screen::of_stdout().colours;
     result(&terminal::for_terminal(text, colours))
+}
+
+/// `text` as [`print()`] shows it.
+pub(crate) fn shown(text: &str) -> String {
+    terminal::for_terminal(text, Screen::of_stdout().colours)
 }
 
 /// As [`print()`], for the report of a command that only checks: with `--quiet` it prints nothing,

@@ -47,6 +47,6 @@ pub(super) fn keep(text: &str) -> bool {
 }
 
 /// Whether the result goes to a file.
-pub(super) fn is_kept() -> bool {
+pub(crate) fn is_kept() -> bool {
     RESULT.with_borrow(Option::is_some)
 }

@@ -13,7 +13,8 @@ use kvtile::{
         tier::TierOpener,
     },
 };
-use kvtile_daemon::{Daemon, DaemonDisk, DaemonSettings};
+use kvtile_daemon::{Daemon, DaemonDisk, DaemonSettings, ServedCache};
+use kvtile_http::CacheReport;
 
 use crate::{
     error::CliError,
@@ -33,6 +34,7 @@ Examples:
   kvtile serve --socket kv.sock --host 64GiB --disk /var/cache/kv --disk-bytes 500GB
   kvtile serve --socket kv.sock --host 64GiB --shared s3://models/kv
   kvtile serve --socket kv.sock --host 64GiB --identities 8          the ranks of a model are one each
+  kvtile serve --socket kv.sock --host 64GiB --http 127.0.0.1:9090    a page and metrics
   kvtile serve status --socket kv.sock --json";
 
 /// Arguments of `kvtile serve`.
@@ -71,6 +73,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 30,
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     lease: u64,
+    /// Serve the numbers of all caches over HTTP: a page, /metrics for Prometheus, /stats.json
+    #[arg(long, value_name = "HOST:PORT")]
+    http: Option<String>,
     /// Worker threads of each cache
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: usize,
@@ -138,8 +143,22 @@ fn serve(args: &ServeArgs) -> Result<(), CliError> {
     let tiers = shared_tiers(args.shared.as_deref())?;
     let daemon = Daemon::start_with(settings.clone(), tiers)?;
     output::print(&format!("serving {}\n", settings.socket.display()))?;
+    let page = args.http.as_deref().map(|address| {
+        let caches = daemon.open_caches();
+        kvtile_http::serve(address, move || {
+            let open = caches.list();
+            let report =
+                |(name, cache): &(String, Arc<ServedCache>)| CacheReport::of(name, cache.cache());
+            open.iter().map(report).collect()
+        })
+    });
+    let page = page.transpose()?;
+    if let Some(page) = &page {
+        output::print(&format!("numbers at {}\n", page.url()))?;
+    }
     // It ends with a signal only; the handler keeps the other end.
     let _ = stopped.recv();
+    drop(page);
     for (name, flushed) in daemon.stop() {
         output::print(&format!(
             "{name}: {} of {} blocks of host memory are durable\n",

@@ -128,29 +128,39 @@ fn a_daemon_that_hangs_costs_misses() {
         be_a_daemon(&folder);
     }
     let node = Node::new();
-    let mut child = process("a_daemon_that_hangs_costs_misses", (FOLDER, node.folder.path()));
+    let mut child = process(
+        "a_daemon_that_hangs_costs_misses",
+        (FOLDER, node.folder.path()),
+    );
     let within = Duration::from_millis(500);
     let cache = node.connect_with(connect_settings().answer_within(within));
     let keys = chain(1, 6);
-    eventually("the store is late", || store(&cache, &keys, 0).stopped.is_none());
+    eventually("the store is late", || {
+        store(&cache, &keys, 0).stopped.is_none()
+    });
     let signal = |signal| {
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
         kill_process(pid, signal).unwrap();
     };
     signal(Signal::STOP);
-    let found = cache.lookup(&keys);
-    assert_eq!(found.blocks(), 0);
+    // The signal takes effect a moment later.
+    eventually("it goes on", || cache.lookup(&keys).blocks() == 0);
     assert!(!cache.is_connected());
     // Nothing waits for it again.
     for _ in 0..1000 {
         assert_eq!(cache.lookup(&keys).blocks(), 0);
     }
     let stored = store(&cache, &chain(2, 3), 10);
-    assert!(matches!(stored.stopped, Some(StoreStop::Late)), "{stored:?}");
+    assert!(
+        matches!(stored.stopped, Some(StoreStop::Late)),
+        "{stored:?}"
+    );
     assert!(cache.clear().is_err());
     signal(Signal::CONT);
     eventually("it does not go on", || cache.is_connected());
-    eventually("the blocks are gone", || load(&cache, &keys, 20).blocks == 6);
+    eventually("the blocks are gone", || {
+        load(&cache, &keys, 20).blocks == 6
+    });
     // What the late replies pinned is released.
     eventually("pins are left", || {
         cache.stats().pinned.values().all(|pins| *pins == 0)
@@ -168,7 +178,12 @@ fn daemons_are_killed_at_any_moment() {
     let kills = std::env::var(KILLS).ok().and_then(|text| text.parse().ok());
     let kills: u64 = kills.unwrap_or(6);
     let node = Node::new();
-    let start = || process("daemons_are_killed_at_any_moment", (FOLDER, node.folder.path()));
+    let start = || {
+        process(
+            "daemons_are_killed_at_any_moment",
+            (FOLDER, node.folder.path()),
+        )
+    };
     let mut child = start();
     let cache = node.connect();
     let mut loaded = 0;

@@ -5,9 +5,12 @@
 //! written as maps, as vLLM 0.32 writes them, to the same bytes. Fields that this crate does not know are kept.
 
 mod fields;
+mod made;
 
 #[cfg(test)]
 mod tests;
+
+pub use self::made::WireStored;
 
 use std::collections::BTreeMap;
 

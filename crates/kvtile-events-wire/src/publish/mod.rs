@@ -183,10 +183,16 @@ impl WirePublisher {
     #[must_use]
     pub fn close(self, within: Duration) -> bool {
         let end = Instant::now() + within;
-        while self.parts.peers.waiting() > 0 && Instant::now() < end {
+        while self.waiting() > 0 && Instant::now() < end {
             thread::sleep(TURN);
         }
-        self.parts.peers.waiting() == 0
+        self.waiting() == 0
+    }
+
+    /// Bytes of messages that are queued for subscribers and not written.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.parts.peers.waiting()
     }
 }
 

@@ -133,6 +133,23 @@ pub enum PlanError {
         /// Page size of the destination.
         destination_page_size: u64,
     },
+    /// A token range that would cut an entry of a plane.
+    #[error(
+        "plane {plane} has one entry every {every} tokens: {tokens} tokens from token {source_token} \
+         to token {destination_token} would cut entries; use multiples of {every}"
+    )]
+    EntryCut {
+        /// The plane.
+        plane: PlaneName,
+        /// Tokens of an entry.
+        every: u64,
+        /// Requested tokens.
+        tokens: u64,
+        /// First token in the source block, modulo the period of the source's layout.
+        source_token: u64,
+        /// First token in the destination block, modulo the period of the destination's layout.
+        destination_token: u64,
+    },
     /// A head range of a plane that has no heads.
     #[error("plane {plane} has no heads: {count} heads of it cannot be copied, only all")]
     PlaneNotPerHead {

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use crate::{
     axis::Axis,
-    shape::{AxisRange, PLANES_MAX, PlaneName},
+    shape::{AxisRange, PLANES_MAX, PlaneName, PlanePer},
     unit::UNIT_BYTES_MAX,
 };
 
@@ -75,6 +75,30 @@ pub enum ShapeError {
         plane: PlaneName,
         /// The axis.
         axis: Axis,
+    },
+    /// A plane with an entry for zero tokens, or with entries of a page and of tokens at once.
+    #[error(
+        "plane {plane} has one entry every {tokens} tokens; give at least 1 token, and no tokens for \
+         a plane that has one entry a page"
+    )]
+    PlaneEvery {
+        /// The plane.
+        plane: PlaneName,
+        /// The tokens of an entry.
+        tokens: u64,
+    },
+    /// A page that would cut an entry of a plane.
+    #[error(
+        "pages of {page_size} tokens, and plane {plane} has one entry every {per}; the page size must \
+         be a multiple"
+    )]
+    PageNotMultiple {
+        /// The plane.
+        plane: PlaneName,
+        /// Its entries.
+        per: PlanePer,
+        /// The page size.
+        page_size: u64,
     },
     /// No planes, or too many.
     #[error("{count} planes; a shape has 1 to {PLANES_MAX}")]

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     axis::Axis,
     error::LayoutError,
-    shape::{Plane, Shape, Shard},
+    shape::{Plane, PlanePer, Shape, Shard},
     strided::names,
 };
 
@@ -292,9 +292,11 @@ impl Identity {
 /// The plane with its axes in order; files may have them in another order.
 fn in_order(plane: &Plane) -> Result<Plane, LayoutError> {
     let mut ordered = Plane::new(plane.name().as_str(), plane.unit().clone())?;
-    if !plane.is_per_token() {
-        ordered = ordered.per_page();
-    }
+    ordered = match plane.per() {
+        PlanePer::Token => ordered,
+        PlanePer::Every(tokens) => ordered.every(tokens),
+        PlanePer::Page => ordered.per_page(),
+    };
     Ok(plane
         .extents()
         .iter()
@@ -306,16 +308,11 @@ fn plane_fields(plane: &Plane, heads: u64, fields: &mut CanonicalFields) {
     let name = plane.name();
     let unit = plane.unit();
     let kind = if unit.is_opaque() { "opaque" } else { "values" };
-    let per = if plane.is_per_token() {
-        "token"
-    } else {
-        "page"
-    };
     fields.text(format!("planes.{name}.codec"), unit.codec());
     fields.text(format!("planes.{name}.unit"), kind);
     fields.number(format!("planes.{name}.unit_bytes"), unit.bytes());
     fields.number(format!("planes.{name}.unit_values"), unit.values());
-    fields.text(format!("planes.{name}.per"), per);
+    fields.text(format!("planes.{name}.per"), plane.per().to_string());
     for &(axis, extent) in plane.extents() {
         let extent = if axis == Axis::H { heads } else { extent };
         fields.number(format!("planes.{name}.{axis}"), extent);

@@ -14,7 +14,7 @@ use crate::{
     axis::Axis,
     broken::broken,
     error::{LayoutError, PlanError, ShapeError},
-    shape::checked,
+    shape::{Plane, checked},
     strided::{AddressStep, Digit, PlanePiece, StridedLayout},
 };
 
@@ -138,21 +138,7 @@ impl NestBuilder<'_> {
             ),
         );
         let mut ranges = vec![range(Axis::L, layers)];
-        if plane.is_per_token() {
-            ranges.push(CutRange {
-                axis: Axis::N,
-                source: key.source_phase,
-                destination: key.destination_phase,
-                count: key.tokens,
-            });
-        } else if (key.tokens, key.tokens) != pages {
-            return Err(LayoutError::Plan(PlanError::PlaneNotPerToken {
-                plane: plane.name().clone(),
-                tokens: key.tokens,
-                source_page_size: pages.0,
-                destination_page_size: pages.1,
-            }));
-        }
+        ranges.extend(tokens_of(plane, key, pages)?);
         if plane.has(Axis::H) {
             ranges.push(range(Axis::H, self.frame.heads));
         } else if !self.frame.takes_headless {
@@ -165,6 +151,41 @@ impl NestBuilder<'_> {
         ranges.extend(rest.map(|&(axis, extent)| range(axis, RangePair::same(0, extent))));
         Ok(ranges)
     }
+}
+
+/// The range of entries along N that the tokens of a class are; `None` for a plane of one entry a page.
+fn tokens_of(
+    plane: &Plane,
+    key: &ClassKey,
+    (source_page, destination_page): (u64, u64),
+) -> Result<Option<CutRange>, LayoutError> {
+    let Some(every) = plane.per().tokens() else {
+        return match key.tokens == source_page && key.tokens == destination_page {
+            true => Ok(None),
+            false => Err(LayoutError::Plan(PlanError::PlaneNotPerToken {
+                plane: plane.name().clone(),
+                tokens: key.tokens,
+                source_page_size: source_page,
+                destination_page_size: destination_page,
+            })),
+        };
+    };
+    let tokens = [key.source_phase, key.destination_phase, key.tokens];
+    if tokens.iter().any(|tokens| !tokens.is_multiple_of(every)) {
+        return Err(LayoutError::Plan(PlanError::EntryCut {
+            plane: plane.name().clone(),
+            every,
+            tokens: key.tokens,
+            source_token: key.source_phase,
+            destination_token: key.destination_phase,
+        }));
+    }
+    Ok(Some(CutRange {
+        axis: Axis::N,
+        source: key.source_phase / every,
+        destination: key.destination_phase / every,
+        count: key.tokens / every,
+    }))
 }
 
 /// Bytes that the nests move per pair.

@@ -33,8 +33,8 @@ pub(super) struct FrameSide {
     pub(super) name: &'static str,
     pub(super) num_blocks: u64,
     pub(super) page_size: u64,
-    /// The least common multiple of the moduli of N in all pieces. Adding a multiple of it to a
-    /// token only moves the base of a pair.
+    /// The least common multiple of the moduli of N in all pieces, in tokens. Adding a multiple of it
+    /// to a token only moves the base of a pair, and cuts no entry.
     pub(super) token_modulus: u64,
 }
 
@@ -168,16 +168,21 @@ impl FrameSide {
     }
 }
 
-/// The least common multiple of the moduli of N; where it does not fit, no token is a multiple of
-/// it.
+/// The least common multiple of the moduli of N and of the tokens of each plane's entries; where it
+/// does not fit, no token is a multiple of it.
 fn token_modulus(layout: &StridedLayout) -> u64 {
-    let digits = layout.pieces().iter().flat_map(|p| p.digits_of(Axis::N));
-    digits.fold(1, |multiple: u64, digit| {
-        let mut gcd = (multiple, digit.low);
+    let moduli = layout.planes().flat_map(|(plane, piece)| {
+        let every = plane.per().tokens().unwrap_or(1);
+        let digits = piece.digits_of(Axis::N);
+        let in_tokens = digits.map(move |digit| digit.low.saturating_mul(every));
+        in_tokens.chain([every])
+    });
+    moduli.fold(1, |multiple: u64, modulus| {
+        let mut gcd = (multiple, modulus);
         while gcd.1 != 0 {
             gcd = (gcd.1, gcd.0 % gcd.1);
         }
-        (multiple / gcd.0).saturating_mul(digit.low)
+        (multiple / gcd.0).saturating_mul(modulus)
     })
 }
 
@@ -190,10 +195,12 @@ fn maps(
     let mut maps: Vec<MapPair> = Vec::new();
     for plane in planes {
         let (from, to) = plane.pieces(source, destination);
+        let shape = destination.shape().planes().get(plane.destination);
+        let every = shape.and_then(|plane| plane.per().tokens()).unwrap_or(1);
         for (index, kind) in plane.maps.iter_mut().zip(MapKind::ALL) {
             let map = MapPair {
-                source: BlockMap::new(from, kind),
-                destination: BlockMap::new(to, kind),
+                source: BlockMap::new(from, every, kind),
+                destination: BlockMap::new(to, every, kind),
             };
             *index = maps.iter().position(|m| *m == map).unwrap_or_else(|| {
                 maps.push(map);
@@ -250,9 +257,9 @@ fn check_planes(source: &Plane, destination: &Plane) -> Result<(), LayoutError> 
         let (a, b) = (source.unit().to_string(), destination.unit().to_string());
         return differ("unit".into(), a, b);
     }
-    if source.is_per_token() != destination.is_per_token() {
-        let (a, b) = (source.is_per_token(), destination.is_per_token());
-        return differ("per_token".into(), a.to_string(), b.to_string());
+    if source.per() != destination.per() {
+        let entries = |plane: &Plane| format!("one every {}", plane.per());
+        return differ("entries".into(), entries(source), entries(destination));
     }
     let axes = source.extents().iter().chain(destination.extents());
     for &(axis, _) in axes.filter(|(axis, _)| *axis != Axis::H) {

@@ -57,11 +57,17 @@ impl MapKind {
 }
 
 impl BlockMap {
-    pub(super) fn new(piece: &PlanePiece, kind: MapKind) -> BlockMap {
+    /// The map of a plane whose entries along N are of `every` tokens each.
+    pub(super) fn new(piece: &PlanePiece, every: u64, kind: MapKind) -> BlockMap {
         let digits = |axis, wanted: bool| -> Vec<Digit> {
             let digits = piece.digits_of(axis).filter(|_| wanted);
             digits.copied().collect()
         };
+        let in_tokens = |digit: Digit| Digit {
+            low: digit.low.saturating_mul(every),
+            ..digit
+        };
+        let token = digits(Axis::N, kind.token).into_iter().map(in_tokens);
         let block = digits(Axis::B, true);
         let block_step = match block.as_slice() {
             [] => Some(AddressStep::default()),
@@ -73,7 +79,7 @@ impl BlockMap {
             block_step,
             digits: Arc::new(MapDigits {
                 block,
-                token: digits(Axis::N, kind.token),
+                token: token.collect(),
                 layer: digits(Axis::L, kind.layer),
             }),
         }

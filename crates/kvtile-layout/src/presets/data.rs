@@ -54,6 +54,8 @@ struct PlaneRow {
     unit: String,
     #[serde(default)]
     per_page: bool,
+    /// Tokens of an entry, if there are several.
+    every: Option<u64>,
     #[serde(flatten)]
     extents: BTreeMap<String, u64>,
 }
@@ -218,10 +220,15 @@ fn plane_of(row: &PlaneRow, units: &BTreeMap<String, UnitRow>) -> Result<Plane, 
         };
         plane = plane.extent(axis, extent);
     }
-    Ok(match row.per_page {
-        true => plane.per_page(),
-        false => plane,
-    })
+    match (row.per_page, row.every) {
+        (true, None) => Ok(plane.per_page()),
+        (false, Some(tokens)) => Ok(plane.every(tokens)),
+        (false, None) => Ok(plane),
+        (true, Some(_)) => Err(broken(&format!(
+            "plane {} has entries of a page and of tokens",
+            row.name
+        ))),
+    }
 }
 
 #[cfg(test)]

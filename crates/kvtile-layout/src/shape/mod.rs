@@ -6,7 +6,7 @@
 mod plane;
 mod shard;
 
-pub use plane::{Plane, PlaneName};
+pub use plane::{Plane, PlaneName, PlanePer};
 use serde::{Deserialize, Serialize};
 pub use shard::{AxisRange, Shard};
 
@@ -68,8 +68,8 @@ impl Shape {
     ///
     /// # Errors
     /// A count of zero; no planes or more than [`PLANES_MAX`]; two planes of one name; a plane
-    /// that declares B, L, K or N; planes whose numbers of heads differ; a size that does not fit
-    /// [`BYTES_MAX`].
+    /// that declares B, L, K or N; planes whose numbers of heads differ; a page size that is not a
+    /// multiple of the tokens of a plane's entry; a size that does not fit [`BYTES_MAX`].
     pub fn new(
         num_blocks: u64,
         num_layers: u64,
@@ -88,6 +88,7 @@ impl Shape {
             }
         }
         check_planes(&planes)?;
+        check_page(&planes, page_size)?;
         let mut shape = Shape {
             num_blocks,
             num_layers,
@@ -218,8 +219,8 @@ impl Shape {
         match axis {
             Axis::B => self.num_blocks,
             Axis::L => self.num_layers,
-            Axis::N if plane.is_per_token() => self.page_size,
-            Axis::N | Axis::K => 1,
+            Axis::N => plane.entries(self.page_size),
+            Axis::K => 1,
             other => plane.extent_of(other),
         }
     }
@@ -232,9 +233,9 @@ impl Shape {
         let mut sum = 0u64;
         for plane in &self.planes {
             let mut bytes = plane.unit().bytes();
-            let tokens = self.extent(plane, Axis::N);
+            let entries = self.extent(plane, Axis::N);
             let extents = plane.extents().iter().map(|(_, extent)| *extent);
-            for extent in extents.chain([self.num_layers, tokens]) {
+            for extent in extents.chain([self.num_layers, entries]) {
                 bytes = checked(bytes.checked_mul(extent), "bytes of a block")?;
             }
             sum = checked(sum.checked_add(bytes), "bytes of a block")?;
@@ -290,6 +291,20 @@ fn check_planes(planes: &[Plane]) -> Result<(), LayoutError> {
         }
     }
     Ok(())
+}
+
+/// Checks that a page has a whole number of entries of each plane.
+fn check_page(planes: &[Plane], page_size: u64) -> Result<(), LayoutError> {
+    let is_cut = |tokens: u64| !page_size.is_multiple_of(tokens);
+    let cut = |plane: &&Plane| plane.per().tokens().is_some_and(is_cut);
+    match planes.iter().find(cut) {
+        None => Ok(()),
+        Some(plane) => Err(LayoutError::Shape(ShapeError::PageNotMultiple {
+            plane: plane.name().clone(),
+            per: plane.per(),
+            page_size,
+        })),
+    }
 }
 
 /// A checked size, or the error that names it.

@@ -65,47 +65,103 @@ impl TryFrom<String> for PlaneName {
     }
 }
 
+/// How many entries a plane has in a block and layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PlanePer {
+    /// One for each token.
+    Token,
+    /// One for each group of this many consecutive tokens, at least 2: compressed KV that has one
+    /// entry for several tokens, or scales that a run of tokens shares. The page size is a multiple
+    /// of it.
+    Every(u64),
+    /// One for the page, such as a recurrent state or an opaque page.
+    Page,
+}
+
+impl PlanePer {
+    /// Number of tokens that share an entry; `None` where an entry is of the page.
+    #[must_use]
+    pub fn tokens(self) -> Option<u64> {
+        match self {
+            PlanePer::Token => Some(1),
+            PlanePer::Every(tokens) => Some(tokens),
+            PlanePer::Page => None,
+        }
+    }
+}
+
+impl fmt::Display for PlanePer {
+    /// `token`, `4 tokens` or `page`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PlanePer::Token => f.write_str("token"),
+            PlanePer::Every(tokens) => write!(f, "{tokens} tokens"),
+            PlanePer::Page => f.write_str("page"),
+        }
+    }
+}
+
 /// One named component of a block with its own unit and its own extents.
 ///
 /// All planes of a shape share blocks and layers. A plane is per token (one entry for each of the
-/// `page_size` tokens) unless [`Plane::per_page`] makes it per page. [`Plane::extent`] adds heads,
-/// content and declared axes.
+/// `page_size` tokens) unless [`Plane::every`] gives it one entry for several tokens, or
+/// [`Plane::per_page`] one for the page. [`Plane::extent`] adds heads, content and declared axes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "UncheckedPlane")]
+#[serde(try_from = "StoredPlane", into = "StoredPlane")]
 pub struct Plane {
     name: PlaneName,
     unit: Unit,
-    per_token: bool,
+    per: PlanePer,
     extents: Vec<(Axis, u64)>,
 }
 
-#[derive(Deserialize)]
+/// The serialised form.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct UncheckedPlane {
+struct StoredPlane {
     name: PlaneName,
     unit: Unit,
     #[serde(default = "per_token_default")]
     per_token: bool,
+    /// The tokens of an entry, if there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    every: Option<u64>,
     #[serde(default)]
     extents: Vec<(Axis, u64)>,
 }
 
-impl TryFrom<UncheckedPlane> for Plane {
+impl From<Plane> for StoredPlane {
+    fn from(plane: Plane) -> StoredPlane {
+        StoredPlane {
+            name: plane.name,
+            unit: plane.unit,
+            per_token: plane.per != PlanePer::Page,
+            every: match plane.per {
+                PlanePer::Every(tokens) => Some(tokens),
+                PlanePer::Token | PlanePer::Page => None,
+            },
+            extents: plane.extents,
+        }
+    }
+}
+
+impl TryFrom<StoredPlane> for Plane {
     type Error = LayoutError;
 
-    fn try_from(plane: UncheckedPlane) -> Result<Plane, LayoutError> {
-        let UncheckedPlane {
-            name,
-            unit,
-            per_token,
-            mut extents,
-        } = plane;
-        extents.sort_unstable();
-        let plane = Plane {
-            name,
-            unit,
-            per_token,
-            extents,
+    fn try_from(stored: StoredPlane) -> Result<Plane, LayoutError> {
+        let mut plane = Plane::new(stored.name.as_str(), stored.unit)?;
+        plane.extents = stored.extents;
+        plane.extents.sort_unstable();
+        plane = match (stored.per_token, stored.every) {
+            (true, None) => plane,
+            (true, Some(tokens)) => plane.every(tokens),
+            (false, None) => plane.per_page(),
+            (false, Some(tokens)) => {
+                return Err(LayoutError::Shape(ShapeError::PlaneEvery {
+                    plane: plane.name,
+                    tokens,
+                }));
+            }
         };
         plane.check()?;
         Ok(plane)
@@ -125,7 +181,7 @@ impl Plane {
         Ok(Plane {
             name: PlaneName::new(name)?,
             unit,
-            per_token: true,
+            per: PlanePer::Token,
             extents: Vec::new(),
         })
     }
@@ -142,7 +198,18 @@ impl Plane {
     /// for a recurrent state or an opaque page.
     #[must_use]
     pub fn per_page(mut self) -> Plane {
-        self.per_token = false;
+        self.per = PlanePer::Page;
+        self
+    }
+
+    /// Gives the plane one entry for each `tokens` consecutive tokens. The shape refuses a page size
+    /// that is not a multiple of it.
+    #[must_use]
+    pub fn every(mut self, tokens: u64) -> Plane {
+        self.per = match tokens {
+            1 => PlanePer::Token,
+            tokens => PlanePer::Every(tokens),
+        };
         self
     }
 
@@ -158,10 +225,26 @@ impl Plane {
         &self.unit
     }
 
+    /// How many entries the plane has in a block and layer.
+    #[must_use]
+    pub fn per(&self) -> PlanePer {
+        self.per
+    }
+
     /// Whether the plane has an entry for each token.
     #[must_use]
     pub fn is_per_token(&self) -> bool {
-        self.per_token
+        self.per == PlanePer::Token
+    }
+
+    /// Entries along N in a page of `page_size` tokens, which must be a multiple of the tokens of an
+    /// entry.
+    pub(super) fn entries(&self, page_size: u64) -> u64 {
+        match self.per {
+            PlanePer::Token => page_size,
+            PlanePer::Every(tokens) => page_size.checked_div(tokens).unwrap_or(0),
+            PlanePer::Page => 1,
+        }
     }
 
     /// The extents that the plane declares, by axis.
@@ -197,6 +280,12 @@ impl Plane {
     }
 
     pub(super) fn check(&self) -> Result<(), LayoutError> {
+        if let PlanePer::Every(tokens @ 0) = self.per {
+            return Err(LayoutError::Shape(ShapeError::PlaneEvery {
+                plane: self.name.clone(),
+                tokens,
+            }));
+        }
         let mut previous = None;
         for &(axis, extent) in &self.extents {
             if matches!(axis, Axis::B | Axis::L | Axis::K | Axis::N) || previous == Some(axis) {

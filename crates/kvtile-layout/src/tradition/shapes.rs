@@ -110,7 +110,7 @@ impl LayoutConfig {
 }
 
 fn same_but_name(a: &Plane, b: &Plane) -> bool {
-    a.unit() == b.unit() && a.is_per_token() == b.is_per_token() && a.extents() == b.extents()
+    a.unit() == b.unit() && a.per() == b.per() && a.extents() == b.extents()
 }
 
 /// Bytes of an element of `plane`; 1 where its unit has a size other than 1, 2, 4 or 8.

@@ -14,6 +14,11 @@ fn changes() -> Vec<(&'static str, Value, &'static str)> {
         ("/planes/0/unit/values", json!(2), "planes.k.unit_values"),
         ("/planes/1/per_token", json!(false), "planes.v.per"),
         (
+            "/planes/1",
+            json!({"name": "v", "unit": Unit::named("bf16").unwrap(), "every": 4, "extents": [["C", 128], ["H", 8]]}),
+            "planes.v.per",
+        ),
+        (
             "/planes/0/extents",
             json!([["C", 64], ["H", 8]]),
             "planes.k.C",

@@ -4,6 +4,7 @@
 mod bench;
 mod cache;
 mod cache_convert;
+mod cache_shared;
 mod doctor;
 mod events;
 mod inspect;
@@ -14,4 +15,5 @@ mod replay;
 mod replay_nodes;
 mod shell;
 mod terminal;
+mod top;
 mod words;

@@ -2,7 +2,7 @@
 use crate::program::{kvtile, saved_cache};
 
 /// Every command that a user is to know.
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "demo",
     "bench",
     "layout",
@@ -12,6 +12,7 @@ const COMMANDS: [&str; 12] = [
     "events",
     "cache",
     "serve",
+    "top",
     "doctor",
     "completions",
     "man",

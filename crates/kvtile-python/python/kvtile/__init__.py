@@ -18,6 +18,7 @@ from kvtile._errors import (
     DiskError,
     FolderInUseError,
     ForkError,
+    HttpServerError,
     IdentityError,
     InternalError,
     KvtileError,
@@ -40,6 +41,7 @@ from kvtile._kvtile import (
     Event,
     EvictionOrder,
     FlushReport,
+    HttpServer,
     Identity,
     Layout,
     LoadReport,
@@ -51,6 +53,7 @@ from kvtile._kvtile import (
     Snapshot,
     StoreFlush,
     StoreGroup,
+    StoreQuery,
     StoreReport,
     StoreRows,
     Subscriber,
@@ -64,6 +67,7 @@ from kvtile._kvtile import (
     copy_blocks,
     copy_blocks_async,
     plan,
+    serve_http,
 )
 from kvtile._shared import SharedTier
 
@@ -82,6 +86,8 @@ __all__ = [
     "FlushReport",
     "FolderInUseError",
     "ForkError",
+    "HttpServer",
+    "HttpServerError",
     "Identity",
     "IdentityError",
     "InternalError",
@@ -103,6 +109,7 @@ __all__ = [
     "Snapshot",
     "StoreFlush",
     "StoreGroup",
+    "StoreQuery",
     "StoreReport",
     "StoreRows",
     "Subscriber",
@@ -119,6 +126,7 @@ __all__ = [
     "copy_blocks",
     "copy_blocks_async",
     "plan",
+    "serve_http",
 ]
 
 for _name in _errors.__all__:

@@ -9,6 +9,7 @@ __all__ = [
     "DiskError",
     "FolderInUseError",
     "ForkError",
+    "HttpServerError",
     "IdentityError",
     "InternalError",
     "KvtileError",
@@ -83,6 +84,10 @@ class DaemonError(KvtileError, ConnectionError):
 class SharedTierError(KvtileError, OSError):
     """The store of a shared tier cannot be opened: no connection, wrong credentials, a missing bucket, a URL with unknown
     options."""
+
+
+class HttpServerError(KvtileError, OSError):
+    """The address of an HTTP server is in use, or this process may not listen on it."""
 
 
 class FolderInUseError(DiskError):

@@ -16,6 +16,7 @@ __all__ = [
     "Event",
     "EvictionOrder",
     "FlushReport",
+    "HttpServer",
     "Identity",
     "Layout",
     "LoadReport",
@@ -43,6 +44,7 @@ __all__ = [
     "plan",
     "reading_pays",
     "run_program",
+    "serve_http",
 ]
 
 STORAGE_WORD: Final[str]
@@ -84,12 +86,15 @@ class Plane:
         unit_bytes: int | None = None,
         opaque: bool = False,
         per_page: bool = False,
+        every: int | None = None,
         **axes: int,
     ) -> Self: ...
     @property
     def name(self) -> str: ...
     @property
     def codec(self) -> str: ...
+    @property
+    def tokens(self) -> int | None: ...
     @property
     def axes(self) -> dict[str, int]: ...
     @property
@@ -532,6 +537,12 @@ class StoreFlush:
     def failed(self) -> int: ...
 
 @final
+class StoreQuery:
+    @property
+    def ready(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+
+@final
 class BlockStore:
     def __new__(
         cls,
@@ -543,6 +554,11 @@ class BlockStore:
         read_only: bool | None = ...,
         close_within: float | None = ...,
         answer_within: float | None = ...,
+        shared: str | os.PathLike[str] | SharedTier | None = ...,
+        shared_lifetime: float | None = ...,
+        shared_bundle_blocks: int | None = ...,
+        shared_staging_bytes: int | None = ...,
+        shared_within: float | None = ...,
         staging_bytes: int | None = ...,
         stage_within: float | None = ...,
         workers: int | None = ...,
@@ -550,6 +566,7 @@ class BlockStore:
         event_capacity: int | None = ...,
     ) -> Self: ...
     def register(self, memory: object, group: str | None = None) -> StoreRows: ...
+    def ask(self, keys: Sequence[bytes | str], group: str | None = None) -> StoreQuery: ...
     def contains(self, keys: Sequence[bytes | str], group: str | None = None) -> list[bool]: ...
     def touch(self, keys: Sequence[bytes | str], group: str | None = None) -> int: ...
     def load(self, keys: Sequence[bytes | str], rows: StoreRows, ids: _Ids) -> Completion[BlockOutcomes]: ...
@@ -712,6 +729,23 @@ class Cache:
         *_exception: type[BaseException] | BaseException | TracebackType | None,
     ) -> None: ...
 
+@final
+class HttpServer:
+    @property
+    def url(self) -> str: ...
+    @property
+    def closed(self) -> bool: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        *_exception: type[BaseException] | BaseException | TracebackType | None,
+    ) -> None: ...
+
+def serve_http(
+    caches: Cache | BlockStore | Mapping[str, Cache | BlockStore],
+    address: str = "127.0.0.1:0",
+) -> HttpServer: ...
 def close_all() -> None: ...
 def run_program(arguments: Sequence[str]) -> int: ...
 

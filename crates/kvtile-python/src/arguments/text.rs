@@ -21,7 +21,7 @@ macro_rules! texts {
     };
 }
 
-texts! { name word model revision salt profile text tier priority policy }
+texts! { address name word model revision salt profile text tier priority policy }
 
 /// The name of a group, or None.
 pub(crate) fn optional_group(value: &Bound<'_, PyAny>) -> PyResult<Option<TextArgument>> {

@@ -1,12 +1,14 @@
 //! Statistics of a cache as plain values, with the field names of the library's structures.
 
+use std::sync::{Arc, Weak};
+
 use kvtile::shared::tier::SharedTier;
 use kvtile::{
     blocks::{
         events::TierId,
         pool::{PinReport, PoolStats},
     },
-    tiers::{cache::Cache, disk::DiskTier},
+    tiers::{cache::Cache, disk::DiskTier, tier::Tier},
 };
 use kvtile_cli::output::escaped;
 use pyo3::{
@@ -14,6 +16,16 @@ use pyo3::{
     types::{PyBool, PyDict, PyFloat, PyList, PyString},
 };
 use serde_json::{Value, json};
+
+use super::PyCache;
+use crate::slot::OpenSlot;
+
+impl PyCache {
+    /// Its slot, for an observer that does not keep it open.
+    pub(crate) fn observed(&self) -> Weak<OpenSlot<Cache>> {
+        self.slot.as_ref().map(Arc::downgrade).unwrap_or_default()
+    }
+}
 
 /// The counters of the cache, with the ratios derived from them.
 pub(super) fn of_cache(cache: &Cache) -> Value {
@@ -25,14 +37,13 @@ pub(super) fn of_cache(cache: &Cache) -> Value {
             "disk_bytes_per_second".to_owned(),
             json!(cache.disk().and_then(DiskTier::bytes_per_second)),
         );
-        fields.insert("shared".to_owned(), of_shared(cache));
+        fields.insert("shared".to_owned(), of_shared(cache.tier(TierId::SHARED)));
     }
     value
 }
 
-/// The counters of the shared tier; null without one.
-fn of_shared(cache: &Cache) -> Value {
-    let tier = cache.tier(TierId::SHARED);
+/// The counters of a shared tier; null without one.
+pub(crate) fn of_shared(tier: Option<&Arc<dyn Tier>>) -> Value {
     let tier = tier.and_then(|tier| tier.as_any().downcast_ref::<SharedTier>());
     let Some(tier) = tier else {
         return Value::Null;

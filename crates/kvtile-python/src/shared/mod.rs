@@ -1,8 +1,8 @@
-//! The shared tier of a cache: its keywords, and stores that Python implements.
+//! The shared tier of a cache or a block store: its keywords, and stores that Python implements.
 
 mod python_store;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use kvtile::shared::{
     store::{Deadline, SharedStore, SharedStoreError},
@@ -12,15 +12,19 @@ use kvtile::{
     blocks::events::TierId,
     tiers::{
         TierError,
-        cache::{CacheBuilder, TierWrites},
-        tier::{Tier, TierSettings},
+        cache::TierWrites,
+        tier::{TierOpener, TierSettings},
     },
 };
-use pyo3::prelude::*;
+use pyo3::{prelude::*, types::PyString};
 
-use crate::error::python::SettingsError;
+use crate::{
+    arguments::{text, time, wrong_type},
+    cache::settings::number,
+    error::python::SettingsError,
+};
 
-pub(crate) use python_store::PythonStore;
+use python_store::PythonStore;
 
 /// How long opening a store may take, if the settings do not say it.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
@@ -51,6 +55,18 @@ pub(crate) struct SharedOpening {
 }
 
 impl SharedKeywords {
+    /// Reads one keyword, which begins with `shared`.
+    pub(crate) fn read(&mut self, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        match name {
+            "shared" => self.store = Some(source_of(value)?),
+            "shared_lifetime" => self.lifetime = time::shared_lifetime(value)?,
+            "shared_bundle_blocks" => self.bundle_blocks = Some(number(name, value)?),
+            "shared_staging_bytes" => self.staging_bytes = Some(number(name, value)?),
+            _ => self.within = time::shared_within(value)?,
+        }
+        Ok(())
+    }
+
     /// The tier, if there is one.
     pub(crate) fn opening(self) -> PyResult<Option<SharedOpening>> {
         let says_nothing = self.lifetime.is_none()
@@ -80,17 +96,22 @@ impl SharedKeywords {
 }
 
 impl SharedOpening {
-    /// Opens the store, and adds the tier to a cache that is being built. Called without the GIL.
-    pub(crate) fn add_to(self, builder: CacheBuilder) -> Result<CacheBuilder, TierError> {
+    /// Whether a value has several blocks, so that the tier needs their chain.
+    pub(crate) fn needs_chains(&self) -> bool {
+        self.settings.bundle_blocks != Some(1)
+    }
+
+    /// Opens the store. Returns the settings and the opener of the tier, for the builder of a cache or
+    /// a block store. Called without the GIL.
+    pub(crate) fn open(self) -> Result<(TierSettings, TierOpener), TierError> {
         let by = Deadline::within(self.within.unwrap_or(OPEN_WITHIN).max(OPEN_WITHIN));
         let store = self.source.open(by).map_err(TierError::outside)?;
         let tier = TierSettings::default().writes(TierWrites::AtOnce);
         let tier = tier.answer_within(self.settings.read_within.max(self.settings.write_within));
-        let settings = self.settings;
-        Ok(builder.tier(tier, move |context| {
-            let tier = SharedTier::open(TierId::SHARED, store, settings, context)?;
-            Ok(tier as Arc<dyn Tier>)
-        }))
+        Ok((
+            tier,
+            Box::new(SharedTier::opener(TierId::SHARED, store, self.settings)),
+        ))
     }
 }
 
@@ -99,6 +120,25 @@ impl SharedSource {
         match self {
             SharedSource::Url(text) => kvtile_shared_open::open_store(&text, by),
             SharedSource::Object(store) => Ok(Arc::new(store)),
+        }
+    }
+}
+
+/// The value of the keyword `shared`: text, a path, or a `kvtile.SharedTier`.
+fn source_of(value: &Bound<'_, PyAny>) -> PyResult<SharedSource> {
+    if value.is_instance_of::<PyString>() {
+        return Ok(SharedSource::Url(text::read("shared", value)?.into_owned()));
+    }
+    if let Ok(path) = value.extract::<PathBuf>() {
+        let path = path.into_os_string().into_string();
+        let path = path.map_err(|_| wrong_type("shared", "a path that is text", value))?;
+        return Ok(SharedSource::Url(path));
+    }
+    match PythonStore::of(value)? {
+        Some(store) => Ok(SharedSource::Object(store)),
+        None => {
+            let wanted = "a URL, the path of a folder, or a kvtile.SharedTier";
+            Err(wrong_type("shared", wanted, value))
         }
     }
 }

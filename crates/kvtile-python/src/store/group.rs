@@ -9,8 +9,9 @@ use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
     arguments::{
-        number, object, optional,
+        list, number, object, optional,
         text::{self, TextArgument},
+        wrong_type,
     },
     cache::settings::word_of,
     error::{CallFailure, python::SettingsError, raise},
@@ -135,4 +136,20 @@ pub(super) fn opaque_shape(block_bytes: u64, blocks: u64) -> Result<Shape, Layou
     let unit = Unit::opaque(&format!("opaque{block_bytes}"), block_bytes)?;
     let plane = Plane::new(OPAQUE_PLANE, unit)?.per_page();
     Shape::new(blocks, 1, 1, vec![plane])
+}
+
+/// A group or a list of groups.
+pub(super) fn groups_of(value: &Bound<'_, PyAny>) -> PyResult<Vec<PyStoreGroup>> {
+    if let Ok(group) = value.cast::<PyStoreGroup>() {
+        return Ok(vec![group.get().clone()]);
+    }
+    let wanted = "a StoreGroup or a list of them";
+    let items = list::items("groups", wanted, value)?;
+    let group = |(index, item): (usize, &Bound<'_, PyAny>)| {
+        let group = item.cast::<PyStoreGroup>();
+        let group =
+            group.map_err(|_| wrong_type(&format!("groups[{index}]"), "a StoreGroup", item))?;
+        Ok(group.get().clone())
+    };
+    items.iter().enumerate().map(group).collect()
 }

@@ -1,23 +1,26 @@
 //! The Python class `BlockStore`, over the library's block store.
 
 mod group;
+mod job;
+mod query;
 mod rows;
 mod settings;
 
 pub(crate) use group::PyStoreGroup;
+pub(crate) use query::PyStoreQuery;
 pub(crate) use rows::PyStoreRows;
 
 use std::{
     collections::HashMap,
     os::fd::{AsRawFd, RawFd},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use kvtile::{
-    blocks::BlockKey,
+    blocks::{BlockKey, events::TierId},
     tiers::{
-        block_store::{BlockOutcomes, BlockStore, RowStoreOptions, StoreGroup},
+        block_store::{BlockOutcomes, BlockStore, StoreGroup},
         cache::Completion,
     },
 };
@@ -27,18 +30,19 @@ use pyo3::{
 };
 use serde_json::json;
 
-use self::rows::RowMemory;
+use self::{group::groups_of, job::RowJob, rows::RowMemory};
 use crate::{
     arguments::{
         list, number,
         text::{self, TextArgument},
-        time, wrong_type,
+        time,
     },
     cache::{PySnapshot, PySubscriber, stats},
     completion::{PendingOperation, PyCompletion},
     error::{CallFailure, python::ClosedError, python::RequestError},
     guard, pickle,
     report::{PyBlockOutcomes, PyStoreFlush},
+    shared::SharedOpening,
     slot::{OpenSlot, OpenSlots, SlotCall},
     transfer::manager,
 };
@@ -55,7 +59,8 @@ static OPEN: OpenSlots<BlockStore> = OpenSlots::new();
 /// behind. No call waits for I/O, except those that say so.
 ///
 /// Keys are bytes or text of any length, and no chain: each block is found by itself. Parents and
-/// positions are hints for the eviction policy.
+/// positions are hints for the eviction policy; a shared tier with several blocks in one value needs
+/// them.
 ///
 /// Use the store in a ``with`` statement, or close it. Closing writes the blocks that are not
 /// written yet. A killed process loses the blocks that were not synced; a sync begins at the latest
@@ -72,6 +77,15 @@ static OPEN: OpenSlots<BlockStore> = OpenSlots::new();
 ///     close_within: seconds that closing may take to write blocks; default: 30.
 ///     answer_within: seconds after which the store stops using a disk that does not answer, for a
 ///         while; default: 30. A load still ends only when the disk no longer touches its rows.
+///     shared: a store that other processes use too: a URL (``s3://bucket/prefix``, ``redis://host``), the
+///         path of a folder, or a ``kvtile.SharedTier``; default: none. ``ask`` finds its blocks. Stores
+///         write to it and to the disk, and need neither ``disk`` nor ``disk_bytes`` then.
+///     shared_lifetime: seconds for which a store keeps values, where values expire; default: for
+///         ever.
+///     shared_bundle_blocks: blocks of one value, 1 to 64, the same for all processes; default: 1. More
+///         need the parents and positions of all blocks.
+///     shared_staging_bytes: memory for blocks that wait until their value is written; default: 256 MiB.
+///     shared_within: seconds within which the store must answer and be read; default: 5.
 ///     staging_bytes: memory for blocks that wait to be written; default: 256 MiB, at least two
 ///         blocks of each group.
 ///     stage_within: seconds that a store waits for staging memory; default: 10.
@@ -84,12 +98,15 @@ static OPEN: OpenSlots<BlockStore> = OpenSlots::new();
 ///     SettingsError: invalid settings, or too little room.
 ///     FolderInUseError: another cache or store uses the folder.
 ///     DiskError: a folder that cannot be used.
+///     SharedTierError: a shared store that cannot be opened.
 #[pyclass(name = "BlockStore", module = "kvtile", frozen, weakref)]
 pub(crate) struct PyBlockStore {
     slot: Option<Arc<OpenSlot<BlockStore>>>,
     groups: HashMap<String, PyStoreGroup>,
     /// The only group, if there is one.
     only: Option<String>,
+    /// Whether the shared tier stores several blocks as one value, so that it needs their chain.
+    needs_chains: bool,
 }
 
 /// Closes all open stores before the interpreter ends.
@@ -112,6 +129,11 @@ impl Drop for PyBlockStore {
 }
 
 impl PyBlockStore {
+    /// Its slot, for an observer that does not keep it open.
+    pub(crate) fn observed(&self) -> Weak<OpenSlot<BlockStore>> {
+        self.slot.as_ref().map(Arc::downgrade).unwrap_or_default()
+    }
+
     /// Calls the store.
     fn with<T: Send, E: Into<CallFailure> + Send>(
         &self,
@@ -184,44 +206,6 @@ impl PyBlockStore {
     }
 }
 
-/// The arguments of a load, or of a store with its options.
-struct RowJob {
-    keys: Vec<BlockKey>,
-    rows: kvtile::tiers::block_store::StoreRows,
-    ids: Vec<usize>,
-    store: Option<RowStoreOptions>,
-}
-
-impl RowJob {
-    fn load(
-        keys: Vec<BlockKey>,
-        rows: &Bound<'_, PyStoreRows>,
-        ids: Vec<usize>,
-    ) -> PyResult<RowJob> {
-        let rows = rows.get().rows()?;
-        let store = None;
-        Ok(RowJob {
-            keys,
-            rows,
-            ids,
-            store,
-        })
-    }
-
-    fn with_options(
-        mut self,
-        parents: Option<Vec<Option<BlockKey>>>,
-        positions: Option<Vec<u32>>,
-        tenant: u32,
-    ) -> RowJob {
-        let options = RowStoreOptions::new()
-            .parents(parents.unwrap_or_default())
-            .positions(positions.unwrap_or_default());
-        self.store = Some(options.tenant(tenant));
-        self
-    }
-}
-
 #[pymethods]
 impl PyBlockStore {
     #[new]
@@ -234,10 +218,15 @@ impl PyBlockStore {
             [only] => Some(only.name.clone()),
             _ => None,
         };
-        let settings = settings::read(list, settings)?;
-        let store = guard::run(py, move || {
-            let builder = BlockStore::builder(settings);
-            builder.manager(Arc::clone(manager())).open()
+        let (settings, shared) = settings::read(list, settings)?;
+        let needs_chains = shared.as_ref().is_some_and(SharedOpening::needs_chains);
+        let store = guard::run(py, move || -> Result<BlockStore, CallFailure> {
+            let mut builder = BlockStore::builder(settings).manager(Arc::clone(manager()));
+            if let Some(shared) = shared {
+                let (tier, opener) = shared.open()?;
+                builder = builder.tier(tier, opener);
+            }
+            Ok(builder.open()?)
         })?;
         Ok(PyBlockStore {
             slot: Some(OPEN.open(store)),
@@ -246,6 +235,7 @@ impl PyBlockStore {
                 .map(|group| (group.group.name.clone(), group))
                 .collect(),
             only,
+            needs_chains,
         })
     }
 
@@ -272,8 +262,30 @@ impl PyBlockStore {
         self.with(py, |store| memory.register(store, &group.group.name))
     }
 
+    /// Asks the shared tier which blocks it has; ``contains`` and ``load`` know them once it has
+    /// answered. The call returns at once. Without a shared tier the query is ready.
+    ///
+    /// Args:
+    ///     keys: bytes or text of any length; with ``shared_bundle_blocks`` above 1, those of a chain from
+    ///         its first block on.
+    ///     group: the group; default: the only one.
+    ///
+    /// Returns:
+    ///     A StoreQuery.
+    #[pyo3(signature = (keys, group=None))]
+    fn ask(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = list::names)] keys: Vec<BlockKey>,
+        #[pyo3(from_py_with = text::optional_group)] group: Option<TextArgument>,
+    ) -> PyResult<PyStoreQuery> {
+        let name = &self.group(group)?.group.name;
+        let answers = self.with(py, |store| store.ask(store.group_id(name)?, &keys))?;
+        Ok(PyStoreQuery::new(answers))
+    }
+
     /// Whether a load would find each block now, without I/O. The disk may evict a block before its
-    /// load.
+    /// load; of a shared tier only blocks are found that it was asked for.
     ///
     /// Args:
     ///     keys: bytes or text of any length.
@@ -355,7 +367,8 @@ impl PyBlockStore {
         #[pyo3(from_py_with = number::tenant)] tenant: u32,
     ) -> PyResult<Option<PyCompletion>> {
         let job = RowJob::load(keys, &rows, ids)?;
-        self.start(py, job.with_options(parents, positions, tenant), None)
+        let job = job.with_options((parents, positions), tenant, self.needs_chains)?;
+        self.start(py, job, None)
     }
 
     /// As ``load``, without a completion: the end of the job is in ``take_finished``.
@@ -394,7 +407,7 @@ impl PyBlockStore {
         #[pyo3(from_py_with = number::tenant)] tenant: u32,
     ) -> PyResult<()> {
         let store = RowJob::load(keys, &rows, ids)?;
-        let store = store.with_options(parents, positions, tenant);
+        let store = store.with_options((parents, positions), tenant, self.needs_chains)?;
         self.start(py, store, Some(job)).map(drop)
     }
 
@@ -475,6 +488,8 @@ impl PyBlockStore {
             let mut value = serde_json::to_value(&stats).unwrap_or_default();
             if let serde_json::Value::Object(fields) = &mut value {
                 fields.insert("hit_ratio".to_owned(), json!(stats.hit_ratio()));
+                let shared = store.tier(TierId::SHARED);
+                fields.insert("shared".to_owned(), stats::of_shared(shared));
             }
             Ok::<_, CallFailure>(value)
         })?;
@@ -566,20 +581,4 @@ pub(crate) fn block_key<'py>(
 ) -> PyResult<Bound<'py, PyBytes>> {
     let key = list::name("key", key)?;
     Ok(PyBytes::new(py, key.as_bytes()))
-}
-
-/// A group or a list of groups.
-fn groups_of(value: &Bound<'_, PyAny>) -> PyResult<Vec<PyStoreGroup>> {
-    if let Ok(group) = value.cast::<PyStoreGroup>() {
-        return Ok(vec![group.get().clone()]);
-    }
-    let wanted = "a StoreGroup or a list of them";
-    let items = list::items("groups", wanted, value)?;
-    let group = |(index, item): (usize, &Bound<'_, PyAny>)| {
-        let group = item.cast::<PyStoreGroup>();
-        let group =
-            group.map_err(|_| wrong_type(&format!("groups[{index}]"), "a StoreGroup", item))?;
-        Ok(group.get().clone())
-    };
-    items.iter().enumerate().map(group).collect()
 }

@@ -9,16 +9,22 @@ use crate::{
     arguments::{flag, keywords, text, time},
     cache::settings::{DiskKeywords, folder_of, number, policy_of},
     error::python::ArgumentError,
+    shared::{SharedKeywords, SharedOpening},
 };
 
 /// All keywords.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 16] = [
     "disk",
     "disk_bytes",
     "disk_policy",
     "read_only",
     "close_within",
     "answer_within",
+    "shared",
+    "shared_lifetime",
+    "shared_bundle_blocks",
+    "shared_staging_bytes",
+    "shared_within",
     "staging_bytes",
     "stage_within",
     "workers",
@@ -30,9 +36,10 @@ const NAMES: [&str; 11] = [
 pub(super) fn read(
     groups: Vec<StoreGroup>,
     keywords: Option<&Bound<'_, PyDict>>,
-) -> PyResult<BlockStoreSettings> {
+) -> PyResult<(BlockStoreSettings, Option<SharedOpening>)> {
     let mut settings = BlockStoreSettings::new(groups);
     let mut disk = DiskKeywords::default();
+    let mut shared = SharedKeywords::default();
     for (name, value) in keywords.into_iter().flatten() {
         let name = text::read("the name of a setting", &name)?;
         if !NAMES.contains(&&*name) {
@@ -51,6 +58,7 @@ pub(super) fn read(
             "disk_policy" => disk.policy = Some(policy_of(&name, &value)?),
             "close_within" => disk.close_within = time::close_within(&value)?,
             "answer_within" => disk.answer_within = time::answer_within(&value)?,
+            name if name.starts_with("shared") => shared.read(name, &value)?,
             "read_only" => settings.read_only = flag::read(&name, &value)?,
             "staging_bytes" => settings.staging_bytes = number(&name, &value)?,
             "stage_within" => {
@@ -61,10 +69,14 @@ pub(super) fn read(
             _ => settings.event_capacity = number(&name, &value)?,
         }
     }
-    if settings.read_only {
+    if settings.read_only && disk.folder.is_some() {
         // The capacity is the writer's.
         disk.bytes.get_or_insert(0);
     }
     settings.disk = disk.settings()?;
-    Ok(settings)
+    if shared.store.is_some() {
+        // Each block is found by itself, so it is a value of its own.
+        shared.bundle_blocks.get_or_insert(1);
+    }
+    Ok((settings, shared.opening()?))
 }

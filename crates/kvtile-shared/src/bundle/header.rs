@@ -45,7 +45,7 @@ const PART_BYTES: usize = 64;
 const PAGE_BYTES: usize = 4096;
 
 /// Bytes of the header of a bundle of `blocks` blocks.
-pub(super) fn header_bytes(blocks: u32) -> usize {
+pub(crate) fn header_bytes(blocks: u32) -> usize {
     let blocks = usize::try_from(blocks).unwrap_or(usize::MAX);
     let bytes = blocks
         .saturating_mul(BLOCK_ENTRY_BYTES)

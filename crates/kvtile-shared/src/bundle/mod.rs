@@ -10,8 +10,9 @@ mod name;
 mod sink;
 
 pub use form::{BundleForm, InvalidPartName, PartName};
+pub(crate) use header::header_bytes;
 pub use header::{BUNDLE_BLOCKS_MAX, BundleHeader, HeaderFault, HeldBlock};
-pub(crate) use name::root_of;
 pub use name::{BundleName, ParsedBundleName, parse_bundle_name};
+pub(crate) use name::{ROOT, root_of};
 pub use sink::BundleFault;
 pub(crate) use sink::{BundleReader, BundleTarget, WantedBytes};

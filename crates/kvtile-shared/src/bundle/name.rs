@@ -9,7 +9,7 @@ use super::{BundleForm, PartName};
 use crate::store::{InvalidValueName, ValueName};
 
 /// The first directory of all bundles, with the version of the names.
-const ROOT: &str = "kvt1";
+pub(crate) const ROOT: &str = "kvt1";
 
 /// Names the bundles of one form:
 /// `{prefix}/kvt1/{identity}/{layout}/{part}/{first 2 digits of the key}/{key}.{blocks}`, where the
@@ -97,8 +97,12 @@ pub fn parse_bundle_name(prefix: &str, name: &ValueName) -> Option<ParsedBundleN
         && key.get(..2) == Some(shard)
         && is_count
         && blocks <= super::BUNDLE_BLOCKS_MAX;
+    let last = u128::from_str_radix(key, 16).ok()?;
     is_ours.then(|| ParsedBundleName {
         identity: identity.to_owned(),
+        layout: layout.to_owned(),
+        part: part.to_owned(),
+        last: BlockKey::from_bytes(last.to_be_bytes()),
         blocks,
     })
 }
@@ -108,6 +112,12 @@ pub fn parse_bundle_name(prefix: &str, name: &ValueName) -> Option<ParsedBundleN
 pub struct ParsedBundleName {
     /// The fingerprint of the identity, in hexadecimal digits.
     pub identity: String,
+    /// The fingerprint of the block layout, in hexadecimal digits.
+    pub layout: String,
+    /// The part of the blocks.
+    pub part: String,
+    /// The key of the last block.
+    pub last: BlockKey,
     /// The number of blocks.
     pub blocks: u32,
 }
@@ -139,6 +149,11 @@ mod tests {
             let parsed = parse_bundle_name(prefix, &name).unwrap();
             assert_eq!(parsed.blocks, 16);
             assert_eq!(parsed.identity, identity);
+            assert_eq!(
+                (parsed.layout, parsed.part.as_str()),
+                (layout.clone(), "all")
+            );
+            assert_eq!(parsed.last, key);
             for other in [
                 format!("{name}0"),
                 format!("{name}/a"),

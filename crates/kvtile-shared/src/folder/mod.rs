@@ -117,6 +117,13 @@ impl FolderStore {
         Ok(store)
     }
 
+    /// Whether a folder is one of these stores: it has values of kvtile, or a store was opened there.
+    #[must_use]
+    pub fn is_at(folder: &Path) -> bool {
+        let marks = [NEW, crate::bundle::ROOT];
+        marks.iter().any(|mark| folder.join(mark).is_dir())
+    }
+
     fn path(&self, name: &ValueName) -> PathBuf {
         self.folder.join(name.as_str())
     }

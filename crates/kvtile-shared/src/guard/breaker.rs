@@ -12,6 +12,29 @@ use kvtile_tiers::OperationHealth;
 /// Failures in a row that open the breaker.
 const FAILURES_MAX: u32 = 3;
 
+/// The state of a breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreBreakerState {
+    /// Calls begin.
+    Closed,
+    /// Calls are refused until the pause ends.
+    Open,
+    /// The pause has ended; the next call is a trial.
+    Trial,
+}
+
+impl StoreBreakerState {
+    /// Its name: `closed`, `open` or `trial`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            StoreBreakerState::Closed => "closed",
+            StoreBreakerState::Open => "open",
+            StoreBreakerState::Trial => "trial",
+        }
+    }
+}
+
 /// A breaker. Times are those of the cache's clock.
 #[derive(Debug)]
 pub(crate) struct StoreBreaker {
@@ -41,6 +64,15 @@ impl StoreBreaker {
     /// Whether calls have failed and none has succeeded since.
     pub(crate) fn is_failing(&self) -> bool {
         self.health.paused_until().is_some()
+    }
+
+    /// Its state, without counting as a trial.
+    pub(crate) fn state(&self, now: Duration) -> StoreBreakerState {
+        match self.health.paused_until() {
+            None => StoreBreakerState::Closed,
+            Some(until) if now < until => StoreBreakerState::Open,
+            Some(_) => StoreBreakerState::Trial,
+        }
     }
 
     /// Counts blocks that a pause left out.
@@ -86,11 +118,14 @@ mod tests {
         assert!(breaker.allows(now) && !breaker.is_open(now));
         breaker.failed(now, &error);
         assert!(!breaker.allows(now) && breaker.is_open(now));
+        assert_eq!(breaker.state(now), StoreBreakerState::Open);
         let later = now + Duration::from_secs(2);
+        assert_eq!(breaker.state(later), StoreBreakerState::Trial);
         assert!(breaker.allows(later), "one trial");
         assert!(!breaker.allows(later), "and no second one");
         breaker.succeeded(later);
         assert!(breaker.allows(later));
+        assert_eq!(breaker.state(later), StoreBreakerState::Closed);
         breaker.late(later, &error);
         assert!(breaker.is_open(later));
     }

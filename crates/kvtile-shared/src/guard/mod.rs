@@ -9,4 +9,5 @@ mod breaker;
 mod pace;
 
 pub(crate) use breaker::StoreBreaker;
+pub use breaker::StoreBreakerState;
 pub(crate) use pace::StorePace;

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::bundle::{BundleFault, HeaderFault};
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
         /// What a shared tier has done since it was opened. Every counter counts bundles unless its
         /// name contains bytes or blocks.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct SharedTierCounters {
-            $($(#[$doc])* pub $name: u64,)*
+            $($(#[doc = $doc])+ pub $name: u64,)*
         }
 
         impl SharedTierCounters {
@@ -20,6 +20,11 @@ macro_rules! counters {
             pub fn fields(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name),)*]
             }
+
+            /// The names of the counters, each with what it counts.
+            pub const DESCRIBED: &[(&str, &str)] = &[
+                $((stringify!($name), concat!($($doc),+)),)*
+            ];
         }
 
         #[derive(Debug, Default)]
@@ -38,39 +43,39 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Queried at the store.
+    /// Bundles that were queried at the store.
     asked,
-    /// Of these, present.
+    /// Queried bundles that the store has.
     asked_present,
-    /// Read and verified.
+    /// Bundles that were read and verified.
     read,
-    /// Required blocks of these.
+    /// Required blocks of the bundles that were read.
     read_blocks,
     /// Bytes read back from the store, also those that were of no use.
     read_bytes,
     /// Blocks that were read from staging memory, before their bundle was written.
     read_staged_blocks,
-    /// Not there when they were read.
+    /// Bundles that were not there when they were read.
     absent,
-    /// A flipped or torn byte, in the header or in a block.
+    /// Bundles with a flipped or torn byte, in the header or in a block.
     damaged,
     /// Values of another identity, layout, part, size or version, or no bundles at all.
     other_identity,
     /// Values that end too early, or too late.
     short,
-    /// Reads that did not end by their deadline.
+    /// Reads of bundles that did not end by their deadline.
     late,
-    /// Reads that the store failed.
+    /// Reads of bundles that the store failed.
     read_failed,
-    /// Reads and queries that were refused while the breaker was open.
+    /// Reads and queries of bundles that were refused while the breaker was open.
     breaker_open,
-    /// Written.
+    /// Bundles that were written.
     written,
-    /// Bytes of these.
+    /// Bytes of the bundles that were written.
     written_bytes,
-    /// Not written, because the store had them already.
+    /// Bundles that were not written, because the store had them already.
     present,
-    /// Not written, because the store failed, refused them or was late.
+    /// Bundles that were not written, because the store failed, refused them or was late.
     write_failed,
     /// Blocks that were dropped because their bundle did not become whole in time, or for lack of
     /// staging memory.

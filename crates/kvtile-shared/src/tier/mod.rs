@@ -53,6 +53,7 @@ use kvtile_tiers::{
 use kvtile_transfer::completion::{Completer, Completion};
 use parking_lot::Mutex;
 
+pub use crate::guard::StoreBreakerState;
 pub use counts::SharedTierCounters;
 pub use error::SharedTierError;
 pub use settings::SharedTierSettings;
@@ -77,6 +78,20 @@ const CLOSE_STEP: Duration = Duration::from_micros(200);
 enum StageWork {
     Write(Vec<BlockWrite>, WritePart, RemovalTicket),
     Sync(Completer<SyncReport>),
+}
+
+/// The current state of a shared tier, beside its [counters](SharedTierCounters).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SharedTierStatus {
+    /// The name of the store, without secrets.
+    pub store: String,
+    /// The breaker of reads and queries.
+    pub reads: StoreBreakerState,
+    /// The breaker of writes.
+    pub writes: StoreBreakerState,
+    /// The most calls of the store at a time; it follows the latency.
+    pub calls_max: usize,
 }
 
 /// A tier over a store that other caches use too. The [module](self) describes what is durable when.
@@ -161,6 +176,19 @@ impl SharedTier {
     #[must_use]
     pub fn counters(&self) -> SharedTierCounters {
         self.parts.counts.read()
+    }
+
+    /// The store, the state of its breakers, and how many calls of it may run at a time.
+    #[must_use]
+    pub fn status(&self) -> SharedTierStatus {
+        let parts = &self.parts;
+        let now = parts.clock.now();
+        SharedTierStatus {
+            store: parts.store.name().to_owned(),
+            reads: parts.reads.state(now),
+            writes: parts.writes.state(now),
+            calls_max: parts.pace.limit(),
+        }
     }
 
     /// Blocks of one bundle of a group; `None` for a group that the tier does not have.

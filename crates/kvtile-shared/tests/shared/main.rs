@@ -9,3 +9,4 @@ mod faults;
 mod flow;
 mod processes;
 mod stores;
+mod survey;

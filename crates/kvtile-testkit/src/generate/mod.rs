@@ -70,12 +70,9 @@ impl fmt::Debug for LayoutCase {
             self.alignment
         )?;
         for plane in shape.planes() {
-            let per = match plane.is_per_token() {
-                true => "token",
-                false => "page",
-            };
+            let per = plane.per();
             let (name, unit) = (plane.name(), plane.unit());
-            writeln!(f, "  {name}: {unit} {:?} a {per}", plane.extents())?;
+            writeln!(f, "  {name}: {unit} {:?} every {per}", plane.extents())?;
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Random selections between two shapes.
 
-use kvtile_layout::{Axis, Shape};
+use kvtile_layout::{Axis, PlanePer, Shape};
 
-use super::choices::Choices;
+use super::{choices::Choices, shapes::token_unit};
 use crate::copy::{NaivePair, NaiveRange, NaiveSelection};
 
 /// A selection that fits both shapes, is not empty, and has each destination token at most once.
@@ -13,7 +13,10 @@ pub(super) fn selection(choices: &mut Choices, src: &Shape, dst: &Shape) -> Naiv
         false => range(choices, src.num_heads(), dst.num_heads()),
     };
     let layers = range(choices, src.num_layers(), dst.num_layers());
-    let per_page = src.planes().iter().any(|plane| !plane.is_per_token());
+    let per_page = src
+        .planes()
+        .iter()
+        .any(|plane| plane.per() == PlanePer::Page);
     let whole = src.page_size() == dst.page_size() && (per_page || !choices.once_in(3));
     let pairs = match whole {
         true => whole_blocks(choices, src, dst),
@@ -62,22 +65,24 @@ fn whole_blocks(choices: &mut Choices, src: &Shape, dst: &Shape) -> Vec<NaivePai
     pairs
 }
 
-/// Parts of destination blocks from parts of source blocks, for any page sizes.
+/// Parts of destination blocks from parts of source blocks, for any page sizes. No part cuts an entry.
 fn parts_of_blocks(choices: &mut Choices, src: &Shape, dst: &Shape) -> Vec<NaivePair> {
+    let unit = token_unit(src.planes());
+    let (src_page, dst_page) = (src.page_size() / unit, dst.page_size() / unit);
     let mut pairs = Vec::new();
     for dst_block in choices.shuffled((0..dst.num_blocks()).collect()) {
-        let mut dst_token = choices.below(dst.page_size());
-        while dst_token < dst.page_size() {
-            let most = src.page_size().min(dst.page_size() - dst_token);
-            let tokens = most - choices.below(most);
+        let mut dst_start = choices.below(dst_page);
+        while dst_start < dst_page {
+            let most = src_page.min(dst_page - dst_start);
+            let count = most - choices.below(most);
             pairs.push(NaivePair {
                 src_block: choices.below(src.num_blocks()),
-                src_token: choices.below(src.page_size() - tokens + 1),
+                src_token: choices.below(src_page - count + 1) * unit,
                 dst_block,
-                dst_token,
-                tokens,
+                dst_token: dst_start * unit,
+                tokens: count * unit,
             });
-            dst_token += tokens + choices.below(2);
+            dst_start += count + choices.below(2);
         }
     }
     choices.shuffled(pairs)

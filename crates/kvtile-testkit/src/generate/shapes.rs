@@ -1,13 +1,13 @@
 //! Random shapes, and pairs of shapes that can be copied between.
 
-use kvtile_layout::{Axis, LayoutError, Plane, Shape, Unit};
+use kvtile_layout::{Axis, LayoutError, Plane, PlanePer, Shape, Unit};
 
 use super::choices::Choices;
 
 const NAMES: [&str; 10] = ["k", "v", "ks", "vs", "c", "r", "s", "i", "conv", "ssm"];
 
 /// A shape of at most `bytes_max` bytes with one to four planes. Their units have 1, 2, 3, 4, 7, 8
-/// or 34 bytes; they have heads, content and declared axes or not; some have one entry per page.
+/// or 34 bytes; they have heads, content and declared axes or not; some have one entry per page, or for several tokens.
 /// One shape in three also has an odd plane, and some have only that: see [`odd_plane`].
 pub(super) fn shape(choices: &mut Choices, bytes_max: u64) -> Result<Shape, LayoutError> {
     let num_blocks = 1 + choices.below(5);
@@ -31,9 +31,11 @@ pub(super) fn shape(choices: &mut Choices, bytes_max: u64) -> Result<Shape, Layo
                 plane = plane.extent(axis, choices.pick(&[2, 3, 4, 1]));
             }
         }
-        planes.push(match choices.once_in(7) {
-            true => plane.per_page(),
-            false => plane,
+        let every: Vec<u64> = (2..=4).filter(|every| page_size % every == 0).collect();
+        planes.push(match choices.below(7) {
+            0 => plane.per_page(),
+            1 if !every.is_empty() => plane.every(choices.pick(&every)),
+            _ => plane,
         });
     }
     if choices.once_in(3) {
@@ -48,11 +50,11 @@ pub(super) fn shape(choices: &mut Choices, bytes_max: u64) -> Result<Shape, Layo
             Ok(Ok(bytes)) if bytes <= bytes_max => break,
             _ => {}
         }
-        let planes = planes.iter().map(|plane| cap_plane(plane, cap)).collect();
+        let planes: Vec<Plane> = planes.iter().map(|plane| cap_plane(plane, cap)).collect();
         capped = Shape::new(
             num_blocks.min(cap),
             num_layers.min(cap),
-            page_size.min(cap),
+            page_of(&planes, page_size.min(cap)),
             planes,
         );
     }
@@ -101,22 +103,47 @@ fn with_extents(plane: &Plane, extent: impl Fn(Axis, u64) -> u64) -> Plane {
     for &(axis, old) in plane.extents() {
         result = result.extent(axis, extent(axis, old));
     }
-    match plane.is_per_token() {
-        true => result,
-        false => result.per_page(),
+    match plane.per() {
+        PlanePer::Token => result,
+        PlanePer::Every(tokens) => result.every(tokens),
+        PlanePer::Page => result.per_page(),
     }
+}
+
+/// The least number of tokens that is a multiple of the tokens of each plane's entries.
+pub(super) fn token_unit(planes: &[Plane]) -> u64 {
+    let every = planes.iter().filter_map(|plane| plane.per().tokens());
+    every.fold(1, |unit, every| {
+        let multiples = (1..=every).map(|times| unit * times);
+        multiples
+            .into_iter()
+            .find(|multiple| multiple % every == 0)
+            .unwrap_or(unit)
+    })
+}
+
+/// The page size of whole entries that is next to `page_size`, and at least one entry of each plane.
+fn page_of(planes: &[Plane], page_size: u64) -> u64 {
+    let unit = token_unit(planes);
+    (page_size / unit).max(1) * unit
 }
 
 /// A shape with the same planes in another order, and with other numbers of blocks, layers, tokens
 /// and heads as far as the planes allow a copy between the two shapes.
 pub(super) fn relative(choices: &mut Choices, shape: &Shape) -> Result<Shape, LayoutError> {
-    let per_page = shape.planes().iter().any(|plane| !plane.is_per_token());
+    let per_page = shape
+        .planes()
+        .iter()
+        .any(|plane| plane.per() == PlanePer::Page);
     let headless = shape.planes().iter().any(|plane| !plane.has(Axis::H));
     let num_blocks = choices.pick(&[shape.num_blocks(), 1, 2, 3, 5, 7]);
     let num_layers = choices.pick(&[shape.num_layers(), shape.num_layers(), 1, 2, 3]);
     let page_size = match per_page {
         true => shape.page_size(),
-        false => choices.pick(&[shape.page_size(), shape.page_size(), 1, 2, 4, 6, 8]),
+        false => {
+            let size = choices.pick(&[shape.page_size(), shape.page_size(), 1, 2, 4, 6, 8]);
+            page_of(shape.planes(), size)
+        }
     };
     let num_heads = match headless {
         true => shape.num_heads(),

@@ -14,6 +14,7 @@ use std::{
 use kvtile_blocks::{BlockKey, events::TierId, pool::PinClaim};
 use kvtile_transfer::completion::Completion;
 use parking_lot::{Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
 
 pub use health::OperationHealth;
 pub(crate) use spill::SpillList;
@@ -30,6 +31,20 @@ use crate::{
         TierSettings, WriteReport,
     },
 };
+
+/// Which operations of a tier are in a backoff after failures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct TierHealth {
+    /// Reads: lookups do not report the blocks of the tier.
+    pub reads_paused: bool,
+    /// Writes: blocks are left out.
+    pub writes_paused: bool,
+    /// Syncs: written blocks are not durable yet.
+    pub syncs_paused: bool,
+    /// A batch did not complete in time and still holds host memory: no reads and no writes begin.
+    pub is_late: bool,
+}
 
 /// A tier of a cache or of a block store. `K` names a block in its spill list.
 pub(crate) struct TendedTier<K> {
@@ -128,6 +143,18 @@ impl<K> TendedTier<K> {
         TierPauses {
             writes: self.writes.paused_until().max(syncs),
             syncs,
+        }
+    }
+
+    /// What is in a backoff now.
+    pub(crate) fn health(&self, now: Duration) -> TierHealth {
+        let is_paused =
+            |health: &OperationHealth| health.paused_until().is_some_and(|until| now < until);
+        TierHealth {
+            reads_paused: is_paused(&self.reads),
+            writes_paused: is_paused(&self.writes),
+            syncs_paused: is_paused(&self.syncs),
+            is_late: self.has_late_memory(),
         }
     }
 

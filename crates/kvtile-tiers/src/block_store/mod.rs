@@ -41,7 +41,10 @@ use kvtile_blocks::{
     events::{EventSnapshot, EventSubscriber, TierId},
     pool::PinClaim,
 };
-use kvtile_layout::{Shape, identity::LayoutIdentity};
+use kvtile_layout::{
+    Shape,
+    identity::{Identity, LayoutIdentity},
+};
 use kvtile_transfer::{
     LayoutHandle, PhysicalLayout,
     completion::{Completer, Completion},
@@ -60,12 +63,14 @@ use rows::{RowsOwner, RowsParts};
 use store::{RowStoreJob, StoreName};
 
 use crate::{
+    below::TierHealth,
     cache::Priority,
     error::{RequestError, TierError},
     ids::check_ids,
     metrics::{CacheStats, Queue},
     opening::check_identity,
     queue::{JobQueue, QueueRefusal},
+    source::{EventSource, ListStoredBlocks},
     tier::{AnswerTime, BlockName, Tier, TierAnswer, TierStats},
 };
 
@@ -173,6 +178,8 @@ pub struct BlockStore {
     finished: FinishedJobs,
     threads: Vec<JoinHandle<()>>,
     is_closed: bool,
+    /// Lives as long as the store.
+    owner: Arc<()>,
 }
 
 impl BlockStore {
@@ -551,6 +558,22 @@ impl BlockStore {
         Some(self.tier(tier)?.stats())
     }
 
+    /// Which operations of a tier are in a backoff after failures; `None` if the store has no such
+    /// tier.
+    #[must_use]
+    pub fn tier_health(&self, tier: TierId) -> Option<TierHealth> {
+        let below = self.parts.below.iter().find(|below| below.id == tier)?;
+        Some(below.health(self.parts.clock.now()))
+    }
+
+    /// The identity of a group's blocks.
+    ///
+    /// # Errors
+    /// A group that the store does not have.
+    pub fn identity(&self, group: GroupId) -> Result<&Identity, TierError> {
+        Ok(&self.parts.check_group(group)?.identity)
+    }
+
     /// Subscribes to the events of all tiers from now on.
     #[must_use]
     pub fn subscribe(&self) -> EventSubscriber {
@@ -561,11 +584,17 @@ impl BlockStore {
     /// subscriber that lagged restarts from here.
     #[must_use]
     pub fn snapshot(&self) -> EventSnapshot {
-        self.parts.events.snapshot(|blocks| {
-            for below in &self.parts.below {
-                below.tier.list(blocks);
-            }
-        })
+        let list = |blocks: &mut Vec<_>| self.parts.list_stored(blocks);
+        self.parts.events.snapshot(list)
+    }
+
+    /// The events and snapshots of the store, for a reader that must not keep it open.
+    #[must_use]
+    pub fn event_source(&self) -> EventSource {
+        let groups = self.parts.groups.iter();
+        let page_sizes = groups.map(|group| group.identity.page_size());
+        let parts = Arc::downgrade(&self.parts);
+        EventSource::new(&self.parts.events, parts, &self.owner, page_sizes)
     }
 }
 

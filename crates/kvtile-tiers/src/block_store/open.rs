@@ -175,6 +175,7 @@ impl BlockStoreBuilder {
             finished,
             threads: Vec::new(),
             is_closed: false,
+            owner: Arc::new(()),
         };
         store.start()
     }

@@ -8,7 +8,7 @@ use std::{
 
 use kvtile_blocks::{
     BlockKey, GroupId, Tick,
-    events::{EventLog, TierId},
+    events::{EventLog, StoredBlock, TierId},
 };
 use kvtile_layout::{
     Shape, broken,
@@ -30,6 +30,7 @@ use crate::{
     error::{RequestError, TierError},
     metrics::CacheMetrics,
     queue::JobQueue,
+    source::ListStoredBlocks,
     tier::{Removals, TierStats},
 };
 
@@ -80,6 +81,14 @@ pub(super) struct BlockStoreParts {
 impl std::fmt::Debug for BlockStoreParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BlockStoreParts").finish_non_exhaustive()
+    }
+}
+
+impl ListStoredBlocks for BlockStoreParts {
+    fn list_stored(&self, blocks: &mut Vec<StoredBlock>) {
+        for below in &self.below {
+            below.tier.list(blocks);
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use kvtile_blocks::events::TierId;
 
 use super::CacheParts;
 use crate::{
+    below::TierHealth,
     metrics::{CacheStats, Queue, observe_tier},
     tier::TierStats,
 };
@@ -32,6 +33,14 @@ pub(super) fn tier_stats(inner: &CacheParts, tier: TierId) -> Option<TierStats> 
     }
     let below = inner.below.iter().find(|below| below.id == tier)?;
     Some(below.tier.stats())
+}
+
+pub(super) fn tier_health(inner: &CacheParts, tier: TierId) -> Option<TierHealth> {
+    if tier == TierId::HOST {
+        return Some(TierHealth::default());
+    }
+    let below = inner.below.iter().find(|below| below.id == tier)?;
+    Some(below.health(inner.clock.now()))
 }
 
 /// Sets the capacities: all kinds of jobs share one queue; blocks to write to tiers have another.

@@ -51,6 +51,7 @@ use kvtile_blocks::{
     events::{EventSnapshot, EventSubscriber, TierId},
     pool::{PinReport, PoolStats},
 };
+use kvtile_layout::identity::Identity;
 use kvtile_transfer::{LayoutHandle, TransferManager};
 
 pub use crate::below::{SYNC_BLOCKS, SYNC_WITHIN};
@@ -75,10 +76,12 @@ use connect::ConnectedCache;
 use parts::CacheParts;
 
 use crate::{
+    below::TierHealth,
     disk::DiskTier,
     error::TierError,
     metrics::{CacheStats, MissReason, Queue as QueueLabel},
     parts::PartsTier,
+    source::{EventSource, ListStoredBlocks},
     tier::{Tier, TierStats},
 };
 
@@ -145,6 +148,8 @@ struct LocalCache {
     workers: Vec<JoinHandle<()>>,
     /// Whether the cache is already closed.
     is_closed: bool,
+    /// Lives as long as the cache, while matches may keep `inner`.
+    owner: Arc<()>,
 }
 
 impl std::fmt::Debug for Cache {
@@ -366,6 +371,31 @@ impl Cache {
         }
     }
 
+    /// Which operations of a tier are in a backoff after failures; `None` if the cache has no such
+    /// tier, or is connected to a daemon. Host memory has none.
+    #[must_use]
+    pub fn tier_health(&self, tier: TierId) -> Option<TierHealth> {
+        counts::tier_health(self.parts_here()?, tier)
+    }
+
+    /// The identity of the blocks.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        match &self.backend {
+            CacheBackend::Here(cache) => &cache.inner.settings.identity,
+            CacheBackend::There(cache) => cache.identity(),
+        }
+    }
+
+    /// Payload bytes of one block.
+    #[must_use]
+    pub fn block_bytes(&self) -> u64 {
+        match &self.backend {
+            CacheBackend::Here(cache) => cache.inner.block_bytes,
+            CacheBackend::There(cache) => cache.block_bytes(),
+        }
+    }
+
     /// The counters and contents of a tier's pool; `None` if the cache has no such tier or the tier
     /// has no pool.
     #[must_use]
@@ -430,12 +460,20 @@ impl Cache {
             CacheBackend::Here(cache) => &cache.inner,
             CacheBackend::There(cache) => return cache.snapshot(),
         };
-        inner.events.snapshot(|blocks| {
-            inner.host.pool.list_stored(blocks);
-            for below in &inner.below {
-                below.tier.list(blocks);
-            }
-        })
+        let list = |blocks: &mut Vec<_>| inner.list_stored(blocks);
+        inner.events.snapshot(list)
+    }
+
+    /// The events and snapshots of the cache, for a reader that must not keep it open.
+    #[must_use]
+    pub fn event_source(&self) -> EventSource {
+        let cache = match &self.backend {
+            CacheBackend::Here(cache) => cache,
+            CacheBackend::There(cache) => return cache.event_source(),
+        };
+        let inner = Arc::downgrade(&cache.inner);
+        let page_size = cache.inner.page_size;
+        EventSource::new(&cache.inner.events, inner, &cache.owner, [page_size])
     }
 
     /// The engine's layout, as registered with the cache's transfer manager.

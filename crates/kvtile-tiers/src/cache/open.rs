@@ -142,8 +142,7 @@ impl CacheBuilder {
         let below = usize::from(settings.disk.is_some()) + usize::from(parts.is_some());
         let spares = below + self.tiers.len();
         let blocks = host_blocks(&settings, &layout, spares)?;
-        let host = host_shape(&layout, (blocks, spares))?;
-        let storage = host_layout(&settings, host, self.for_readers)?;
+        let storage = host_layout(&settings, (&layout, blocks, spares), self.for_readers)?;
         let shape = storage.shape().clone();
         let block_bytes = shape.block_bytes()?;
         let pieces = BlockPieces::of_layout(storage.strided())?;
@@ -195,6 +194,7 @@ impl CacheBuilder {
             inner,
             workers: Vec::new(),
             is_closed: false,
+            owner: Arc::new(()),
         };
         cache.start()?;
         Ok(Cache {
@@ -344,18 +344,14 @@ fn host_blocks(
     }
 }
 
-/// The shape of the blocks of the pool and of one spare block for each tier below.
-fn host_shape(engine: &PhysicalLayout, (blocks, spares): (u32, usize)) -> Result<Shape, TierError> {
-    let all = u64::from(blocks) + spares as u64;
-    Ok(engine.shape().with_num_blocks(all)?)
-}
-
-/// Allocates host memory.
+/// Allocates host memory: the blocks of the pool, and one spare block for each tier below.
 fn host_layout(
     settings: &CacheSettings,
-    shape: Shape,
+    (engine, blocks, spares): (&PhysicalLayout, u32, usize),
     for_readers: bool,
 ) -> Result<PhysicalLayout, TierError> {
+    let all = u64::from(blocks) + spares as u64;
+    let shape = engine.shape().with_num_blocks(all)?;
     let prefault = match settings.prefault {
         true => Prefault::Populate { threads: 0 },
         false => Prefault::None,

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use kvtile_blocks::{
     Tick,
-    events::{EventLog, TierId},
+    events::{EventLog, StoredBlock, TierId},
     policy::EvictionHints,
 };
 use kvtile_layout::broken;
@@ -21,6 +21,7 @@ use crate::{
     error::{RequestError, TierError},
     metrics::CacheMetrics,
     queue::{JobQueue, QueueRefusal},
+    source::ListStoredBlocks,
     tier::{BlockPieces, Removals, TierStats},
 };
 
@@ -63,6 +64,15 @@ pub(super) struct CacheParts {
 impl std::fmt::Debug for CacheParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CacheParts").finish_non_exhaustive()
+    }
+}
+
+impl ListStoredBlocks for CacheParts {
+    fn list_stored(&self, blocks: &mut Vec<StoredBlock>) {
+        self.host.pool.list_stored(blocks);
+        for below in &self.below {
+            below.tier.list(blocks);
+        }
     }
 }
 

@@ -29,6 +29,7 @@ mod counter;
 mod label;
 mod observe;
 mod recorder;
+mod samples;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -38,4 +39,5 @@ pub(crate) use observe::observe_tier;
 
 pub use label::{EvictionReason, MissReason, Queue};
 pub use recorder::CacheMetrics;
+pub use samples::MetricSample;
 pub use stats::{CacheStats, MoveStats, QueueStats};

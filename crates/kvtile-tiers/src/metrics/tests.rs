@@ -204,3 +204,37 @@ fn more_pins_released_than_taken_is_an_error_of_the_cache() {
     metrics.pinned(TierId::HOST, 1);
     metrics.unpinned(TierId::HOST, 2);
 }
+
+#[test]
+fn samples_have_every_metric_of_the_catalogue_with_all_its_labels() {
+    let metrics = CacheMetrics::new(&TIERS);
+    everything(&metrics);
+    let samples = metrics.stats().samples(&TIERS);
+    for metric in CATALOGUE {
+        let of: Vec<&MetricSample> = samples
+            .iter()
+            .filter(|sample| sample.metric.name == metric.name)
+            .collect();
+        assert!(!of.is_empty(), "{}", metric.name);
+        for sample in of {
+            assert_eq!(sample.labels.len(), metric.labels.len(), "{sample:?}");
+            let is_part = metric.kind == MetricKind::Histogram;
+            assert_eq!(is_part, !sample.suffix.is_empty(), "{sample:?}");
+        }
+    }
+    let value = |name: &str, labels: &[&str]| {
+        let mut found = samples
+            .iter()
+            .filter(|sample| sample.metric.name == name && sample.labels == labels);
+        let value = found.next().map(|sample| sample.value);
+        assert!(found.next().is_none(), "{name} {labels:?} occurs twice");
+        value
+    };
+    assert_eq!(value(catalogue::HITS, &["host"]), Some(3.0));
+    assert_eq!(value(catalogue::MISSES, &["absent"]), Some(5.0));
+    assert_eq!(value(catalogue::MISSES, &["late"]), Some(0.0));
+    assert_eq!(
+        value(catalogue::MOVED_BYTES, &["disk", "host"]),
+        Some(4096.0)
+    );
+}

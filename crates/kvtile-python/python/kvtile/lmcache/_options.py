@@ -14,6 +14,11 @@ from kvtile._errors import SettingsError
 _WHERE = "adapter_params of kvtile"
 _SIZES = ("capacity", "staging", "piece")
 _PAGE = 4096
+_NOT_SHARED = (
+    "an adapter reports to LMCache the bytes of every object that it gains and loses, and an object of several pieces is there whole or "
+    "not at all; a shared store gains and loses values without a word. Share between servers with an adapter of LMCache that is "
+    "remote, as a second --l2-adapter"
+)
 _NEEDED = {
     "path": 'for example "path": "/var/cache/kv"',
     "capacity": 'for example "capacity": "100GiB"',
@@ -53,6 +58,9 @@ class AdapterOptions:
     def read(cls, given: Mapping[str, object]) -> AdapterOptions:
         """Parses ``adapter_params``. Raises SettingsError for unknown names, and for values of the wrong type."""
         hints = typing.get_type_hints(cls)
+        shared = [name for name in given if name.partition("_")[0] == "shared"]
+        if shared:
+            raise SettingsError(f"{_WHERE} have {', '.join(shared)}, which the adapter refuses: {_NOT_SHARED}")
         refuse_unknown(given, hints, _WHERE)
         for name, example in _NEEDED.items():
             if name not in given:

@@ -19,6 +19,7 @@ from sglang.srt.mem_cache.hicache_storage import (
     PoolTransferResult,
 )
 
+from kvtile._engine_shared import within_of
 from kvtile._errors import ClosedError
 from kvtile.sglang._flat import FlatPages
 from kvtile.sglang._identity import ModelIdentity, folder_of, folders_of_all_ranks, identity_of_model, ranks_of
@@ -213,7 +214,11 @@ class KvtileHiCache(HiCacheStorage):  # type: ignore[misc]
         """The number of leading pages that would be found."""
         if self._anchor_is_logical:
             return 0
-        return self._guard(lambda: leading(self._store(_KV).contains(_KV, keys)), 0, "look for pages")
+        return self._guard(lambda: leading(self._store(_KV).contains(_KV, keys, self._until())), 0, "look for pages")
+
+    def _until(self) -> float:
+        """When a call that begins now stops waiting for the shared store."""
+        return time.monotonic() + within_of(self._options)
 
     def exists(self, key: str) -> bool:
         """Whether a page would be found."""
@@ -231,39 +236,40 @@ class KvtileHiCache(HiCacheStorage):  # type: ignore[misc]
         return self._guard(lambda: self._found(keys, pool_transfers or []), PoolTransferResult(0, {}, []), "look for pages")
 
     def _found(self, keys: list[str], transfers: Sequence[PoolTransfer]) -> PoolTransferResult:
+        until = self._until()
         if self._anchor_is_logical:
             # SGLang's other pools have all of the KV.
             pages = len(keys) if any(transfer.hit_policy != PoolHitPolicy.BLOCK_GROUPS for transfer in transfers) else 0
         else:
-            pages = leading(self._store(_KV).contains(_KV, keys))
+            pages = leading(self._store(_KV).contains(_KV, keys, until))
         hits = {PoolName.KV: pages} if pages else {}
         pools = []
         for transfer in transfers:
-            pool, verdict = self._of_pool(transfer, keys, pages)
+            pool, verdict = self._of_pool(transfer, keys, pages, until)
             pools += [pool] if pool is not None else []
             if verdict:
                 hits[transfer.name] = verdict
         stops = usable_prefixes(pages, pools)
         return PoolTransferResult(stops[-1] if stops else 0, hits, stops)
 
-    def _of_pool(self, transfer: PoolTransfer, keys: list[str], pages: int) -> tuple[PoolPresence | None, int]:
+    def _of_pool(self, transfer: PoolTransfer, keys: list[str], pages: int, until: float) -> tuple[PoolPresence | None, int]:
         """What a pool has of a request, and the longest prefix for which that suffices. A pool of groups has no say."""
         name = str(transfer.name)
         if transfer.hit_policy == PoolHitPolicy.BLOCK_GROUPS:
-            has = self._contains(name, transfer.keys or [])
+            has = self._contains(name, transfer.keys or [], until)
             return None, min(leading_groups(has, transfer.group_pages, transfer.block_pages), len(keys))
         if transfer.hit_policy not in (PoolHitPolicy.ALL_PAGES, PoolHitPolicy.TRAILING_PAGES):
             raise ValueError(f"SGLang has a hit policy {transfer.hit_policy!r} that kvtile does not know")
         is_trailing = transfer.hit_policy == PoolHitPolicy.TRAILING_PAGES
         presence = PoolPresence(
-            self._contains(name, keys[:pages]), trailing=max(1, len(transfer.keys or ())) if is_trailing else None
+            self._contains(name, keys[:pages], until), trailing=max(1, len(transfer.keys or ())) if is_trailing else None
         )
         return presence, max(presence.stops(pages), default=0)
 
-    def _contains(self, name: str, keys: list[str]) -> list[bool]:
+    def _contains(self, name: str, keys: list[str], until: float) -> list[bool]:
         if name not in self._pages:
             return [False] * len(keys)
-        return self._store(name).contains(name, keys)
+        return self._store(name).contains(name, keys, until)
 
     def batch_get_v2(
         self, transfers: list[PoolTransfer], extra_info: HiCacheStorageExtraInfo | None = None

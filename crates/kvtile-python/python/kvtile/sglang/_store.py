@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from kvtile import BlockStore, ClosedError, Layout, StoreGroup
+from kvtile._engine_shared import keywords_of
 from kvtile._errors import DiskError
 from kvtile.sglang._log import logger
 from kvtile.sglang._options import HiCacheOptions
@@ -68,7 +69,7 @@ class PageStore:
         self._is_closed = False
         if not reads_only:
             self._open()
-        elif self._folder.exists():
+        elif self._may_open():
             self._open_late()
 
     @property
@@ -86,7 +87,7 @@ class PageStore:
             groups, disk=self._folder, disk_bytes=self._capacity, disk_policy=options.policy, workers=options.workers,
             staging_bytes=max(options.staging, 4 * sum(pool.pages.shape.block_bytes for _, pool in pools)),
             answer_within=options.answer_within, stage_within=options.stage_within, close_within=options.close_within,
-            **mode,
+            **mode, **keywords_of(options),
         )
         try:
             self._rows = {name: store.register(pool.pages.layout(), name) for name, pool in pools}
@@ -100,9 +101,13 @@ class PageStore:
         with self._lock:
             if self._store is None and not self._is_closed and time.monotonic() >= self._next_attempt:
                 self._next_attempt = time.monotonic() + _AGAIN
-                if self._folder.exists():
+                if self._may_open():
                     self._open_late()
             return None if self._is_closed else self._store
+
+    def _may_open(self) -> bool:
+        """Whether a rank that only reads has something to read: the folder, or the shared store."""
+        return self._options.shared is not None or self._folder.exists()
 
     def _open_late(self) -> None:
         try:
@@ -116,12 +121,17 @@ class PageStore:
         store = self._opened()
         return None if store is None else store.register(layout, name)
 
-    def contains(self, name: str, keys: Sequence[str]) -> list[bool]:
-        """Whether each page would be found."""
+    def contains(self, name: str, keys: Sequence[str], until: float) -> list[bool]:
+        """Whether each page would be found. Waits for the answer of the shared store until then, on the monotonic clock."""
         store = self._opened()
         if store is None or name not in self._pools:
             return [False] * len(keys)
         found = store.contains(list(keys), name)
+        missing = [key for key, there in zip(keys, found, strict=True) if not there]
+        if missing and self._options.shared is not None:
+            query = store.ask(missing, name)
+            query.wait(max(0.0, until - time.monotonic()))
+            found = store.contains(list(keys), name)
         with self._lock:
             return [there and (name, key) not in self._failed for there, key in zip(found, keys, strict=True)]
 

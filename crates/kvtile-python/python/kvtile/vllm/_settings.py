@@ -62,6 +62,8 @@ class Settings:
         revision: identifies the weights; default: a commit of the hub's cache, or a digest of the files.
         salt: isolates tenants: blocks of another salt are never served.
         record: a file to which the scheduler appends the requests as a trace for ``kvtile replay``; None for none.
+        http: an address for a live page and metrics of the cache, ``"127.0.0.1:9090"``, or a port of this machine. Rank
+            ``i`` serves on the ``i``-th port after it; port 0 is a free port, which the log names. Default: none.
     """
 
     connect: str | None = None
@@ -82,6 +84,7 @@ class Settings:
     revision: str | None = None
     salt: str = ""
     record: str | None = None
+    http: str | int | None = None
 
     @property
     def seeks(self) -> bool:
@@ -126,7 +129,18 @@ class Settings:
             raise SettingsError(f"kv_connector_extra_config: {', '.join(idle)} has no effect without shared")
         if not (settings.shared_within or 0.0) >= 0.0:
             raise SettingsError(f"kv_connector_extra_config: shared_within is {settings.shared_within}; give 0 seconds or more")
+        settings.http_address(0)
         return settings
+
+    def http_address(self, rank: int) -> str | None:
+        """The address of a rank's page; None for no page. Raises SettingsError for a text without a port."""
+        if self.http is None:
+            return None
+        host, _, port = str(self.http).rpartition(":")
+        if not port.isascii() or not port.isdigit() or int(port) + rank > 65535:
+            raise SettingsError(f"kv_connector_extra_config: http is {self.http!r}; give HOST:PORT or PORT, with ports up to 65535")
+        number = int(port) + rank if int(port) else 0
+        return f"{host or '127.0.0.1'}:{number}"
 
     def of_cache(self, rank: Rank, identity: Identity) -> dict[str, Any]:
         """The keyword arguments of a rank's ``kvtile.Cache``, without those that were not given."""

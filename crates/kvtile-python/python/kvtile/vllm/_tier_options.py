@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvtile._engine_options import Policy, bytes_of, refuse_unknown, value_of
+from kvtile._engine_shared import check_shared
 from kvtile._errors import SettingsError
 
 _WHERE = "the kvtile tier in secondary_tiers"
@@ -20,10 +21,18 @@ class TierOptions:
     """The options of a tier.
 
     Attributes:
-        path: a folder on a local file system, for one engine at a time. Data-parallel replicas have a subfolder each.
+        path: a folder on a local file system, for one engine at a time. Data-parallel replicas have a subfolder each. It
+            is needed unless ``shared`` is given.
         capacity: limit for the size of the folder, as bytes or text such as ``"100GiB"``; of all replicas together. It is
-            needed unless ``read_only`` is set.
-        read_only: read the folder and write nothing. Another engine of the machine may write it at the same time.
+            needed with ``path``, unless ``read_only`` is set.
+        read_only: read the folder and the shared store and write nothing. Another engine of the machine may write the folder
+            at the same time.
+        shared: a store that other engines use too: a URL (``s3://bucket/prefix``, ``redis://host``), or the path of a folder;
+            default: none.
+        shared_within: seconds that a request waits for the answers of the shared store; default: 1. After that vLLM computes
+            what the folder does not have.
+        shared_lifetime: seconds for which the shared store keeps blocks, where its values expire; default: for ever.
+        shared_bundle_blocks: rows of one value, 1 to 64, the same for all engines; default: 1.
         staging: memory for blocks that are on their way to the disk; at least four rows.
         policy: eviction policy of the disk; default: that of ``BlockStore``.
         workers: threads that move blocks; default: that of ``BlockStore``.
@@ -38,9 +47,13 @@ class TierOptions:
         locality: LOCAL or REMOTE, the tier's place in vLLM's filters and events.
     """
 
-    path: Path
+    path: Path | None = None
     capacity: int = 0
     read_only: bool = False
+    shared: str | None = None
+    shared_within: float | None = None
+    shared_lifetime: float | None = None
+    shared_bundle_blocks: int | None = None
     staging: int = 256 << 20
     policy: Policy | None = None
     workers: int | None = None
@@ -58,17 +71,24 @@ class TierOptions:
         """Parses an entry. Raises SettingsError for unknown names, and for values of the wrong type."""
         hints = typing.get_type_hints(cls)
         refuse_unknown(given, hints, _WHERE)
-        for name in ("path", "capacity"):
+        needed = [] if given.get("shared") is not None and given.get("path") is None else ["path", "capacity"]
+        for name in needed:
             if name not in given and not (name == "capacity" and given.get("read_only") is True):
                 raise SettingsError(f'{_WHERE} needs {name!r}, for example "path": "/var/cache/kv", "capacity": "100GiB"')
         values = {name: _value(name, value, hints[name]) for name, value in given.items()}
         options = cls(**values)  # type: ignore[arg-type]
+        check_shared(_WHERE, given, options)
+        idle = [name for name in ("capacity", "policy") if options.path is None and name in given]
+        if idle:
+            raise SettingsError(f"{_WHERE}: {', '.join(idle)} has no effect without path, the folder")
         if options.locality not in _LOCALITIES:
             raise SettingsError(f"{_WHERE}: locality is {options.locality!r}; it takes {' or '.join(_LOCALITIES)}")
         return options
 
 
 def _value(name: str, value: object, hint: object) -> object:
+    if name == "path" and value is None:
+        return None
     if name in _SIZES:
         return bytes_of(f"{_WHERE}: {name}", value)
     return value_of(_WHERE, name, value, hint, may_be_zero=True)

@@ -27,6 +27,8 @@ class Answer(Enum):
     WAITED = "waited for primary"
     LONGER_THAN_PRIMARY = "longer than primary"
     PROMOTED_BEFORE = "promoted before"
+    WAIT_SHARED = "wait for shared"
+    SHARED_LATE = "shared late"
     NO_STORE = "closed"
 
 
@@ -93,11 +95,28 @@ class RequestTable:
         self.of(context).ends[key[-4:], end] = key
         return int(end)
 
+    def chain(self, context: Any, key: bytes, tokens: int) -> list[bytes]:
+        """The blocks of a request in the group of ``key``, from its first one on, as far as vLLM has named them. A block has
+        ``tokens`` tokens."""
+        self._learn(context)
+        ends = self.of(context).ends
+        chain: list[bytes] = []
+        while (found := ends.get((key[-4:], (len(chain) + 1) * tokens))) is not None:
+            chain.append(found)
+        return chain
+
+    def _learn(self, context: Any) -> None:
+        """Remembers all blocks of a request whose ends vLLM has noted. It looks up only those after its own prefix cache."""
+        noted = getattr(context, "_offload_key_positions", None)
+        if isinstance(noted, dict):
+            self.of(context).ends |= {(key[-4:], end): key for key, end in noted.items()}
+
     def hints(
         self, keys: Sequence[bytes], context: Any, tokens_of: Callable[[bytes], int | None]
     ) -> tuple[list[bytes | None], list[int]] | None:
         """The parents of blocks and their positions in the chain, for the eviction policy; None where an end is not
         known. A parent is known if vLLM has named it in this request."""
+        self._learn(context)
         ends = [self.remember(key, context) for key in keys]
         parents: list[bytes | None] = []
         positions = []

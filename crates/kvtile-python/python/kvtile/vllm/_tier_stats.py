@@ -18,6 +18,7 @@ _COUNTERS = {
     "lookups": ("Lookups of blocks, by answer", ("tier", "answer")),
     "errors": ("Exceptions that the tier has kept from vLLM, by method", ("tier", "method")),
     "bytes": ("Bytes of blocks that were loaded and stored", ("tier", "operation")),
+    "shared": ("Events of the shared store, by kind", ("tier", "event")),
     "unwritten_blocks": ("Stored blocks that the disk did not take: it is full, fails, or has no room", ("tier",)),
 }
 _GAUGES = {
@@ -63,6 +64,10 @@ class TierStats:
             if self._gauges.get(name) != value:
                 self._gauges[name] = value
                 self._counts[name, (self._tier,)] = 1
+        for event, total in (found.get("shared") or {}).items():
+            change = total - self.totals["shared", event]
+            if change > 0:
+                self.add("shared", event, count=change)
         unwritten = found["left_out"].get("disk", 0) - self.totals["unwritten_blocks",]
         if unwritten > 0:
             self.add("unwritten_blocks", count=unwritten)

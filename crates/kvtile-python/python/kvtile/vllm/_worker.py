@@ -14,6 +14,7 @@ from vllm.logger import init_logger
 from kvtile import (
     Cache,
     Completion,
+    HttpServer,
     KvtileError,
     LaggedError,
     LoadReport,
@@ -21,6 +22,7 @@ from kvtile import (
     SettingsError,
     StoreReport,
     WaitTimeoutError,
+    serve_http,
 )
 from kvtile.vllm._adapters import LOADED
 from kvtile.vllm._directory import TIERS
@@ -90,10 +92,23 @@ class Worker:
         self._closed = False
         atexit.register(self.close)
         on_disk = self.cache.pool_stats("disk")["cached"] if self.has_disk else 0
+        self._server = self._serve(settings.http_address(rank.number))
         self._warn_of_little_room(config)
         logger.info(
             "kvtile keeps the KV of %s (%s): %s; %d blocks on disk", self.identity.model, layout, settings, on_disk
         )
+
+    def _serve(self, address: str | None) -> HttpServer | None:
+        """Serves the page of the cache. An address that is taken costs the page, not the engine."""
+        if address is None:
+            return None
+        try:
+            server = serve_http({f"{self.identity.model}, rank {self.rank}": self.cache}, address)
+        except KvtileError as error:
+            logger.warning("the cache has no page: %s", error)
+            return None
+        logger.info("the cache of rank %d is at %s", self.rank, server.url)
+        return server
 
     def _warn_of_little_room(self, config: VllmConfig) -> None:
         """Warns if no tier can hold a prompt of the maximum length."""
@@ -335,6 +350,8 @@ class Worker:
             return
         self._closed = True
         atexit.unregister(self.close)
+        if self._server is not None:
+            self._server.close()
         report = self.cache.close()
         if report is not None and not report.durable:
             logger.warning("not all blocks in host memory could be written to the disk: %s", report)

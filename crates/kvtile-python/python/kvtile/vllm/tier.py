@@ -18,22 +18,33 @@ import functools
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import Locality, LookupResult, Medium, RequestOffloadingContext
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
 from kvtile import BlockOutcomes, BlockStore, IdentityError, StoreGroup, StoreRows, __version__
+from kvtile._engine_shared import keywords_of, within_of
 from kvtile.vllm._tier_events import TierEvents
 from kvtile.vllm._tier_identity import folder_of, hint_of_ranks, identity_of_rows
 from kvtile.vllm._tier_options import TierOptions, configured_by_user
 from kvtile.vllm._tier_requests import Answer, RequestTable, primary_has_room
+from kvtile.vllm._tier_shared import SharedQuestions
 from kvtile.vllm._tier_stats import TierStats, metric_definitions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
-    from vllm.v1.kv_offload.base import OffloadingEvent, OffloadingMetricMetadata, OffloadingSpec, OffloadKey, ReqContext
+    from vllm.v1.kv_offload.base import (
+        OffloadingEvent,
+        OffloadingMetricMetadata,
+        OffloadingSpec,
+        OffloadKey,
+        ReqContext,
+        ScheduleEndContext,
+    )
     from vllm.v1.kv_offload.tiering.backpressure import BackpressureDetector
     from vllm.v1.kv_offload.tiering.base import TransferJob
 
@@ -48,7 +59,7 @@ _SHOW_SECONDS = 1.0
 # Keys of failed loads; the oldest are forgotten, and then a request's own bounds end its lookups.
 _FAILED_MAX = 1 << 16
 _RESULT_FIELDS = {found.name for found in dataclasses.fields(JobResult)}
-_RESULTS = {Answer.HIT: LookupResult.HIT, Answer.WAIT: LookupResult.RETRY}
+_RESULTS = {Answer.HIT: LookupResult.HIT, Answer.WAIT: LookupResult.RETRY, Answer.WAIT_SHARED: LookupResult.RETRY}
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -112,6 +123,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
         self._logged: set[str] = set()
         self._show_at = 0.0
         self._store: BlockStore | None = self._open(offloading_spec)
+        self._shared = self._questions_of(self._store)
         self._rows: StoreRows | None = None
         self._events: TierEvents | None = None
         try:
@@ -124,33 +136,66 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
     def _open(self, spec: OffloadingSpec) -> BlockStore:
         options = self.options
         identity = identity_of_rows(spec.config, self._row_bytes, options)
-        self._folder, replicas = (options.path, 1) if options.read_only else folder_of(options.path, spec.config.parallel)
-        self._capacity = options.capacity // replicas
+        disk = self._disk_of(spec)
         group = StoreGroup.opaque(
             _GROUP, self._row_bytes, model=identity.model, revision=identity.revision, extra=identity.extra
         )
-        if not options.read_only:
-            self._folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             store = BlockStore(
                 groups=group,
-                disk=str(self._folder),
-                disk_bytes=self._capacity or None,
                 read_only=options.read_only,
                 staging_bytes=max(options.staging, _STAGED_ROWS_MIN * self._row_bytes),
                 stage_within=options.stage_within,
-                close_within=options.close_within,
                 workers=options.workers,
-                disk_policy=cast("Any", options.policy),
+                **disk,
+                **self._shared_keywords(),
             )
         except IdentityError as error:
             error.args = (f"{error}{hint_of_ranks(error)}; give the kvtile tier another path, or remove {self._folder}",)
             raise
         logger.info(
-            "kvtile %s rows of %d bytes in %s, at most %d bytes; vLLM's primary tier has %d rows",
-            "reads" if options.read_only else "keeps", self._row_bytes, self._folder, self._capacity, self._count,
+            "kvtile %s rows of %d bytes in %s, at most %d bytes%s; vLLM's primary tier has %d rows",
+            "reads" if options.read_only else "keeps", self._row_bytes, self._folder or "no folder", self._capacity,
+            ", and in a shared store" if options.shared else "", self._count,
         )
         return store
+
+    def _disk_of(self, spec: OffloadingSpec) -> dict[str, Any]:
+        """The keywords of the folder."""
+        options = self.options
+        self._folder: Path | None = None
+        self._capacity = 0
+        if options.path is None:
+            return {}
+        self._folder, replicas = (options.path, 1) if options.read_only else folder_of(options.path, spec.config.parallel)
+        self._capacity = options.capacity // replicas
+        if not options.read_only:
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+        return {
+            "disk": str(self._folder),
+            "disk_bytes": self._capacity or None,
+            "disk_policy": options.policy,
+            "close_within": options.close_within,
+        }
+
+    def _shared_keywords(self) -> dict[str, Any]:
+        """The keywords of the shared store. Its staging memory has room for at least four values."""
+        options = self.options
+        if options.shared is None:
+            return {}
+        value_bytes = self._row_bytes * (options.shared_bundle_blocks or 1)
+        return {**keywords_of(options), "shared_staging_bytes": max(options.staging, _STAGED_ROWS_MIN * value_bytes)}
+
+    def _questions_of(self, store: BlockStore) -> SharedQuestions | None:
+        """The queries to the shared store."""
+        if self.options.shared is None:
+            return None
+        one_by_one = (self.options.shared_bundle_blocks or 1) == 1
+        ask = functools.partial(store.ask, group=_GROUP)
+        return SharedQuestions(ask, within_of(self.options), None if one_by_one else self._chain)
+
+    def _chain(self, context: ReqContext, key: bytes) -> list[bytes]:
+        return self._requests.chain(context, key, self._tokens_of(key) or 1)
 
     def _events_of(self, spec: OffloadingSpec, store: BlockStore) -> TierEvents | None:
         if not self.options.enable_kv_events:
@@ -183,7 +228,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
         if key in self._failed:
             return Answer.FAILED_BEFORE
         if not self._store.contains([key], group=_GROUP)[0]:
-            return Answer.ABSENT
+            return Answer.ABSENT if self._shared is None else self._shared.answer(key, context)
         return self._requests.answer(key, context)
 
     @_never_raises(lambda: None)
@@ -202,6 +247,14 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
     def on_request_finished(self, req_context: ReqContext) -> None:
         """Forgets a request."""
         self._requests.finish(req_context)
+        if self._shared is not None:
+            self._shared.finish(req_context)
+
+    @_never_raises(lambda: None)
+    def on_schedule_end(self, context: ScheduleEndContext) -> None:
+        """Asks the shared store for the blocks that this step has looked up."""
+        if self._shared is not None and self._store is not None:
+            self._shared.send()
 
     # Jobs
 
@@ -251,7 +304,13 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
         if self._events is not None:
             self._events.expect(keys)
         hints = self._requests.hints(keys, job.req_context, self._tokens_of)
-        parents, positions = hints if hints is not None else (None, None)
+        parents: list[bytes | None] | None = None
+        positions: list[int] | None = None
+        if hints is not None:
+            parents, positions = hints
+        elif (self.options.shared_bundle_blocks or 1) > 1:
+            # Rows whose place is not known go to the folder only: as beginnings of values that do not become whole.
+            parents, positions = [None] * len(keys), [0] * len(keys)
         self._store.submit_store(job.job_id, keys, self._rows, rows, parents=parents, positions=positions)
 
     def _tokens_of(self, key: bytes) -> int | None:
@@ -378,16 +437,20 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
     @classmethod
     def config_info_keys(cls, tier_config: dict[str, Any]) -> tuple[str, ...]:
         """The labels of this tier in vLLM's info metric."""
-        return ("kvtile_version", "kvtile_path", "kvtile_capacity_bytes", "kvtile_policy", "kvtile_read_only")
+        return (
+            "kvtile_version", "kvtile_path", "kvtile_capacity_bytes", "kvtile_policy", "kvtile_read_only", "kvtile_shared",
+        )
 
     def config_info(self) -> dict[str, str | int | float | bool]:
         """Their values."""
         return {
             "kvtile_version": __version__,
-            "kvtile_path": str(self._folder),
+            "kvtile_path": str(self._folder or ""),
             "kvtile_capacity_bytes": self._capacity,
             "kvtile_policy": self.options.policy or "default",
             "kvtile_read_only": self.options.read_only,
+            # Not its URL, which may have a password.
+            "kvtile_shared": self.options.shared is not None,
         }
 
     # The end
@@ -396,6 +459,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
     def shutdown(self) -> None:
         """Writes what is staged, within ``close_within``, and releases vLLM's memory: nothing exports it afterwards."""
         store, self._store = self._store, None
+        self._shared = None
         rows, self._rows = self._rows, None
         self._events = None
         try:

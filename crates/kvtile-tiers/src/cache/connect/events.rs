@@ -6,7 +6,7 @@
 use std::{
     num::NonZeroUsize,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -23,7 +23,10 @@ use kvtile_daemon_wire::{EventsFrame, FrameHeader, FrameKind, WireChange};
 use parking_lot::{Condvar, Mutex};
 
 use super::{link::DaemonLink, session::DaemonSession};
-use crate::error::TierError;
+use crate::{
+    error::TierError,
+    source::{EventSource, ListStoredBlocks},
+};
 
 /// Events that the log keeps for subscribers that lag.
 const CAPACITY: NonZeroUsize = NonZeroUsize::MIN.saturating_add((1 << 16) - 1);
@@ -139,6 +142,17 @@ impl ConnectedEvents {
         subscriber
     }
 
+    /// The events for a reader that must not keep the cache open.
+    pub(super) fn source(
+        this: &Arc<Self>,
+        session: Option<&Arc<DaemonSession>>,
+        (owner, page_size): (&Arc<()>, u64),
+    ) -> EventSource {
+        this.want(session);
+        let list: Weak<ConnectedEvents> = Arc::downgrade(this);
+        EventSource::new(&this.log, list, owner, [page_size])
+    }
+
     /// The blocks that the daemon has reported so far, after the first report has come or `within` has
     /// passed.
     pub(super) fn snapshot(
@@ -152,17 +166,27 @@ impl ConnectedEvents {
             let is_waiting = |state: &mut EventState| !state.has_come;
             self.changed.wait_while_for(&mut state, is_waiting, within);
         }
-        self.log.snapshot(|blocks| {
-            for &(tier, group) in &state.seen {
-                let stored = state.mirror.blocks(tier, group);
-                blocks.extend(stored.map(|(key, parent)| StoredBlock {
-                    tier,
-                    group,
-                    key,
-                    parent,
-                }));
-            }
-        })
+        self.log.snapshot(|blocks| state.list(blocks))
+    }
+}
+
+impl ListStoredBlocks for ConnectedEvents {
+    fn list_stored(&self, blocks: &mut Vec<StoredBlock>) {
+        self.state.lock().list(blocks);
+    }
+}
+
+impl EventState {
+    fn list(&self, blocks: &mut Vec<StoredBlock>) {
+        for &(tier, group) in &self.seen {
+            let stored = self.mirror.blocks(tier, group);
+            blocks.extend(stored.map(|(key, parent)| StoredBlock {
+                tier,
+                group,
+                key,
+                parent,
+            }));
+        }
     }
 }
 

@@ -17,9 +17,11 @@ mod events;
 mod found;
 mod link;
 mod load;
+mod prefetch;
 mod session;
 mod settings;
 mod store;
+mod threads;
 
 use std::{
     path::{Path, PathBuf},
@@ -36,8 +38,8 @@ use kvtile_blocks::{
     events::{EventSnapshot, EventSubscriber, TierId},
     pool::{OwnerId, PinReport},
 };
-use kvtile_daemon_wire::{FrameHeader, FrameKind, KEYS_MAX, LoadFrame, PrefetchFrame};
-use kvtile_layout::broken;
+use kvtile_daemon_wire::{FrameKind, KEYS_MAX};
+use kvtile_layout::{broken, identity::Identity};
 use kvtile_transfer::{
     LayoutHandle, PhysicalLayout, TransferManager,
     completion::{Completer, Completion},
@@ -50,19 +52,20 @@ pub use settings::ConnectSettings;
 use super::{
     Cache, CacheBackend, FlushReport, LoadOptions, LoadReport, LookupOptions, Priority,
     StoreOptions, StoreReport,
-    serving::{CallAnswer, CallMessage, codes, load_stop_of},
+    serving::{CallAnswer, CallMessage, codes},
 };
 use crate::{
     error::{RequestError, TierError},
-    ids::check_ids,
     metrics::{CacheStats, MissReason},
     opening::check_identity,
-    queue::{JobQueue, NextJob, QueueRefusal},
+    queue::JobQueue,
+    source::EventSource,
     tier::TierStats,
 };
 use events::ConnectedEvents;
 use link::LinkError;
 use load::ConnectedLoad;
+use prefetch::ConnectedPrefetch;
 use session::DaemonSession;
 use store::ConnectedStore;
 
@@ -75,13 +78,6 @@ const SEEK_GRACE: Duration = Duration::from_millis(100);
 /// A job of a connected cache. Dropping it completes it.
 trait ConnectedJob: Send {
     fn run(self: Box<Self>, parts: &ConnectedParts);
-}
-
-/// A prefetch that waits for the daemon.
-struct ConnectedPrefetch {
-    completer: Completer<LoadReport>,
-    keys: Vec<BlockKey>,
-    start: Instant,
 }
 
 /// The state of the connection.
@@ -108,7 +104,8 @@ struct ConnectedParts {
     missed: (AtomicU64, AtomicU64),
     /// The last counters that the daemon reported, and its tiers.
     stats: Mutex<CacheStats>,
-    events: ConnectedEvents,
+    events: Arc<ConnectedEvents>,
+    block_bytes: u64,
     tiers: Mutex<Vec<TierId>>,
 }
 
@@ -116,6 +113,8 @@ struct ConnectedParts {
 pub(super) struct ConnectedCache {
     parts: Arc<ConnectedParts>,
     threads: Vec<JoinHandle<()>>,
+    /// Lives as long as the cache, while its threads may keep `parts`.
+    owner: Arc<()>,
 }
 
 impl Cache {
@@ -155,141 +154,6 @@ impl Cache {
     }
 }
 
-impl ConnectedParts {
-    /// The session, if the daemon is connected.
-    fn session(&self) -> Option<Arc<DaemonSession>> {
-        let state = self.state.lock();
-        state.session.clone()
-    }
-
-    /// The session, if a call to it may be answered soon.
-    fn answering(&self) -> Result<Arc<DaemonSession>, LinkError> {
-        let session = self.session().ok_or(LinkError::Closed)?;
-        match session.link.is_late() {
-            true => Err(LinkError::Late {
-                within: Duration::ZERO,
-            }),
-            false => Ok(session),
-        }
-    }
-
-    /// Connects, serves the replies, and connects again, until the cache is closed.
-    fn supervise(&self) {
-        let mut pause = self.settings.retry_after;
-        loop {
-            if let Some(session) = self.session() {
-                self.events.connected(&session.link);
-                let events = &mut |payload: &[u8]| self.events.came(&session, payload);
-                session.link.run(events);
-                self.state.lock().session = None;
-                self.events.disconnected();
-                log::warn!(
-                    "the connection to the daemon at {} ended",
-                    self.socket.display()
-                );
-                pause = self.settings.retry_after;
-            }
-            {
-                let mut state = self.state.lock();
-                if !state.is_closed {
-                    self.changed.wait_for(&mut state, pause);
-                }
-                if state.is_closed {
-                    return;
-                }
-            }
-            match self.open_session() {
-                Ok(session) => {
-                    let mut state = self.state.lock();
-                    if state.is_closed {
-                        return;
-                    }
-                    *self.tiers.lock() = session.tiers.clone();
-                    state.session = Some(Arc::new(session));
-                    log::info!("connected to the daemon at {}", self.socket.display());
-                }
-                Err(error) => {
-                    log::debug!("{error}");
-                    pause = pause.saturating_mul(2).min(RETRY_AFTER_MAX);
-                }
-            }
-        }
-    }
-
-    fn open_session(&self) -> Result<DaemonSession, TierError> {
-        DaemonSession::open(
-            &self.socket,
-            &self.settings,
-            (&self.manager, &self.engine_layout),
-        )
-    }
-
-    fn work(&self) {
-        loop {
-            match self.queue.next(Duration::from_secs(1)) {
-                NextJob::Job(job) => {
-                    let run = std::panic::AssertUnwindSafe(|| job.run(self));
-                    if std::panic::catch_unwind(run).is_err() {
-                        log::error!("a job of a connected cache panicked; this is a defect");
-                    }
-                    self.queue.done();
-                }
-                NextJob::Idle => {}
-                NextJob::Closed => return,
-            }
-        }
-    }
-
-    fn push(&self, priority: Priority, job: Box<dyn ConnectedJob>) -> Result<(), TierError> {
-        self.queue
-            .push(priority, vec![job])
-            .map_err(|(refused, jobs)| {
-                drop(jobs);
-                TierError::Request(match refused {
-                    QueueRefusal::Full { waiting } => RequestError::Busy {
-                        waiting,
-                        capacity: self.settings.queue_capacity,
-                    },
-                    QueueRefusal::Closed => RequestError::Closed,
-                })
-            })
-    }
-
-    fn check_blocks(
-        &self,
-        layout: Option<LayoutHandle>,
-        blocks: &[usize],
-    ) -> Result<LayoutHandle, TierError> {
-        let (handle, count) = match layout {
-            None => (self.engine, self.engine_layout.shape().num_blocks()),
-            Some(handle) => {
-                let layout = self.manager.layout(handle)?;
-                check_identity(&self.settings.identity, &layout)?;
-                (handle, layout.shape().num_blocks())
-            }
-        };
-        check_ids(blocks, count)?;
-        Ok(handle)
-    }
-
-    /// Makes a call and waits for its answer.
-    fn call(&self, call: &CallMessage, within: Duration) -> Result<CallAnswer, TierError> {
-        let session = self.answering()?;
-        let message = session::json(call)?;
-        let frame = |number| {
-            FrameHeader::frame(FrameKind::Call, number, |out| {
-                out.extend_from_slice(&message);
-            })
-        };
-        let (kind, payload) = session.link.request(frame, None)?.wait(within)?;
-        match kind {
-            FrameKind::Answer => serde_json::from_slice(&payload)
-                .map_err(|error| session::refused(error.to_string())),
-            kind => Err(session::refused(format!("the daemon sent {kind:?}"))),
-        }
-    }
-}
-
 impl ConnectedCache {
     fn open(
         socket: &Path,
@@ -319,7 +183,8 @@ impl ConnectedCache {
             changed: Condvar::new(),
             missed: (AtomicU64::new(0), AtomicU64::new(0)),
             stats: Mutex::default(),
-            events: ConnectedEvents::new()?,
+            events: Arc::new(ConnectedEvents::new()?),
+            block_bytes: engine_layout.shape().block_bytes()?,
             settings,
             manager,
             engine,
@@ -329,6 +194,7 @@ impl ConnectedCache {
         let mut cache = ConnectedCache {
             parts,
             threads: Vec::new(),
+            owner: Arc::new(()),
         };
         cache.spawn("kvtile-connect".to_owned(), ConnectedParts::supervise)?;
         for number in 0..workers {
@@ -548,6 +414,25 @@ impl ConnectedCache {
         self.parts.events.subscribe(session.as_ref())
     }
 
+    pub(super) fn event_source(&self) -> EventSource {
+        let session = self.parts.session();
+        let page_size = self.parts.engine_layout.shape().page_size();
+        ConnectedEvents::source(
+            &self.parts.events,
+            session.as_ref(),
+            (&self.owner, page_size),
+        )
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.parts.settings.identity
+    }
+
+    /// Payload bytes of one block. The engine's layout was made with it.
+    pub(super) fn block_bytes(&self) -> u64 {
+        self.parts.block_bytes
+    }
+
     pub(super) fn snapshot(&self) -> EventSnapshot {
         let (session, within) = (self.parts.session(), self.parts.settings.answer_within);
         self.parts.events.snapshot(session.as_ref(), within)
@@ -608,57 +493,5 @@ impl Drop for ConnectedCache {
         {
             log::warn!("the engine's layout is still in use: {error}");
         }
-    }
-}
-
-impl ConnectedJob for ConnectedPrefetch {
-    fn run(self: Box<Self>, parts: &ConnectedParts) {
-        let frame = PrefetchFrame {
-            keys: codes::bytes_of(&self.keys),
-        };
-        let reply = parts
-            .session()
-            .ok_or(LinkError::Closed)
-            .and_then(|session| {
-                let request = |number| frame.encode(FrameKind::Prefetch, number);
-                let reply = session.link.request(request, None)?;
-                let (_, payload) = reply.wait(parts.settings.work_within)?;
-                Ok((session, LoadFrame::decode(&payload)?))
-            });
-        let mut report = self.report();
-        match reply {
-            Ok((session, frame)) => {
-                let count = |blocks: u32| usize::try_from(blocks).unwrap_or(usize::MAX);
-                let from = frame.from_below.iter().filter_map(|run| {
-                    let tier = session.tiers.get(usize::from(run.tier))?;
-                    Some((*tier, count(run.blocks)))
-                });
-                report.from_below = from.collect();
-                report.blocks = count(frame.blocks);
-                report.wanted = count(frame.wanted);
-                report.from_host = count(frame.from_host);
-                report.stopped = load_stop_of(&frame.stop);
-            }
-            Err(error) => report.stopped = Some(load::stop_of(error)),
-        }
-        self.completer.finish(report);
-    }
-}
-
-impl ConnectedPrefetch {
-    fn report(&self) -> LoadReport {
-        LoadReport {
-            elapsed: self.start.elapsed(),
-            ..LoadReport::nothing()
-        }
-    }
-}
-
-impl Drop for ConnectedPrefetch {
-    /// Completes a prefetch that did not begin; only the first end counts.
-    fn drop(&mut self) {
-        let mut report = self.report();
-        report.stopped = Some(super::LoadStop::Closed);
-        self.completer.finish(report);
     }
 }

@@ -1,0 +1,56 @@
+"""The options of a shared store, which the adapters of engines over ``BlockStore`` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from kvtile._errors import SettingsError
+
+_BUNDLE_BLOCKS_MAX = 64
+WITHIN = 1.0
+"""Seconds that a request waits for the shared store, if the options do not say it."""
+
+
+class SharedOptions(Protocol):
+    """The options with these names."""
+
+    @property
+    def shared(self) -> str | None: ...
+    @property
+    def shared_within(self) -> float | None: ...
+    @property
+    def shared_lifetime(self) -> float | None: ...
+
+
+def check_shared(where: str, given: Mapping[str, object], options: SharedOptions) -> None:
+    """Raises SettingsError for options that have no effect, and for values that no store takes."""
+    idle = [name for name in given if name.startswith("shared_") and options.shared is None]
+    if idle:
+        raise SettingsError(f"{where}: {', '.join(idle)} has no effect without shared, the store")
+    blocks, lifetime = getattr(options, "shared_bundle_blocks", None), options.shared_lifetime
+    if blocks is not None and not 1 <= blocks <= _BUNDLE_BLOCKS_MAX:
+        raise SettingsError(f"{where}: shared_bundle_blocks is {blocks}; it takes 1 to {_BUNDLE_BLOCKS_MAX}")
+    if lifetime is not None and lifetime <= 0:
+        raise SettingsError(f"{where}: shared_lifetime is {lifetime}; it takes a number of seconds above 0")
+
+
+def refuse_bundles(where: str, given: Mapping[str, object], why: str) -> None:
+    """Refuses values of several blocks for an engine that does not name the chain of its blocks."""
+    if "shared_bundle_blocks" in given:
+        raise SettingsError(f"{where} has shared_bundle_blocks, which this engine cannot have: {why}")
+
+
+def within_of(options: SharedOptions) -> float:
+    """How long a request waits for the answer of the shared store."""
+    return WITHIN if options.shared_within is None else options.shared_within
+
+
+def keywords_of(options: SharedOptions) -> dict[str, Any]:
+    """The keyword arguments of ``BlockStore``."""
+    found = {
+        "shared": options.shared,
+        "shared_lifetime": options.shared_lifetime,
+        "shared_bundle_blocks": getattr(options, "shared_bundle_blocks", None),
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,209 @@
+//! Reads every bundle and compares its checksums. This needs no model: the name and the header state
+//! everything that the checksums depend on.
+
+use std::collections::BTreeMap;
+
+use kvtile_blocks::BlockKey;
+
+use super::{SurveySettings, each_bundle, remove_all};
+use crate::{
+    bundle::{
+        BundleFault, BundleForm, BundleReader, BundleTarget, HeaderFault, ParsedBundleName,
+        PartName, WantedBytes, header_bytes,
+    },
+    store::{Deadline, ListedValue, SharedStore, SharedStoreError, StoreErrorKind, ValueName},
+};
+
+/// Failed reads in a row after which the store itself has failed.
+const FAILURES_MAX: u32 = 3;
+
+/// A bundle that a cache would not use, or that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnfitBundle {
+    /// Its name.
+    pub name: ValueName,
+    /// Its bytes, as the store lists them.
+    pub bytes: u64,
+    /// The kind of problem, as the counters of a tier name it: `damaged`, `short`, `other_identity` or
+    /// `read_failed`.
+    pub kind: &'static str,
+    /// The problem.
+    pub problem: String,
+    /// Whether it was removed.
+    pub is_removed: bool,
+}
+
+/// The outcome of a verification.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoreCheck {
+    /// Bundles that are whole.
+    pub whole: u64,
+    /// Bytes of these.
+    pub whole_bytes: u64,
+    /// Bundles that were removed or expired since they were listed.
+    pub absent: u64,
+    /// Other values below the prefix, which are not read.
+    pub foreign: u64,
+    /// The other bundles.
+    pub unfit: Vec<UnfitBundle>,
+}
+
+impl StoreCheck {
+    /// The number of unfit bundles by kind of problem.
+    #[must_use]
+    pub fn kinds(&self) -> BTreeMap<&'static str, u64> {
+        let mut kinds = BTreeMap::new();
+        for bundle in &self.unfit {
+            *kinds.entry(bundle.kind).or_default() += 1;
+        }
+        kinds
+    }
+}
+
+/// Reads every bundle below the prefix, one after the other, and compares all its checksums. `removes`
+/// removes those that are damaged or too short: a cache does the same when it reads one. `progress` is
+/// called after each bundle with the number so far.
+///
+/// # Errors
+/// An error of a listing or of a removal; three reads in a row that fail.
+pub fn verify(
+    store: &dyn SharedStore,
+    settings: &SurveySettings,
+    removes: bool,
+    mut progress: impl FnMut(u64),
+) -> Result<StoreCheck, SharedStoreError> {
+    let mut check = StoreCheck::default();
+    let mut failures = 0;
+    let mut seen = 0;
+    let foreign = each_bundle(store, settings, |value, name| {
+        seen += 1;
+        let by = Deadline::within(settings.call_within);
+        match read(store, &value, &name, by) {
+            Ok(BundleState::Whole) => {
+                failures = 0;
+                check.whole += 1;
+                check.whole_bytes = check.whole_bytes.saturating_add(value.bytes);
+            }
+            Ok(BundleState::Absent) => check.absent += 1,
+            Ok(BundleState::Unfit(fault)) => {
+                failures = 0;
+                let kind = kind_of(fault);
+                let is_removed = removes && kind != OTHER;
+                if is_removed {
+                    remove_all(store, settings, std::slice::from_ref(&value.name))?;
+                }
+                check.unfit.push(UnfitBundle {
+                    name: value.name,
+                    bytes: value.bytes,
+                    kind,
+                    problem: fault.to_string(),
+                    is_removed,
+                });
+            }
+            Err(error) => {
+                failures += 1;
+                let is_over = error.kind() == StoreErrorKind::Configuration;
+                if is_over || failures >= FAILURES_MAX {
+                    return Err(error);
+                }
+                check.unfit.push(UnfitBundle {
+                    name: value.name,
+                    bytes: value.bytes,
+                    kind: "read_failed",
+                    problem: error.to_string(),
+                    is_removed: false,
+                });
+            }
+        }
+        progress(seen);
+        Ok(())
+    })?;
+    check.foreign = foreign;
+    Ok(check)
+}
+
+/// The kind of values of another identity or version, which stay.
+const OTHER: &str = "other_identity";
+
+fn kind_of(fault: BundleFault) -> &'static str {
+    match fault {
+        BundleFault::Short | BundleFault::Long | BundleFault::Header(HeaderFault::Short) => "short",
+        BundleFault::Header(HeaderFault::Seal)
+        | BundleFault::Checksum
+        | BundleFault::OtherBlock
+        | BundleFault::OtherBundle => "damaged",
+        BundleFault::Header(_) => OTHER,
+    }
+}
+
+enum BundleState {
+    Whole,
+    Absent,
+    Unfit(BundleFault),
+}
+
+fn read(
+    store: &dyn SharedStore,
+    value: &ListedValue,
+    name: &ParsedBundleName,
+    by: Deadline,
+) -> Result<BundleState, SharedStoreError> {
+    let Some((form, last)) = form_of(value, name) else {
+        return Ok(BundleState::Unfit(BundleFault::Short));
+    };
+    let target = WholeBundle {
+        last: form.blocks.saturating_sub(1),
+    };
+    let mut reader = BundleReader::new(&form, last, &target);
+    if !store.read(&value.name, &mut reader, by)? {
+        return Ok(BundleState::Absent);
+    }
+    Ok(match reader.end() {
+        Ok(()) => BundleState::Whole,
+        // The size of the blocks is computed from the length of the value.
+        Err(BundleFault::Header(HeaderFault::Other("block size"))) => {
+            BundleState::Unfit(BundleFault::Short)
+        }
+        Err(fault) => BundleState::Unfit(fault),
+    })
+}
+
+/// The form that the name and the length of a value state, and the key of its last block; `None` if a
+/// bundle cannot have this length.
+fn form_of(value: &ListedValue, name: &ParsedBundleName) -> Option<(BundleForm, BlockKey)> {
+    let blocks = u64::from(name.blocks);
+    let header = header_bytes(name.blocks) as u64;
+    let content = value.bytes.checked_sub(header)?;
+    if content == 0 || content % blocks != 0 {
+        return None;
+    }
+    let form = BundleForm {
+        identity: name.identity.parse().ok()?,
+        layout: name.layout.parse().ok()?,
+        part: PartName::new(name.part.as_str()).ok()?,
+        block_bytes: content / blocks,
+        blocks: name.blocks,
+    };
+    Some((form, name.last))
+}
+
+/// Takes all blocks and keeps none.
+struct WholeBundle {
+    last: u32,
+}
+
+impl BundleTarget for WholeBundle {
+    fn last_wanted(&self) -> Option<u32> {
+        Some(self.last)
+    }
+
+    fn wants(&self, _index: u32, _key: &BlockKey) -> WantedBytes {
+        WantedBytes::Wanted
+    }
+
+    fn take(&self, _index: u32, _offset: u64, _bytes: &[u8]) {}
+
+    fn verified(&self, _index: u32, _checksum: Option<u64>) {}
+}
