@@ -1,6 +1,6 @@
 //! Reading and writing fields.
 
-use crate::{KeyBytes, TEXT_BYTES_MAX, WireError};
+use crate::{FrameError, KeyBytes, TEXT_BYTES_MAX};
 
 /// Reads the fields of a payload in order.
 pub(crate) struct FieldReader<'a> {
@@ -16,55 +16,55 @@ impl<'a> FieldReader<'a> {
         }
     }
 
-    fn take(&mut self, bytes: usize) -> Result<&'a [u8], WireError> {
+    fn take(&mut self, bytes: usize) -> Result<&'a [u8], FrameError> {
         match self.rest.split_at_checked(bytes) {
             Some((taken, rest)) => {
                 self.rest = rest;
                 Ok(taken)
             }
-            None => Err(WireError::Short {
+            None => Err(FrameError::Short {
                 have: self.total,
                 need: (self.total - self.rest.len()).saturating_add(bytes),
             }),
         }
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N)?);
         Ok(array)
     }
 
-    pub(crate) fn u8(&mut self) -> Result<u8, WireError> {
+    pub(crate) fn u8(&mut self) -> Result<u8, FrameError> {
         Ok(u8::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn i8(&mut self) -> Result<i8, WireError> {
+    pub(crate) fn i8(&mut self) -> Result<i8, FrameError> {
         Ok(i8::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn u16(&mut self) -> Result<u16, WireError> {
+    pub(crate) fn u16(&mut self) -> Result<u16, FrameError> {
         Ok(u16::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn u32(&mut self) -> Result<u32, WireError> {
+    pub(crate) fn u32(&mut self) -> Result<u32, FrameError> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn u64(&mut self) -> Result<u64, WireError> {
+    pub(crate) fn u64(&mut self) -> Result<u64, FrameError> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn key(&mut self) -> Result<KeyBytes, WireError> {
+    pub(crate) fn key(&mut self) -> Result<KeyBytes, FrameError> {
         self.array()
     }
 
     /// A byte that is 0 or 1.
-    pub(crate) fn flag(&mut self, what: &'static str) -> Result<bool, WireError> {
+    pub(crate) fn flag(&mut self, what: &'static str) -> Result<bool, FrameError> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
-            value => Err(WireError::UnknownValue {
+            value => Err(FrameError::UnknownValue {
                 what,
                 value: value.into(),
             }),
@@ -78,11 +78,11 @@ impl<'a> FieldReader<'a> {
         what: &'static str,
         most: usize,
         item_bytes: usize,
-    ) -> Result<usize, WireError> {
+    ) -> Result<usize, FrameError> {
         let value = self.u32()?;
         let count = usize::try_from(value).unwrap_or(usize::MAX);
         if count > most {
-            return Err(WireError::TooMany {
+            return Err(FrameError::TooMany {
                 what,
                 value: value.into(),
                 most: most as u64,
@@ -90,7 +90,7 @@ impl<'a> FieldReader<'a> {
         }
         let bytes = count.saturating_mul(item_bytes);
         if bytes > self.rest.len() {
-            return Err(WireError::Short {
+            return Err(FrameError::Short {
                 have: self.total,
                 need: (self.total - self.rest.len()).saturating_add(bytes),
             });
@@ -98,27 +98,27 @@ impl<'a> FieldReader<'a> {
         Ok(count)
     }
 
-    pub(crate) fn keys(&mut self) -> Result<Vec<KeyBytes>, WireError> {
+    pub(crate) fn keys(&mut self) -> Result<Vec<KeyBytes>, FrameError> {
         let count = self.count("keys of a frame", crate::KEYS_MAX, 16)?;
         (0..count).map(|_| self.array()).collect()
     }
 
-    pub(crate) fn numbers(&mut self) -> Result<Vec<u32>, WireError> {
+    pub(crate) fn numbers(&mut self) -> Result<Vec<u32>, FrameError> {
         let count = self.count("block numbers of a frame", crate::BLOCKS_MAX, 4)?;
         (0..count).map(|_| self.u32()).collect()
     }
 
-    pub(crate) fn text(&mut self) -> Result<String, WireError> {
+    pub(crate) fn text(&mut self) -> Result<String, FrameError> {
         let count = self.count("bytes of a text", TEXT_BYTES_MAX, 1)?;
-        let text = std::str::from_utf8(self.take(count)?).map_err(|_| WireError::NotText)?;
+        let text = std::str::from_utf8(self.take(count)?).map_err(|_| FrameError::NotText)?;
         Ok(text.to_owned())
     }
 
     /// Refuses bytes after the last field.
-    pub(crate) fn end(self) -> Result<(), WireError> {
+    pub(crate) fn end(self) -> Result<(), FrameError> {
         match self.rest.len() {
             0 => Ok(()),
-            extra => Err(WireError::Extra { extra }),
+            extra => Err(FrameError::Extra { extra }),
         }
     }
 }

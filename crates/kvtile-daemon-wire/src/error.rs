@@ -6,7 +6,7 @@ use thiserror::Error;
 /// Why bytes are not a frame of this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum WireError {
+pub enum FrameError {
     /// The payload ends inside a field.
     #[error("the payload ends at byte {have}, and {need} bytes are needed")]
     Short {
@@ -65,5 +65,5 @@ pub enum ReadFrameError {
     Io(#[from] io::Error),
     /// The bytes are no frame.
     #[error(transparent)]
-    Wire(#[from] WireError),
+    Wire(#[from] FrameError),
 }

@@ -1,7 +1,7 @@
 //! Changes of the blocks in the tiers.
 
 use crate::{
-    FrameHeader, FrameKind, KeyBytes, WireError,
+    FrameError, FrameHeader, FrameKind, KeyBytes,
     cursor::{FieldReader, put_count},
 };
 
@@ -13,7 +13,7 @@ const EVENT_BYTES: usize = 39;
 
 /// What happened to blocks of a tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WireChange {
+pub enum EventChange {
     /// A block was stored, after its parent if it has one.
     Stored {
         /// Its key.
@@ -38,7 +38,7 @@ pub struct EventRecord {
     /// The group.
     pub group: u32,
     /// The change.
-    pub change: WireChange,
+    pub change: EventChange,
 }
 
 /// Events in their order.
@@ -60,11 +60,11 @@ impl EventsFrame {
     ///
     /// # Errors
     /// Bytes that are no events; more than [`EVENTS_MAX`].
-    pub fn decode(payload: &[u8]) -> Result<EventsFrame, WireError> {
+    pub fn decode(payload: &[u8]) -> Result<EventsFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
         let is_reset = reader.flag("the reset of a frame of events")?;
         let count = reader.count("events of a frame", EVENTS_MAX, EVENT_BYTES)?;
-        let events: Result<Vec<EventRecord>, WireError> =
+        let events: Result<Vec<EventRecord>, FrameError> =
             (0..count).map(|_| EventRecord::read(&mut reader)).collect();
         let events = events?;
         reader.end()?;
@@ -85,21 +85,21 @@ impl EventsFrame {
 }
 
 impl EventRecord {
-    fn read(reader: &mut FieldReader<'_>) -> Result<EventRecord, WireError> {
+    fn read(reader: &mut FieldReader<'_>) -> Result<EventRecord, FrameError> {
         let (tier, group) = (reader.u16()?, reader.u32()?);
         let change = reader.u8()?;
         let (key, parent) = (reader.key()?, reader.key()?);
         let none = [0; 16];
         let change = match change {
-            0 if parent == none => WireChange::Stored { key, parent: None },
-            1 => WireChange::Stored {
+            0 if parent == none => EventChange::Stored { key, parent: None },
+            1 => EventChange::Stored {
                 key,
                 parent: Some(parent),
             },
-            2 if parent == none => WireChange::Removed { key },
-            3 if key == none && parent == none => WireChange::Cleared,
+            2 if parent == none => EventChange::Removed { key },
+            3 if key == none && parent == none => EventChange::Cleared,
             value => {
-                return Err(WireError::UnknownValue {
+                return Err(FrameError::UnknownValue {
                     what: "the change of an event",
                     value: value.into(),
                 });
@@ -115,13 +115,13 @@ impl EventRecord {
     fn put(&self, out: &mut Vec<u8>) {
         let none = [0; 16];
         let (change, key, parent) = match self.change {
-            WireChange::Stored { key, parent: None } => (0, key, none),
-            WireChange::Stored {
+            EventChange::Stored { key, parent: None } => (0, key, none),
+            EventChange::Stored {
                 key,
                 parent: Some(parent),
             } => (1, key, parent),
-            WireChange::Removed { key } => (2, key, none),
-            WireChange::Cleared => (3, none, none),
+            EventChange::Removed { key } => (2, key, none),
+            EventChange::Cleared => (3, none, none),
         };
         out.extend_from_slice(&self.tier.to_le_bytes());
         out.extend_from_slice(&self.group.to_le_bytes());

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use crate::{
-    FRAME_BYTES_MAX, HEADER_BYTES, ReadFrameError, WireError,
+    FRAME_BYTES_MAX, FrameError, HEADER_BYTES, ReadFrameError,
     cursor::{FieldReader, put_text},
 };
 
@@ -24,7 +24,7 @@ macro_rules! kinds {
             ///
             /// # Errors
             /// A number that this version does not have.
-            pub fn of(number: $number) -> Result<$name, WireError> {
+            pub fn of(number: $number) -> Result<$name, FrameError> {
                 match number {
                     $($value => Ok($name::$kind),)*
                     other => Err($unknown(other)),
@@ -58,7 +58,7 @@ kinds! {
         /// Brings blocks of a match to host memory and pins them there; a
         /// [`HoldFrame`](crate::HoldFrame).
         Hold = 6,
-        /// Asks whether a hold is still valid, and renews it; a [`NumberFrame`].
+        /// Renews a hold if it is still valid; a [`NumberFrame`].
         Check = 7,
         /// Releases a hold; a [`ReleaseFrame`](crate::ReleaseFrame). It has no reply.
         Release = 8,
@@ -93,7 +93,7 @@ kinds! {
         /// Changes of the tiers; an [`EventsFrame`](crate::EventsFrame).
         Events = 108,
     },
-    |kind| WireError::UnknownKind { kind }
+    |kind| FrameError::UnknownKind { kind }
 }
 
 kinds! {
@@ -116,7 +116,7 @@ kinds! {
         /// The request failed.
         Failed = 8,
     },
-    |code| WireError::UnknownValue { what: "a refusal", value: u64::from(code) }
+    |code| FrameError::UnknownValue { what: "a refusal", value: u64::from(code) }
 }
 
 /// The first 16 bytes of a frame.
@@ -135,13 +135,13 @@ impl FrameHeader {
     ///
     /// # Errors
     /// An unknown kind; a payload above [`FRAME_BYTES_MAX`].
-    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<FrameHeader, WireError> {
+    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<FrameHeader, FrameError> {
         let mut reader = FieldReader::new(bytes);
         let length = reader.u32()?;
         let kind = FrameKind::of(reader.u16()?)?;
         let zero = reader.u16()?;
         if zero != 0 {
-            return Err(WireError::UnknownValue {
+            return Err(FrameError::UnknownValue {
                 what: "the reserved field of a header",
                 value: zero.into(),
             });
@@ -149,7 +149,7 @@ impl FrameHeader {
         let request = reader.u64()?;
         let payload_bytes = usize::try_from(length).unwrap_or(usize::MAX);
         if payload_bytes > FRAME_BYTES_MAX {
-            return Err(WireError::TooMany {
+            return Err(FrameError::TooMany {
                 what: "bytes of a frame",
                 value: length.into(),
                 most: FRAME_BYTES_MAX as u64,
@@ -220,7 +220,7 @@ impl NumberFrame {
     ///
     /// # Errors
     /// Bytes that are no number.
-    pub fn decode(payload: &[u8]) -> Result<NumberFrame, WireError> {
+    pub fn decode(payload: &[u8]) -> Result<NumberFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
         let number = reader.u64()?;
         reader.end()?;
@@ -265,7 +265,7 @@ impl RefusalFrame {
     ///
     /// # Errors
     /// Bytes that are no refusal.
-    pub fn decode(payload: &[u8]) -> Result<RefusalFrame, WireError> {
+    pub fn decode(payload: &[u8]) -> Result<RefusalFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
         let refusal = RefusalFrame {
             code: RefusalCode::of(reader.u16()?)?,

@@ -23,8 +23,8 @@ mod load;
 mod lookup;
 mod store;
 
-pub use error::{ReadFrameError, WireError};
-pub use events::{EVENTS_MAX, EventRecord, EventsFrame, WireChange};
+pub use error::{FrameError, ReadFrameError};
+pub use events::{EVENTS_MAX, EventChange, EventRecord, EventsFrame};
 pub use frame::{FrameHeader, FrameKind, NumberFrame, RefusalCode, RefusalFrame, read_frame};
 pub use load::{HoldFrame, LoadFrame, ReleaseFrame, StopFrame, TierRun};
 pub use lookup::{FoundFrame, LookupFrame, NarrowFrame, PrefetchFrame};

@@ -1,7 +1,7 @@
 //! Holds: blocks that are brought to host memory for a client to copy.
 
 use crate::{
-    FrameHeader, FrameKind, WireError,
+    FrameError, FrameHeader, FrameKind,
     cursor::{FieldReader, put_numbers, put_text},
 };
 
@@ -35,7 +35,7 @@ impl HoldFrame {
     ///
     /// # Errors
     /// Bytes that are no such request.
-    pub fn decode(payload: &[u8]) -> Result<HoldFrame, WireError> {
+    pub fn decode(payload: &[u8]) -> Result<HoldFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
         let frame = HoldFrame {
             found: reader.u64()?,
@@ -72,7 +72,7 @@ pub struct StopFrame {
 }
 
 impl StopFrame {
-    pub(crate) fn read(reader: &mut FieldReader<'_>) -> Result<StopFrame, WireError> {
+    pub(crate) fn read(reader: &mut FieldReader<'_>) -> Result<StopFrame, FrameError> {
         Ok(StopFrame {
             code: reader.u8()?,
             text: reader.text()?,
@@ -107,7 +107,7 @@ impl LoadFrame {
     ///
     /// # Errors
     /// Bytes that are no such reply; more than [`BLOCKS_MAX`](crate::BLOCKS_MAX) blocks.
-    pub fn decode(payload: &[u8]) -> Result<LoadFrame, WireError> {
+    pub fn decode(payload: &[u8]) -> Result<LoadFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
         let frame = LoadFrame {
             wanted: reader.u32()?,
@@ -153,7 +153,7 @@ impl ReleaseFrame {
     ///
     /// # Errors
     /// Bytes that are no such request.
-    pub fn decode(payload: &[u8]) -> Result<ReleaseFrame, WireError> {
+    pub fn decode(payload: &[u8]) -> Result<ReleaseFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
         let frame = ReleaseFrame {
             hold: reader.u64()?,

@@ -1,7 +1,7 @@
 //! Lookups and their matches.
 
 use crate::{
-    FrameHeader, FrameKind, KeyBytes, RUNS_MAX, TierRun, WireError,
+    FrameError, FrameHeader, FrameKind, KeyBytes, RUNS_MAX, TierRun,
     cursor::{FieldReader, put_count, put_keys},
 };
 
@@ -38,7 +38,7 @@ impl LookupFrame {
     ///
     /// # Errors
     /// Bytes that are no lookup; more than [`KEYS_MAX`](crate::KEYS_MAX) keys.
-    pub fn decode(payload: &[u8]) -> Result<LookupFrame, WireError> {
+    pub fn decode(payload: &[u8]) -> Result<LookupFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
         let frame = LookupFrame {
             owner: reader.u64()?,
@@ -88,7 +88,7 @@ impl FoundFrame {
     ///
     /// # Errors
     /// Bytes that are no match; more than [`RUNS_MAX`] runs.
-    pub fn decode(payload: &[u8]) -> Result<FoundFrame, WireError> {
+    pub fn decode(payload: &[u8]) -> Result<FoundFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
         let runs = TierRun::read_all(&mut reader)?;
         reader.end()?;
@@ -105,7 +105,7 @@ impl FoundFrame {
 }
 
 impl TierRun {
-    pub(crate) fn read_all(reader: &mut FieldReader<'_>) -> Result<Vec<TierRun>, WireError> {
+    pub(crate) fn read_all(reader: &mut FieldReader<'_>) -> Result<Vec<TierRun>, FrameError> {
         let count = reader.count("runs of a frame", RUNS_MAX, 6)?;
         let run = |_| {
             Ok(TierRun {
@@ -141,7 +141,7 @@ impl NarrowFrame {
     ///
     /// # Errors
     /// Bytes that are no such request.
-    pub fn decode(payload: &[u8]) -> Result<NarrowFrame, WireError> {
+    pub fn decode(payload: &[u8]) -> Result<NarrowFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
         let frame = NarrowFrame {
             found: reader.u64()?,
@@ -175,7 +175,7 @@ impl PrefetchFrame {
     ///
     /// # Errors
     /// Bytes that are no keys; more than [`KEYS_MAX`](crate::KEYS_MAX) keys.
-    pub fn decode(payload: &[u8]) -> Result<PrefetchFrame, WireError> {
+    pub fn decode(payload: &[u8]) -> Result<PrefetchFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
         let keys = reader.keys()?;
         reader.end()?;

@@ -1,7 +1,7 @@
 //! Stores out of staging memory.
 
 use crate::{
-    FrameHeader, FrameKind, KeyBytes, StopFrame, WireError,
+    FrameError, FrameHeader, FrameKind, KeyBytes, StopFrame,
     cursor::{FieldReader, put_keys, put_numbers},
 };
 
@@ -43,7 +43,7 @@ impl StoreFrame {
     /// # Errors
     /// Bytes that are no store; more than [`BLOCKS_MAX`](crate::BLOCKS_MAX) blocks or
     /// [`KEYS_MAX`](crate::KEYS_MAX) keys.
-    pub fn decode(payload: &[u8]) -> Result<StoreFrame, WireError> {
+    pub fn decode(payload: &[u8]) -> Result<StoreFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
         let frame = StoreFrame {
             first: reader.u32()?,
@@ -101,7 +101,7 @@ impl StoredFrame {
     ///
     /// # Errors
     /// Bytes that are no such reply.
-    pub fn decode(payload: &[u8]) -> Result<StoredFrame, WireError> {
+    pub fn decode(payload: &[u8]) -> Result<StoredFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
         let frame = StoredFrame {
             stored: reader.u32()?,

@@ -1,10 +1,10 @@
 //! The bytes of every frame, and what is refused.
 
 use kvtile_daemon_wire::{
-    EventRecord, EventsFrame, FRAME_BYTES_MAX, FoundFrame, FrameHeader, FrameKind, HEADER_BYTES,
-    HoldFrame, KEYS_MAX, LoadFrame, LookupFrame, NO_TIME, NarrowFrame, NumberFrame, PrefetchFrame,
-    ReadFrameError, RefusalCode, RefusalFrame, ReleaseFrame, StopFrame, StoreFrame, StoredFrame,
-    TierRun, WireChange, WireError, read_frame,
+    EventChange, EventRecord, EventsFrame, FRAME_BYTES_MAX, FoundFrame, FrameError, FrameHeader,
+    FrameKind, HEADER_BYTES, HoldFrame, KEYS_MAX, LoadFrame, LookupFrame, NO_TIME, NarrowFrame,
+    NumberFrame, PrefetchFrame, ReadFrameError, RefusalCode, RefusalFrame, ReleaseFrame, StopFrame,
+    StoreFrame, StoredFrame, TierRun, read_frame,
 };
 
 fn lookup() -> LookupFrame {
@@ -54,10 +54,10 @@ fn loaded() -> LoadFrame {
 fn events() -> Vec<EventRecord> {
     let (key, parent) = ([1; 16], Some([2; 16]));
     [
-        WireChange::Stored { key, parent: None },
-        WireChange::Stored { key, parent },
-        WireChange::Removed { key },
-        WireChange::Cleared,
+        EventChange::Stored { key, parent: None },
+        EventChange::Stored { key, parent },
+        EventChange::Removed { key },
+        EventChange::Cleared,
     ]
     .map(|change| EventRecord {
         tier: 1,
@@ -127,7 +127,7 @@ fn frames() -> Vec<Vec<u8>> {
 }
 
 /// Whether the payload decodes as its kind.
-fn decodes(kind: FrameKind, payload: &[u8]) -> Result<(), WireError> {
+fn decodes(kind: FrameKind, payload: &[u8]) -> Result<(), FrameError> {
     match kind {
         FrameKind::Lookup | FrameKind::Seek => LookupFrame::decode(payload).map(drop),
         FrameKind::Store => StoreFrame::decode(payload).map(drop),
@@ -168,7 +168,7 @@ fn every_frame_comes_back_and_none_is_read_short_or_long() {
         let longer = [payload.as_slice(), &[0]].concat();
         assert_eq!(
             decodes(header.kind, &longer),
-            Err(WireError::Extra { extra: 1 })
+            Err(FrameError::Extra { extra: 1 })
         );
     }
     let (_, payload) = read_frame(&mut lookup().encode(FrameKind::Lookup, 1).as_slice()).unwrap();
@@ -193,7 +193,7 @@ fn lengths_that_the_payload_does_not_have_cost_no_memory() {
         bytes[at..].copy_from_slice(&count.to_le_bytes());
         let refused = LookupFrame::decode(&bytes).unwrap_err();
         assert_eq!(
-            matches!(refused, WireError::TooMany { .. }),
+            matches!(refused, FrameError::TooMany { .. }),
             is_limit,
             "{refused}"
         );
@@ -211,17 +211,17 @@ fn headers_of_no_frame_are_refused() {
     let too_long = (u32::try_from(FRAME_BYTES_MAX).unwrap() + 1).to_le_bytes();
     assert!(matches!(
         refused(0, &too_long),
-        ReadFrameError::Wire(WireError::TooMany { .. })
+        ReadFrameError::Wire(FrameError::TooMany { .. })
     ));
     for kind in [0_u16, 99, 100, 200, u16::MAX] {
         assert!(matches!(
             refused(4, &kind.to_le_bytes()),
-            ReadFrameError::Wire(WireError::UnknownKind { .. })
+            ReadFrameError::Wire(FrameError::UnknownKind { .. })
         ));
     }
     assert!(matches!(
         refused(6, &[1]),
-        ReadFrameError::Wire(WireError::UnknownValue { .. })
+        ReadFrameError::Wire(FrameError::UnknownValue { .. })
     ));
     assert!(matches!(
         read_frame(&mut [].as_slice()),

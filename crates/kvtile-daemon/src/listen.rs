@@ -34,7 +34,7 @@ pub(crate) struct DaemonSocket {
 }
 
 impl DaemonSocket {
-    /// Makes the socket with mode 0600. The socket of a daemon that is gone is replaced.
+    /// Makes the socket with mode 0600. The socket that a dead daemon left is replaced.
     pub(crate) fn bind(path: &Path) -> Result<DaemonSocket, DaemonError> {
         let failed = |operation| DaemonError::socket(operation, path);
         let mut lock_path = path.as_os_str().to_owned();

@@ -38,7 +38,7 @@ pub struct DaemonSettings {
     #[serde(default = "identities_max")]
     pub identities_max: usize,
     /// How long a client may copy out of blocks that it holds (default 30 s). After it the daemon
-    /// takes them back; a client that was stopped meanwhile counts them as lost.
+    /// takes them back; a client that was stopped for so long counts them as lost.
     #[serde(default = "lease")]
     pub lease: Duration,
     /// How long a match may stay unused (default 10 minutes). After it the daemon drops its pins.

@@ -1,7 +1,7 @@
-//! The changes of the tiers, for clients that want them.
+//! The changes of the tiers, for clients that subscribe.
 
 use kvtile_blocks::events::{Event, EventKind, EventSubscriber, StoredBlock, TierId};
-use kvtile_daemon_wire::{EVENTS_MAX, EventRecord, EventsFrame, WireChange};
+use kvtile_daemon_wire::{EVENTS_MAX, EventChange, EventRecord, EventsFrame};
 
 use super::ClientFacts;
 
@@ -61,14 +61,14 @@ fn record(
 ) -> Option<EventRecord> {
     let tier = client.tiers.iter().position(|one| *one == tier)?;
     let change = match kind {
-        EventKind::Stored { key, parent } => WireChange::Stored {
+        EventKind::Stored { key, parent } => EventChange::Stored {
             key: *key.as_bytes(),
             parent: parent.map(|parent| *parent.as_bytes()),
         },
-        EventKind::Removed { key } => WireChange::Removed {
+        EventKind::Removed { key } => EventChange::Removed {
             key: *key.as_bytes(),
         },
-        EventKind::Cleared => WireChange::Cleared,
+        EventKind::Cleared => EventChange::Cleared,
     };
     Some(EventRecord {
         tier: u16::try_from(tier).ok()?,

@@ -22,7 +22,7 @@ fn refused(request: u64, text: impl std::fmt::Display) -> SessionEnd {
     SessionEnd::Refused(request, refusal)
 }
 
-/// Shakes hands; `None` for a client that only wanted the status.
+/// Shakes hands; `None` for a client that only reads the status.
 pub(super) fn shake_hands(
     session: &Session,
     parts: &Arc<DaemonParts>,

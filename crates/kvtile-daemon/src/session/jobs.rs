@@ -26,7 +26,7 @@ pub(super) enum SessionJob {
     Call,
 }
 
-/// Tells the outbox that a job has ended.
+/// Notifies the outbox of the end of a job.
 struct JobWaker {
     number: u64,
     outbox: Sender<OutboxItem>,
@@ -183,7 +183,7 @@ impl SessionJobs {
     }
 }
 
-/// Pins the blocks of a hold for the client, and tells it their numbers.
+/// Pins the blocks of a hold for the client, and reports their numbers.
 fn hold_reply(
     client: &ClientFacts,
     pins: &SessionPins,

@@ -46,7 +46,7 @@ const PEER_WITHIN: Duration = Duration::from_secs(5);
 /// How often the outbox looks at leases and seeks.
 const LOOK_AFTER: Duration = Duration::from_millis(100);
 
-/// How often the outbox looks at events of a client that wants them.
+/// How often the outbox looks at events of a client that subscribed.
 const EVENTS_AFTER: Duration = Duration::from_millis(5);
 
 /// How often the outbox looks at seeks while there are some.
@@ -58,7 +58,7 @@ enum OutboxItem {
     Ended(u64),
     /// A seek has begun.
     Seek,
-    /// The client wants events.
+    /// The client subscribes to events.
     Subscribe,
     /// The session ends.
     End,
@@ -141,7 +141,7 @@ pub(crate) fn start(
 
 /// Refuses a client before it has a session.
 pub(crate) fn refuse(mut socket: &UnixStream, refusal: &RefusalFrame) {
-    // The client may be gone.
+    // The client may have ended.
     let _ = socket.set_nonblocking(true);
     let _ = socket.write_all(&refusal.encode(1));
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvtile_tiers::cache::{Match, serving::HeldBlocks};
+use kvtile_tiers::cache::{Match, serving::HostHold};
 use parking_lot::Mutex;
 
 /// A match, from its block `first` on.
@@ -18,7 +18,7 @@ struct PinnedMatch {
 
 /// Blocks that the client copies.
 struct PinnedHold {
-    held: HeldBlocks,
+    held: HostHold,
     since: Instant,
 }
 
@@ -65,7 +65,7 @@ impl SessionPins {
         }
     }
 
-    /// Keeps `blocks` blocks of a match from block `first` on. A match that is gone stays gone.
+    /// Keeps `blocks` blocks of a match from block `first` on. A match that was released or taken back does not come back.
     pub(super) fn narrow(&self, number: u64, first: usize, blocks: usize) {
         let taken = self.pins.lock().matches.remove(&number);
         let Some(mut pinned) = taken.filter(|_| blocks > 0) else {
@@ -103,7 +103,7 @@ impl SessionPins {
     }
 
     /// Adds a hold; false if the session has ended.
-    pub(super) fn add_hold(&self, number: u64, held: HeldBlocks) -> bool {
+    pub(super) fn add_hold(&self, number: u64, held: HostHold) -> bool {
         let mut pins = self.pins.lock();
         if pins.is_ended {
             return false;
@@ -113,13 +113,13 @@ impl SessionPins {
         true
     }
 
-    /// Releases a hold, and returns the number of its blocks; `None` if it is gone.
+    /// Releases a hold, and returns the number of its blocks; `None` if there is none.
     pub(super) fn release(&self, number: u64) -> Option<usize> {
         let hold = self.pins.lock().holds.remove(&number)?;
         Some(hold.held.ids().len())
     }
 
-    /// Renews the lease of a hold; false if it is gone.
+    /// Renews the lease of a hold; false if it was released or taken back.
     pub(super) fn renew(&self, number: u64) -> bool {
         let mut pins = self.pins.lock();
         match pins.holds.get_mut(&number) {

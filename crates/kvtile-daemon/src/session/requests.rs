@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use kvtile_blocks::BlockKey;
 use kvtile_daemon_wire::{
-    FoundFrame, FrameHeader, FrameKind, HoldFrame, KeyBytes, LookupFrame, NarrowFrame, NumberFrame,
-    PrefetchFrame, RefusalCode, RefusalFrame, ReleaseFrame, StoreFrame, WireError,
+    FoundFrame, FrameError, FrameHeader, FrameKind, HoldFrame, KeyBytes, LookupFrame, NarrowFrame,
+    NumberFrame, PrefetchFrame, RefusalCode, RefusalFrame, ReleaseFrame, StoreFrame,
 };
 use kvtile_tiers::{
     RequestError, TierError,
@@ -53,7 +53,7 @@ pub(super) fn serve(
     payload: &[u8],
 ) -> Result<(), SessionEnd> {
     let number = header.request;
-    let wire = |error: WireError| protocol(number, error.to_string());
+    let wire = |error: FrameError| protocol(number, error.to_string());
     match header.kind {
         FrameKind::Lookup => {
             let frame = LookupFrame::decode(payload).map_err(wire)?;

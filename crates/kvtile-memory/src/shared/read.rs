@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 /// process maps it, also after the death of the process that made it.
 ///
 /// Its owner may change its bytes at any time, so no slice of it exists: copy from it, and use the
-/// copy only if its owner promised not to change the bytes meanwhile.
+/// copy only if its owner promised not to change the bytes during it.
 ///
 /// ```
 /// use kvtile_memory::{MemoryRegion, SharedMemory, SharedReadMemory};

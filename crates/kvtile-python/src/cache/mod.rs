@@ -506,7 +506,7 @@ impl PyCache {
         Ok(PySnapshot(snapshot))
     }
 
-    /// Whether calls reach the tiers: True in process. With ``connect`` False while the daemon is gone or
+    /// Whether calls reach the tiers: True in process. With ``connect`` False while the daemon is away or
     /// does not answer; nothing is found then, and nothing is stored.
     #[getter]
     fn connected(&self, py: Python<'_>) -> PyResult<bool> {

@@ -14,19 +14,19 @@ use super::{
 
 /// Host blocks that stay pinned until the last clone is dropped.
 #[derive(Clone)]
-pub struct HeldBlocks {
+pub struct HostHold {
     ids: Arc<[BlockId]>,
     /// The pins.
     _segments: Arc<Mutex<Vec<MatchSegment>>>,
 }
 
-impl std::fmt::Debug for HeldBlocks {
+impl std::fmt::Debug for HostHold {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("HeldBlocks").field(&self.ids).finish()
+        f.debug_tuple("HostHold").field(&self.ids).finish()
     }
 }
 
-impl HeldBlocks {
+impl HostHold {
     /// The blocks in the order of the chain, by their numbers in
     /// [`host_memory`](super::Cache::host_memory).
     #[must_use]
@@ -42,7 +42,7 @@ pub struct HoldReport {
     /// Which blocks came, from where, and why not more. It copied no bytes.
     pub load: LoadReport,
     /// The blocks that came.
-    pub held: HeldBlocks,
+    pub held: HostHold,
 }
 
 /// The completer of a load, a prefetch or a hold.
@@ -111,7 +111,7 @@ impl LoadCompleter {
         ids.truncate(report.blocks);
         completer.finish(HoldReport {
             load: report,
-            held: HeldBlocks {
+            held: HostHold {
                 ids: ids.into(),
                 _segments: Arc::new(Mutex::new(segments)),
             },

@@ -169,7 +169,7 @@ impl Cache {
         }
     }
 
-    /// Whether calls reach the tiers: always true in process. A connected cache whose daemon is gone,
+    /// Whether calls reach the tiers: always true in process. A connected cache whose daemon is away,
     /// or does not answer, finds nothing and stores nothing until it is true again.
     #[must_use]
     pub fn is_connected(&self) -> bool {

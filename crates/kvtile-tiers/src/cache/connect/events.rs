@@ -1,6 +1,6 @@
 //! The events of the daemon's tiers, as events of a log of this process.
 //!
-//! The first subscription or snapshot asks the daemon for them. After a connection has ended all
+//! The first subscription or snapshot requests them from the daemon. After a connection has ended all
 //! tiers are empty, and the next connection begins with the blocks that the daemon has then.
 
 use std::{
@@ -19,7 +19,7 @@ use kvtile_blocks::{
         TierId,
     },
 };
-use kvtile_daemon_wire::{EventsFrame, FrameHeader, FrameKind, WireChange};
+use kvtile_daemon_wire::{EventChange, EventsFrame, FrameHeader, FrameKind};
 use parking_lot::{Condvar, Mutex};
 
 use super::{link::DaemonLink, session::DaemonSession};
@@ -68,14 +68,14 @@ impl ConnectedEvents {
         })
     }
 
-    /// Asks the daemon of a new connection for its events, if they are wanted.
+    /// Requests the events from the daemon of a new connection, if this cache has a subscriber.
     pub(super) fn connected(&self, link: &DaemonLink) {
         if self.is_wanted.load(Ordering::Acquire) {
             link.post(&FrameHeader::frame(FrameKind::Subscribe, 0, |_| {}));
         }
     }
 
-    /// The daemon is gone, and with it all blocks.
+    /// The connection has ended, and with it the blocks.
     pub(super) fn disconnected(&self) {
         let mut state = self.state.lock();
         state.has_come = false;
@@ -99,12 +99,12 @@ impl ConnectedEvents {
             };
             let key = BlockKey::from_bytes;
             let kind = match event.change {
-                WireChange::Stored { key: of, parent } => EventKind::Stored {
+                EventChange::Stored { key: of, parent } => EventKind::Stored {
                     key: key(of),
                     parent: parent.map(key),
                 },
-                WireChange::Removed { key: of } => EventKind::Removed { key: key(of) },
-                WireChange::Cleared => EventKind::Cleared,
+                EventChange::Removed { key: of } => EventKind::Removed { key: key(of) },
+                EventChange::Cleared => EventKind::Cleared,
             };
             let place = (tier, GroupId(event.group));
             if !state.seen.contains(&place) {

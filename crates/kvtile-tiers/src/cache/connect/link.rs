@@ -13,8 +13,8 @@ use std::{
 };
 
 use kvtile_daemon_wire::{
-    FrameHeader, FrameKind, LoadFrame, NarrowFrame, RefusalCode, RefusalFrame, ReleaseFrame,
-    WireError, read_frame,
+    FrameError, FrameHeader, FrameKind, LoadFrame, NarrowFrame, RefusalCode, RefusalFrame,
+    ReleaseFrame, read_frame,
 };
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -31,11 +31,11 @@ pub(super) enum LinkError {
     /// The daemon refused the request.
     Refused(RefusalFrame),
     /// The reply does not follow the protocol.
-    Wire(WireError),
+    Wire(FrameError),
 }
 
-impl From<WireError> for LinkError {
-    fn from(error: WireError) -> LinkError {
+impl From<FrameError> for LinkError {
+    fn from(error: FrameError) -> LinkError {
         LinkError::Wire(error)
     }
 }
@@ -68,21 +68,21 @@ impl From<LinkError> for TierError {
 pub(super) type LinkReply = (FrameKind, Vec<u8>);
 
 #[derive(Default)]
-struct SlotState {
+struct ReplyState {
     reply: Option<Result<LinkReply, LinkError>>,
-    /// Whether the waiter is gone.
+    /// Whether the waiter was dropped.
     is_abandoned: bool,
 }
 
 /// Where a waiter finds its reply.
 #[derive(Default)]
 struct ReplySlot {
-    state: Mutex<SlotState>,
+    state: Mutex<ReplyState>,
     changed: Condvar,
 }
 
 impl ReplySlot {
-    /// Delivers the reply; false if the waiter is gone.
+    /// Delivers the reply; false if the waiter was dropped.
     fn set(&self, reply: Result<LinkReply, LinkError>) -> bool {
         let mut state = self.state.lock();
         if state.is_abandoned {
@@ -225,7 +225,7 @@ impl DaemonLink {
         }
     }
 
-    /// Releases what a reply pins for a waiter that is gone.
+    /// Releases what a reply pins for a waiter that was dropped.
     fn release_unwanted(&self, header: FrameHeader, payload: &[u8]) {
         match header.kind {
             FrameKind::Found => {
@@ -299,7 +299,7 @@ impl PendingReply {
     /// Waits until the reply has come, at most `within`, and leaves it in its place.
     pub(super) fn wait_ready(&self, within: Duration) {
         let mut state = self.slot.state.lock();
-        let is_waiting = |state: &mut SlotState| state.reply.is_none();
+        let is_waiting = |state: &mut ReplyState| state.reply.is_none();
         self.slot
             .changed
             .wait_while_for(&mut state, is_waiting, within);

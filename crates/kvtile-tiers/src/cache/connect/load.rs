@@ -49,11 +49,11 @@ pub(super) struct ConnectedLoad {
     start: Instant,
     deadline: Option<Instant>,
     has_begun: bool,
-    progress: LoadProgress,
+    progress: ConnectedLoadProgress,
 }
 
 #[derive(Default)]
-struct LoadProgress {
+struct ConnectedLoadProgress {
     blocks: usize,
     from_host: usize,
     from_below: Vec<(TierId, usize)>,
@@ -138,7 +138,7 @@ impl ConnectedLoad {
             start,
             deadline: options.within.and_then(|within| start.checked_add(within)),
             has_begun: false,
-            progress: LoadProgress::default(),
+            progress: ConnectedLoadProgress::default(),
         }
     }
 

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A daemon that does not answer costs misses and refusals, never a hang: every call has a deadline,
-//! and while the daemon is late or gone, lookups end at once. A thread connects again.
+//! and while the daemon is late or away, lookups end at once. A thread connects again.
 
 mod events;
 mod found;

@@ -21,7 +21,7 @@ use crate::cache::{
     serving::{codes, store_stop_of},
 };
 
-/// How long a store waits before it asks a busy daemon again.
+/// How long a store waits before it sends its request to a busy daemon again.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// A store that waits in the queue.

@@ -10,7 +10,7 @@ use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_memory::OwnedMemoryRegion;
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, completion::Completion};
 
-pub use super::hold::{HeldBlocks, HoldReport};
+pub use super::hold::{HoldReport, HostHold};
 pub use codes::{
     frame_of_load, frame_of_store, load_stop_of, lookup_options_of, milliseconds, runs_of,
     store_options_of, store_stop_of, time_of,
@@ -33,7 +33,7 @@ impl Cache {
     }
 
     /// Starts bringing the blocks of a match to host memory and returns at once. The leading blocks
-    /// that come stay pinned there until the [`HeldBlocks`] of the report are dropped.
+    /// that come stay pinned there until the [`HostHold`] of the report are dropped.
     ///
     /// # Errors
     /// As for [`load`](Self::load); a cache that is connected to a daemon.
