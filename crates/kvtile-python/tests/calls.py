@@ -36,6 +36,9 @@ MADE_BY_KVTILE = {
 LEFT_TO_PYTHON = {"__reduce__", "_from_pickle", "__exit__", "__class_getitem__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"}
 
 SETTINGS = {
+    "connect": None,
+    "connect_staging_bytes": None,
+    "connect_within": None,
     "host_bytes": 1 << 20,
     "prefault": False,
     "disk": None,

@@ -17,6 +17,7 @@ __all__ = [
     "LayoutError",
     "RequestError",
     "SettingsError",
+    "DaemonError",
     "SharedTierError",
     "TensorError",
     "TransferError",
@@ -74,6 +75,10 @@ class ClosedError(KvtileError, RuntimeError):
 
 class DiskError(KvtileError, OSError):
     """The folder of the disk tier cannot be used: disk full, not readable, not a disk tier."""
+
+
+class DaemonError(KvtileError, ConnectionError):
+    """No node daemon answers at the socket, or it refuses the request."""
 
 
 class SharedTierError(KvtileError, OSError):
