@@ -347,7 +347,13 @@ fn fuzz(seconds: u32) -> Result<(), StepFailure> {
     }
     let time = format!("-max_total_time={seconds}");
     let limits = [time.as_str(), "-rss_limit_mb=2048", "-verbosity=0"];
-    for target in ["word", "descriptor", "saved_header", "daemon_wire"] {
+    for target in [
+        "word",
+        "descriptor",
+        "saved_header",
+        "daemon_wire",
+        "events",
+    ] {
         let corpus = step::root().join("fuzz/corpus").join(target);
         std::fs::create_dir_all(&corpus)
             .map_err(|error| StepFailure::Tool(format!("{}: {error}", corpus.display())))?;

@@ -31,6 +31,7 @@ pub(crate) mod python {
             py.get_type::<InternalError>(),
             py.get_type::<LaggedError>(),
             py.get_type::<LayoutError>(),
+            py.get_type::<PublishError>(),
             py.get_type::<RequestError>(),
             py.get_type::<SettingsError>(),
             py.get_type::<SharedTierError>(),
@@ -52,6 +53,7 @@ pub(crate) mod python {
     import_exception!(kvtile._errors, InternalError);
     import_exception!(kvtile._errors, LaggedError);
     import_exception!(kvtile._errors, LayoutError);
+    import_exception!(kvtile._errors, PublishError);
     import_exception!(kvtile._errors, RequestError);
     import_exception!(kvtile._errors, SettingsError);
     import_exception!(kvtile._errors, SharedTierError);

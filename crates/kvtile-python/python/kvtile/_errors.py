@@ -15,6 +15,7 @@ __all__ = [
     "KvtileError",
     "LaggedError",
     "LayoutError",
+    "PublishError",
     "RequestError",
     "SettingsError",
     "DaemonError",
@@ -59,6 +60,10 @@ class SettingsError(KvtileError, ValueError):
 
 class RequestError(KvtileError, ValueError):
     """Block ids, keys or tiers that the cache does not have, or a call that is not allowed at this point."""
+
+
+class PublishError(KvtileError, OSError):
+    """The sockets of an event publisher cannot be opened: an address of another form, or a port that is taken."""
 
 
 class TransferError(KvtileError, RuntimeError):
