@@ -31,7 +31,7 @@ pub(super) fn shape(choices: &mut Choices, bytes_max: u64) -> Result<Shape, Layo
                 plane = plane.extent(axis, choices.pick(&[2, 3, 4, 1]));
             }
         }
-        let every: Vec<u64> = (2..=4).filter(|every| page_size % every == 0).collect();
+        let every: Vec<u64> = (2..=4).filter(|every| page_size.is_multiple_of(*every)).collect();
         planes.push(match choices.below(7) {
             0 => plane.per_page(),
             1 if !every.is_empty() => plane.every(choices.pick(&every)),
