@@ -7,7 +7,10 @@ use std::{path::PathBuf, sync::Arc, sync::mpsc, time::Duration};
 use clap::{Args, Subcommand, ValueEnum};
 use kvtile::{
     Identity, TierError, TierId,
-    shared::{SharedTier, SharedTierSettings, store::Deadline},
+    shared::{
+        store::Deadline,
+        tier::{SharedTier, SharedTierSettings},
+    },
     tiers::{
         cache::{TierSettings, TierWrites},
         tier::TierOpener,
