@@ -54,12 +54,11 @@ struct ConnectionList {
 
 impl OpenConnections {
     /// Serves a connection on a thread of its own; drops it if there are too many.
-    pub(crate) fn take(
-        self: &Arc<Self>,
-        stream: TcpStream,
-        observer: &Arc<Observer>,
-        on_loopback: bool,
-    ) {
+    pub(crate) fn take(self: &Arc<Self>, stream: TcpStream, observer: &Arc<Observer>) {
+        // Also where the server listens on all interfaces.
+        let on_loopback = stream
+            .local_addr()
+            .is_ok_and(|address| address.ip().to_canonical().is_loopback());
         let stream = Arc::new(stream);
         let Some(number) = self.add(&stream) else {
             return;

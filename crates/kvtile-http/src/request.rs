@@ -43,12 +43,12 @@ const OTHER_METHOD: HttpRefusal = HttpRefusal {
 
 const OTHER_HOST: HttpRefusal = HttpRefusal {
     status: "403 Forbidden",
-    text: "this server listens on the loopback interface: open it as 127.0.0.1, localhost or [::1]",
+    text: "on the loopback interface this server is called 127.0.0.1, localhost or [::1]",
 };
 
-/// Parses the head of a request; `None` while it is incomplete. `on_loopback` states that the server
-/// listens on the loopback interface: then only its names are answered, so that a page of another
-/// site cannot read the numbers by letting its own name lead here.
+/// Parses the head of a request; `None` while it is incomplete. `on_loopback` states that it came over
+/// the loopback interface: then only the names of that interface are answered, so that a page of
+/// another site cannot read the numbers by letting its own name lead here.
 pub(crate) fn parse(head: &[u8], on_loopback: bool) -> Option<Result<PageRequest, HttpRefusal>> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);

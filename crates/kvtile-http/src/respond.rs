@@ -1,12 +1,13 @@
 //! The response of each path.
 
 use std::{
+    collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
-use std::sync::Arc;
 
 use crate::{
     PAGE,
@@ -50,10 +51,12 @@ impl Observer {
         {
             return Arc::clone(observed);
         }
+        let mut caches = (self.read)();
+        make_unique(&mut caches);
         let observed = Arc::new(Observation {
             kvtile: env!("CARGO_PKG_VERSION").to_owned(),
             seconds: now.duration_since(self.start).as_secs_f64(),
-            caches: (self.read)(),
+            caches,
         });
         *last = Some((now, Arc::clone(&observed)));
         observed
@@ -86,6 +89,19 @@ impl Observer {
         let mut text = serde_json::to_string(&*observed).ok()?;
         text.push('\n');
         Some(("application/json", text))
+    }
+}
+
+/// Numbers the caches after the first one of a name, because no two series may have equal labels.
+fn make_unique(caches: &mut [CacheReport]) {
+    let mut names = BTreeSet::new();
+    for cache in caches {
+        let first = cache.name.clone();
+        let mut number = 2_u32;
+        while !names.insert(cache.name.clone()) {
+            cache.name = format!("{first} ({number})");
+            number = number.saturating_add(1);
+        }
     }
 }
 

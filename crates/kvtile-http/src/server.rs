@@ -29,7 +29,7 @@ pub struct HttpServer {
 }
 
 /// Serves what `caches` returns on `address`: `HOST:PORT`, or `PORT` alone for the loopback interface;
-/// port 0 is a free port. On the loopback interface the server only answers requests for its names.
+/// port 0 is a free port. Over the loopback interface the server only answers requests for its names.
 ///
 /// `caches` is called at most ten times a second, on threads of the server, by one at a time. It must
 /// not wait for I/O. Where it panics, the request fails.
@@ -49,8 +49,7 @@ pub fn serve(
     listener.set_nonblocking(true).map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
     let (stop, stopped) = UnixStream::pair().map_err(listen)?;
-    let on_loopback = address.ip().is_loopback();
-    if !on_loopback {
+    if !address.ip().is_loopback() {
         log::warn!(
             "{address} is not on the loopback interface: every machine that reaches it can read the names \
              of the models and the numbers of the caches"
@@ -63,7 +62,7 @@ pub fn serve(
     let thread = thread.spawn(move || {
         while let Some(came) = next(&listener, &stopped) {
             match came {
-                Ok(stream) => taken.take(stream, &observer, on_loopback),
+                Ok(stream) => taken.take(stream, &observer),
                 Err(error) => {
                     log::warn!("the HTTP server cannot take a connection: {error}");
                     std::thread::sleep(ACCEPT_PAUSE);

@@ -70,7 +70,7 @@ def test_both_engines_run_at_the_same_time(tmp_path: Path) -> None:
         first.store(CHAIN)
         written(first, len(CHAIN))
         end = time.monotonic() + SECONDS
-        # An absent value is asked for again after two seconds.
+        # The tier queries an absent value again after two seconds.
         while second.lookup(CHAIN) < len(CHAIN):
             assert time.monotonic() < end
             time.sleep(0.1)

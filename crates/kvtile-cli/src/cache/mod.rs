@@ -38,8 +38,9 @@ groups of blocks, each in a layout of its own. It belongs to one process at a ti
 export only read: they work while a cache uses the folder, and in read-only folders, and report the
 use. clear and convert are refused during use. export and convert are for folders of one group.
 
-A store of shared tiers is the path of a folder, s3://BUCKET/PREFIX, gs://…, az://…, redis://HOST:PORT/DB or
-unix:///SOCKET. Any number of caches may use it meanwhile. Values that are not kvtile's are never touched.
+A store of shared tiers is the path of a folder, s3://BUCKET/PREFIX, gs://…, az://…,
+redis://HOST:PORT/DB or unix:///SOCKET. Caches may use it during all commands. Values that are not
+kvtile's are never touched.
 
 Exit codes: 0 done and whole, 1 damaged, refused or in use, 2 a request that makes no sense.
 

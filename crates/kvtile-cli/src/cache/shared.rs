@@ -6,7 +6,7 @@ use kvtile::{
     layout::ShownText,
     shared::{
         store::{Deadline, SharedStore},
-        survey::{self, StoreCheck, StoreSurvey, SurveySettings, SurveyedForm},
+        survey::{self, StoreSurvey, StoreVerification, SurveySettings, SurveyedForm},
     },
 };
 use serde_json::{Value, json};
@@ -155,7 +155,7 @@ pub(super) fn verify(args: &StoreArgs<'_>, removes: bool) -> Result<(), CliError
     }
 }
 
-fn check_json(store: &str, check: &StoreCheck) -> Value {
+fn check_json(store: &str, check: &StoreVerification) -> Value {
     let unfit = check.unfit.iter().map(|bundle| {
         json!({
             "name": bundle.name.as_str(),
@@ -176,7 +176,7 @@ fn check_json(store: &str, check: &StoreCheck) -> Value {
     })
 }
 
-fn check_text(store: &str, check: &StoreCheck) -> String {
+fn check_text(store: &str, check: &StoreVerification) -> String {
     let mut text = format!(
         "{}\n  {} bundles are whole, {}\n",
         Screen::of_stdout().bold(&ShownText(store).to_string()),

@@ -20,9 +20,10 @@ use crate::{
 
 /// The end of `--help`.
 pub(crate) const EXAMPLES: &str = "\
-The server is a cache that is open elsewhere: `kvtile_http::serve` in Rust, `Cache.serve_http` in Python,
-the setting `http` of the vLLM connector. The same numbers are at /metrics for Prometheus, and the page
-of the server shows them in a browser. Where the output is no terminal, the frames follow one another.
+The server is that of a cache which is open elsewhere: `kvtile_http::serve` in Rust,
+`kvtile.serve_http` in Python, the setting `http` of the vLLM connector. The same numbers are at
+/metrics for Prometheus, and the page of the server shows them in a browser. Where the output is no
+terminal, the frames follow one another.
 
 Examples:
   kvtile top 9090                                  a server of this machine

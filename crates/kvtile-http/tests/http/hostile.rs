@@ -82,17 +82,23 @@ fn a_large_head_is_refused_and_a_body_is_not_read() {
 /// A page of another site whose name leads to the loopback interface.
 #[test]
 fn another_host_is_refused_on_the_loopback_interface() {
-    let server = server();
+    // A server on all interfaces is reached over this one too.
+    check_hosts(&server());
+    check_hosts(&kvtile_http::serve("0.0.0.0:0", Vec::new).unwrap());
+}
+
+fn check_hosts(server: &HttpServer) {
     let port = server.address().port();
+    let address = ([127, 0, 0, 1], port).into();
     for host in ["evil.example", "evil.example:80", "192.168.1.1"] {
         let request = format!("GET /stats.json HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        let refused = client::send(server.address(), request.as_bytes());
+        let refused = client::send(address, request.as_bytes());
         assert_eq!(refused.status, "403 Forbidden", "{host}");
         assert!(refused.body.contains("127.0.0.1"), "{}", refused.body);
     }
     for host in [format!("localhost:{port}"), format!("127.0.0.1:{port}")] {
         let request = format!("GET /stats.json HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        let answered = client::send(server.address(), request.as_bytes());
+        let answered = client::send(address, request.as_bytes());
         assert_eq!(answered.status, "200 OK", "{host}");
         assert!(!answered.head.contains("Access-Control-Allow-Origin"));
     }

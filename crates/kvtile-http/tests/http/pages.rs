@@ -307,3 +307,24 @@ fn the_client_waits_no_longer_than_its_limit() {
     assert!(error.to_string().contains("does not answer"), "{error}");
     assert!(start.elapsed() < within * 50);
 }
+
+#[test]
+fn caches_of_one_name_are_numbered() {
+    let folder = tempfile::tempdir().unwrap();
+    let [cache, _] = caches::use_two(folder.path());
+    let observed = Arc::downgrade(&cache);
+    let server = kvtile_http::serve("127.0.0.1:0", move || {
+        let cache = observed.upgrade().unwrap();
+        let names = ["a", "a", "a (2)", "a"];
+        names.map(|name| CacheReport::of(name, &*cache)).to_vec()
+    });
+    let server = server.unwrap();
+    let observed = kvtile_http::fetch(&server.url(), std::time::Duration::from_secs(20)).unwrap();
+    let names: Vec<String> = observed
+        .caches
+        .into_iter()
+        .map(|cache| cache.name)
+        .collect();
+    assert_eq!(names, ["a", "a (2)", "a (2) (2)", "a (3)"]);
+    parser::parse(&client::get(server.address(), "/metrics").body);
+}

@@ -34,7 +34,7 @@ use crate::{
         python::{ArgumentError, RequestError, SettingsError},
         raise,
     },
-    shared::{SharedKeywords, SharedOpening},
+    shared::{PythonStore, SharedKeywords, SharedOpening, SharedSource},
     transfer::manager,
 };
 
@@ -153,7 +153,7 @@ pub(super) fn read(
             "answer_within" => disk.answer_within = time::answer_within(&value)?,
             "disk_policy" => disk.policy = Some(policy_of(&name, &value)?),
             name if name.starts_with("shared") && NAMES.contains(&name) => {
-                shared.read(name, &value)?;
+                read_shared(&mut shared, name, &value)?;
             }
             "policy" => settings.policy = policy_of(&name, &value)?,
             "storage_word" => settings.storage_word = Some(word_of(&value)?),
@@ -269,6 +269,41 @@ fn path_of(name: &str, wanted: &str, value: &Bound<'_, PyAny>) -> PyResult<PathB
 /// The path of a folder.
 pub(crate) fn folder_of(value: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
     path_of("disk", "the path of a folder", value)
+}
+
+/// Reads one keyword of the shared tier, which begins with `shared`.
+pub(crate) fn read_shared(
+    shared: &mut SharedKeywords,
+    name: &str,
+    value: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    match name {
+        "shared" => shared.store = Some(source_of(value)?),
+        "shared_lifetime" => shared.lifetime = time::shared_lifetime(value)?,
+        "shared_bundle_blocks" => shared.bundle_blocks = Some(number(name, value)?),
+        "shared_staging_bytes" => shared.staging_bytes = Some(number(name, value)?),
+        _ => shared.within = time::shared_within(value)?,
+    }
+    Ok(())
+}
+
+/// The value of the keyword `shared`: text, a path, or a `kvtile.SharedTier`.
+fn source_of(value: &Bound<'_, PyAny>) -> PyResult<SharedSource> {
+    if value.is_instance_of::<PyString>() {
+        return Ok(SharedSource::Url(text::read("shared", value)?.into_owned()));
+    }
+    if let Ok(path) = value.extract::<PathBuf>() {
+        let path = path.into_os_string().into_string();
+        let path = path.map_err(|_| wrong_type("shared", "a path that is text", value))?;
+        return Ok(SharedSource::Url(path));
+    }
+    match PythonStore::of(value)? {
+        Some(store) => Ok(SharedSource::Object(store)),
+        None => {
+            let wanted = "a URL, the path of a folder, or a kvtile.SharedTier";
+            Err(wrong_type("shared", wanted, value))
+        }
+    }
 }
 
 fn rate_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {

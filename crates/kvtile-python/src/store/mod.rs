@@ -285,7 +285,7 @@ impl PyBlockStore {
     }
 
     /// Whether a load would find each block now, without I/O. The disk may evict a block before its
-    /// load; of a shared tier only blocks are found that it was asked for.
+    /// load; of a shared tier only blocks are found that an earlier query named.
     ///
     /// Args:
     ///     keys: bytes or text of any length.

@@ -10,8 +10,8 @@ use crate::{arguments::time, guard, pickle};
 /// A query to the tiers of a BlockStore that answer later, such as a shared one. ``BlockStore.ask``
 /// starts it.
 ///
-/// Once it is ready, ``BlockStore.contains`` and ``BlockStore.load`` know the blocks that were asked
-/// for. A tier that does not answer in time counts as without them.
+/// Once it is ready, ``BlockStore.contains`` and ``BlockStore.load`` know the blocks that it named.
+/// A tier that does not answer in time counts as without them.
 #[pyclass(name = "StoreQuery", module = "kvtile", frozen)]
 pub(crate) struct PyStoreQuery(Vec<Completion<TierAnswer>>);
 

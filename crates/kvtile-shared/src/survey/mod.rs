@@ -9,7 +9,7 @@ mod verify;
 
 use std::{collections::BTreeMap, time::Duration};
 
-pub use verify::{StoreCheck, UnfitBundle, verify};
+pub use verify::{StoreVerification, UnfitBundle, verify};
 
 use crate::{
     bundle::{ParsedBundleName, parse_bundle_name, root_of},

@@ -37,7 +37,7 @@ pub struct UnfitBundle {
 /// The outcome of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct StoreCheck {
+pub struct StoreVerification {
     /// Bundles that are whole.
     pub whole: u64,
     /// Bytes of these.
@@ -50,7 +50,7 @@ pub struct StoreCheck {
     pub unfit: Vec<UnfitBundle>,
 }
 
-impl StoreCheck {
+impl StoreVerification {
     /// The number of unfit bundles by kind of problem.
     #[must_use]
     pub fn kinds(&self) -> BTreeMap<&'static str, u64> {
@@ -73,8 +73,8 @@ pub fn verify(
     settings: &SurveySettings,
     removes: bool,
     mut progress: impl FnMut(u64),
-) -> Result<StoreCheck, SharedStoreError> {
-    let mut check = StoreCheck::default();
+) -> Result<StoreVerification, SharedStoreError> {
+    let mut check = StoreVerification::default();
     let mut failures = 0;
     let mut seen = 0;
     let foreign = each_bundle(store, settings, |value, name| {

@@ -19,6 +19,7 @@ mod close;
 mod count;
 mod finished;
 mod load;
+mod observe;
 mod open;
 mod parts;
 mod report;
@@ -41,10 +42,7 @@ use kvtile_blocks::{
     events::{EventSnapshot, EventSubscriber, TierId},
     pool::PinClaim,
 };
-use kvtile_layout::{
-    Shape,
-    identity::{Identity, LayoutIdentity},
-};
+use kvtile_layout::{Shape, identity::LayoutIdentity};
 use kvtile_transfer::{
     LayoutHandle, PhysicalLayout,
     completion::{Completer, Completion},
@@ -63,7 +61,6 @@ use rows::{RowsOwner, RowsParts};
 use store::{RowStoreJob, StoreName};
 
 use crate::{
-    below::TierHealth,
     cache::Priority,
     error::{RequestError, TierError},
     ids::check_ids,
@@ -556,22 +553,6 @@ impl BlockStore {
     #[must_use]
     pub fn tier_stats(&self, tier: TierId) -> Option<TierStats> {
         Some(self.tier(tier)?.stats())
-    }
-
-    /// Which operations of a tier are in a backoff after failures; `None` if the store has no such
-    /// tier.
-    #[must_use]
-    pub fn tier_health(&self, tier: TierId) -> Option<TierHealth> {
-        let below = self.parts.below.iter().find(|below| below.id == tier)?;
-        Some(below.health(self.parts.clock.now()))
-    }
-
-    /// The identity of a group's blocks.
-    ///
-    /// # Errors
-    /// A group that the store does not have.
-    pub fn identity(&self, group: GroupId) -> Result<&Identity, TierError> {
-        Ok(&self.parts.check_group(group)?.identity)
     }
 
     /// Subscribes to the events of all tiers from now on.
