@@ -52,7 +52,7 @@ pub(crate) struct DiskKeywords {
 /// Where the host memory and the tiers of a cache are.
 pub(super) enum CacheOpening {
     /// In this process.
-    Here(Box<CacheSettings>, Option<SharedOpening>),
+    Here(Box<CacheSettings>, Option<Box<SharedOpening>>),
     /// In the daemon at a socket.
     There(PathBuf, Box<ConnectSettings>),
 }
@@ -177,7 +177,10 @@ pub(super) fn read(
         ));
     }
     settings.disk = disk.settings()?;
-    Ok(CacheOpening::Here(Box::new(settings), shared.opening()?))
+    Ok(CacheOpening::Here(
+        Box::new(settings),
+        shared.opening()?.map(Box::new),
+    ))
 }
 
 /// All keywords.
