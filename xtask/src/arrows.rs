@@ -4,7 +4,7 @@
 use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 23] = [
+const ARROWS: [(&str, &[&str]); 25] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     (
@@ -16,6 +16,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
         "kvtile-tiers",
         &[
             "kvtile-blocks",
+            "kvtile-daemon-wire",
             "kvtile-layout",
             "kvtile-memory",
             "kvtile-random",
@@ -54,6 +55,18 @@ const ARROWS: [(&str, &[&str]); 23] = [
             "kvtile-transfer",
         ],
     ),
+    (
+        "kvtile-daemon",
+        &[
+            "kvtile-blocks",
+            "kvtile-daemon-wire",
+            "kvtile-layout",
+            "kvtile-memory",
+            "kvtile-tiers",
+            "kvtile-transfer",
+        ],
+    ),
+    ("kvtile-daemon-wire", &[]),
     ("kvtile-demo", &["kvtile", "kvtile-random"]),
     (
         "kvtile-bench",
@@ -64,6 +77,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
         "kvtile-cli",
         &[
             "kvtile",
+            "kvtile-daemon",
             "kvtile-events-wire",
             "kvtile-http",
             "kvtile-shared-open",
@@ -111,8 +125,9 @@ const ARROWS: [(&str, &[&str]); 23] = [
 ];
 
 /// The allowed external dependencies of crates that do no I/O.
-const PURE: [(&str, &[&str]); 3] = [
+const PURE: [(&str, &[&str]); 4] = [
     ("kvtile-random", &[]),
+    ("kvtile-daemon-wire", &["thiserror"]),
     ("kvtile-layout", &["blake3", "serde", "thiserror", "toml"]),
     (
         "kvtile-blocks",
@@ -182,7 +197,7 @@ impl DependencyKind {
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
-const REFUSED: [(&str, &[DependencyKind]); 23] = [
+const REFUSED: [(&str, &[DependencyKind]); 25] = [
     ("kvtile-layout", DependencyKind::ALL),
     ("kvtile-memory", DependencyKind::ALL),
     ("kvtile-transfer", DependencyKind::ALL),
@@ -201,6 +216,8 @@ const REFUSED: [(&str, &[DependencyKind]); 23] = [
         &[DependencyKind::Hardware, DependencyKind::Untyped],
     ),
     ("kvtile", DependencyKind::ALL),
+    ("kvtile-daemon", DependencyKind::ALL),
+    ("kvtile-daemon-wire", DependencyKind::ALL),
     ("kvtile-demo", DependencyKind::ALL),
     ("kvtile-bench", DependencyKind::ALL),
     ("kvtile-rivals", DependencyKind::ALL),

@@ -235,6 +235,18 @@ fn soak((kills, seeds, seconds): (u64, u64, u64), seed: Option<u64>) -> Result<(
         .run()?;
     step("cache", "mixed")
         .env("KVTILE_CACHE_SECONDS", seconds)
+        .run()?;
+    let daemon = [
+        "test",
+        "--locked",
+        "-p",
+        "kvtile-daemon",
+        "--test",
+        "daemon",
+    ];
+    let killed = ["--", "--nocapture", "killed_at_any_moment"];
+    CargoStep::cargo(daemon.into_iter().chain(killed))
+        .env("KVTILE_DAEMON_KILLS", kills)
         .run()
 }
 
@@ -335,7 +347,13 @@ fn fuzz(seconds: u32) -> Result<(), StepFailure> {
     }
     let time = format!("-max_total_time={seconds}");
     let limits = [time.as_str(), "-rss_limit_mb=2048", "-verbosity=0"];
-    for target in ["word", "descriptor", "saved_header"] {
+    for target in [
+        "word",
+        "descriptor",
+        "saved_header",
+        "daemon_wire",
+        "events",
+    ] {
         let corpus = step::root().join("fuzz/corpus").join(target);
         std::fs::create_dir_all(&corpus)
             .map_err(|error| StepFailure::Tool(format!("{}: {error}", corpus.display())))?;

@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
     CommandLine, OutputArgs, cache, doctor, error::CliError, events, inspect, layout, plan, replay,
-    shell, top,
+    serve, shell, top,
 };
 
 /// The description of kvtile in one line.
@@ -25,6 +25,7 @@ Start here:
   kvtile inspect cache.kvtile                   contents of a saved cache, and its checksums
   kvtile replay trace.jsonl --dry               hit rates of eviction policies
   kvtile cache stat DIR                         contents of the folder of a disk tier
+  kvtile serve --socket kv.sock --host 64GiB    one cache for all processes of this machine
   kvtile top 9090                               what the caches of a running server do
   kvtile doctor                                 features of this machine, with advice";
 
@@ -111,6 +112,9 @@ pub enum CliCommand {
     /// Report on the folder of a disk tier or the store of a shared tier, verify, export or clear it
     #[command(after_help = cache::EXAMPLES)]
     Cache(cache::CacheArgs),
+    /// Serve one host memory, disk and shared store to all processes of this machine
+    #[command(after_help = serve::EXAMPLES)]
+    Serve(Box<serve::ServeArgs>),
     /// Show what the caches of a server do, again and again
     #[command(after_help = top::EXAMPLES)]
     Top(top::TopArgs),
@@ -138,6 +142,7 @@ impl CliCommand {
             CliCommand::Replay(args) => replay::run(args),
             CliCommand::Events(args) => events::run(args),
             CliCommand::Cache(args) => cache::run(args),
+            CliCommand::Serve(args) => serve::run(args),
             CliCommand::Top(args) => top::run(args),
             CliCommand::Doctor(args) => doctor::run(args),
             CliCommand::Completions(args) => shell::completions(args, program),

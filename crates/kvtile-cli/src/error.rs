@@ -100,6 +100,12 @@ pub enum CliError {
         /// The command.
         command: &'static str,
     },
+    /// The page of numbers is not served.
+    #[error(transparent)]
+    Http(#[from] kvtile_http::HttpError),
+    /// The node daemon does not start, or is not reached.
+    #[error(transparent)]
+    Daemon(#[from] kvtile_daemon::DaemonError),
     /// Memory could not be allocated.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -4,7 +4,7 @@
 //! | module | content |
 //! | --- | --- |
 //! | `cli` | the command line of the library, and the commands that every program has |
-//! | `layout`, `plan`, `inspect`, `cache`, `replay`, `events`, `top`, `doctor` | one command each |
+//! | `layout`, `plan`, `inspect`, `cache`, `replay`, `events`, `serve`, `top`, `doctor` | one command each |
 //! | `draw` | pictures in the terminal and as SVG |
 //! | `settings` | the options that every command has |
 //! | `shell` | completions, manual pages, shell quoting |
@@ -38,6 +38,7 @@ pub mod output;
 mod plan;
 mod ranges;
 mod replay;
+mod serve;
 mod settings;
 pub mod shape_args;
 mod shell;
@@ -58,6 +59,7 @@ pub mod arguments {
         layout::LayoutArgs,
         plan::PlanArgs,
         replay::ReplayArgs,
+        serve::ServeArgs,
         shell::{CompletionsArgs, ManArgs},
         top::TopArgs,
     };

@@ -1,10 +1,5 @@
 //! The events of caches, as a subscriber over loopback receives them.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::{
     collections::BTreeSet,
@@ -234,7 +229,7 @@ fn removed_blocks_and_a_cleared_cache_reach_the_router() {
     assert_eq!((stats.blocks, stats.gaps, stats.without_tokens), (0, 0, 16));
     drop(cache);
     std::fs::remove_dir_all(&folder).unwrap();
-    // A closed cache has no blocks; the publisher says so and answers replays until it is closed.
+    // A closed cache has no blocks: the publisher publishes that, and answers replays until it is closed.
     router.receive(stats.batches + 1);
     assert_eq!(
         router.batches.last().unwrap().events,

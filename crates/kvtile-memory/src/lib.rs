@@ -8,6 +8,7 @@
 //! | --- | --- | --- | --- |
 //! | [`SystemMemory`] | anonymous mapping, huge pages by default | no | no |
 //! | [`SharedMemory`] | sealed memfd, handed over a Unix socket | while a process maps it | yes |
+//! | [`SharedReadMemory`] | received shared memory, mapped for reading | while a process maps it | yes |
 //! | [`FileMemory`] | a named file, or an unnamed scratch file | yes, unless scratch | by path |
 //! | [`BorrowedMemory`] | pointer, size and keep-alive of another owner | up to the owner | up to the owner |
 //! | [`RegionView`] | a checked part of any of them | as its parent | as its parent |
@@ -57,5 +58,5 @@ pub use region::{
     MemType, MemoryDescriptor, MemoryRegion, NixlDescriptor, OwnedMemoryRegion, RegionView,
     StorageKind,
 };
-pub use shared::SharedMemory;
+pub use shared::{SharedMemory, SharedReadMemory};
 pub use system::SystemMemory;

@@ -11,7 +11,8 @@ use std::ffi::c_void;
 use std::ops::Range;
 use std::ptr;
 
-/// Whole pages of this process, readable and writable, unmapped on drop.
+/// Whole pages of this process, readable and writable, unmapped on drop. Those of
+/// [`Mapping::shared_read_only`] are only readable.
 ///
 /// The address is kept as a number whose provenance is exposed, because a region gives its users a
 /// number.
@@ -42,19 +43,20 @@ impl Mapping {
 
     /// The first `bytes` of the memory behind `fd`, mapped shared.
     pub(crate) fn shared(fd: BorrowedFd<'_>, bytes: usize) -> Result<Self, Errno> {
+        Self::map_shared(fd, bytes, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    /// As [`Mapping::shared`], without the right to write. Its users must not write: the kernel
+    /// ends a process that does.
+    pub(crate) fn shared_read_only(fd: BorrowedFd<'_>, bytes: usize) -> Result<Self, Errno> {
+        Self::map_shared(fd, bytes, ProtFlags::READ)
+    }
+
+    fn map_shared(fd: BorrowedFd<'_>, bytes: usize, rights: ProtFlags) -> Result<Self, Errno> {
         let len = whole_pages(bytes).map_err(|_| Errno::OVERFLOW)?;
         // SAFETY: without MAP_FIXED and with a null hint the kernel chooses unused addresses, so no
         // existing memory changes.
-        let start = unsafe {
-            mmap(
-                ptr::null_mut(),
-                len,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                fd,
-                0,
-            )
-        }?;
+        let start = unsafe { mmap(ptr::null_mut(), len, rights, MapFlags::SHARED, fd, 0) }?;
         Ok(Self {
             address: start.expose_provenance(),
             len,

@@ -20,6 +20,7 @@ Start here:
   kvtile inspect cache.kvtile                   contents of a saved cache, and its checksums
   kvtile replay trace.jsonl --dry               hit rates of eviction policies
   kvtile cache stat DIR                         contents of the folder of a disk tier
+  kvtile serve --socket kv.sock --host 64GiB    one cache for all processes of this machine
   kvtile top 9090                               what the caches of a running server do
   kvtile doctor                                 features of this machine, with advice";
 

@@ -31,9 +31,11 @@ pub(crate) mod python {
             py.get_type::<InternalError>(),
             py.get_type::<LaggedError>(),
             py.get_type::<LayoutError>(),
+            py.get_type::<PublishError>(),
             py.get_type::<RequestError>(),
             py.get_type::<SettingsError>(),
             py.get_type::<SharedTierError>(),
+            py.get_type::<DaemonError>(),
             py.get_type::<TensorError>(),
             py.get_type::<TransferError>(),
             py.get_type::<WaitTimeoutError>(),
@@ -51,9 +53,11 @@ pub(crate) mod python {
     import_exception!(kvtile._errors, InternalError);
     import_exception!(kvtile._errors, LaggedError);
     import_exception!(kvtile._errors, LayoutError);
+    import_exception!(kvtile._errors, PublishError);
     import_exception!(kvtile._errors, RequestError);
     import_exception!(kvtile._errors, SettingsError);
     import_exception!(kvtile._errors, SharedTierError);
+    import_exception!(kvtile._errors, DaemonError);
     import_exception!(kvtile._errors, TensorError);
     import_exception!(kvtile._errors, TransferError);
     import_exception!(kvtile._errors, WaitTimeoutError);
@@ -141,6 +145,12 @@ fn exception(py: Python<'_>, error: &TierError) -> PyErr {
         TierError::Mismatch(_) => python::IdentityError::new_err(text),
         TierError::Request(RequestError::Busy { .. }) => python::BusyError::new_err(text),
         TierError::Request(RequestError::Closed) => python::ClosedError::new_err(text),
+        TierError::Request(
+            RequestError::NoDaemon { .. }
+            | RequestError::Disconnected
+            | RequestError::NoAnswer { .. }
+            | RequestError::Refused { .. },
+        ) => python::DaemonError::new_err(text),
         TierError::Folder(FolderError::Forked { .. }) => python::ForkError::new_err(text),
         TierError::Folder(FolderError::InUse { .. }) => python::FolderInUseError::new_err(text),
         TierError::Blocks(
@@ -156,7 +166,8 @@ fn exception(py: Python<'_>, error: &TierError) -> PyErr {
             | RequestError::TooFewKeys { .. }
             | RequestError::EngineBlockOutOfRange { .. }
             | RequestError::EngineBlockTwice { .. }
-            | RequestError::NoSuchTier { .. },
+            | RequestError::NoSuchTier { .. }
+            | RequestError::Connected { .. },
         ) => python::RequestError::new_err(text),
         TierError::Settings(_) => python::SettingsError::new_err(text),
         TierError::Outside(_) => python::SharedTierError::new_err(text),

@@ -12,6 +12,7 @@
 //! | `plan`, `transfer` | copy plans and copies |
 //! | `identity`, `keys` | identities and block keys |
 //! | `cache` | the cache, its matches, statistics and events |
+//! | `publish` | publishing events for routers |
 //! | `shared` | the shared tier, and stores that Python implements |
 //! | `http` | the numbers of caches and block stores over HTTP |
 //! | `completion`, `report` | completions and their reports |
@@ -33,6 +34,7 @@ mod layout;
 mod order;
 mod pickle;
 mod plan;
+mod publish;
 mod record;
 mod report;
 mod selection;
@@ -71,6 +73,8 @@ mod _kvtile {
     #[pymodule_export]
     use crate::plan::{PyPlan, plan};
     #[pymodule_export]
+    use crate::publish::PyEventPublisher;
+    #[pymodule_export]
     use crate::record::PyTraceRecorder;
     #[pymodule_export]
     use crate::report::{
@@ -87,6 +91,7 @@ mod _kvtile {
     /// return from kvtile calls.
     #[pyfunction]
     fn close_all(py: Python<'_>) -> PyResult<()> {
+        crate::publish::close_all(py)?;
         crate::record::close_all(py)?;
         crate::store::close_all(py)?;
         crate::cache::close_all(py)

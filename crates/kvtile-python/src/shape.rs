@@ -45,6 +45,7 @@ pub(crate) struct PyPlane(pub(crate) Plane);
 impl PyPlane {
     #[new]
     #[pyo3(signature = (name, dtype, *, unit_bytes=None, opaque=false, per_page=false, every=None, **axes))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         #[pyo3(from_py_with = text::name)] name: TextArgument,
         dtype: &Bound<'_, PyAny>,

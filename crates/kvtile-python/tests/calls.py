@@ -36,6 +36,9 @@ MADE_BY_KVTILE = {
 LEFT_TO_PYTHON = {"__reduce__", "_from_pickle", "__exit__", "__class_getitem__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"}
 
 SETTINGS = {
+    "connect": None,
+    "connect_staging_bytes": None,
+    "connect_within": None,
     "host_bytes": 1 << 20,
     "prefault": False,
     "disk": None,
@@ -102,6 +105,9 @@ class World:
     def recorder(self) -> kvtile.TraceRecorder:
         self.traces += 1
         return kvtile.TraceRecorder(self.folder / f"trace-{self.traces}.jsonl", 4)
+
+    def publisher(self) -> kvtile.EventPublisher:
+        return kvtile.EventPublisher(self.cache, "tcp://127.0.0.1:0")
 
     def open(self, **settings: Any) -> kvtile.Cache:
         cache = kvtile.Cache(self.identity, self.layout, **{"host_bytes": 4 << 20, **settings})
@@ -184,6 +190,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "TokenHasher": (lambda: w.hasher, ["__repr__"]),
         "TierDirectory": (lambda: kvtile.TierDirectory(), ["clear", "__len__", "__repr__"]),
         "TraceRecorder": (w.recorder, ["close", "__enter__", "__repr__"]),
+        "EventPublisher": (w.publisher, ["publish_again", "stats", "__enter__", "__repr__"]),
         "Plan": (lambda: kvtile.plan(w.layout, w.other), ["__str__", "__repr__", "_repr_html_"]),
         "TransferReport": (lambda: kvtile.copy_blocks(w.layout, w.other, [0]), ["__repr__"]),
         "StoreReport": (lambda: store().wait(), ["__repr__"]),
@@ -253,6 +260,22 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
             kvtile.TraceRecorder,
             {"path": str(w.folder / f"trace-of-{len(list(w.folder.iterdir()))}.jsonl"), "page_size": 4, "bytes_max": 1 << 20},
         ),
+        "EventPublisher": lambda: (
+            kvtile.EventPublisher,
+            {
+                "source": w.cache,
+                "endpoint": "tcp://127.0.0.1:0",
+                "replay": "tcp://127.0.0.1:0",
+                "topic": "kv@pod@model",
+                "rank": 0,
+                "hashes": "bytes",
+                "unknown_tokens": "leave_out",
+                "token_blocks": 16,
+            },
+        ),
+        "EventPublisher.give_tokens": lambda: (w.publisher().give_tokens, {"keys": w.keys, "tokens": list(range(16))}),
+        "EventPublisher.catch_up": lambda: (w.publisher().catch_up, {"timeout": 5.0}),
+        "EventPublisher.close": lambda: (w.publisher().close, {"within": 5.0}),
         "TraceRecorder.record": lambda: (
             w.recorder().record,
             {"keys": w.keys, "input_tokens": 16, "output_tokens": 1, "arrived": 1.5},

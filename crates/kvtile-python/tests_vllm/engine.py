@@ -145,7 +145,7 @@ def play(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
 
 def tier_counts(llm: Any) -> dict[str, float]:
     """The counters of kvtile's tier, by their names and labels."""
-    prefix, labels = "vllm:kvtile_tier_", ("operation", "outcome", "answer", "method")
+    prefix, labels = "vllm:kvtile_tier_", ("operation", "outcome", "answer", "method", "event")
     return {
         " ".join([metric.name.removeprefix(prefix), *(metric.labels[label] for label in labels if label in metric.labels)]): metric.value
         for metric in llm.get_metrics()

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from kvtile.transformers import PrefixCache
 
 ANSWER = 16
+# Blocks of one value of a shared store.
+BUNDLE = 2
 TEXTS = [
     "The history of the steam engine begins long before the first railways. In the first century, Hero of Alexandria "
     "described a ball that turned as steam left it through two bent pipes, and used it for nothing. It took until the end "
@@ -52,10 +54,12 @@ def open_cache(model: PreTrainedModel, disk: Path) -> PrefixCache:
     return PrefixCache(model, disk=disk, disk_gib=0.5, host_gib=0.1, page_size=PAGE, revision=REVISION)
 
 
-def vllm(prompts: list[list[int]], disk: Path, **changes: Any) -> dict[str, Any]:
-    """vLLM's answers to prompts, with this folder."""
+def vllm(prompts: list[list[int]], disk: Path, shared: Path | None = None, **changes: Any) -> dict[str, Any]:
+    """vLLM's answers to prompts, with this folder, and with a shared store if one is given."""
     wanted = told([{"prompts": prompts, "max_tokens": ANSWER}], disk, **changes)
     wanted["kvtile"]["model"] = str(MODEL)
+    if shared is not None:
+        wanted["kvtile"] |= {"shared": str(shared), "shared_bundle_blocks": BUNDLE}
     return run(wanted)["rounds"][0]
 
 
@@ -72,9 +76,9 @@ def answer(model: PreTrainedModel, prompt: list[int], past: DynamicCache) -> lis
 def test_what_vllm_wrote_is_what_transformers_computes(
     model: PreTrainedModel, prompts: list[list[int]], ranks: int, tmp_path: Path
 ) -> None:
-    """Several workers write a part of each block, and transformers assembles them."""
-    disk = tmp_path / "disk"
-    said = vllm(prompts, disk, **({"engine": {"tensor_parallel_size": ranks}, "environment": ENVIRONMENT} if ranks > 1 else {}))
+    """Several workers write a part of each block, and transformers assembles them. One worker writes a shared store too."""
+    disk, shared = tmp_path / "disk", tmp_path / "shared" if ranks == 1 else None
+    said = vllm(prompts, disk, shared, **({"engine": {"tensor_parallel_size": ranks}, "environment": ENVIRONMENT} if ranks > 1 else {}))
     with open_cache(model, disk) as cache:
         for prompt, tokens in zip(prompts, said["tokens"], strict=True):
             past = cache.prefill(prompt)
@@ -90,6 +94,19 @@ def test_what_vllm_wrote_is_what_transformers_computes(
         moves = cache.stats()["moves"]
         source = "disk" if ranks == 1 else "disk:parts"
         assert sum(move["blocks"] for move in moves if move["source"] == source) > 6
+    if shared is not None:
+        check_shared_store(model, prompts, said["tokens"], shared)
+
+
+def check_shared_store(model: PreTrainedModel, prompts: list[list[int]], tokens: list[list[int]], shared: Path) -> None:
+    """transformers without a folder of its own continues what vLLM wrote to a shared store."""
+    options: dict[str, Any] = {"shared": shared, "shared_within": 20.0, "shared_bundle_blocks": BUNDLE}
+    with PrefixCache(model, host_gib=0.1, page_size=PAGE, revision=REVISION, **options) as cache:
+        for prompt, expected in zip(prompts, tokens, strict=True):
+            past = cache.prefill(prompt)
+            assert past.get_seq_length() >= (len(prompt) - 1) // PAGE // BUNDLE * BUNDLE * PAGE > 0
+            assert answer(model, prompt, past) == expected
+        assert cache.stats()["shared"]["read_blocks"] >= 2 * BUNDLE
 
 
 def test_what_transformers_wrote_continues_in_vllm(

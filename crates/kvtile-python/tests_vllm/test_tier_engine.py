@@ -56,6 +56,11 @@ def kvtile_tier(folder: Path, **options: Any) -> dict[str, Any]:
     return {"type": "kvtile", "path": str(folder), "capacity": "1GiB", **options}
 
 
+def shared_beside(folder: Path) -> dict[str, Any]:
+    """The options of a shared store beside a folder."""
+    return {"shared": str(folder.with_name("shared")), "shared_within": 20}
+
+
 def tokens(said: dict[str, Any]) -> list[Any]:
     return [turn["tokens"] for turn in said["rounds"]]
 
@@ -72,9 +77,9 @@ def expected(rounds: list[dict[str, Any]]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def folder(rounds: list[dict[str, Any]], expected: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that an engine has filled; the second time, the prompts came from it."""
+    """A folder that an engine has filled; the second time, the prompts came from it. It has a shared store beside it."""
     path = tmp_path_factory.mktemp("tier") / "kv"
-    said = engine(kvtile_tier(path), rounds + rounds)
+    said = engine(kvtile_tier(path, **shared_beside(path)), rounds + rounds)
     assert tokens(said) == expected + expected
     assert cached(said) == [0, 0, 0] + 3 * [CACHED], "vLLM's primary tier has evicted them"
     assert said["closed"], "the engine has ended without an error"
@@ -109,11 +114,17 @@ def test_the_same_tokens_come_from_the_disk_after_a_restart(
     assert not [name for name in counted if name.startswith("errors")]
 
 
-def test_kvtiles_policy_ranks_the_primary_tier(folder: Path, rounds: list[dict[str, Any]], expected: list[Any]) -> None:
+def test_another_engine_with_kvtiles_policy_reads_the_shared_store(
+    folder: Path, rounds: list[dict[str, Any]], expected: list[Any], tmp_path: Path
+) -> None:
+    """Its own folder is empty. kvtile's policy ranks the primary tier."""
     policy = {"eviction_policy": "KvtilePolicy", "cache_policy_module_path": "kvtile.vllm.policy"}
-    tiers = {"cpu_bytes_to_use": PRIMARY_ROWS * row_bytes(), "secondary_tiers": [kvtile_tier(folder)], **policy}
+    tier = kvtile_tier(tmp_path / "kv", **shared_beside(folder))
+    tiers = {"cpu_bytes_to_use": PRIMARY_ROWS * row_bytes(), "secondary_tiers": [tier], **policy}
     said = run({"model": str(MODEL), "tiers": tiers, "rounds": rounds + rounds})
     assert tokens(said) == expected + expected and cached(said) == 6 * [CACHED]
+    counted = said["rounds"][-1]["tier"]
+    assert counted["shared read_blocks"] >= 3 * BLOCKS and "blocks load damaged" not in counted
 
 
 def test_damaged_blocks_are_computed_and_counted(

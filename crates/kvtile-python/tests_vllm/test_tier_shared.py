@@ -106,12 +106,14 @@ def use(store: kvtile.SharedTier, patch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_slow_store_is_a_miss_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(Slow(1.5), monkeypatch)
+    store = Slow(1.5)
+    use(store, monkeypatch)
     with tiers(entry(tmp_path / "kv", shared="a store", shared_within=0.05)) as made:
         start = time.monotonic()
         assert made.lookup(CHAIN, steps=10**6) == 0
         assert time.monotonic() - start < 1.4, "the request does not wait for the answer"
         assert count(made, "lookups", "shared late") == 1
+        store.pause = 0.0
         # What the folder has needs no answer.
         made.store(CHAIN)
         made.forget_primary()

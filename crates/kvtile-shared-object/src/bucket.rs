@@ -17,7 +17,8 @@ use object_store::{
 };
 
 use crate::{
-    client::BucketClient, failure::failed, probe, runtime::RequestThreads, url::ObjectStoreUrl,
+    client::BucketClient, failure::failed, pieces::ObjectPieces, probe, runtime::RequestThreads,
+    url::ObjectStoreUrl,
 };
 
 /// Requests of one call that are in progress at a time.
@@ -129,15 +130,19 @@ impl ObjectBucket {
     }
 
     async fn read_into(&self, path: Path, sink: &mut dyn ValueSink) -> Result<bool, Error> {
-        let got = match self.client.objects.get(&path).await {
-            Ok(got) => got,
-            Err(Error::NotFound { .. }) => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        let mut pieces = got.into_stream();
-        while let Some(piece) = pieces.next().await {
-            if sink.put(&piece?) == SinkState::Full {
-                break;
+        let mut pieces = ObjectPieces::read(&self.client.objects, path);
+        let mut has_begun = false;
+        while let Some(portion) = pieces.next().await {
+            let portion = match portion {
+                Ok(portion) => portion,
+                Err(Error::NotFound { .. }) if !has_begun => return Ok(false),
+                Err(error) => return Err(error),
+            };
+            has_begun = true;
+            for piece in portion {
+                if sink.put(&piece) == SinkState::Full {
+                    return Ok(true);
+                }
             }
         }
         Ok(true)

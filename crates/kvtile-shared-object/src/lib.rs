@@ -30,6 +30,7 @@
 mod bucket;
 mod client;
 mod failure;
+mod pieces;
 mod probe;
 mod runtime;
 mod url;

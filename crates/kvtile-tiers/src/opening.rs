@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvtile_blocks::events::TierId;
 use kvtile_layout::{LayoutError, Shape, Word, identity::Identity, tradition::LayoutSpec};
-use kvtile_memory::Prefault;
+use kvtile_memory::{OwnedMemoryRegion, Prefault};
 use kvtile_transfer::PhysicalLayout;
 
 use crate::{
@@ -44,13 +44,25 @@ pub(crate) fn check_shape(identity: &Identity, shape: &Shape) -> Result<(), Tier
     }
 }
 
-/// Allocates storage for the blocks of `shape`, each one contiguous range in the order `word`
+/// Where storage lies.
+pub(crate) enum StorageMemory {
+    /// New memory of this process.
+    Own(Prefault),
+    /// New memory that other processes may map for reading.
+    ForReaders(Prefault),
+    /// New memory that another process may map.
+    Shared,
+    /// Memory that exists.
+    Over(OwnedMemoryRegion),
+}
+
+/// Makes storage for the blocks of `shape`, each one contiguous range in the order `word`
 /// (default: [`STORAGE_WORD`]).
 pub(crate) fn storage(
     shape: Shape,
     identity: &Identity,
     word: Option<&Word>,
-    prefault: Prefault,
+    memory: StorageMemory,
 ) -> Result<PhysicalLayout, TierError> {
     let word = match word {
         Some(word) => word.clone(),
@@ -59,9 +71,14 @@ pub(crate) fn storage(
     let storage = PhysicalLayout::builder()
         .with_aligned_shape(shape, ALIGNMENT)
         .with_logical_fingerprint(identity.fingerprint())
-        .layout(LayoutSpec::Word(word))
-        .allocate_system_with(prefault)
-        .build()?;
+        .layout(LayoutSpec::Word(word));
+    let storage = match memory {
+        StorageMemory::Own(prefault) => storage.allocate_system_with(prefault),
+        StorageMemory::ForReaders(prefault) => storage.allocate_shared_for_readers(prefault),
+        StorageMemory::Shared => storage.allocate_shared(),
+        StorageMemory::Over(memory) => storage.over_memory(memory),
+    };
+    let storage = storage.build()?;
     if !storage.strided().blocks_are_contiguous() {
         return Err(TierError::Settings(SettingsError::StorageNotContiguous {
             layout: storage.strided().describe(),

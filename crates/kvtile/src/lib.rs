@@ -60,7 +60,9 @@ pub use kvtile_layout::{
     identity::{Fingerprint, Identity, Rope},
     tradition::{LayoutConfig, LayoutSpec},
 };
-pub use kvtile_memory::{BorrowedMemory, MemoryError, SharedMemory, SystemMemory};
+pub use kvtile_memory::{
+    BorrowedMemory, MemoryError, SharedMemory, SharedReadMemory, SystemMemory,
+};
 pub use kvtile_tiers::{
     HasherOptions, TierError, TokenHasher,
     block_store::{
@@ -68,8 +70,8 @@ pub use kvtile_tiers::{
         StoreGroup, StoreRows,
     },
     cache::{
-        Cache, CacheBuilder, CacheSettings, DiskSettings, FlushReport, LoadOptions, LoadReport,
-        LookupOptions, Match, Priority, StoreOptions, StoreReport,
+        Cache, CacheBuilder, CacheSettings, ConnectSettings, DiskSettings, FlushReport,
+        LoadOptions, LoadReport, LookupOptions, Match, Priority, StoreOptions, StoreReport,
     },
 };
 pub use kvtile_transfer::{

@@ -5,10 +5,11 @@ use super::BlockPool;
 use super::evict::EvictionTrigger;
 use super::settings::TenantId;
 use super::slot::BlockPhase;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts since the pool was created, and its current occupancy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct PoolStats {
     /// Blocks in the pool.
@@ -108,7 +109,7 @@ impl PoolStats {
 }
 
 /// The blocks charged to a tenant, or to all tenants without a quota.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantStats {
     /// The tenant; `None` for all tenants without a quota.
     pub tenant: Option<TenantId>,

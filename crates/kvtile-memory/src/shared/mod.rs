@@ -3,6 +3,9 @@
 //! The seal matters: if the file were truncated, SIGBUS would kill every process that maps it.
 
 mod handover;
+mod read;
+
+pub use read::SharedReadMemory;
 
 use crate::MemoryError;
 use crate::file::check_file_limit;
@@ -43,6 +46,7 @@ pub struct SharedMemory {
     fd: OwnedFd,
     size: usize,
     huge_pages: HugePages,
+    is_only_written_here: bool,
 }
 
 impl SharedMemory {
@@ -100,28 +104,14 @@ impl SharedMemory {
     }
 
     fn map_received(fd: OwnedFd, claimed: Option<u64>) -> Result<Self, MemoryError> {
-        let seals =
-            rustix::fs::fcntl_get_seals(&fd).map_err(|errno| MemoryError::NotSharedMemory {
-                source: errno.into(),
-            })?;
-        if !seals.contains(SealFlags::SHRINK) {
-            return Err(MemoryError::NotSealed);
-        }
-        // Its size is reliable only now that the seal is known to prevent shrinking.
-        let stat = rustix::fs::fstat(&fd)
-            .map_err(|errno| MemoryError::system("examine the received memory", errno))?;
-        let actual = u64::try_from(stat.st_size).unwrap_or(0);
-        if let Some(claimed) = claimed.filter(|claimed| *claimed != actual) {
-            return Err(MemoryError::SharedSizeMismatch { claimed, actual });
-        }
-        let size = usize::try_from(actual).map_err(|_| MemoryError::TooLarge { bytes: actual })?;
-        check_size(size)?;
+        let size = received_size(fd.as_fd(), claimed)?;
         let mapping = map(fd.as_fd(), size)?;
         Ok(Self {
             mapping,
             fd,
             size,
             huge_pages: HugePages::NotRequested,
+            is_only_written_here: false,
         })
     }
 
@@ -129,6 +119,13 @@ impl SharedMemory {
     #[must_use]
     pub fn huge_pages(&self) -> &HugePages {
         &self.huge_pages
+    }
+
+    /// Whether no other process can write the memory: it was made by
+    /// [`AllocateOptions::create_read_only_for_others`] in this process.
+    #[must_use]
+    pub fn is_only_written_here(&self) -> bool {
+        self.is_only_written_here
     }
 
     /// All bytes.
@@ -151,30 +148,17 @@ impl SharedMemory {
     ///
     /// [`MemoryError::OutOfBounds`], [`MemoryError::System`].
     pub fn read_exact_at(&self, offset: usize, buffer: &mut [u8]) -> Result<(), MemoryError> {
-        self.check_range(offset, buffer.len())?;
-        let mut position = offset as u64;
-        let mut rest = buffer;
-        while !rest.is_empty() {
-            match rustix::io::pread(&self.fd, &mut *rest, position) {
-                Ok(0) => return Err(MemoryError::system("read shared memory", Errno::IO)),
-                Ok(count) => {
-                    rest = rest.get_mut(count..).unwrap_or_default();
-                    position += count as u64;
-                }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(MemoryError::system("read shared memory", errno)),
-            }
-        }
-        Ok(())
+        read_exact_at((self.fd.as_fd(), self.size), offset, buffer)
     }
 
     /// Copies `bytes` to `offset` through the kernel, as [`SharedMemory::read_exact_at`].
     ///
     /// # Errors
     ///
-    /// [`MemoryError::OutOfBounds`], [`MemoryError::System`].
+    /// [`MemoryError::OutOfBounds`], [`MemoryError::System`], also for memory that only its mapping
+    /// may write ([`AllocateOptions::create_read_only_for_others`]).
     pub fn write_all_at(&self, offset: usize, bytes: &[u8]) -> Result<(), MemoryError> {
-        self.check_range(offset, bytes.len())?;
+        check_range(self.size, offset, bytes.len())?;
         let mut position = offset as u64;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -190,17 +174,6 @@ impl SharedMemory {
         }
         Ok(())
     }
-
-    fn check_range(&self, offset: usize, len: usize) -> Result<(), MemoryError> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.size => Ok(()),
-            _ => Err(MemoryError::OutOfBounds {
-                offset: offset as u64,
-                len,
-                size: self.size,
-            }),
-        }
-    }
 }
 
 impl AllocateOptions<'_, SharedMemory> {
@@ -215,9 +188,32 @@ impl AllocateOptions<'_, SharedMemory> {
     /// [`MemoryError::LimitExceeded`] (with pre-faulting), [`MemoryError::System`] if no descriptor
     /// is available. On an error nothing stays mapped or open.
     pub fn create(self, bytes: usize) -> Result<SharedMemory, MemoryError> {
+        let memory = self.create_unsealed(bytes)?;
+        seal(&memory.fd, SealFlags::empty())?;
+        Ok(memory)
+    }
+
+    /// Creates `bytes` of zeroed shared memory that only this process writes, through the mapping
+    /// that it has now. A process that receives it maps it with [`SharedReadMemory`] and sees all
+    /// later writes; no process, this one included, gets another writable mapping of it or writes
+    /// it through its descriptor ([`SharedMemory::write_all_at`]).
+    ///
+    /// # Errors
+    ///
+    /// As for [`create`](Self::create); [`MemoryError::System`] on kernels before 5.1, which do not
+    /// know this seal.
+    pub fn create_read_only_for_others(self, bytes: usize) -> Result<SharedMemory, MemoryError> {
+        let mut memory = self.create_unsealed(bytes)?;
+        seal(&memory.fd, SealFlags::FUTURE_WRITE)?;
+        memory.is_only_written_here = true;
+        Ok(memory)
+    }
+
+    /// Creates the memory and maps it. Its descriptor must be sealed before another process gets it.
+    fn create_unsealed(self, bytes: usize) -> Result<SharedMemory, MemoryError> {
         check_size(bytes)?;
         prefault::check_room(&self, bytes)?;
-        let fd = sealed_memfd(bytes)?;
+        let fd = memfd(bytes)?;
         let mapping = map(fd.as_fd(), bytes)?;
         // SAFETY: the memory was just made here; no other code has its address or descriptor.
         let huge_pages = unsafe { prefault::prepare(&mapping, &self, MappingBacking::Shared) }?;
@@ -226,6 +222,7 @@ impl AllocateOptions<'_, SharedMemory> {
             fd,
             size: bytes,
             huge_pages,
+            is_only_written_here: false,
         })
     }
 }
@@ -238,7 +235,7 @@ impl AsFd for SharedMemory {
 }
 
 // SAFETY: the mapping covers `size`, which is the size of the memory behind it, and that cannot
-// shrink: `create` and `map_received` saw the seal, and seals cannot be removed. It is readable and
+// shrink: `create` and its variant sealed it, `map_received` saw the seal, and seals cannot be removed. It is readable and
 // writable, initialised by the kernel or by other processes, at most `isize::MAX` bytes, with
 // exposed provenance, and is unmapped only when `self.mapping` is dropped.
 unsafe impl MemoryRegion for SharedMemory {
@@ -259,7 +256,8 @@ unsafe impl MemoryRegion for SharedMemory {
     }
 }
 
-fn sealed_memfd(bytes: usize) -> Result<OwnedFd, MemoryError> {
+/// A memfd of `bytes`, not sealed yet.
+fn memfd(bytes: usize) -> Result<OwnedFd, MemoryError> {
     let system = |errno| MemoryError::system("create shared memory", errno);
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let fd = match rustix::fs::memfd_create("kvtile", flags | MemfdFlags::NOEXEC_SEAL) {
@@ -274,9 +272,68 @@ fn sealed_memfd(bytes: usize) -> Result<OwnedFd, MemoryError> {
             bytes,
             source: errno.into(),
         })?;
-    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    rustix::fs::fcntl_add_seals(&fd, seals).map_err(system)?;
     Ok(fd)
+}
+
+/// Seals the size of a memfd, and what `also` names.
+fn seal(fd: &OwnedFd, also: SealFlags) -> Result<(), MemoryError> {
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL | also;
+    rustix::fs::fcntl_add_seals(fd, seals)
+        .map_err(|errno| MemoryError::system("seal shared memory", errno))
+}
+
+/// The size of received memory. Refuses a descriptor that is not a memfd, whose size may shrink, or
+/// whose size is not the claimed one.
+fn received_size(fd: BorrowedFd<'_>, claimed: Option<u64>) -> Result<usize, MemoryError> {
+    let seals = rustix::fs::fcntl_get_seals(fd).map_err(|errno| MemoryError::NotSharedMemory {
+        source: errno.into(),
+    })?;
+    if !seals.contains(SealFlags::SHRINK) {
+        return Err(MemoryError::NotSealed);
+    }
+    // Its size is reliable only now that the seal is known to prevent shrinking.
+    let stat = rustix::fs::fstat(fd)
+        .map_err(|errno| MemoryError::system("examine the received memory", errno))?;
+    let actual = u64::try_from(stat.st_size).unwrap_or(0);
+    if let Some(claimed) = claimed.filter(|claimed| *claimed != actual) {
+        return Err(MemoryError::SharedSizeMismatch { claimed, actual });
+    }
+    let size = usize::try_from(actual).map_err(|_| MemoryError::TooLarge { bytes: actual })?;
+    check_size(size)?;
+    Ok(size)
+}
+
+fn read_exact_at(
+    (fd, size): (BorrowedFd<'_>, usize),
+    offset: usize,
+    buffer: &mut [u8],
+) -> Result<(), MemoryError> {
+    check_range(size, offset, buffer.len())?;
+    let mut position = offset as u64;
+    let mut rest = buffer;
+    while !rest.is_empty() {
+        match rustix::io::pread(fd, &mut *rest, position) {
+            Ok(0) => return Err(MemoryError::system("read shared memory", Errno::IO)),
+            Ok(count) => {
+                rest = rest.get_mut(count..).unwrap_or_default();
+                position += count as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(MemoryError::system("read shared memory", errno)),
+        }
+    }
+    Ok(())
+}
+
+fn check_range(size: usize, offset: usize, len: usize) -> Result<(), MemoryError> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(MemoryError::OutOfBounds {
+            offset: offset as u64,
+            len,
+            size,
+        }),
+    }
 }
 
 fn map(fd: BorrowedFd<'_>, bytes: usize) -> Result<Mapping, MemoryError> {

@@ -2,7 +2,7 @@
 use crate::program::{kvtile, saved_cache};
 
 /// Every command that a user is to know.
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "demo",
     "bench",
     "layout",
@@ -11,6 +11,7 @@ const COMMANDS: [&str; 12] = [
     "replay",
     "events",
     "cache",
+    "serve",
     "top",
     "doctor",
     "completions",

@@ -15,8 +15,10 @@ __all__ = [
     "KvtileError",
     "LaggedError",
     "LayoutError",
+    "PublishError",
     "RequestError",
     "SettingsError",
+    "DaemonError",
     "SharedTierError",
     "TensorError",
     "TransferError",
@@ -60,6 +62,10 @@ class RequestError(KvtileError, ValueError):
     """Block ids, keys or tiers that the cache does not have, or a call that is not allowed at this point."""
 
 
+class PublishError(KvtileError, OSError):
+    """The sockets of an event publisher cannot be opened: an address of another form, or a port that is taken."""
+
+
 class TransferError(KvtileError, RuntimeError):
     """A copy was refused or failed: blocks in use, read-only tensors, no memory."""
 
@@ -74,6 +80,10 @@ class ClosedError(KvtileError, RuntimeError):
 
 class DiskError(KvtileError, OSError):
     """The folder of the disk tier cannot be used: disk full, not readable, not a disk tier."""
+
+
+class DaemonError(KvtileError, ConnectionError):
+    """No node daemon answers at the socket, or it refuses the request."""
 
 
 class SharedTierError(KvtileError, OSError):

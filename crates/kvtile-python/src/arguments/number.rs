@@ -39,6 +39,7 @@ numbers! {
     bytes_max: u64, 0, COUNT_MAX, Setting;
     block_bytes: u64, 0, COUNT_MAX, Setting;
     capacity: usize, 0, 1_u64 << 26, Request;
+    token_blocks: usize, 0, 1_u64 << 26, Request;
     job: u64, 0, u64::MAX, Request;
     first: usize, 0, COUNT_MAX, Request;
     blocks: usize, 0, COUNT_MAX, Request;

@@ -44,4 +44,5 @@ optional! {
     unit_bytes: u64, COUNT_MAX, Layout;
     page_size: usize, COUNT_MAX, Request;
     seed: u64, u64::MAX, Request;
+    rank: u64, u64::MAX, Request;
 }

@@ -21,7 +21,16 @@ macro_rules! texts {
     };
 }
 
-texts! { address name word model revision salt profile text tier priority policy }
+texts! { address name word model revision salt profile text tier priority policy endpoint topic hashes
+unknown_tokens }
+
+/// An address, or None.
+pub(crate) fn replay(value: &Bound<'_, PyAny>) -> PyResult<Option<TextArgument>> {
+    match value.is_none() {
+        true => Ok(None),
+        false => read("replay", value).map(Some),
+    }
+}
 
 /// The name of a group, or None.
 pub(crate) fn optional_group(value: &Bound<'_, PyAny>) -> PyResult<Option<TextArgument>> {

@@ -25,7 +25,7 @@ macro_rules! times {
 }
 
 times! { timeout hold lifetime within close_within answer_within stage_within arrived
-shared_lifetime shared_within }
+shared_lifetime shared_within connect_within }
 
 /// The time of a seek, which must be stated.
 pub(crate) fn seek_within(value: &Bound<'_, PyAny>) -> PyResult<Duration> {

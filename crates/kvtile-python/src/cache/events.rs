@@ -1,8 +1,11 @@
 //! Events: which blocks were stored and removed, in order.
 
-use kvtile::blocks::{
-    BlockKey, BlocksError, GroupId,
-    events::{Event, EventKind, EventSnapshot, EventSubscriber},
+use kvtile::{
+    blocks::{
+        BlockKey, BlocksError, GroupId,
+        events::{Event, EventKind, EventSnapshot, EventSubscriber},
+    },
+    tiers::EventSource,
 };
 use parking_lot::Mutex;
 use pyo3::{
@@ -12,7 +15,7 @@ use pyo3::{
 
 use crate::{
     arguments::{number, object, text},
-    error::python::ArgumentError,
+    error::{CallFailure, python::ArgumentError},
     guard,
     pickle::{self, ReducedObject},
 };
@@ -129,6 +132,13 @@ impl PyEvent {
             self.group(),
             self.kind()
         )
+    }
+}
+
+impl super::PyCache {
+    /// The events of the cache, without keeping it open.
+    pub(crate) fn event_source(&self, py: Python<'_>) -> PyResult<EventSource> {
+        self.with(py, |cache| Ok::<_, CallFailure>(cache.event_source()))
     }
 }
 

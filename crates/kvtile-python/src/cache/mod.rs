@@ -9,6 +9,7 @@ pub(crate) mod stats;
 pub(crate) use events::{PyEvent, PySnapshot, PySubscriber};
 pub(crate) use found::PyMatch;
 pub(crate) use seek::PySeek;
+use settings::{hints, priority_of};
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,11 +17,10 @@ use kvtile::{
     blocks::{
         BlockKey,
         events::TierId,
-        policy::EvictionHints,
         pool::{OwnerId, TenantId},
     },
     tiers::{
-        cache::{Cache, FlushReport, LoadOptions, LookupOptions, Priority, StoreOptions},
+        cache::{Cache, FlushReport, LoadOptions, LookupOptions, StoreOptions},
         disk::DiskTier,
         parts::PartsTier,
     },
@@ -43,7 +43,6 @@ use crate::{
     pickle,
     report::PyFlushReport,
     slot::{OpenSlot, OpenSlots, SlotCall},
-    transfer::manager,
 };
 
 /// Alignment of blocks in host memory, in bytes.
@@ -91,6 +90,12 @@ static OPEN: OpenSlots<Cache> = OpenSlots::new();
 ///     shared_staging_bytes: memory for blocks that wait until their bundle is whole and written;
 ///         default: 256 MiB.
 ///     shared_within: seconds within which the store must answer and be read; default: 5.
+///     connect: the socket of a node daemon (``kvtile serve``), which then has host memory and all
+///         tiers; default: none, this process has them. Of the other settings only the next two,
+///         ``workers`` and ``queue_capacity`` go with it.
+///     connect_staging_bytes: memory that blocks pass on their way to the daemon; default: 64 MiB.
+///     connect_within: seconds within which the daemon must answer a lookup; default: 1. After it
+///         nothing is found until the daemon answers again.
 ///     policy, disk_policy: eviction policy: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
 ///     storage_word: the layout word of a block in host memory and on disk; default:
 ///         ``kvtile.STORAGE_WORD``.
@@ -107,6 +112,7 @@ static OPEN: OpenSlots<Cache> = OpenSlots::new();
 ///     SettingsError: invalid settings, or too little room for one block.
 ///     FolderInUseError: another cache uses the folder.
 ///     DiskError: a folder that cannot be used.
+///     DaemonError: no daemon answers at the socket, or it refuses the identity.
 #[pyclass(name = "Cache", module = "kvtile", frozen, weakref)]
 pub(crate) struct PyCache {
     slot: Option<Arc<OpenSlot<Cache>>>,
@@ -182,16 +188,10 @@ impl PyCache {
     ) -> PyResult<PyCache> {
         let py = identity.py();
         let layout = layout.get().shared()?;
-        let (settings, shared) = settings::read(identity.get().0.clone(), settings)?;
+        let opening = settings::read(identity.get().0.clone(), settings)?;
         let engine = Arc::clone(&layout);
         let cache = guard::run(py, move || -> Result<Cache, CallFailure> {
-            let handle = engine.handle()?;
-            let mut builder = Cache::builder(settings);
-            if let Some(shared) = shared {
-                let (tier, opener) = shared.open()?;
-                builder = builder.tier(tier, opener);
-            }
-            Ok(builder.open_registered(Arc::clone(manager()), handle)?)
+            Ok(opening.open(engine.handle()?)?)
         })?;
         Ok(PyCache {
             slot: Some(OPEN.open(cache)),
@@ -506,6 +506,13 @@ impl PyCache {
         Ok(PySnapshot(snapshot))
     }
 
+    /// Whether calls reach the tiers: True in process. With ``connect`` False while the daemon is away or
+    /// does not answer; nothing is found then, and nothing is stored.
+    #[getter]
+    fn connected(&self, py: Python<'_>) -> PyResult<bool> {
+        self.with(py, |cache| Ok::<_, CallFailure>(cache.is_connected()))
+    }
+
     /// Runs one queued job on this thread; False if the queue is empty. For caches without workers.
     fn step(&self, py: Python<'_>) -> PyResult<bool> {
         self.with(py, |cache| Ok::<_, CallFailure>(cache.step()))
@@ -577,24 +584,4 @@ impl PyCache {
 
 fn handle_of(layout: Option<Arc<PyLayoutShared>>) -> Result<Option<LayoutHandle>, CallFailure> {
     layout.map(|layout| layout.handle()).transpose()
-}
-
-fn hints(priority: i8, output_tokens: u32, partial_tail: bool) -> EvictionHints {
-    let mut hints = EvictionHints::default();
-    hints.priority = priority;
-    hints.output_tokens = output_tokens;
-    hints.partial_tail = partial_tail;
-    hints
-}
-
-fn priority_of(name: &str) -> PyResult<Priority> {
-    match name {
-        "background" => Ok(Priority::Background),
-        "low" => Ok(Priority::Low),
-        "normal" => Ok(Priority::Normal),
-        "urgent" => Ok(Priority::Urgent),
-        other => Err(python::RequestError::new_err(format!(
-            "there is no priority {other:?}; there are background, low, normal and urgent"
-        ))),
-    }
 }

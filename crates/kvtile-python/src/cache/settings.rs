@@ -1,15 +1,19 @@
 //! The settings of a cache as keywords.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use kvtile::{
     blocks::{
-        policy::PolicyKind,
+        policy::{EvictionHints, PolicyKind},
         pool::{TenantId, TenantQuota},
     },
     identity::Identity,
     layout::{LayoutError, Word},
-    tiers::cache::{CacheSettings, DiskSettings, TierWrites},
+    tiers::{
+        TierError,
+        cache::{Cache, CacheSettings, ConnectSettings, DiskSettings, Priority, TierWrites},
+    },
+    transfer::LayoutHandle,
 };
 use pyo3::{
     prelude::*,
@@ -27,10 +31,11 @@ use crate::{
     },
     error::{
         CallFailure,
-        python::{ArgumentError, SettingsError},
+        python::{ArgumentError, RequestError, SettingsError},
         raise,
     },
-    shared::{SharedKeywords, SharedOpening},
+    shared::{PythonStore, SharedKeywords, SharedOpening, SharedSource},
+    transfer::manager,
 };
 
 /// The keywords of the disk tier, which may come in any order.
@@ -44,12 +49,88 @@ pub(crate) struct DiskKeywords {
     pub(crate) answer_within: Option<Duration>,
 }
 
+/// Where the host memory and the tiers of a cache are.
+pub(super) enum CacheOpening {
+    /// In this process.
+    Here(Box<CacheSettings>, Option<Box<SharedOpening>>),
+    /// In the daemon at a socket.
+    There(PathBuf, Box<ConnectSettings>),
+}
+
+impl CacheOpening {
+    /// Opens the cache, or connects it.
+    pub(super) fn open(self, engine: LayoutHandle) -> Result<Cache, TierError> {
+        let manager = Arc::clone(manager());
+        let (settings, shared) = match self {
+            CacheOpening::There(socket, settings) => {
+                return Cache::connect_registered(socket, *settings, manager, engine);
+            }
+            CacheOpening::Here(settings, shared) => (settings, shared),
+        };
+        let mut builder = Cache::builder(*settings);
+        if let Some(shared) = shared {
+            let (tier, opener) = shared.open()?;
+            builder = builder.tier(tier, opener);
+        }
+        builder.open_registered(manager, engine)
+    }
+}
+
+/// The keywords of a connection.
+#[derive(Default)]
+struct ConnectKeywords {
+    socket: Option<PathBuf>,
+    staging_bytes: Option<u64>,
+    within: Option<Duration>,
+}
+
+impl ConnectKeywords {
+    /// The settings of the connection, with what it has in common with a cache in this process.
+    fn opening(self, socket: PathBuf, settings: CacheSettings) -> CacheOpening {
+        let mut connect = ConnectSettings::new(settings.identity);
+        connect.workers = settings.workers;
+        connect.queue_capacity = settings.queue_capacity;
+        connect.staging_bytes = self.staging_bytes.unwrap_or(connect.staging_bytes);
+        connect.answer_within = self.within.unwrap_or(connect.answer_within);
+        CacheOpening::There(socket, Box::new(connect))
+    }
+
+    fn says_nothing(&self) -> bool {
+        self.staging_bytes.is_none() && self.within.is_none()
+    }
+}
+
+/// The keywords that a connection can have.
+const CONNECTED: [&str; 5] = [
+    "connect",
+    "connect_staging_bytes",
+    "connect_within",
+    "workers",
+    "queue_capacity",
+];
+
+/// Refuses a keyword whose setting the daemon has.
+fn check_connected(names: &[String]) -> PyResult<()> {
+    match names
+        .iter()
+        .find(|name| !CONNECTED.contains(&name.as_str()))
+    {
+        None => Ok(()),
+        Some(name) => Err(SettingsError::new_err(format!(
+            "{name} has no effect with connect: the daemon's settings decide it; a connected cache has {}",
+            CONNECTED.join(", ")
+        ))),
+    }
+}
+
 /// Builds settings from keywords. Unknown keywords are refused.
 pub(super) fn read(
     identity: Identity,
     keywords: Option<&Bound<'_, PyDict>>,
-) -> PyResult<(CacheSettings, Option<SharedOpening>)> {
+) -> PyResult<CacheOpening> {
     let mut settings = CacheSettings::new(identity);
+    let mut connect = ConnectKeywords::default();
+    let mut given = Vec::new();
     let mut disk = DiskKeywords::default();
     let mut shared = SharedKeywords::default();
     for (name, value) in keywords.into_iter().flatten() {
@@ -58,7 +139,11 @@ pub(super) fn read(
             check_name(&name)?;
             continue;
         }
+        given.push(name.to_string());
         match &*name {
+            "connect" => connect.socket = Some(path_of("connect", "the path of a socket", &value)?),
+            "connect_staging_bytes" => connect.staging_bytes = Some(number(&name, &value)?),
+            "connect_within" => connect.within = time::connect_within(&value)?,
             "host_bytes" => settings.host_bytes = number(&name, &value)?,
             "prefault" => settings.prefault = flag::read(&name, &value)?,
             "disk" => disk.folder = Some(folder_of(&value)?),
@@ -68,7 +153,7 @@ pub(super) fn read(
             "answer_within" => disk.answer_within = time::answer_within(&value)?,
             "disk_policy" => disk.policy = Some(policy_of(&name, &value)?),
             name if name.starts_with("shared") && NAMES.contains(&name) => {
-                shared.read(name, &value)?;
+                read_shared(&mut shared, name, &value)?;
             }
             "policy" => settings.policy = policy_of(&name, &value)?,
             "storage_word" => settings.storage_word = Some(word_of(&value)?),
@@ -82,12 +167,27 @@ pub(super) fn read(
             _ => return Err(check_name(&name).err().unwrap_or_else(|| unknown(&name))),
         }
     }
+    if let Some(socket) = connect.socket.take() {
+        check_connected(&given)?;
+        return Ok(connect.opening(socket, settings));
+    }
+    if !connect.says_nothing() {
+        return Err(SettingsError::new_err(
+            "connect_staging_bytes and connect_within have no effect without connect, the daemon's socket",
+        ));
+    }
     settings.disk = disk.settings()?;
-    Ok((settings, shared.opening()?))
+    Ok(CacheOpening::Here(
+        Box::new(settings),
+        shared.opening()?.map(Box::new),
+    ))
 }
 
 /// All keywords.
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 23] = [
+    "connect",
+    "connect_staging_bytes",
+    "connect_within",
     "host_bytes",
     "prefault",
     "disk",
@@ -164,10 +264,49 @@ pub(crate) fn number<T: TryFrom<i128>>(name: &str, value: &Bound<'_, PyAny>) -> 
     )
 }
 
+fn path_of(name: &str, wanted: &str, value: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
+    let path = value.extract::<PathBuf>();
+    path.map_err(|_| wrong_type(name, wanted, value))
+}
+
 /// The path of a folder.
 pub(crate) fn folder_of(value: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
-    let folder = value.extract::<PathBuf>();
-    folder.map_err(|_| wrong_type("disk", "the path of a folder", value))
+    path_of("disk", "the path of a folder", value)
+}
+
+/// Reads one keyword of the shared tier, which begins with `shared`.
+pub(crate) fn read_shared(
+    shared: &mut SharedKeywords,
+    name: &str,
+    value: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    match name {
+        "shared" => shared.store = Some(source_of(value)?),
+        "shared_lifetime" => shared.lifetime = time::shared_lifetime(value)?,
+        "shared_bundle_blocks" => shared.bundle_blocks = Some(number(name, value)?),
+        "shared_staging_bytes" => shared.staging_bytes = Some(number(name, value)?),
+        _ => shared.within = time::shared_within(value)?,
+    }
+    Ok(())
+}
+
+/// The value of the keyword `shared`: text, a path, or a `kvtile.SharedTier`.
+fn source_of(value: &Bound<'_, PyAny>) -> PyResult<SharedSource> {
+    if value.is_instance_of::<PyString>() {
+        return Ok(SharedSource::Url(text::read("shared", value)?.into_owned()));
+    }
+    if let Ok(path) = value.extract::<PathBuf>() {
+        let path = path.into_os_string().into_string();
+        let path = path.map_err(|_| wrong_type("shared", "a path that is text", value))?;
+        return Ok(SharedSource::Url(path));
+    }
+    match PythonStore::of(value)? {
+        Some(store) => Ok(SharedSource::Object(store)),
+        None => {
+            let wanted = "a URL, the path of a folder, or a kvtile.SharedTier";
+            Err(wrong_type("shared", wanted, value))
+        }
+    }
 }
 
 fn rate_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
@@ -228,4 +367,26 @@ fn quotas_of(value: &Bound<'_, PyAny>) -> PyResult<Vec<TenantQuota>> {
         })
     };
     quotas.iter().map(quota).collect()
+}
+
+/// The hints of a lookup or a store.
+pub(super) fn hints(priority: i8, output_tokens: u32, partial_tail: bool) -> EvictionHints {
+    let mut hints = EvictionHints::default();
+    hints.priority = priority;
+    hints.output_tokens = output_tokens;
+    hints.partial_tail = partial_tail;
+    hints
+}
+
+/// The priority of a name.
+pub(super) fn priority_of(name: &str) -> PyResult<Priority> {
+    match name {
+        "background" => Ok(Priority::Background),
+        "low" => Ok(Priority::Low),
+        "normal" => Ok(Priority::Normal),
+        "urgent" => Ok(Priority::Urgent),
+        other => Err(RequestError::new_err(format!(
+            "there is no priority {other:?}; there are background, low, normal and urgent"
+        ))),
+    }
 }

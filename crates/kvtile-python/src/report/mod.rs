@@ -120,6 +120,7 @@ impl From<LoadReport> for PyLoadReport {
             detail: match stop {
                 Some(LoadStop::Pool(error)) => Some(error.to_string()),
                 Some(LoadStop::Transfer(error)) => Some(error.to_string()),
+                Some(LoadStop::Refused(text)) => Some(text.to_string()),
                 _ => None,
             },
         })
@@ -138,6 +139,7 @@ fn load_stop(stop: Option<&LoadStop>) -> Option<&'static str> {
         LoadStop::HostFull => "host_full",
         LoadStop::Pool(_) => "pool",
         LoadStop::Transfer(_) => "transfer",
+        LoadStop::Refused(_) => "refused",
         _ => "other",
     })
 }
@@ -244,6 +246,7 @@ impl From<StoreReport> for PyStoreReport {
             detail: match stop {
                 Some(StoreStop::Pool(error)) => Some(error.to_string()),
                 Some(StoreStop::Transfer(error)) => Some(error.to_string()),
+                Some(StoreStop::Refused(text)) => Some(text.to_string()),
                 _ => None,
             },
         })
@@ -261,6 +264,8 @@ fn store_stop(stop: Option<&StoreStop>) -> Option<&'static str> {
         StoreStop::NoAncestors => "no_ancestors",
         StoreStop::Pool(_) => "pool",
         StoreStop::Transfer(_) => "transfer",
+        StoreStop::Late => "late",
+        StoreStop::Refused(_) => "refused",
         _ => "other",
     })
 }

@@ -2,7 +2,7 @@
 
 mod python_store;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use kvtile::shared::{
     store::{Deadline, SharedStore, SharedStoreError},
@@ -16,15 +16,11 @@ use kvtile::{
         tier::{TierOpener, TierSettings},
     },
 };
-use pyo3::{prelude::*, types::PyString};
+use pyo3::prelude::*;
 
-use crate::{
-    arguments::{text, time, wrong_type},
-    cache::settings::number,
-    error::python::SettingsError,
-};
+use crate::error::python::SettingsError;
 
-use python_store::PythonStore;
+pub(crate) use python_store::PythonStore;
 
 /// How long opening a store may take, if the settings do not say it.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
@@ -55,18 +51,6 @@ pub(crate) struct SharedOpening {
 }
 
 impl SharedKeywords {
-    /// Reads one keyword, which begins with `shared`.
-    pub(crate) fn read(&mut self, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        match name {
-            "shared" => self.store = Some(source_of(value)?),
-            "shared_lifetime" => self.lifetime = time::shared_lifetime(value)?,
-            "shared_bundle_blocks" => self.bundle_blocks = Some(number(name, value)?),
-            "shared_staging_bytes" => self.staging_bytes = Some(number(name, value)?),
-            _ => self.within = time::shared_within(value)?,
-        }
-        Ok(())
-    }
-
     /// The tier, if there is one.
     pub(crate) fn opening(self) -> PyResult<Option<SharedOpening>> {
         let says_nothing = self.lifetime.is_none()
@@ -120,25 +104,6 @@ impl SharedSource {
         match self {
             SharedSource::Url(text) => kvtile_shared_open::open_store(&text, by),
             SharedSource::Object(store) => Ok(Arc::new(store)),
-        }
-    }
-}
-
-/// The value of the keyword `shared`: text, a path, or a `kvtile.SharedTier`.
-fn source_of(value: &Bound<'_, PyAny>) -> PyResult<SharedSource> {
-    if value.is_instance_of::<PyString>() {
-        return Ok(SharedSource::Url(text::read("shared", value)?.into_owned()));
-    }
-    if let Ok(path) = value.extract::<PathBuf>() {
-        let path = path.into_os_string().into_string();
-        let path = path.map_err(|_| wrong_type("shared", "a path that is text", value))?;
-        return Ok(SharedSource::Url(path));
-    }
-    match PythonStore::of(value)? {
-        Some(store) => Ok(SharedSource::Object(store)),
-        None => {
-            let wanted = "a URL, the path of a folder, or a kvtile.SharedTier";
-            Err(wrong_type("shared", wanted, value))
         }
     }
 }

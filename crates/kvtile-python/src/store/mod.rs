@@ -20,6 +20,7 @@ use std::{
 use kvtile::{
     blocks::{BlockKey, events::TierId},
     tiers::{
+        EventSource,
         block_store::{BlockOutcomes, BlockStore, StoreGroup},
         cache::Completion,
     },
@@ -119,6 +120,13 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
             drop(slot.take());
         }
     })
+}
+
+impl PyBlockStore {
+    /// The events of the store, without keeping it open.
+    pub(crate) fn event_source(&self, py: Python<'_>) -> PyResult<EventSource> {
+        self.with(py, |store| Ok::<_, CallFailure>(store.event_source()))
+    }
 }
 
 impl Drop for PyBlockStore {

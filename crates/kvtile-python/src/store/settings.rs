@@ -7,7 +7,7 @@ use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
     arguments::{flag, keywords, text, time},
-    cache::settings::{DiskKeywords, folder_of, number, policy_of},
+    cache::settings::{DiskKeywords, folder_of, number, policy_of, read_shared},
     error::python::ArgumentError,
     shared::{SharedKeywords, SharedOpening},
 };
@@ -58,7 +58,7 @@ pub(super) fn read(
             "disk_policy" => disk.policy = Some(policy_of(&name, &value)?),
             "close_within" => disk.close_within = time::close_within(&value)?,
             "answer_within" => disk.answer_within = time::answer_within(&value)?,
-            name if name.starts_with("shared") => shared.read(name, &value)?,
+            name if name.starts_with("shared") => read_shared(&mut shared, name, &value)?,
             "read_only" => settings.read_only = flag::read(&name, &value)?,
             "staging_bytes" => settings.staging_bytes = number(&name, &value)?,
             "stage_within" => {

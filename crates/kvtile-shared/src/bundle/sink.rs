@@ -73,6 +73,7 @@ pub(crate) struct BundleReader<'a> {
     header_bytes: Vec<u8>,
     header_filled: usize,
     header: Option<BundleHeader>,
+    /// Empty until a store asks for space; stores that have the bytes in memory do not.
     chunk: Vec<u8>,
     /// The block whose bytes are next.
     index: u32,
@@ -98,7 +99,7 @@ impl<'a> BundleReader<'a> {
             header_bytes: vec![0; form.header_bytes()],
             header_filled: 0,
             header: None,
-            chunk: vec![0; CHUNK_BYTES],
+            chunk: Vec::new(),
             index: 0,
             offset: 0,
             digest: None,
@@ -235,6 +236,9 @@ impl ValueSink for BundleReader<'_> {
         if self.header.is_none() {
             let (_, space) = self.header_bytes.split_at_mut(self.header_filled);
             return space;
+        }
+        if self.chunk.is_empty() {
+            self.chunk = vec![0; CHUNK_BYTES];
         }
         let left = self.left().min(self.chunk.len());
         let (space, _) = self.chunk.split_at_mut(left);

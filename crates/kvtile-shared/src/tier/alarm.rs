@@ -71,8 +71,15 @@ impl DeadlineAlarm {
         state.number += 1;
         let number = state.number;
         state.entries.push(Reverse(AlarmEntry { at, number, work }));
+        // As a rule, later work has a later deadline; then the thread sleeps on.
+        let is_next = state
+            .entries
+            .peek()
+            .is_some_and(|next| next.0.number == number);
         drop(state);
-        self.changed.notify_one();
+        if is_next {
+            self.changed.notify_one();
+        }
     }
 
     /// Ends the thread.

@@ -141,7 +141,8 @@ impl StoreThreads {
             if state.is_closed && state.waiting() == 0 {
                 break;
             }
-            let Some((class, job)) = state.next(self.pace.limit()) else {
+            let limit = self.pace.limit();
+            let Some((class, job)) = state.next(limit) else {
                 state.idle += 1;
                 self.changed.wait(&mut state);
                 state.idle -= 1;
@@ -149,13 +150,18 @@ impl StoreThreads {
             };
             state.running += 1;
             state.running_writes += usize::from(class == JobClass::Write);
+            // Another job may run too: the limit may have grown, or a write may have ended.
+            let may_more = state.waiting() > 0 && state.running < limit;
+            if state.is_closed {
+                self.changed.notify_all();
+            } else if may_more && state.idle > 0 {
+                self.changed.notify_one();
+            }
             drop(state);
             run(job);
             state = self.state.lock();
             state.running -= 1;
             state.running_writes -= usize::from(class == JobClass::Write);
-            // The limit may have grown, and a write may have waited for this one.
-            self.changed.notify_all();
         }
         let own = std::thread::current().id();
         state.threads.retain(|thread| *thread != own);

@@ -12,7 +12,7 @@ const NAMES: [&str; 10] = ["k", "v", "ks", "vs", "c", "r", "s", "i", "conv", "ss
 pub(super) fn shape(choices: &mut Choices, bytes_max: u64) -> Result<Shape, LayoutError> {
     let num_blocks = 1 + choices.below(5);
     let num_layers = 1 + choices.below(4);
-    let page_size = choices.pick(&[4, 1, 2, 3, 6, 8, 12, 16]);
+    let page_size: u64 = choices.pick(&[4, 1, 2, 3, 6, 8, 12, 16]);
     let num_heads = choices.pick(&[2, 1, 3, 4, 6]);
     let heads = !choices.once_in(5);
     let names = choices.shuffled(NAMES.to_vec());
@@ -31,7 +31,9 @@ pub(super) fn shape(choices: &mut Choices, bytes_max: u64) -> Result<Shape, Layo
                 plane = plane.extent(axis, choices.pick(&[2, 3, 4, 1]));
             }
         }
-        let every: Vec<u64> = (2..=4).filter(|every| page_size % every == 0).collect();
+        let every: Vec<u64> = (2..=4)
+            .filter(|every| page_size.is_multiple_of(*every))
+            .collect();
         planes.push(match choices.below(7) {
             0 => plane.per_page(),
             1 if !every.is_empty() => plane.every(choices.pick(&every)),

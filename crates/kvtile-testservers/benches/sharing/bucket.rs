@@ -14,7 +14,8 @@ use kvtile_shared::store::{Deadline, SharedStore, ValueName};
 use kvtile_shared_object::{ObjectBucket, ObjectStoreUrl};
 use kvtile_testservers::kinds::{InstalledServers, SeaweedServer};
 use object_store::{
-    ClientOptions, ObjectStore, PutMode, PutPayload, aws::AmazonS3Builder, path::Path,
+    ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPayload, aws::AmazonS3Builder,
+    path::Path,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -97,8 +98,9 @@ impl BareClient {
         began.elapsed()
     }
 
-    /// Writes each object once, [`CLIENTS`] at a time, as the store does: only if it is absent.
-    fn write_all(&self, paths: &Arc<[Path]>, values: &Arc<[Bytes]>) -> Duration {
+    /// Writes each object once, [`CLIENTS`] at a time, as the store does: only if it is absent. With
+    /// `heads`, it sends a `HEAD` before each `PUT`, as the tier does.
+    fn write_all(&self, paths: &Arc<[Path]>, values: &Arc<[Bytes]>, heads: bool) -> Duration {
         let next = Arc::new(AtomicUsize::new(0));
         let began = Instant::now();
         let tasks = (0..CLIENTS).map(|_| {
@@ -108,6 +110,9 @@ impl BareClient {
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(path) = paths.get(at) else { break };
+                    if heads {
+                        assert!(objects.head(path).await.is_err(), "{path} is new");
+                    }
                     let value = PutPayload::from_bytes(values[at % values.len()].clone());
                     let put = objects.put_opts(path, value, PutMode::Create.into());
                     put.await.unwrap();
@@ -176,7 +181,15 @@ fn stores(rig: &BucketRig, (bytes, count): (usize, usize), report: &mut SharingR
             goal: None,
             round: Box::new(|round| {
                 let names = names("bare", bytes, round, count);
-                rig.bare.write_all(&paths(&names), &owned)
+                rig.bare.write_all(&paths(&names), &owned, false)
+            }),
+        },
+        TurnContender {
+            name: "object_store, HEAD first",
+            goal: None,
+            round: Box::new(|round| {
+                let names = names("head", bytes, round, count);
+                rig.bare.write_all(&paths(&names), &owned, true)
             }),
         },
         TurnContender {

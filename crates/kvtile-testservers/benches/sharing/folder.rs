@@ -219,19 +219,19 @@ fn synced_writes(folder: &Path, bytes: usize, count: usize) -> Vec<String> {
 }
 
 #[derive(Deserialize)]
-struct FioReport {
-    jobs: Vec<FioJob>,
+struct FioAnswer {
+    jobs: Vec<FioJobSums>,
 }
 
 #[derive(Deserialize)]
-struct FioJob {
+struct FioJobSums {
     error: i64,
-    read: FioSum,
-    write: FioSum,
+    read: FioJobSum,
+    write: FioJobSum,
 }
 
 #[derive(Deserialize)]
-struct FioSum {
+struct FioJobSum {
     io_bytes: u64,
     bw_bytes: u64,
 }
@@ -245,8 +245,8 @@ fn fio(words: &[String], bytes: usize) -> Duration {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let object = text.find('{').map(|start| &text[start..]);
-    let report = object.and_then(|object| serde_json::from_str::<FioReport>(object).ok());
-    let Some(FioReport { jobs }) = report.filter(|_| output.status.success()) else {
+    let report = object.and_then(|object| serde_json::from_str::<FioAnswer>(object).ok());
+    let Some(FioAnswer { jobs }) = report.filter(|_| output.status.success()) else {
         panic!("fio: {text}{}", String::from_utf8_lossy(&output.stderr));
     };
     assert!(jobs.iter().all(|job| job.error == 0), "{text}");

@@ -115,12 +115,12 @@ fn options(words: &[String]) -> Result<SharingOptions, String> {
     Ok(options)
 }
 
+/// Measures one part and adds its rows.
+type MeasurePart = fn(&InstalledServers, &SharingOptions, &mut SharingReport);
+
 fn measure(servers: &InstalledServers, options: &SharingOptions) {
     let mut report = SharingReport::new(options.rounds);
-    let parts: [(
-        &str,
-        fn(&InstalledServers, &SharingOptions, &mut SharingReport),
-    ); 3] = [
+    let parts: [(&str, MeasurePart); 3] = [
         ("bucket", bucket::measure),
         ("redis", redis::measure),
         ("folder", folder::measure),

@@ -76,10 +76,7 @@ pub(crate) fn measure(
                 clients,
             };
             let times = in_turns(options.rounds, contenders);
-            assert!(
-                memories.iter().any(|memory| *memory == value),
-                "wrong bytes"
-            );
+            assert!(memories.contains(&value), "wrong bytes");
             report.add(&subject, &times);
         }
     }

@@ -275,7 +275,12 @@ fn open_group(group: &StoreGroup, blocks: u64) -> Result<OpenedGroup, TierError>
     let shape = group.shape.with_num_blocks(blocks)?;
     opening::check_shape(&group.identity, &shape)?;
     let word = group.storage_word.as_ref();
-    let staging = opening::storage(shape, &group.identity, word, Prefault::None)?;
+    let staging = opening::storage(
+        shape,
+        &group.identity,
+        word,
+        opening::StorageMemory::Own(Prefault::None),
+    )?;
     let identity = StoreIdentity {
         logical: group.identity.clone(),
         block_layout: LayoutIdentity::of_block(staging.strided()),

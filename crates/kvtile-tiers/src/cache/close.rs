@@ -3,7 +3,7 @@
 
 use std::thread;
 
-use super::{Cache, FlushReport, flush, open};
+use super::{Cache, CacheBackend, FlushReport, LocalCache, flush, open};
 
 impl Cache {
     /// Closes the cache as dropping it does, and reports the outcome of the blocks in host memory.
@@ -17,10 +17,17 @@ impl Cache {
     ///
     /// On a thread of the cache itself (in a waker), it does not wait for that thread, which
     /// releases its share when the call returns.
-    pub fn close(mut self) -> FlushReport {
-        self.end()
+    ///
+    /// A connected cache only ends its connection, and reports nothing: the daemon keeps the blocks.
+    pub fn close(self) -> FlushReport {
+        match self.backend {
+            CacheBackend::Here(mut cache) => cache.end(),
+            CacheBackend::There(_) => FlushReport::default(),
+        }
     }
+}
 
+impl LocalCache {
     fn end(&mut self) -> FlushReport {
         if self.is_closed {
             return FlushReport::default();
@@ -80,7 +87,7 @@ impl Cache {
     }
 }
 
-impl Drop for Cache {
+impl Drop for LocalCache {
     fn drop(&mut self) {
         self.end();
     }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use kvtile_blocks::{BlockKey, events::TierId, pool::StoredEntry};
+use serde::{Deserialize, Serialize};
 
 use super::{
     CacheParts,
@@ -23,7 +24,7 @@ const FAILURES_MAX: usize = 4;
 ///
 /// Only tiers with [`TierAbilities::is_durable`](crate::tier::TierAbilities) count. A flush ignores blocks
 /// of other tiers that are not in host memory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct FlushReport {
     /// Blocks that were in host memory when the flush began, or had a write to a durable tier in
@@ -50,7 +51,7 @@ pub struct FlushReport {
 }
 
 /// The outcome of a flush on one tier. `wanted` is `durable + no_room + late + failed`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TierFlush {
     /// The tier.

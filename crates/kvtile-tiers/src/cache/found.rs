@@ -12,14 +12,18 @@ use kvtile_blocks::{
     pool::{PinClaim, PinnedBlocks},
 };
 use kvtile_layout::broken;
+use kvtile_transfer::completion::Completion;
 
 use super::{
     CacheParts, LookupOptions,
     below::{CacheTier, GROUP},
+    connect::ConnectedMatch,
     departures::Departure,
+    report::LoadReport,
     tend,
 };
 use crate::{
+    error::{RequestError, TierError},
     metrics::{CacheMetrics, MissReason},
     rate::reading_pays,
     tier::{TierHold, TierWrites},
@@ -43,7 +47,7 @@ pub(super) struct MatchSegment {
 }
 
 impl MatchSegment {
-    fn new(inner: &CacheParts, place: SegmentPlace) -> MatchSegment {
+    pub(super) fn new(inner: &CacheParts, place: SegmentPlace) -> MatchSegment {
         let tier = match &place {
             SegmentPlace::Host(_) => TierId::HOST,
             SegmentPlace::Below(at, ..) | SegmentPlace::Leaving(at, _) => inner.tier(*at).id,
@@ -132,6 +136,8 @@ pub struct Match {
     pub(super) segments: Vec<MatchSegment>,
     /// Index of its first block in the chain.
     pub(super) first: usize,
+    /// The match of a connected cache, which has no segments here.
+    there: Option<ConnectedMatch>,
 }
 
 impl fmt::Debug for Match {
@@ -150,26 +156,66 @@ impl Match {
             cache: Weak::new(),
             segments: Vec::new(),
             first: 0,
+            there: None,
         }
+    }
+
+    /// The match of a connected cache.
+    pub(super) fn of_connected(there: ConnectedMatch) -> Match {
+        Match {
+            there: Some(there),
+            ..Match::of_closed()
+        }
+    }
+
+    /// The match of a connected cache, or this match if it is of another one.
+    pub(super) fn into_connected(mut self) -> Result<ConnectedMatch, Match> {
+        self.there.take().ok_or(self)
+    }
+
+    /// Starts loading a match of another cache, or of a lookup that found no daemon.
+    pub(super) fn load_nothing(
+        self,
+        destinations: &[usize],
+    ) -> Result<Completion<LoadReport>, TierError> {
+        let request = match (self.segments.is_empty(), destinations.len()) {
+            (false, _) => RequestError::OtherCache,
+            (true, 0) => return Ok(Completion::ended(0, LoadReport::nothing())),
+            (true, destinations) => RequestError::TooManyDestinations {
+                destinations,
+                blocks: 0,
+            },
+        };
+        Err(TierError::Request(request))
     }
 
     /// Number of blocks found; 0 once the cache is closed.
     #[must_use]
     pub fn blocks(&self) -> usize {
-        self.open_segments().map(|s| s.blocks()).sum()
+        match &self.there {
+            Some(there) => there.blocks(),
+            None => self.open_segments().map(|s| s.blocks()).sum(),
+        }
     }
 
     /// Number of these blocks in `tier`.
     #[must_use]
     pub fn blocks_in(&self, tier: TierId) -> usize {
-        let segments = self.open_segments().filter(|s| s.tier == tier);
-        segments.map(|s| s.blocks()).sum()
+        let runs = self.runs().filter(|(one, _)| *one == tier);
+        runs.map(|(_, blocks)| blocks).sum()
     }
 
     /// The tier of each block.
     pub fn tiers(&self) -> impl Iterator<Item = TierId> + '_ {
-        let segments = self.open_segments();
-        segments.flat_map(|s| std::iter::repeat_n(s.tier, s.blocks()))
+        self.runs()
+            .flat_map(|(tier, blocks)| std::iter::repeat_n(tier, blocks))
+    }
+
+    /// Consecutive blocks of one tier each.
+    fn runs(&self) -> impl Iterator<Item = (TierId, usize)> + '_ {
+        let there = self.there.iter().flat_map(|there| there.runs()).copied();
+        let here = self.open_segments().map(|s| (s.tier, s.blocks()));
+        there.chain(here)
     }
 
     fn open_segments(&self) -> impl Iterator<Item = &MatchSegment> {
@@ -184,6 +230,10 @@ impl Match {
 
     /// Drops the first `blocks` blocks, which the engine already has.
     pub fn skip(mut self, blocks: usize) -> Match {
+        if let Some(there) = &mut self.there {
+            there.narrow(blocks, usize::MAX);
+            return self;
+        }
         let rest = self.split(blocks);
         self.first += self.blocks();
         self.segments = rest;
@@ -192,8 +242,28 @@ impl Match {
 
     /// Keeps only the first `blocks` blocks.
     pub fn truncate(mut self, blocks: usize) -> Match {
+        if let Some(there) = &mut self.there {
+            there.narrow(0, blocks);
+            return self;
+        }
         drop(self.split(blocks));
         self
+    }
+
+    /// Splits off the blocks after the first `blocks`. A match of a connected cache cannot be split:
+    /// it loses them.
+    pub fn split_off(&mut self, blocks: usize) -> Match {
+        if let Some(there) = &mut self.there {
+            there.narrow(0, blocks);
+            return Match::of_closed();
+        }
+        let segments = self.split(blocks);
+        Match {
+            cache: Weak::clone(&self.cache),
+            segments,
+            first: self.first + self.blocks(),
+            there: None,
+        }
     }
 
     /// Splits off the blocks after the first `blocks`.
@@ -233,6 +303,7 @@ pub(super) fn lookup(
         cache: Arc::downgrade(inner),
         segments: segments(inner, keys, &claim),
         first: 0,
+        there: None,
     };
     let everywhere = found.blocks();
     leave_out_slow(inner, &mut found);

@@ -28,6 +28,7 @@ use super::{
     below::CacheTier,
     bring::{self, BroughtBlocks, WantedBlock},
     found::{self, MatchSegment, SegmentPlace},
+    hold::{HoldReport, LoadCompleter},
     host::{NoSpare, ids},
     job::{BoxedCacheJob, CacheJob},
     layered,
@@ -55,7 +56,7 @@ struct LoadOutcome {
 
 /// The state that the parts of a load share.
 struct SharedLoad {
-    completer: Completer<LoadReport>,
+    completer: LoadCompleter,
     outcome: Mutex<LoadOutcome>,
     left: AtomicUsize,
     wanted: usize,
@@ -108,7 +109,11 @@ pub(super) fn start(
     }
     let layout = requests::check_blocks(inner, options.layout, destinations)?;
     let found = found.truncate(destinations.len());
-    begin(inner, found, Some((layout, destinations)), options)
+    let completer = Completer::new(inner.layers, found.blocks());
+    let completion = completer.completion();
+    let goal = (LoadCompleter::Load(completer), Some((layout, destinations)));
+    begin(inner, found, goal, options)?;
+    Ok(completion)
 }
 
 /// Starts a prefetch from the tiers below to host memory.
@@ -119,24 +124,47 @@ pub(super) fn prefetch(
     let options = LookupOptions::default();
     let found = found::lookup(inner, keys, (&options, MissReason::Absent));
     let options = LoadOptions::new().priority(Priority::Background);
-    begin(inner, found, None, &options)
+    let completer = Completer::new(0, found.blocks());
+    let completion = completer.completion();
+    begin(
+        inner,
+        found,
+        (LoadCompleter::Load(completer), None),
+        &options,
+    )?;
+    Ok(completion)
+}
+
+/// Starts bringing the blocks of a match to host memory, where they stay pinned.
+pub(super) fn hold(
+    inner: &Arc<CacheParts>,
+    found: Match,
+    options: &LoadOptions,
+) -> Result<Completion<HoldReport>, TierError> {
+    if !found.is_of(inner) {
+        return Err(TierError::Request(RequestError::OtherCache));
+    }
+    let completer = Completer::new(0, found.blocks());
+    let completion = completer.completion();
+    let goal = LoadCompleter::Hold(completer, Mutex::default());
+    begin(inner, found, (goal, None), options)?;
+    Ok(completion)
 }
 
 fn begin(
     inner: &Arc<CacheParts>,
     found: Match,
-    destinations: Option<(LayoutHandle, &[usize])>,
+    (completer, destinations): (LoadCompleter, Option<(LayoutHandle, &[usize])>),
     options: &LoadOptions,
-) -> Result<Completion<LoadReport>, TierError> {
+) -> Result<(), TierError> {
     let wanted = found.blocks();
-    let is_prefetch = destinations.is_none();
-    let layers = if is_prefetch { 0 } else { inner.layers };
-    let pieces = cut(inner, found, destinations);
+    let is_prefetch = completer.is_prefetch(destinations.is_some());
+    let pieces = cut(inner, found, (destinations, is_prefetch));
     // The queue must be able to take all parts of a load.
     let per_part = pieces.len().div_ceil(inner.settings.queue_capacity).max(1);
     let parts = pieces.len().div_ceil(per_part);
     let load = Arc::new(SharedLoad {
-        completer: Completer::new(layers, wanted),
+        completer,
         outcome: Mutex::new(LoadOutcome {
             from_below: vec![0; inner.below.len()],
             ..LoadOutcome::default()
@@ -148,10 +176,9 @@ fn begin(
         start: inner.clock.now(),
         deadline: inner.later(options.within),
     });
-    let completion = load.completer.completion();
     if pieces.is_empty() {
         load.finish();
-        return Ok(completion);
+        return Ok(());
     }
     let mut pieces = pieces.into_iter().peekable();
     let mut jobs: Vec<BoxedCacheJob<CacheParts>> = Vec::with_capacity(parts);
@@ -163,11 +190,9 @@ fn begin(
             has_begun: false,
         }));
     }
-    if let Err(error) = inner.queue(options.priority, jobs) {
+    inner.queue(options.priority, jobs).inspect_err(|_| {
         inner.metrics.lost(MissReason::QueueFull, wanted as u64);
-        return Err(error);
-    }
-    Ok(completion)
+    })
 }
 
 /// Splits a match into pieces: its segments, with those below host memory cut so that several
@@ -175,7 +200,7 @@ fn begin(
 fn cut(
     inner: &CacheParts,
     mut found: Match,
-    destinations: Option<(LayoutHandle, &[usize])>,
+    (destinations, is_prefetch): (Option<(LayoutHandle, &[usize])>, bool),
 ) -> Vec<LoadPiece> {
     let (position, mut first) = (found.first, 0);
     let below = found.blocks() - found.blocks_in(TierId::HOST);
@@ -205,7 +230,7 @@ fn cut(
     for mut segment in found.segments.drain(..) {
         let mut start = first;
         first += segment.blocks();
-        if destinations.is_none() && segment.tier == TierId::HOST {
+        if is_prefetch && segment.tier == TierId::HOST {
             // The segment is already in host memory; its pins are released.
             continue;
         }
@@ -297,8 +322,12 @@ impl CacheJob<CacheParts> for LoadPart {
                 piece.bring(inner, &self.load)
             };
             match stopped {
-                // Releases the pins before the completion.
-                Ok(()) => drop(self.pieces.pop_front()),
+                // Releases or keeps the pins before the completion.
+                Ok(()) => {
+                    if let Some(piece) = self.pieces.pop_front() {
+                        self.load.completer.keep(piece.first, piece.segment);
+                    }
+                }
                 Err((blocks, stop)) => {
                     self.load.stop(piece.first + blocks, stop);
                     self.pieces.clear();
@@ -369,8 +398,12 @@ impl LoadPiece {
                 load.came_from(tier, read);
                 load.count(|outcome| outcome.from_host += came - read);
             }
+            for (index, pins) in (self.first + done..).zip(blocks) {
+                let place = SegmentPlace::Host(pins);
+                let keeps = || MatchSegment::new(inner, place);
+                load.completer.keep_brought(index, keeps);
+            }
             done += came;
-            drop(blocks);
             match (stop, wanted.get(done)) {
                 // The arrived blocks are copied and unpinned, so host memory has room again.
                 (Some(LoadStop::HostFull), _) if came > 0 => {}

@@ -19,12 +19,14 @@ mod below;
 mod bring;
 mod chains;
 mod close;
+mod connect;
 mod counts;
 mod demote;
 mod departures;
 mod flights;
 mod flush;
 mod found;
+mod hold;
 mod host;
 mod job;
 mod layered;
@@ -36,6 +38,7 @@ mod parts;
 mod report;
 mod requests;
 mod seek;
+pub mod serving;
 mod settings;
 mod store;
 mod tend;
@@ -55,6 +58,7 @@ pub use crate::below::{SYNC_BLOCKS, SYNC_WITHIN};
 pub use crate::clock::{Clock, SystemClock};
 pub use crate::disk::DiskSettings;
 pub use crate::tier::{STORAGE_WORD, TierSettings, TierWrites};
+pub use connect::ConnectSettings;
 pub use flush::{FlushReport, TierFlush};
 pub use found::Match;
 pub use open::CacheBuilder;
@@ -68,6 +72,7 @@ pub use store::{StoreReport, StoreStop};
 
 pub use kvtile_transfer::completion::Completion;
 
+use connect::ConnectedCache;
 use parts::CacheParts;
 
 use crate::{
@@ -125,8 +130,20 @@ use crate::{
 /// blocks are written, or [`SYNC_WITHIN`] after the first of them, independently of its other work.
 /// With [`TierWrites::AtOnce`] a dedicated thread writes stored blocks in the order of their
 /// stores, as fast as the tier takes them.
-#[derive(Debug)]
 pub struct Cache {
+    backend: CacheBackend,
+}
+
+/// Where the host memory and the tiers of a cache are.
+enum CacheBackend {
+    /// In this process.
+    Here(LocalCache),
+    /// In a daemon.
+    There(ConnectedCache),
+}
+
+/// The parts of a cache in this process, with its threads.
+struct LocalCache {
     inner: Arc<CacheParts>,
     workers: Vec<JoinHandle<()>>,
     /// Whether the cache is already closed.
@@ -135,7 +152,33 @@ pub struct Cache {
     owner: Arc<()>,
 }
 
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache")
+            .field("is_connected", &self.is_connected())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Cache {
+    /// The parts in this process; `None` for a connected cache.
+    fn parts_here(&self) -> Option<&Arc<CacheParts>> {
+        match &self.backend {
+            CacheBackend::Here(cache) => Some(&cache.inner),
+            CacheBackend::There(_) => None,
+        }
+    }
+
+    /// Whether calls reach the tiers: always true in process. A connected cache whose daemon is away,
+    /// or does not answer, finds nothing and stores nothing until it is true again.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        match &self.backend {
+            CacheBackend::Here(_) => true,
+            CacheBackend::There(cache) => cache.is_connected(),
+        }
+    }
+
     /// Finds the longest prefix of `keys` that is stored, in any tier, and pins it.
     ///
     /// A lookup does no I/O and never waits for a transfer. A miss takes no exclusive lock; a hit
@@ -148,7 +191,15 @@ impl Cache {
 
     /// As [`lookup`](Self::lookup), with an owner, a limit on the pins, hints and a lifetime.
     pub fn lookup_with(&self, keys: &[BlockKey], options: &LookupOptions) -> Match {
-        found::lookup(&self.inner, keys, (options, MissReason::Absent))
+        match &self.backend {
+            CacheBackend::Here(cache) => {
+                found::lookup(&cache.inner, keys, (options, MissReason::Absent))
+            }
+            CacheBackend::There(cache) => {
+                let found = cache.lookup(keys, options);
+                found.map_or_else(Match::of_closed, Match::of_connected)
+            }
+        }
     }
 
     /// As [`lookup`](Self::lookup), but first queries the tiers that answer over a network
@@ -163,7 +214,10 @@ impl Cache {
 
     /// As [`seek`](Self::seek), with the options of a lookup.
     pub fn seek_with(&self, keys: &[BlockKey], within: Duration, options: &LookupOptions) -> Seek {
-        seek::start(&self.inner, keys, (within, options))
+        match &self.backend {
+            CacheBackend::Here(cache) => seek::start(&cache.inner, keys, (within, options)),
+            CacheBackend::There(cache) => Seek::of_connected(cache.seek(keys, (within, options))),
+        }
     }
 
     /// Starts loading the blocks of a match to `destinations` of the engine's layout and returns at
@@ -192,7 +246,13 @@ impl Cache {
         destinations: &[usize],
         options: &LoadOptions,
     ) -> Result<Completion<LoadReport>, TierError> {
-        load::start(&self.inner, found, destinations, options)
+        match &self.backend {
+            CacheBackend::Here(cache) => load::start(&cache.inner, found, destinations, options),
+            CacheBackend::There(cache) => match found.into_connected() {
+                Ok(found) => cache.load(found, destinations, options),
+                Err(found) => found.load_nothing(destinations),
+            },
+        }
     }
 
     /// Starts storing blocks of the engine's layout and returns at once: `blocks[i]` holds the KV of
@@ -224,7 +284,10 @@ impl Cache {
         blocks: &[usize],
         options: &StoreOptions,
     ) -> Result<Completion<StoreReport>, TierError> {
-        store::start(&self.inner, keys, blocks, options)
+        match &self.backend {
+            CacheBackend::Here(cache) => store::start(&cache.inner, keys, blocks, options),
+            CacheBackend::There(cache) => cache.store(keys, blocks, options),
+        }
     }
 
     /// Starts copying the leading blocks of `keys` from the tiers below to host memory.
@@ -232,7 +295,10 @@ impl Cache {
     /// # Errors
     /// A full queue ([`RequestError::Busy`](crate::RequestError::Busy)).
     pub fn prefetch(&self, keys: &[BlockKey]) -> Result<Completion<LoadReport>, TierError> {
-        load::prefetch(&self.inner, keys)
+        match &self.backend {
+            CacheBackend::Here(cache) => load::prefetch(&cache.inner, keys),
+            CacheBackend::There(cache) => cache.prefetch(keys),
+        }
     }
 
     /// Evicts up to `blocks` blocks from a tier, the least valuable first, and returns how many it
@@ -244,7 +310,10 @@ impl Cache {
     /// # Errors
     /// A tier that this cache does not have.
     pub fn evict(&self, tier: TierId, blocks: usize) -> Result<usize, TierError> {
-        demote::evict(&self.inner, tier, blocks)
+        match &self.backend {
+            CacheBackend::Here(cache) => demote::evict(&cache.inner, tier, blocks),
+            CacheBackend::There(cache) => cache.evict(tier, blocks),
+        }
     }
 
     /// Removes all blocks and returns how many. Pinned blocks of host memory keep their bytes until
@@ -255,7 +324,10 @@ impl Cache {
     /// # Errors
     /// The erasures of a durable tier could not be synced ([`FolderError::NotDurable`](crate::FolderError::NotDurable)).
     pub fn clear(&self) -> Result<usize, TierError> {
-        demote::clear(&self.inner)
+        match &self.backend {
+            CacheBackend::Here(cache) => demote::clear(&cache.inner),
+            CacheBackend::There(cache) => cache.clear(),
+        }
     }
 
     /// Writes the blocks of host memory to each durable tier, as far as the tier has room, and
@@ -263,45 +335,65 @@ impl Cache {
     /// valuable ones are written. Tiers that are not durable get nothing. Without a durable tier
     /// the call does nothing, and the report counts all blocks as [`FlushReport::no_tier`].
     pub fn flush(&self) -> FlushReport {
-        flush::flush(&self.inner, false)
+        match &self.backend {
+            CacheBackend::Here(cache) => flush::flush(&cache.inner, false),
+            CacheBackend::There(cache) => cache.flush(),
+        }
     }
 
     /// The counters since the cache was opened, and its current contents.
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        counts::stats(&self.inner)
+        match &self.backend {
+            CacheBackend::Here(cache) => counts::stats(&cache.inner),
+            CacheBackend::There(cache) => cache.stats(),
+        }
     }
 
     /// The tiers of the cache in lookup order: host memory, then the tiers below it.
     #[must_use]
     pub fn tiers(&self) -> Vec<TierId> {
-        let below = self.inner.below.iter().map(|below| below.id);
-        std::iter::once(TierId::HOST).chain(below).collect()
+        match &self.backend {
+            CacheBackend::Here(cache) => {
+                let below = cache.inner.below.iter().map(|below| below.id);
+                std::iter::once(TierId::HOST).chain(below).collect()
+            }
+            CacheBackend::There(cache) => cache.tiers(),
+        }
     }
 
     /// The counters and contents of a tier; `None` if the cache has no such tier.
     #[must_use]
     pub fn tier_stats(&self, tier: TierId) -> Option<TierStats> {
-        counts::tier_stats(&self.inner, tier)
+        match &self.backend {
+            CacheBackend::Here(cache) => counts::tier_stats(&cache.inner, tier),
+            CacheBackend::There(cache) => cache.tier_stats(tier),
+        }
     }
 
     /// Which operations of a tier are in a backoff after failures; `None` if the cache has no such
-    /// tier. Host memory has none.
+    /// tier, or is connected to a daemon. Host memory has none.
     #[must_use]
     pub fn tier_health(&self, tier: TierId) -> Option<TierHealth> {
-        counts::tier_health(&self.inner, tier)
+        counts::tier_health(self.parts_here()?, tier)
     }
 
     /// The identity of the blocks.
     #[must_use]
     pub fn identity(&self) -> &Identity {
-        &self.inner.settings.identity
+        match &self.backend {
+            CacheBackend::Here(cache) => &cache.inner.settings.identity,
+            CacheBackend::There(cache) => cache.identity(),
+        }
     }
 
     /// Payload bytes of one block.
     #[must_use]
     pub fn block_bytes(&self) -> u64 {
-        self.inner.block_bytes
+        match &self.backend {
+            CacheBackend::Here(cache) => cache.inner.block_bytes,
+            CacheBackend::There(cache) => cache.block_bytes(),
+        }
     }
 
     /// The counters and contents of a tier's pool; `None` if the cache has no such tier or the tier
@@ -314,21 +406,23 @@ impl Cache {
     /// A tier below host memory.
     #[must_use]
     pub fn tier(&self, tier: TierId) -> Option<&Arc<dyn Tier>> {
-        let below = self.inner.below.iter().find(|below| below.id == tier)?;
-        Some(&below.tier)
+        let mut below = self.below().iter();
+        below
+            .find(|below| below.id == tier)
+            .map(|below| &below.tier)
     }
 
     /// The tier of the parts that other ranks wrote, if the cache has one.
     #[must_use]
     pub fn parts(&self) -> Option<&PartsTier> {
-        let mut tiers = self.inner.below.iter().map(|below| &below.tier);
+        let mut tiers = self.below().iter().map(|below| &below.tier);
         tiers.find_map(|tier| tier.as_any().downcast_ref::<PartsTier>())
     }
 
     /// The first disk tier of the cache, if it has one.
     #[must_use]
     pub fn disk(&self) -> Option<&DiskTier> {
-        let tiers = self.inner.below.iter().map(|below| &below.tier);
+        let tiers = self.below().iter().map(|below| &below.tier);
         tiers
             .filter_map(|tier| tier.as_any().downcast_ref::<DiskTier>())
             .next()
@@ -337,9 +431,13 @@ impl Cache {
     /// Pins held past the deadline of their owner.
     #[must_use]
     pub fn overdue(&self) -> Vec<PinReport> {
-        let now = self.inner.tick();
-        let mut pins = self.inner.host.pool.overdue(now);
-        for below in &self.inner.below {
+        let inner = match &self.backend {
+            CacheBackend::Here(cache) => &cache.inner,
+            CacheBackend::There(cache) => return cache.overdue(),
+        };
+        let now = inner.tick();
+        let mut pins = inner.host.pool.overdue(now);
+        for below in &inner.below {
             pins.extend(below.tier.overdue(now));
         }
         pins
@@ -348,58 +446,82 @@ impl Cache {
     /// Subscribes to the events of all tiers from now on.
     #[must_use]
     pub fn subscribe(&self) -> EventSubscriber {
-        self.inner.events.subscribe()
+        match &self.backend {
+            CacheBackend::Here(cache) => cache.inner.events.subscribe(),
+            CacheBackend::There(cache) => cache.subscribe(),
+        }
     }
 
     /// All stored blocks, and the position in the event log at which this list is true. A
     /// subscriber that lagged restarts from here.
     #[must_use]
     pub fn snapshot(&self) -> EventSnapshot {
-        let list = |blocks: &mut Vec<_>| self.inner.list_stored(blocks);
-        self.inner.events.snapshot(list)
+        let inner = match &self.backend {
+            CacheBackend::Here(cache) => &cache.inner,
+            CacheBackend::There(cache) => return cache.snapshot(),
+        };
+        let list = |blocks: &mut Vec<_>| inner.list_stored(blocks);
+        inner.events.snapshot(list)
     }
 
     /// The events and snapshots of the cache, for a reader that must not keep it open.
     #[must_use]
     pub fn event_source(&self) -> EventSource {
-        let inner = Arc::downgrade(&self.inner);
-        let page_size = self.inner.page_size;
-        EventSource::new(&self.inner.events, inner, &self.owner, [page_size])
+        let cache = match &self.backend {
+            CacheBackend::Here(cache) => cache,
+            CacheBackend::There(cache) => return cache.event_source(),
+        };
+        let inner = Arc::downgrade(&cache.inner);
+        let page_size = cache.inner.page_size;
+        EventSource::new(&cache.inner.events, inner, &cache.owner, [page_size])
     }
 
     /// The engine's layout, as registered with the cache's transfer manager.
     #[must_use]
     pub fn engine(&self) -> LayoutHandle {
-        self.inner.engine
+        match &self.backend {
+            CacheBackend::Here(cache) => cache.inner.engine,
+            CacheBackend::There(cache) => cache.engine(),
+        }
     }
 
     /// The manager that moves the blocks.
     #[must_use]
     pub fn manager(&self) -> &Arc<TransferManager> {
-        &self.inner.manager
+        match &self.backend {
+            CacheBackend::Here(cache) => &cache.inner.manager,
+            CacheBackend::There(cache) => cache.manager(),
+        }
     }
 
     /// Runs one queued job, or one write or sync of a tier that is due, on the caller's thread;
     /// `false` if there is none. For caches without worker threads.
     pub fn step(&self) -> bool {
-        if let Some(job) = self.inner.queue.try_next() {
+        let inner = match &self.backend {
+            CacheBackend::Here(cache) => &cache.inner,
+            CacheBackend::There(cache) => return cache.step(),
+        };
+        if let Some(job) = inner.queue.try_next() {
             // On this thread a panic belongs to the caller.
-            if let Err(panic) = work::run(&self.inner, job) {
+            if let Err(panic) = work::run(inner, job) {
                 resume_unwind(panic);
             }
             return true;
         }
-        let mut below = self.inner.below.iter();
-        below.any(|below| tend::step_tier(&self.inner, below))
+        let mut below = inner.below.iter();
+        below.any(|below| tend::step_tier(inner, below))
     }
 
     /// Runs the periodic work: counters, policy maintenance, and syncs of the tiers. The worker
     /// threads of a cache do it by themselves.
     pub fn look_after(&self) {
-        work::look_after(&self.inner);
-        for below in &self.inner.below {
+        let Some(inner) = self.parts_here() else {
+            return;
+        };
+        work::look_after(inner);
+        for below in &inner.below {
             if below.spill.is_dirty() {
-                below.sync(&*self.inner.clock);
+                below.sync(&*inner.clock);
             }
         }
     }
@@ -410,9 +532,17 @@ impl Cache {
     /// # Panics
     /// If an invariant does not hold.
     pub fn check_integrity(&self) {
-        self.inner.host.pool.check_integrity();
-        for below in &self.inner.below {
+        let Some(inner) = self.parts_here() else {
+            return;
+        };
+        inner.host.pool.check_integrity();
+        for below in &inner.below {
             below.tier.check_integrity();
         }
+    }
+
+    /// The tiers below host memory in this process; none for a connected cache.
+    fn below(&self) -> &[below::CacheTier] {
+        self.parts_here().map_or(&[], |inner| &inner.below)
     }
 }

@@ -14,14 +14,15 @@ use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    Cache, CacheParts, CacheSettings, Clock, SystemClock, below::GROUP, chains::StoresInFlight,
-    counts, departures::Departures, flights::BlockFlights, host::HostTier, tend, work,
+    Cache, CacheBackend, CacheParts, CacheSettings, Clock, LocalCache, SystemClock, below::GROUP,
+    chains::StoresInFlight, counts, departures::Departures, flights::BlockFlights, host::HostTier,
+    tend, work,
 };
 use crate::{
     disk::{DiskSettings, medium::Medium},
     error::{SettingsError, TierError},
     metrics::CacheMetrics,
-    opening,
+    opening::{self, StorageMemory},
     parts::{PartsSettings, PartsTier},
     queue::JobQueue,
     tier::{
@@ -40,6 +41,8 @@ pub struct CacheBuilder {
     clock: Arc<dyn Clock>,
     medium: Option<Arc<dyn Medium>>,
     tiers: Vec<(TierSettings, TierOpener)>,
+    /// Whether other processes may map host memory for reading.
+    for_readers: bool,
 }
 
 impl Cache {
@@ -61,6 +64,7 @@ impl Cache {
             clock: Arc::new(SystemClock::default()),
             medium: None,
             tiers: Vec::new(),
+            for_readers: false,
         }
     }
 }
@@ -87,6 +91,13 @@ impl CacheBuilder {
         open: impl FnOnce(&TierContext) -> Result<Arc<dyn Tier>, TierError> + Send + 'static,
     ) -> CacheBuilder {
         self.tiers.push((settings, Box::new(open)));
+        self
+    }
+
+    /// Allocates host memory that other processes may map for reading
+    /// ([`host_memory`](super::serving::host_memory)). Only this process can write it.
+    pub fn host_memory_for_readers(mut self) -> CacheBuilder {
+        self.for_readers = true;
         self
     }
 
@@ -131,7 +142,7 @@ impl CacheBuilder {
         let below = usize::from(settings.disk.is_some()) + usize::from(parts.is_some());
         let spares = below + self.tiers.len();
         let blocks = host_blocks(&settings, &layout, spares)?;
-        let storage = host_layout(&settings, &layout, (blocks, spares))?;
+        let storage = host_layout(&settings, (&layout, blocks, spares), self.for_readers)?;
         let shape = storage.shape().clone();
         let block_bytes = shape.block_bytes()?;
         let pieces = BlockPieces::of_layout(storage.strided())?;
@@ -179,20 +190,23 @@ impl CacheBuilder {
             settings,
         });
         counts::count_queue_capacity(&inner);
-        let cache = Cache {
+        let mut cache = LocalCache {
             inner,
             workers: Vec::new(),
             is_closed: false,
             owner: Arc::new(()),
         };
-        cache.start()
+        cache.start()?;
+        Ok(Cache {
+            backend: CacheBackend::Here(cache),
+        })
     }
 }
 
-impl Cache {
+impl LocalCache {
     /// Starts the worker threads: those of the queue, and one for each tier.
-    fn start(self) -> Result<Cache, TierError> {
-        let mut cache = self;
+    fn start(&mut self) -> Result<(), TierError> {
+        let cache = self;
         for number in 0..cache.inner.settings.workers {
             cache.spawn(format!("kvtile-cache-{number}"), work::work)?;
         }
@@ -204,7 +218,7 @@ impl Cache {
             let name = format!("kvtile-cache-{}", cache.inner.tier(tier).id.name());
             cache.spawn(name, move |inner| tend::serve_tier(inner, inner.tier(tier)))?;
         }
-        Ok(cache)
+        Ok(())
     }
 
     /// Starts a thread. If that fails, the caller drops the cache, which ends the threads that are
@@ -330,11 +344,11 @@ fn host_blocks(
     }
 }
 
-/// Allocates storage for the blocks of the pool and for one spare block for each tier below.
+/// Allocates host memory: the blocks of the pool, and one spare block for each tier below.
 fn host_layout(
     settings: &CacheSettings,
-    engine: &PhysicalLayout,
-    (blocks, spares): (u32, usize),
+    (engine, blocks, spares): (&PhysicalLayout, u32, usize),
+    for_readers: bool,
 ) -> Result<PhysicalLayout, TierError> {
     let all = u64::from(blocks) + spares as u64;
     let shape = engine.shape().with_num_blocks(all)?;
@@ -342,8 +356,12 @@ fn host_layout(
         true => Prefault::Populate { threads: 0 },
         false => Prefault::None,
     };
+    let memory = match for_readers {
+        true => StorageMemory::ForReaders(prefault),
+        false => StorageMemory::Own(prefault),
+    };
     let word = settings.storage_word.as_ref();
-    opening::storage(shape, &settings.identity, word, prefault)
+    opening::storage(shape, &settings.identity, word, memory)
 }
 
 /// A factory of policies for a pool.

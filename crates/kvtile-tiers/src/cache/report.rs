@@ -1,6 +1,6 @@
 //! The outcomes of loads.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use kvtile_blocks::{BlocksError, events::TierId};
 use kvtile_transfer::TransferError;
@@ -29,6 +29,8 @@ pub enum LoadStop {
     Pool(BlocksError),
     /// The copy to the engine was refused or failed.
     Transfer(TransferError),
+    /// The daemon of a connected cache refused it, for the reason in its message.
+    Refused(Arc<str>),
 }
 
 /// The outcome of a load.
@@ -54,6 +56,19 @@ pub struct LoadReport {
 }
 
 impl LoadReport {
+    /// The report of a load of no blocks.
+    pub(super) fn nothing() -> LoadReport {
+        LoadReport {
+            blocks: 0,
+            wanted: 0,
+            from_host: 0,
+            from_below: Vec::new(),
+            bytes: 0,
+            elapsed: Duration::ZERO,
+            stopped: None,
+        }
+    }
+
     /// Number of blocks that came from a tier.
     #[must_use]
     pub fn blocks_from(&self, tier: TierId) -> usize {

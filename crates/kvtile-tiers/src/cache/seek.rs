@@ -12,6 +12,7 @@ use kvtile_transfer::completion::Completion;
 use super::{
     CacheParts, LookupOptions,
     below::GROUP,
+    connect::ConnectedSeek,
     found::{self, Match},
 };
 use crate::{
@@ -31,6 +32,8 @@ pub struct Seek {
     options: LookupOptions,
     answers: Vec<SoughtAnswer>,
     end: Instant,
+    /// The seek of a connected cache.
+    there: Option<ConnectedSeek>,
 }
 
 /// The query to one tier.
@@ -73,13 +76,29 @@ pub(super) fn start(
         options: *options,
         answers: answers.collect(),
         end: after(within),
+        there: None,
     }
 }
 
 impl Seek {
+    /// The seek of a connected cache; one without a daemon is ready and finds nothing.
+    pub(super) fn of_connected(there: Option<ConnectedSeek>) -> Seek {
+        Seek {
+            cache: Weak::new(),
+            keys: Arc::default(),
+            options: LookupOptions::default(),
+            answers: Vec::new(),
+            end: Instant::now(),
+            there,
+        }
+    }
+
     /// Number of tiers that have not answered yet.
     #[must_use]
     pub fn waits_for(&self) -> usize {
+        if let Some(there) = &self.there {
+            return usize::from(!there.is_ready());
+        }
         let answers = self.answers.iter();
         answers.filter(|of| !of.answer.is_complete()).count()
     }
@@ -87,7 +106,8 @@ impl Seek {
     /// Whether the match would come at once.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.waits_for() == 0 || Instant::now() >= self.end
+        let is_past = self.there.is_none() && Instant::now() >= self.end;
+        self.waits_for() == 0 || is_past
     }
 
     /// The match, if it is ready. It never blocks.
@@ -103,6 +123,10 @@ impl Seek {
 
     /// Waits until the match is ready, at most for the rest of the time of the seek.
     pub fn wait(self) -> Match {
+        if let Some(there) = &self.there {
+            there.wait(Duration::MAX);
+            return self.end();
+        }
         self.wait_until(self.end);
         self.end()
     }
@@ -110,6 +134,10 @@ impl Seek {
     /// Waits until the match is ready, at most for `timeout`; false if it is not.
     #[must_use]
     pub fn wait_timeout(&self, timeout: Duration) -> bool {
+        if let Some(there) = &self.there {
+            there.wait(timeout);
+            return there.is_ready();
+        }
         let end = Instant::now().checked_add(timeout).unwrap_or(self.end);
         self.wait_until(end.min(self.end));
         self.is_ready()
@@ -125,6 +153,10 @@ impl Seek {
 
     /// Looks the keys up, and records what the tiers did.
     fn end(self) -> Match {
+        if let Some(there) = self.there {
+            let found = there.end();
+            return found.map_or_else(Match::of_closed, Match::of_connected);
+        }
         let Some(inner) = self.cache.upgrade() else {
             return Match::of_closed();
         };

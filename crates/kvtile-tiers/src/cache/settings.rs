@@ -219,7 +219,11 @@ impl CacheSettings {
     }
 }
 
-fn check_range(setting: &'static str, value: u64, range: (u64, u64)) -> Result<(), TierError> {
+pub(super) fn check_range(
+    setting: &'static str,
+    value: u64,
+    range: (u64, u64),
+) -> Result<(), TierError> {
     match (range.0..=range.1).contains(&value) {
         true => Ok(()),
         false => Err(out_of_range(setting, value, range)),

@@ -54,6 +54,10 @@ pub enum StoreStop {
     Pool(BlocksError),
     /// The copy from the engine was refused or failed.
     Transfer(TransferError),
+    /// The daemon of a connected cache did not answer in time.
+    Late,
+    /// The daemon of a connected cache refused it, for the reason in its message.
+    Refused(Arc<str>),
 }
 
 /// The outcome of a store.

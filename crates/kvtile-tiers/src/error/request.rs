@@ -117,4 +117,37 @@ pub enum RequestError {
     /// A store into a block store that only reads.
     #[error("this store only reads its folder; store the blocks in the process that writes it")]
     ReadOnlyStore,
+    /// A call that only the process with the tiers can answer.
+    #[error("this cache is connected to a daemon, which {what}")]
+    Connected {
+        /// What the daemon does.
+        what: &'static str,
+    },
+    /// No daemon at the socket.
+    #[error(
+        "no daemon answers at {socket}: {source}; start one with `kvtile serve --socket {socket}`"
+    )]
+    NoDaemon {
+        /// The socket.
+        socket: String,
+        /// The system's error.
+        source: Arc<io::Error>,
+    },
+    /// The connection to the daemon has ended. The cache connects again by itself.
+    #[error(
+        "the connection to the daemon has ended; compute the blocks instead, or try again later"
+    )]
+    Disconnected,
+    /// The daemon did not answer in time.
+    #[error("the daemon did not answer within {} ms; compute the blocks instead", within.as_millis())]
+    NoAnswer {
+        /// How long the call waited.
+        within: Duration,
+    },
+    /// The daemon, or the handshake with it, refused the request.
+    #[error("{text}")]
+    Refused {
+        /// The message.
+        text: String,
+    },
 }

@@ -30,6 +30,14 @@ pub enum SettingsError {
         /// The layout.
         layout: String,
     },
+    /// Staging memory too small for one block.
+    #[error("{staging_bytes} bytes of staging memory hold no block; give at least {needed_bytes}")]
+    ConnectStagingTooSmall {
+        /// The setting.
+        staging_bytes: u64,
+        /// Bytes of one block.
+        needed_bytes: u64,
+    },
     /// Host memory too small for one block.
     #[error("{host_bytes} bytes of host memory hold no block; give at least {needed_bytes}")]
     HostTooSmall {

@@ -57,7 +57,12 @@ impl PartStaging {
     ) -> Result<PartStaging, TierError> {
         let blocks = (STAGING_BYTES / shape.block_bytes()?.max(1)).clamp(1, STAGING_BLOCKS);
         let shape = shape.with_num_blocks(blocks)?;
-        let storage = opening::storage(shape, identity, Some(word), Prefault::None)?;
+        let storage = opening::storage(
+            shape,
+            identity,
+            Some(word),
+            opening::StorageMemory::Own(Prefault::None),
+        )?;
         let layout = Arc::new(storage.strided().clone());
         let Ok(count) = usize::try_from(blocks) else {
             broken(format_args!("{blocks} blocks of at most {STAGING_BLOCKS}"))

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kvtile_blocks::pool::PoolStats;
+use serde::{Deserialize, Serialize};
 
 use crate::error::TierError;
 
@@ -108,7 +109,7 @@ impl TierAnswer {
 }
 
 /// The counters of a tier since it was opened, and its contents.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TierStats {
     /// Number of blocks that lookups can find.

@@ -257,9 +257,9 @@ impl BlockLease {
 
     /// A lease binds this process only: memory that another process may change cannot be a `&[u8]`.
     fn check_not_shared(&self) -> Result<(), TransferError> {
-        match self.layout.shared_memory() {
-            None => Ok(()),
-            Some(_) => Err(TransferError::Lease(LeaseError::SharedPages)),
+        match self.layout.is_written_by_others() {
+            false => Ok(()),
+            true => Err(TransferError::Lease(LeaseError::SharedPages)),
         }
     }
 

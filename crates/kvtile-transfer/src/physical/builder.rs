@@ -65,6 +65,7 @@ pub struct HasMemory {
 enum MemoryPlan {
     System(Prefault),
     Shared,
+    SharedForReaders(Prefault),
     Disk(Option<PathBuf>),
     Over(OwnedMemoryRegion),
     Regions(Vec<OwnedMemoryRegion>),
@@ -203,6 +204,18 @@ impl PhysicalLayoutBuilder<HasLayout> {
         self.memory(MemoryPlan::Shared)
     }
 
+    /// Shared memory as from [`allocate_shared`](Self::allocate_shared) that only this process writes
+    /// ([`create_read_only_for_others`](kvtile_memory::AllocateOptions::create_read_only_for_others)):
+    /// a process that receives it binds a layout to its
+    /// [`SharedReadMemory`](kvtile_memory::SharedReadMemory), and no transfer writes that layout.
+    #[must_use]
+    pub fn allocate_shared_for_readers(
+        self,
+        prefault: Prefault,
+    ) -> PhysicalLayoutBuilder<HasMemory> {
+        self.memory(MemoryPlan::SharedForReaders(prefault))
+    }
+
     /// One file for all regions: a new file at `path`, which remains when the layout is dropped, or
     /// an unnamed scratch file, which is removed with the layout. An existing file is refused and
     /// left unchanged.
@@ -309,6 +322,10 @@ impl MemoryPlan {
                 return Ok((regions, None));
             }
             MemoryPlan::Shared => Arc::new(SharedMemory::create(packing.bytes)?),
+            MemoryPlan::SharedForReaders(prefault) => {
+                let options = SharedMemory::options().prefault(prefault);
+                Arc::new(options.create_read_only_for_others(packing.bytes)?)
+            }
             MemoryPlan::Disk(Some(path)) => {
                 Arc::new(FileMemory::options().create_new(&path, packing.bytes)?)
             }

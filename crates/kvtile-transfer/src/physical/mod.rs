@@ -30,7 +30,8 @@ use kvtile_layout::{
     tradition::{LayoutConfig, LayoutKind, LayoutTypeDetails},
 };
 use kvtile_memory::{
-    MemType, MemoryDescriptor, OwnedMemoryRegion, RegionView, SharedMemory, StorageKind,
+    MemType, MemoryDescriptor, OwnedMemoryRegion, RegionView, SharedMemory, SharedReadMemory,
+    StorageKind,
 };
 use layer_bytes::LayerBytes;
 pub use layout_trait::Layout;
@@ -282,6 +283,20 @@ impl PhysicalLayout {
                 None => region,
             };
             region.downcast_ref()
+        })
+    }
+
+    /// Whether another process may change bytes of the layout.
+    pub(crate) fn is_written_by_others(&self) -> bool {
+        self.memory_regions().iter().any(|region| {
+            let region = region.as_any();
+            let region = match region.downcast_ref::<RegionView>() {
+                Some(view) => view.parent().as_any(),
+                None => region,
+            };
+            let shared = region.downcast_ref::<SharedMemory>();
+            shared.is_some_and(|memory| !memory.is_only_written_here())
+                || region.is::<SharedReadMemory>()
         })
     }
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -81,7 +81,7 @@ class PageStore:
         """Opens the folder. Raises the errors of ``BlockStore``."""
         pools = self._pools.items()
         groups = [StoreGroup(name, pool.identity, pool.pages.shape) for name, pool in pools]
-        mode: dict[str, bool] = {"read_only": True} if self._reads_only else {}
+        mode: dict[str, Any] = {"read_only": True} if self._reads_only else {}
         options = self._options
         store = BlockStore(
             groups, disk=self._folder, disk_bytes=self._capacity, disk_policy=options.policy, workers=options.workers,

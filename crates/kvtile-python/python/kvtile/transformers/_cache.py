@@ -59,6 +59,8 @@ class PrefixCache:
 
     Args:
         model: a causal language model of transformers on the CPU, whose layers all have full attention.
+        connect: the socket of a node daemon (``kvtile serve``), which then has host memory, disk and shared store, of its
+            own sizes; default: none. With ``shared_within`` prompts wait for the daemon's shared store.
         disk: folder that keeps blocks for later processes; default: none.
         host_gib: host memory for blocks, in GiB.
         disk_gib: limit for the size of the folder, in GiB.
@@ -82,13 +84,16 @@ class PrefixCache:
         TensorError: a model that is not on the CPU.
         DiskError: a folder that cannot be used.
         SharedTierError: a shared store that cannot be opened.
-        SettingsError: ``shared_within`` or ``shared_bundle_blocks`` without ``shared``.
+        SettingsError: ``shared_within`` or ``shared_bundle_blocks`` without ``shared``; ``disk`` or ``shared`` with
+            ``connect``.
+        DaemonError: no daemon answers at the socket.
     """
 
     def __init__(
         self,
         model: Any,
         *,
+        connect: str | os.PathLike[str] | None = None,
         disk: str | os.PathLike[str] | None = None,
         host_gib: float = 1.0,
         disk_gib: float = 8.0,
@@ -120,10 +125,12 @@ class PrefixCache:
         self._shape = Shape.from_hf_config(model.config, page_size=page_size, dtype=model.dtype)
         self._dtype = model.dtype
         self._page_size = page_size
-        if shared is None and shared_within is not None:
+        if connect is not None and (disk is not None or shared is not None or shared_bundle_blocks is not None):
+            raise SettingsError("disk and shared have no effect with connect; give them to kvtile serve")
+        if connect is None and shared is None and shared_within is not None:
             raise SettingsError("shared_within has no effect without shared, the store")
         # Seconds that a lookup waits for the shared store; None without one.
-        self._seek_within = None if shared is None else 1.0 if shared_within is None else shared_within
+        self._seek_within = shared_within if shared is None else 1.0 if shared_within is None else shared_within
         self._hasher = TokenHasher(self.identity, salt=salt)
         self._recorder = None if record is None else TraceRecorder(record, page_size)
         self._warned: set[str] = set()
@@ -131,6 +138,9 @@ class PrefixCache:
         self._check_layers(model)
         # Blocks are copied from and to each request's own tensors; the cache's engine layout is one dummy block.
         engine = torch.zeros(self._sizes(1, page_size), dtype=self._dtype)[0]
+        if connect is not None:
+            self.cache = Cache(self.identity, self._layout(list(engine), 1), connect=connect, queue_capacity=_QUEUE)
+            return
         self.cache = Cache(
             self.identity,
             self._layout(list(engine), 1),

@@ -137,7 +137,7 @@ class Scheduler:
 
     def _waits_for_store(self, tracked: Tracked, keys: Keys) -> bool:
         """Queries the shared store for the blocks of a request, once. Whether the request waits for the answer."""
-        if self._settings.shared is None:
+        if not self._settings.seeks:
             return False
         if tracked.unanswered is None:
             tracked.unanswered = set(self.directories)

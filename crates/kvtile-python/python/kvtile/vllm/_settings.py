@@ -15,12 +15,30 @@ from kvtile.vllm._rank import Rank
 
 _GIB = 1 << 30
 
+# Settings of host memory, disk and shared store, which a daemon has for all of its clients.
+_OF_THE_DAEMON = (
+    "host_gib",
+    "prefault",
+    "disk_path",
+    "disk_gib",
+    "disk_writes",
+    "close_within",
+    "shared",
+    "shared_lifetime",
+    "shared_bundle_blocks",
+    "policy",
+    "recompute_tokens_per_second",
+)
+
 
 @dataclass(frozen=True)
 class Settings:
     """The settings of a connector, by their names in ``kv_connector_extra_config``.
 
     Attributes:
+        connect: the socket of a node daemon (``kvtile serve``), which then has host memory, disk and shared store for
+            all engines of the machine; default: none. Settings of these have no effect with it, and are refused. With
+            ``shared_within`` requests wait for the daemon's shared store.
         host_gib: GiB of host memory for blocks, over all ranks.
         prefault: fault in all host memory when vLLM starts. Otherwise the first use of each page faults it in, and all
             operations are slower until then.
@@ -48,6 +66,7 @@ class Settings:
             ``i`` serves on the ``i``-th port after it; port 0 is a free port, which the log names. Default: none.
     """
 
+    connect: str | None = None
     host_gib: float = 1.0
     prefault: bool = True
     disk_path: str | None = None
@@ -66,6 +85,11 @@ class Settings:
     salt: str = ""
     record: str | None = None
     http: str | int | None = None
+
+    @property
+    def seeks(self) -> bool:
+        """Whether requests wait for a shared store."""
+        return self.shared is not None or (self.connect is not None and self.shared_within is not None)
 
     @property
     def seek_seconds(self) -> float:
@@ -93,7 +117,14 @@ class Settings:
             raise SettingsError("kv_connector_extra_config: disk_path and disk_gib go together")
         if settings.disk_path is None and settings.close_within is not None:
             raise SettingsError("kv_connector_extra_config: close_within has no effect without disk_path")
-        idle = [name for name in given if name.startswith("shared_") and settings.shared is None]
+        if settings.connect is not None:
+            daemons = [name for name in given if name in _OF_THE_DAEMON]
+            if daemons:
+                raise SettingsError(
+                    f"kv_connector_extra_config: {', '.join(daemons)} has no effect with connect; give it to kvtile serve"
+                )
+        has_store = settings.shared is not None or settings.connect is not None
+        idle = [name for name in given if name.startswith("shared_") and not has_store]
         if idle:
             raise SettingsError(f"kv_connector_extra_config: {', '.join(idle)} has no effect without shared")
         if not (settings.shared_within or 0.0) >= 0.0:
@@ -113,6 +144,8 @@ class Settings:
 
     def of_cache(self, rank: Rank, identity: Identity) -> dict[str, Any]:
         """The keyword arguments of a rank's ``kvtile.Cache``, without those that were not given."""
+        if self.connect is not None:
+            return {"connect": self.connect} | ({} if self.workers is None else {"workers": self.workers})
         told = {
             "host_bytes": int(self.host_gib * _GIB) // rank.size,
             "prefault": self.prefault,

@@ -1,4 +1,4 @@
-"""The tier's queries to a shared store: which blocks it has, asked once a step, and how long a request waits.
+"""The tier's queries to a shared store: one for the blocks of each step; and how long a request waits.
 
 vLLM looks up one block after the other, and all of them again in the next step. So a lookup only notes its block, and the
 end of the step sends one query for all of them.
@@ -26,7 +26,7 @@ class _Questions:
 
 
 class SharedQuestions:
-    """The blocks that the requests in flight have asked for."""
+    """The queries of the requests in flight."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class SharedQuestions:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``chain`` is given if a value of the store has several blocks: the blocks of a request from its first one on, up
-        to the block in question, which is then asked for with them."""
+        to the block in question; a query has all of them."""
         self._ask = ask
         self._within = within
         self._chain = chain

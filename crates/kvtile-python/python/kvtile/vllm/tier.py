@@ -252,7 +252,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
 
     @_never_raises(lambda: None)
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
-        """Asks the shared store for the blocks that this step has looked up."""
+        """Queries the shared store for the blocks that this step has looked up."""
         if self._shared is not None and self._store is not None:
             self._shared.send()
 

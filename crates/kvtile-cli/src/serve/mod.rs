@@ -1,0 +1,195 @@
+//! `kvtile serve`: the node daemon, and the status of one.
+
+mod status;
+
+use std::{path::PathBuf, sync::Arc, sync::mpsc, time::Duration};
+
+use clap::{Args, Subcommand, ValueEnum};
+use kvtile::{
+    Identity, TierError, TierId,
+    shared::{
+        store::Deadline,
+        tier::{SharedTier, SharedTierSettings},
+    },
+    tiers::{
+        cache::{TierSettings, TierWrites},
+        tier::TierOpener,
+    },
+};
+use kvtile_daemon::{Daemon, DaemonDisk, DaemonSettings, ServedCache};
+use kvtile_http::CacheReport;
+
+use crate::{
+    error::CliError,
+    numbers,
+    output::{self, thousands},
+};
+
+/// The end of `--help`.
+pub(crate) const EXAMPLES: &str = "\
+The daemon owns host memory, a disk and a shared store for all processes of one user on this machine;
+they connect with `kvtile.Cache(connect=SOCKET)` or `Cache::connect` and share all blocks. It runs until
+Ctrl-C or SIGTERM; then it writes the blocks of host memory to the disk and removes the socket. Processes
+that are connected go on without it, and connect again when it is back.
+
+Examples:
+  kvtile serve --socket /run/user/1000/kv.sock --host 64GiB
+  kvtile serve --socket kv.sock --host 64GiB --disk /var/cache/kv --disk-bytes 500GB
+  kvtile serve --socket kv.sock --host 64GiB --shared s3://models/kv
+  kvtile serve --socket kv.sock --host 64GiB --identities 8          the ranks of a model are one each
+  kvtile serve --socket kv.sock --host 64GiB --http 127.0.0.1:9090    a page and metrics
+  kvtile serve status --socket kv.sock --json";
+
+/// Arguments of `kvtile serve`.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct ServeArgs {
+    #[command(subcommand)]
+    command: Option<ServeCommand>,
+    /// The Unix socket to serve; its folder must exist
+    #[arg(long, value_name = "PATH", required = true)]
+    socket: Option<PathBuf>,
+    /// Host memory for blocks, of all identities together
+    #[arg(long, value_name = "BYTES", value_parser = numbers::parse_bytes, required = true)]
+    host: Option<u64>,
+    /// A folder for blocks that host memory evicts, and that survive a restart
+    #[arg(long, value_name = "DIR", requires = "disk_bytes")]
+    disk: Option<PathBuf>,
+    /// The size of the disk, of all identities together
+    #[arg(long, value_name = "BYTES", value_parser = numbers::parse_bytes, requires = "disk")]
+    disk_bytes: Option<u64>,
+    /// When blocks are written to the disk
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "eviction",
+        requires = "disk"
+    )]
+    disk_writes: DiskWrites,
+    /// A store that the daemons of other machines use too: a folder or a URL, as for `kvtile cache sweep`
+    #[arg(long, value_name = "STORE")]
+    shared: Option<String>,
+    /// Models, or ranks of one, at a time; each has an equal, fixed share of host memory and disk
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    identities: usize,
+    /// How long a client may copy out of blocks that it holds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    lease: u64,
+    /// Serve the numbers of all caches over HTTP: a page, /metrics for Prometheus, /stats.json
+    #[arg(long, value_name = "HOST:PORT")]
+    http: Option<String>,
+    /// Worker threads of each cache
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    workers: usize,
+    /// Take the memory of a cache when it opens, not when blocks come
+    #[arg(long)]
+    prefault: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DiskWrites {
+    /// When host memory evicts them, and at the end
+    Eviction,
+    /// Right after they are stored
+    Once,
+}
+
+#[derive(Subcommand, Debug)]
+enum ServeCommand {
+    /// Show the clients and the caches of a daemon
+    Status(status::StatusArgs),
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &ServeArgs) -> Result<(), CliError> {
+    match &args.command {
+        Some(ServeCommand::Status(args)) => status::run(args),
+        None => serve(args),
+    }
+}
+
+fn serve(args: &ServeArgs) -> Result<(), CliError> {
+    let missing = |option: &'static str| CliError::Option {
+        option,
+        value: String::new(),
+        problem: "it is missing".to_owned(),
+    };
+    let socket = args.socket.clone().ok_or(missing("--socket"))?;
+    let host = args.host.ok_or(missing("--host"))?;
+    let mut settings = DaemonSettings::new(socket, host)
+        .identities_max(args.identities)
+        .lease(Duration::from_secs(args.lease))
+        .workers(args.workers)
+        .prefault(args.prefault);
+    if let (Some(folder), Some(bytes)) = (&args.disk, args.disk_bytes) {
+        settings.disk = Some(DaemonDisk {
+            folder: folder.clone(),
+            bytes,
+            writes: Some(match args.disk_writes {
+                DiskWrites::Eviction => TierWrites::OnEviction,
+                DiskWrites::Once => TierWrites::AtOnce,
+            }),
+        });
+    }
+    let (stop, stopped) = mpsc::channel();
+    // Installed before the socket exists, so that no signal leaves it behind.
+    let handler = ctrlc::set_handler(move || {
+        // The command may have ended.
+        let _ = stop.send(());
+    });
+    handler.map_err(|error| CliError::Option {
+        option: "signals",
+        value: String::new(),
+        problem: error.to_string(),
+    })?;
+    let tiers = shared_tiers(args.shared.as_deref())?;
+    let daemon = Daemon::start_with(settings.clone(), tiers)?;
+    output::print(&format!("serving {}\n", settings.socket.display()))?;
+    let page = args.http.as_deref().map(|address| {
+        let caches = daemon.open_caches();
+        kvtile_http::serve(address, move || {
+            let open = caches.list();
+            let report =
+                |(name, cache): &(String, Arc<ServedCache>)| CacheReport::of(name, cache.cache());
+            open.iter().map(report).collect()
+        })
+    });
+    let page = page.transpose()?;
+    if let Some(page) = &page {
+        output::print(&format!("numbers at {}\n", page.url()))?;
+    }
+    // It ends with a signal only; the handler keeps the other end.
+    let _ = stopped.recv();
+    drop(page);
+    for (name, flushed) in daemon.stop() {
+        output::print(&format!(
+            "{name}: {} of {} blocks of host memory are durable\n",
+            thousands((flushed.wanted - not_durable(&flushed)) as u64),
+            thousands(flushed.wanted as u64)
+        ))?;
+    }
+    Ok(())
+}
+
+fn not_durable(flushed: &kvtile::FlushReport) -> usize {
+    let lost = flushed.no_tier + flushed.no_room + flushed.late + flushed.failed;
+    lost.min(flushed.wanted)
+}
+
+/// The shared tier of each cache, over one store.
+fn shared_tiers(store: Option<&str>) -> Result<Arc<kvtile_daemon::MoreTiers>, CliError> {
+    let Some(text) = store else {
+        return Ok(Arc::new(|_: &Identity| Ok(Vec::new())));
+    };
+    let by = Deadline::within(Duration::from_secs(60));
+    let store = kvtile_shared_open::open_store(text, by).map_err(TierError::outside)?;
+    Ok(Arc::new(move |_: &Identity| {
+        let settings = SharedTierSettings::new();
+        let tier = TierSettings::default()
+            .writes(TierWrites::AtOnce)
+            .answer_within(settings.read_within.max(settings.write_within));
+        let open = SharedTier::opener(TierId::SHARED, Arc::clone(&store), settings);
+        Ok(vec![(tier, Box::new(open) as TierOpener)])
+    }))
+}

@@ -1,0 +1,215 @@
+//! The requests of a client.
+
+use std::{sync::Arc, time::Duration};
+
+use kvtile_blocks::BlockKey;
+use kvtile_daemon_wire::{
+    FoundFrame, FrameError, FrameHeader, FrameKind, HoldFrame, KeyBytes, LookupFrame, NarrowFrame,
+    NumberFrame, PrefetchFrame, RefusalCode, RefusalFrame, ReleaseFrame, StoreFrame,
+};
+use kvtile_tiers::{
+    RequestError, TierError,
+    cache::{
+        LoadOptions, Priority,
+        serving::{lookup_options_of, runs_of, store_options_of, time_of},
+    },
+};
+
+use super::{ClientFacts, OutboxItem, Session, SessionEnd, calls, jobs::SessionJob, protocol};
+
+/// The refusal of a request that the cache refuses.
+pub(super) fn refusal_of(error: &TierError) -> RefusalFrame {
+    let (code, first, second) = match error {
+        TierError::Request(RequestError::Busy { waiting, capacity }) => {
+            (RefusalCode::Busy, *waiting as u64, *capacity as u64)
+        }
+        TierError::Request(RequestError::Closed) => (RefusalCode::Closed, 0, 0),
+        TierError::Request(RequestError::NoSuchTier { tier }) => {
+            return RefusalFrame::new(RefusalCode::NoSuchTier, tier.to_string());
+        }
+        _ => (RefusalCode::Failed, 0, 0),
+    };
+    RefusalFrame {
+        code,
+        first,
+        second,
+        text: error.to_string(),
+    }
+}
+
+fn keys_of(keys: &[KeyBytes]) -> Vec<BlockKey> {
+    keys.iter().map(|key| BlockKey::from_bytes(*key)).collect()
+}
+
+fn count(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// Serves one request.
+pub(super) fn serve(
+    session: &Arc<Session>,
+    client: &Arc<ClientFacts>,
+    header: FrameHeader,
+    payload: &[u8],
+) -> Result<(), SessionEnd> {
+    let number = header.request;
+    let wire = |error: FrameError| protocol(number, error.to_string());
+    match header.kind {
+        FrameKind::Lookup => {
+            let frame = LookupFrame::decode(payload).map_err(wire)?;
+            lookup(session, client, (number, &frame));
+        }
+        FrameKind::Seek => {
+            let frame = LookupFrame::decode(payload).map_err(wire)?;
+            seek(session, client, (number, &frame));
+        }
+        FrameKind::Narrow => {
+            let frame = NarrowFrame::decode(payload).map_err(wire)?;
+            let (first, blocks) = (count(frame.first), count(frame.blocks));
+            session.pins.narrow(frame.found, first, blocks);
+        }
+        FrameKind::Hold => {
+            let frame = HoldFrame::decode(payload).map_err(wire)?;
+            hold(session, client, (number, &frame));
+        }
+        FrameKind::Check => {
+            let frame = NumberFrame::decode(payload).map_err(wire)?;
+            let is_valid = session.pins.renew(frame.number);
+            let reply = NumberFrame {
+                number: is_valid.into(),
+            };
+            session.send(&reply.encode(FrameKind::Number, number));
+        }
+        FrameKind::Release => {
+            let frame = ReleaseFrame::decode(payload).map_err(wire)?;
+            release(session, client, &frame);
+        }
+        FrameKind::Store => {
+            let frame = StoreFrame::decode(payload).map_err(wire)?;
+            store(session, client, (number, &frame));
+        }
+        FrameKind::Prefetch => {
+            let frame = PrefetchFrame::decode(payload).map_err(wire)?;
+            prefetch(session, client, (number, &frame));
+        }
+        FrameKind::Peek => {
+            let frame = PrefetchFrame::decode(payload).map_err(wire)?;
+            let leading = client.cache.cache().leading_in_host(&keys_of(&frame.keys));
+            let reply = NumberFrame {
+                number: leading.unwrap_or(0) as u64,
+            };
+            session.send(&reply.encode(FrameKind::Number, number));
+        }
+        FrameKind::Subscribe => {
+            // The outbox lives as long as the reader.
+            let _ = session.outbox.send(OutboxItem::Subscribe);
+        }
+        FrameKind::Call => calls::serve(session, client, (number, payload))?,
+        kind => return Err(protocol(number, format!("{kind:?} from a client"))),
+    }
+    Ok(())
+}
+
+/// Refuses a request of a client that has too many in progress.
+pub(super) fn is_refused(session: &Session, number: u64) -> bool {
+    let Some((waiting, capacity)) = session.jobs.is_full() else {
+        return false;
+    };
+    let busy = RequestError::Busy { waiting, capacity };
+    session.refuse(number, &refusal_of(&TierError::Request(busy)));
+    true
+}
+
+fn lookup(session: &Session, client: &ClientFacts, (number, frame): (u64, &LookupFrame)) {
+    let keys = keys_of(&frame.keys);
+    // Without room for its pins a match has no blocks.
+    let (keys, _) = match session.pins.has_room() {
+        true => keys.split_at(keys.len()),
+        false => keys.split_at(0),
+    };
+    let options = lookup_options_of(frame);
+    let found = client.cache.cache().lookup_with(keys, &options);
+    let runs = runs_of(&found, &client.tiers);
+    session.pins.add_match(number, found);
+    session.send(&FoundFrame { runs }.encode(number));
+}
+
+fn seek(session: &Session, client: &ClientFacts, (number, frame): (u64, &LookupFrame)) {
+    if is_refused(session, number) || !session.pins.has_room() {
+        return lookup(session, client, (number, frame));
+    }
+    let within = time_of(frame.within_ms).unwrap_or(Duration::ZERO);
+    let options = lookup_options_of(frame);
+    let keys = keys_of(&frame.keys);
+    let seek = client.cache.cache().seek_with(&keys, within, &options);
+    session.jobs.add_seek(number, Box::new(seek));
+    // A seek that is ready at once is answered by the outbox too.
+    let _ = session.outbox.send(OutboxItem::Seek);
+}
+
+fn hold(session: &Session, client: &ClientFacts, (number, frame): (u64, &HoldFrame)) {
+    if is_refused(session, number) {
+        return;
+    }
+    let (first, blocks) = (count(frame.first), count(frame.blocks));
+    let Some(piece) = session.pins.take_piece(frame.found, first, blocks) else {
+        let text = "the match was released, or its lease has ended; look the keys up again";
+        let refusal = RefusalFrame::new(RefusalCode::Revoked, text);
+        return session.refuse(number, &refusal);
+    };
+    let options = LoadOptions::new()
+        .priority(Priority::of_number(frame.priority))
+        .within(time_of(frame.within_ms));
+    match client.cache.cache().hold(piece, &options) {
+        Ok(completion) => {
+            let job = SessionJob::Hold(completion);
+            session.jobs.add(number, job, &session.outbox);
+        }
+        Err(error) => session.refuse(number, &refusal_of(&error)),
+    }
+}
+
+fn release(session: &Session, client: &ClientFacts, frame: &ReleaseFrame) {
+    let Some(held) = session.pins.release(frame.hold) else {
+        return;
+    };
+    let blocks = u64::from(frame.blocks);
+    // What a client claims to have copied is bounded by what it held.
+    let block_bytes = client.cache.host().shape().block_bytes().unwrap_or(0);
+    if blocks > 0 && blocks <= held as u64 && frame.bytes <= blocks.saturating_mul(block_bytes) {
+        let time = Duration::from_nanos(frame.nanoseconds);
+        let cache = client.cache.cache();
+        if let Err(error) = cache.copied_out(blocks, frame.bytes, time) {
+            log::warn!("client {}: {error}", session.number);
+        }
+    }
+}
+
+fn store(session: &Session, client: &ClientFacts, (number, frame): (u64, &StoreFrame)) {
+    if is_refused(session, number) {
+        return;
+    }
+    let slots: Vec<usize> = frame.slots.iter().map(|slot| count(*slot)).collect();
+    let options = store_options_of(frame).layout(client.staging);
+    let keys = keys_of(&frame.keys);
+    match client.cache.cache().store_with(&keys, &slots, &options) {
+        Ok(completion) => {
+            let job = SessionJob::Store(completion);
+            session.jobs.add(number, job, &session.outbox);
+        }
+        Err(error) => session.refuse(number, &refusal_of(&error)),
+    }
+}
+
+fn prefetch(session: &Session, client: &ClientFacts, (number, frame): (u64, &PrefetchFrame)) {
+    if is_refused(session, number) {
+        return;
+    }
+    match client.cache.cache().prefetch(&keys_of(&frame.keys)) {
+        Ok(completion) => {
+            let job = SessionJob::Prefetch(completion);
+            session.jobs.add(number, job, &session.outbox);
+        }
+        Err(error) => session.refuse(number, &refusal_of(&error)),
+    }
+}

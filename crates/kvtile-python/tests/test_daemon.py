@@ -1,0 +1,111 @@
+"""The node daemon from Python: ``kvtile serve`` and caches that connect to it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kvtile
+from test_cache import PAGE, Engine, tokens
+
+BLOCKS = 8
+
+
+class Daemon:
+    """A daemon process over a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = folder / "kv.sock"
+        self.arguments = ["--socket", str(self.socket), "--host", "1MiB", "--disk", str(folder / "disk"), "--disk-bytes", "8MiB"]
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "kvtile", "serve", *self.arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while not self.socket.exists() and self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert self.socket.exists(), self.process.communicate()
+
+    def stop(self, how: int = signal.SIGTERM) -> str:
+        self.process.send_signal(how)
+        return self.process.communicate(timeout=60)[0]
+
+    def status(self) -> dict[str, object]:
+        command = [sys.executable, "-m", "kvtile", "serve", "status", "--socket", str(self.socket), "--json"]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    daemon = Daemon(tmp_path)
+    yield daemon
+    if daemon.process.poll() is None:
+        daemon.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+def connected(engine: Engine, daemon: Daemon, **settings: object) -> kvtile.Cache:
+    settings = {"connect": daemon.socket, "connect_within": 30.0, **settings}
+    return kvtile.Cache(engine.identity, engine.layout, **settings)  # type: ignore[arg-type]
+
+
+def eventually(is_true: object) -> None:
+    deadline = time.monotonic() + 30
+    while not is_true():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_two_caches_share_the_blocks_of_a_daemon_and_outlive_it(daemon: Daemon, engine: Engine) -> None:
+    keys = engine.hasher.keys(tokens(BLOCKS * PAGE, 0))
+    for block in range(BLOCKS):
+        engine.compute(block, block)
+    with connected(engine, daemon) as first, connected(engine, daemon) as second:
+        assert first.connected
+        report = first.store(keys, range(BLOCKS)).wait(30)
+        assert (report.stored, report.stopped) == (BLOCKS, None)
+        found = second.lookup(keys)
+        assert len(found) == BLOCKS
+        assert second.load(found, range(BLOCKS, 2 * BLOCKS)).wait(30).blocks == BLOCKS
+        status = daemon.status()
+        assert len(status["sessions"]) == 2  # type: ignore[arg-type]
+        assert {block.tier for block in second.snapshot().blocks} == {"host"}
+        # It ends as `kill` ends it, with its blocks on disk and without its socket.
+        assert f"{BLOCKS} of {BLOCKS} blocks" in daemon.stop()
+        assert not daemon.socket.exists()
+        eventually(lambda: not first.connected)
+        assert len(first.lookup(keys)) == 0
+        assert first.store(keys, range(BLOCKS)).wait(30).stopped == "closed"
+        with pytest.raises(kvtile.DaemonError):
+            first.clear()
+        daemon.start()
+        eventually(lambda: first.connected)
+        found = first.lookup(keys)
+        assert len(found) == BLOCKS
+        assert first.load(found, range(BLOCKS, 2 * BLOCKS)).wait(30).from_tiers == {"disk": BLOCKS}
+
+
+def test_settings_of_the_daemon_are_refused_by_name(daemon: Daemon, engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(kvtile.SettingsError, match="host_bytes has no effect with connect"):
+        connected(engine, daemon, host_bytes=1 << 20)
+    with pytest.raises(kvtile.SettingsError, match="without connect"):
+        kvtile.Cache(engine.identity, engine.layout, connect_within=1.0)
+    with pytest.raises(kvtile.DaemonError, match="kvtile serve"):
+        kvtile.Cache(engine.identity, engine.layout, connect=tmp_path / "none")
+    # A second daemon on the socket.
+    command = [sys.executable, "-m", "kvtile", "serve", *daemon.arguments]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1
+    assert "another daemon serves" in second.stderr

@@ -1,0 +1,135 @@
+//! Matches and seeks that the daemon holds.
+
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use kvtile_blocks::events::TierId;
+use kvtile_daemon_wire::{FoundFrame, FrameKind, NarrowFrame};
+
+use super::{
+    link::{LinkError, LinkReply, PendingReply},
+    session::DaemonSession,
+};
+
+/// A match that the daemon pins.
+pub(in crate::cache) struct ConnectedMatch {
+    pub(super) session: Weak<DaemonSession>,
+    /// The cache that found it.
+    pub(super) cache: u64,
+    /// Its number.
+    pub(super) number: u64,
+    /// Index of its first block in the match as it was found.
+    pub(super) first: usize,
+    /// Consecutive blocks of one tier each.
+    pub(super) runs: Vec<(TierId, usize)>,
+}
+
+impl ConnectedMatch {
+    /// The match of a reply.
+    pub(super) fn of(
+        session: &Arc<DaemonSession>,
+        cache: u64,
+        (number, (kind, payload)): (u64, LinkReply),
+    ) -> Result<ConnectedMatch, LinkError> {
+        if kind != FrameKind::Found {
+            return Err(LinkError::Closed);
+        }
+        let frame = FoundFrame::decode(&payload)?;
+        let tier = |at: u16| session.tiers.get(usize::from(at)).copied();
+        let runs = frame.runs.iter().map_while(|run| {
+            let blocks = usize::try_from(run.blocks).unwrap_or(usize::MAX);
+            Some((tier(run.tier)?, blocks))
+        });
+        Ok(ConnectedMatch {
+            session: Arc::downgrade(session),
+            cache,
+            number,
+            first: 0,
+            runs: runs.collect(),
+        })
+    }
+
+    /// The runs of its blocks; empty once the connection has ended.
+    pub(in crate::cache) fn runs(&self) -> &[(TierId, usize)] {
+        let session = self.session.upgrade();
+        match session.is_some_and(|session| !session.link.is_closed()) {
+            true => &self.runs,
+            false => &[],
+        }
+    }
+
+    pub(in crate::cache) fn blocks(&self) -> usize {
+        self.runs().iter().map(|(_, blocks)| blocks).sum()
+    }
+
+    /// Keeps `blocks` blocks from block `skip` on.
+    pub(in crate::cache) fn narrow(&mut self, mut skip: usize, mut blocks: usize) {
+        let all: usize = self.runs.iter().map(|(_, blocks)| blocks).sum();
+        skip = skip.min(all);
+        blocks = blocks.min(all - skip);
+        if blocks == all {
+            return;
+        }
+        self.first += skip;
+        let mut runs = Vec::new();
+        let mut left = blocks;
+        for &(tier, count) in &self.runs {
+            let skipped = skip.min(count);
+            skip -= skipped;
+            let kept = left.min(count - skipped);
+            left -= kept;
+            if kept > 0 {
+                runs.push((tier, kept));
+            }
+        }
+        self.runs = runs;
+        self.tell(blocks);
+    }
+
+    fn tell(&self, blocks: usize) {
+        if let Some(session) = self.session.upgrade() {
+            let frame = NarrowFrame {
+                found: self.number,
+                first: u32::try_from(self.first).unwrap_or(u32::MAX),
+                blocks: u32::try_from(blocks).unwrap_or(u32::MAX),
+            };
+            session.link.post(&frame.encode(0));
+        }
+    }
+}
+
+impl Drop for ConnectedMatch {
+    fn drop(&mut self) {
+        self.tell(0);
+    }
+}
+
+/// A seek that the daemon runs.
+pub(in crate::cache) struct ConnectedSeek {
+    pub(super) session: Arc<DaemonSession>,
+    pub(super) cache: u64,
+    pub(super) reply: PendingReply,
+    /// When the match is given up.
+    pub(super) end: Instant,
+}
+
+impl ConnectedSeek {
+    pub(in crate::cache) fn is_ready(&self) -> bool {
+        self.reply.is_ready() || Instant::now() >= self.end
+    }
+
+    /// Waits for the reply, at most `within`.
+    pub(in crate::cache) fn wait(&self, within: Duration) {
+        let left = self.end.saturating_duration_since(Instant::now());
+        self.reply.wait_ready(left.min(within));
+    }
+
+    /// The match, if the daemon has answered.
+    pub(in crate::cache) fn end(self) -> Option<ConnectedMatch> {
+        let reply = self.reply.take()?.ok()?;
+        let found = (self.reply.number, reply);
+        ConnectedMatch::of(&self.session, self.cache, found).ok()
+    }
+}

@@ -1,0 +1,356 @@
+//! Loads out of a daemon's host memory: the daemon brings and pins blocks, this process copies them.
+//!
+//! ```text
+//! daemon    hold 0 │ hold 1 │ hold 2                two holds ahead
+//! here             │ copy 0 │ copy 1 │ copy 2       then each hold is released
+//! ```
+//!
+//! The daemon takes a hold back when its lease has ended, and all of them with the connection. So
+//! after each copy, before it counts, the load makes sure that the pins were still there.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kvtile_blocks::events::TierId;
+use kvtile_daemon_wire::{FrameKind, HoldFrame, LoadFrame, NumberFrame, ReleaseFrame};
+use kvtile_transfer::{LayoutHandle, TransferOptions, completion::Completer};
+
+use super::{
+    ConnectedJob, ConnectedParts,
+    found::ConnectedMatch,
+    link::{LinkError, PendingReply},
+    session::DaemonSession,
+};
+use crate::cache::{
+    LoadOptions, LoadReport, LoadStop, Priority,
+    serving::{load_stop_of, milliseconds},
+};
+
+/// Blocks of tiers below host memory that one hold brings.
+const HOLD_BLOCKS_MAX: usize = 64;
+
+/// Blocks of host memory that one hold pins.
+const HOST_BLOCKS_MAX: usize = 4096;
+
+/// Holds in flight at a time.
+const HOLDS_AHEAD: usize = 2;
+
+/// A load that waits in the queue.
+pub(super) struct ConnectedLoad {
+    completer: Completer<LoadReport>,
+    found: ConnectedMatch,
+    layout: LayoutHandle,
+    destinations: Vec<usize>,
+    priority: Priority,
+    start: Instant,
+    deadline: Option<Instant>,
+    has_begun: bool,
+    progress: ConnectedLoadProgress,
+}
+
+#[derive(Default)]
+struct ConnectedLoadProgress {
+    blocks: usize,
+    from_host: usize,
+    from_below: Vec<(TierId, usize)>,
+    bytes: u64,
+    stopped: Option<LoadStop>,
+    is_reported: bool,
+}
+
+/// A hold that the daemon has not answered yet.
+struct HoldOnTheWay {
+    blocks: Range<usize>,
+    reply: PendingReply,
+    sent: Instant,
+}
+
+/// Blocks that the daemon pins for this load; dropping it releases them.
+struct DaemonHold {
+    session: Arc<DaemonSession>,
+    number: u64,
+    /// A time before the lease began.
+    since: Instant,
+    copied: (u32, u64, Duration),
+}
+
+impl Drop for DaemonHold {
+    fn drop(&mut self) {
+        let (blocks, bytes, time) = self.copied;
+        let frame = ReleaseFrame {
+            hold: self.number,
+            blocks,
+            bytes,
+            nanoseconds: u64::try_from(time.as_nanos()).unwrap_or(u64::MAX),
+        };
+        self.session.link.post(&frame.encode(0));
+    }
+}
+
+impl DaemonHold {
+    /// Whether the blocks are pinned still, so that all bytes copied so far are theirs.
+    fn is_valid(&mut self, parts: &ConnectedParts) -> bool {
+        let session = &self.session;
+        if session.link.is_hung_up() {
+            return false;
+        }
+        if self.since.elapsed() < session.lease {
+            return true;
+        }
+        let now = Instant::now();
+        let frame = NumberFrame {
+            number: self.number,
+        };
+        let reply = session
+            .link
+            .request(|number| frame.encode(FrameKind::Check, number), None)
+            .and_then(|reply| reply.wait(parts.settings.answer_within));
+        let is_valid = match reply {
+            Ok((FrameKind::Number, payload)) => {
+                NumberFrame::decode(&payload).is_ok_and(|frame| frame.number == 1)
+            }
+            _ => false,
+        };
+        // The daemon has renewed the lease after `now`.
+        self.since = now;
+        is_valid
+    }
+}
+
+impl ConnectedLoad {
+    pub(super) fn new(
+        completer: Completer<LoadReport>,
+        found: ConnectedMatch,
+        (layout, destinations): (LayoutHandle, &[usize]),
+        options: &LoadOptions,
+    ) -> ConnectedLoad {
+        let start = Instant::now();
+        ConnectedLoad {
+            completer,
+            found,
+            layout,
+            destinations: destinations.to_vec(),
+            priority: options.priority,
+            start,
+            deadline: options.within.and_then(|within| start.checked_add(within)),
+            has_begun: false,
+            progress: ConnectedLoadProgress::default(),
+        }
+    }
+
+    /// The blocks of each hold, as indices in the match.
+    fn pieces(&self, pool_blocks: u64) -> VecDeque<Range<usize>> {
+        let quarter = usize::try_from(pool_blocks / 4).unwrap_or(usize::MAX);
+        let mut pieces = VecDeque::new();
+        let mut at = 0;
+        for &(tier, blocks) in self.found.runs() {
+            let most = match tier == TierId::HOST {
+                true => HOST_BLOCKS_MAX,
+                false => HOLD_BLOCKS_MAX.min(quarter).max(1),
+            };
+            let end = at + blocks;
+            while at < end {
+                let next = end.min(at + most);
+                pieces.push_back(at..next);
+                at = next;
+            }
+        }
+        pieces
+    }
+
+    fn load(&mut self, parts: &ConnectedParts) -> Result<(), LoadStop> {
+        let session = self.found.session.upgrade().ok_or(LoadStop::Closed)?;
+        let mut pieces = self.pieces(session.pool_blocks);
+        let mut on_the_way = VecDeque::new();
+        loop {
+            self.check_time()?;
+            while on_the_way.len() < HOLDS_AHEAD
+                && let Some(blocks) = pieces.pop_front()
+            {
+                on_the_way.push_back(self.hold(&session, blocks).map_err(stop_of)?);
+            }
+            let Some(HoldOnTheWay {
+                blocks,
+                reply,
+                sent,
+            }) = on_the_way.pop_front()
+            else {
+                return match self.progress.blocks < self.destinations.len() {
+                    // The connection ended before the pieces were cut.
+                    true => Err(LoadStop::Closed),
+                    false => Ok(()),
+                };
+            };
+            let within = self.time_left(parts.settings.work_within);
+            let (kind, payload) = reply.wait(within).map_err(stop_of)?;
+            let frame = match kind {
+                FrameKind::Loaded => LoadFrame::decode(&payload).map_err(|e| stop_of(e.into()))?,
+                _ => return Err(LoadStop::Closed),
+            };
+            let mut hold = DaemonHold {
+                session: Arc::clone(&session),
+                number: reply.number,
+                since: sent,
+                copied: (0, 0, Duration::ZERO),
+            };
+            self.copy(parts, &mut hold, &frame)?;
+            let came = frame.ids.len();
+            if let Some(stop) = load_stop_of(&frame.stop) {
+                return Err(stop);
+            }
+            if came < blocks.len() {
+                return Err(LoadStop::Lost);
+            }
+        }
+    }
+
+    fn check_time(&self) -> Result<(), LoadStop> {
+        if self.completer.is_cancelled() {
+            return Err(LoadStop::Cancelled);
+        }
+        match self.deadline {
+            Some(deadline) if Instant::now() > deadline => Err(LoadStop::Deadline),
+            _ => Ok(()),
+        }
+    }
+
+    fn time_left(&self, most: Duration) -> Duration {
+        let left = |end: Instant| end.saturating_duration_since(Instant::now());
+        self.deadline.map_or(most, |end| left(end).min(most))
+    }
+
+    fn hold(
+        &self,
+        session: &Arc<DaemonSession>,
+        blocks: Range<usize>,
+    ) -> Result<HoldOnTheWay, LinkError> {
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let within = self.deadline.map(|_| self.time_left(Duration::MAX));
+        let frame = HoldFrame {
+            found: self.found.number,
+            first: count(self.found.first + blocks.start),
+            blocks: count(blocks.len()),
+            priority: self.priority as u8,
+            within_ms: milliseconds(within),
+        };
+        let sent = Instant::now();
+        let reply = session.link.request(|number| frame.encode(number), None)?;
+        Ok(HoldOnTheWay {
+            blocks,
+            reply,
+            sent,
+        })
+    }
+
+    /// Copies the blocks of a hold to their destinations, and reports each layer once it is certain
+    /// that its bytes are those of the blocks.
+    fn copy(
+        &mut self,
+        parts: &ConnectedParts,
+        hold: &mut DaemonHold,
+        frame: &LoadFrame,
+    ) -> Result<(), LoadStop> {
+        let at = self.progress.blocks;
+        let came = frame.ids.len();
+        let there = self.destinations.get(at..at + came);
+        let is_known = |id: &u32| u64::from(*id) < hold.session.blocks;
+        let Some(there) = there.filter(|_| frame.ids.iter().all(is_known)) else {
+            return Err(LoadStop::Refused(
+                "the daemon holds blocks that it does not have".into(),
+            ));
+        };
+        if came == 0 {
+            return Ok(());
+        }
+        let ids: Vec<usize> = frame
+            .ids
+            .iter()
+            .map(|id| usize::try_from(*id).unwrap_or(usize::MAX))
+            .collect();
+        let transfer = parts
+            .manager
+            .execute_transfer(
+                hold.session.pool,
+                &ids,
+                self.layout,
+                there,
+                TransferOptions::new(),
+            )
+            .map_err(LoadStop::Transfer)?;
+        for layer in 0..parts.layers {
+            transfer.wait_layer(layer).map_err(LoadStop::Transfer)?;
+            if !hold.is_valid(parts) {
+                return Err(LoadStop::Lost);
+            }
+            self.completer.layer_came(layer, came);
+        }
+        let report = transfer.wait().map_err(LoadStop::Transfer)?;
+        let blocks = u32::try_from(came).unwrap_or(u32::MAX);
+        hold.copied = (blocks, report.bytes, report.elapsed);
+        let progress = &mut self.progress;
+        progress.blocks += came;
+        progress.bytes += report.bytes;
+        progress.from_host += usize::try_from(frame.from_host).unwrap_or(0).min(came);
+        for run in &frame.from_below {
+            let tier = hold.session.tiers.get(usize::from(run.tier)).copied();
+            let blocks = usize::try_from(run.blocks).unwrap_or(0);
+            let known = progress.from_below.iter_mut();
+            match (tier, known.into_iter().find(|(one, _)| Some(*one) == tier)) {
+                (_, Some((_, sum))) => *sum += blocks,
+                (Some(tier), None) => progress.from_below.push((tier, blocks)),
+                (None, None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) {
+        let progress = std::mem::take(&mut self.progress);
+        self.progress.is_reported = true;
+        self.completer.finish(LoadReport {
+            blocks: progress.blocks,
+            wanted: self.destinations.len(),
+            from_host: progress.from_host,
+            from_below: progress.from_below,
+            bytes: progress.bytes,
+            elapsed: self.start.elapsed(),
+            stopped: progress.stopped,
+        });
+    }
+}
+
+impl ConnectedJob for ConnectedLoad {
+    fn run(mut self: Box<Self>, parts: &ConnectedParts) {
+        self.has_begun = true;
+        self.progress.stopped = self.load(parts).err();
+        // The pins are released before the completion.
+        self.found.narrow(0, 0);
+        self.finish();
+    }
+}
+
+impl Drop for ConnectedLoad {
+    /// Completes a load that did not begin, because the cache was closed, or that panicked.
+    fn drop(&mut self) {
+        if !self.progress.is_reported {
+            self.progress.stopped = Some(match self.has_begun {
+                false => LoadStop::Closed,
+                true => LoadStop::Panicked,
+            });
+            self.finish();
+        }
+    }
+}
+
+pub(super) fn stop_of(error: LinkError) -> LoadStop {
+    match error {
+        LinkError::Closed => LoadStop::Closed,
+        LinkError::Late { .. } => LoadStop::Late,
+        LinkError::Refused(refusal) => LoadStop::Refused(refusal.text.into()),
+        LinkError::Wire(error) => LoadStop::Refused(error.to_string().into()),
+    }
+}

@@ -1,0 +1,36 @@
+//! Frames of the node daemon: no bytes panic, take more memory than they have, or come back changed.
+#![no_main]
+
+use kvtile_daemon_wire::{
+    EventsFrame, FoundFrame, FrameKind, HoldFrame, LoadFrame, LookupFrame, NarrowFrame, NumberFrame,
+    PrefetchFrame, RefusalFrame, ReleaseFrame, StoreFrame, StoredFrame, read_frame,
+};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut rest = bytes;
+    while let Ok((header, payload)) = read_frame(&mut rest) {
+        let (kind, number) = (header.kind, header.request);
+        let again = match kind {
+            FrameKind::Lookup | FrameKind::Seek => {
+                LookupFrame::decode(&payload).map(|frame| frame.encode(kind, number))
+            }
+            FrameKind::Store => StoreFrame::decode(&payload).map(|frame| frame.encode(number)),
+            FrameKind::Loaded => LoadFrame::decode(&payload).map(|frame| frame.encode(number)),
+            FrameKind::Found => FoundFrame::decode(&payload).map(|frame| frame.encode(number)),
+            FrameKind::Narrow => NarrowFrame::decode(&payload).map(|frame| frame.encode(number)),
+            FrameKind::Hold => HoldFrame::decode(&payload).map(|frame| frame.encode(number)),
+            FrameKind::Release => ReleaseFrame::decode(&payload).map(|frame| frame.encode(number)),
+            FrameKind::Events => EventsFrame::decode(&payload).map(|frame| frame.encode()),
+            FrameKind::Stored => StoredFrame::decode(&payload).map(|frame| frame.encode(number)),
+            FrameKind::Refused => RefusalFrame::decode(&payload).map(|frame| frame.encode(number)),
+            FrameKind::Prefetch | FrameKind::Peek => {
+                PrefetchFrame::decode(&payload).map(|frame| frame.encode(kind, number))
+            }
+            _ => NumberFrame::decode(&payload).map(|frame| frame.encode(kind, number)),
+        };
+        if let Ok(again) = again {
+            assert_eq!(again.get(16..), Some(payload.as_slice()));
+        }
+    }
+});
