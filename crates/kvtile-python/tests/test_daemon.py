@@ -81,7 +81,7 @@ def test_two_caches_share_the_blocks_of_a_daemon_and_outlive_it(daemon: Daemon, 
         assert second.load(found, range(BLOCKS, 2 * BLOCKS)).wait(30).blocks == BLOCKS
         status = daemon.status()
         assert len(status["sessions"]) == 2  # type: ignore[arg-type]
-        assert {block.tier for block in second.snapshot().blocks} == {"host"}
+        assert {tier for tier, _, _, _ in second.snapshot().blocks} == {"host"}
         # It ends as `kill` ends it, with its blocks on disk and without its socket.
         assert f"{BLOCKS} of {BLOCKS} blocks" in daemon.stop()
         assert not daemon.socket.exists()

@@ -46,7 +46,8 @@ def test_the_help_lists_the_commands_that_are_there() -> None:
     commands = told.split("Commands:")[1].split("Options:")[0]
     # Continuation lines of descriptions are indented further.
     names = re.findall(r"^  (\w+)", commands, re.MULTILINE)
-    assert names == ["layout", "plan", "inspect", "replay", "events", "cache", "serve", "doctor", "completions", "man", "help"]
+    own = ["layout", "plan", "inspect", "replay", "events", "cache", "serve", "top", "doctor", "completions", "man"]
+    assert names == [*own, "help"]
 
 
 @pytest.mark.parametrize("command", ["demo", "bench"])

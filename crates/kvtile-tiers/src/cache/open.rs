@@ -95,7 +95,7 @@ impl CacheBuilder {
     }
 
     /// Allocates host memory that other processes may map for reading
-    /// ([`host_memory`](super::serving::host_memory)). Only this process can write it.
+    /// ([`Cache::host_memory`]). Only this process can write it.
     pub fn host_memory_for_readers(mut self) -> CacheBuilder {
         self.for_readers = true;
         self

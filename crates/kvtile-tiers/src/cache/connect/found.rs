@@ -60,13 +60,18 @@ impl ConnectedMatch {
         }
     }
 
+    /// Number of its blocks when it was found, less those that were dropped from it since.
+    pub(super) fn found_blocks(&self) -> usize {
+        self.runs.iter().map(|(_, blocks)| blocks).sum()
+    }
+
     pub(in crate::cache) fn blocks(&self) -> usize {
         self.runs().iter().map(|(_, blocks)| blocks).sum()
     }
 
     /// Keeps `blocks` blocks from block `skip` on.
     pub(in crate::cache) fn narrow(&mut self, mut skip: usize, mut blocks: usize) {
-        let all: usize = self.runs.iter().map(|(_, blocks)| blocks).sum();
+        let all = self.found_blocks();
         skip = skip.min(all);
         blocks = blocks.min(all - skip);
         if blocks == all {

@@ -282,7 +282,9 @@ impl ConnectedCache {
         if found.cache != self.parts.id {
             return Err(TierError::Request(RequestError::OtherCache));
         }
-        let blocks = found.blocks();
+        // Blocks that the end of the connection took are no mistake of the caller: the load ends with
+        // `Closed`.
+        let blocks = found.found_blocks();
         if destinations.len() > blocks {
             return Err(TierError::Request(RequestError::TooManyDestinations {
                 destinations: destinations.len(),

@@ -1,0 +1,59 @@
+"""Two engines over one daemon: each block is in host memory once, and hits cross engines."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import run, told
+from test_shared import BLOCK, model, prompts
+
+__all__ = ["model"]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    socket = tmp_path / "kv.sock"
+    arguments = ["serve", "--socket", str(socket), "--host", str(200 * BLOCK)]
+    with subprocess.Popen([sys.executable, "-m", "kvtile", *arguments], text=True) as process:
+        deadline = time.monotonic() + 60
+        while not socket.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert socket.exists() and process.poll() is None
+        yield process, str(socket)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def test_the_second_engine_hits_what_the_first_one_stored(
+    daemon: tuple[subprocess.Popen[str], str], model: Path
+) -> None:
+    process, socket = daemon
+    turn = {"prompts": prompts()}
+    kvtile = {"connect": socket, "model": "a-model", "revision": "a-revision"}
+    first = run(told([turn], kvtile=kvtile, model=str(model)))
+    tokens = first["rounds"][0]["tokens"]
+    assert first["rounds"][0]["kvtile"]["vllm:kvtile_from_host_blocks"] == 0
+    second = run(told([turn], kvtile=kvtile, model=str(model)))
+    assert second["rounds"][0]["tokens"] == tokens
+    counts = second["rounds"][0]["kvtile"]
+    # Each prompt hits all its full blocks but the one with its last token.
+    assert counts["vllm:kvtile_from_host_blocks"] >= 20 + 12 and counts["vllm:kvtile_failed_blocks"] == 0, counts
+    status = subprocess.run(
+        [sys.executable, "-m", "kvtile", "serve", "status", "--socket", socket, "--json"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    report = json.loads(status.stdout)
+    # The blocks of both engines, once.
+    assert report["caches"][0]["blocks"] == 20 + 12 and not report["sessions"], report
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    refused = run(told([turn], kvtile=kvtile, model=str(model)))["refused"]
+    assert socket in refused["message"], refused
