@@ -3,8 +3,10 @@
 //! Each run reinstalls the package.
 
 use std::{
+    collections::VecDeque,
     fs::{self, File},
     path::{Path, PathBuf},
+    sync::Mutex,
 };
 
 use crate::{
@@ -49,23 +51,51 @@ const ENVIRONMENT: CachedEnvironment<'_> = CachedEnvironment {
     alone: &[MODEL],
 };
 
+/// The files of [`TESTS`] that start engines, the longest first. All others run in one process.
+const ENGINE_TESTS: [&str; 8] = [
+    "test_connector.py",
+    "test_tier_engine.py",
+    "test_parallel.py",
+    "test_shared.py",
+    "test_lora.py",
+    "test_daemon.py",
+    "test_interchange.py",
+    "test_small_engine.py",
+];
+
 /// The end-to-end tests with a real engine and a real model.
 pub(crate) fn test() -> Result<(), StepFailure> {
     let Some(environment) = prepare(WheelProfile::Tests)? else {
         return Ok(());
     };
-    // Side by side: the start of an engine, which takes most of the time, uses one core.
-    let run = |tests: &[&str]| {
-        let pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider"];
-        environment.python(&[&pytest[..], tests].concat())
+    let file = |name: &str| format!("{TESTS}/{name}");
+    let mut runs: VecDeque<Vec<String>> =
+        ENGINE_TESTS.iter().map(|name| vec![file(name)]).collect();
+    let ignored = ENGINE_TESTS
+        .iter()
+        .map(|name| format!("--ignore={}", file(name)));
+    runs.push_back(std::iter::once(TESTS.to_owned()).chain(ignored).collect());
+    runs.push_back(TESTS_WITH_TORCH.map(str::to_owned).to_vec());
+    // Two at a time: the start of an engine, which takes most of the time, uses one core.
+    let runs = Mutex::new(runs);
+    let next = || runs.lock().ok().and_then(|mut runs| runs.pop_front());
+    let work = || {
+        let mut result = Ok(());
+        while let Some(tests) = next() {
+            let pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider"];
+            let tests: Vec<&str> = tests.iter().map(String::as_str).collect();
+            let ended = environment.python(&[&pytest[..], &tests].concat());
+            result = result.and(ended);
+        }
+        result
     };
-    let (alone, engines) = std::thread::scope(|scope| {
-        let alone = scope.spawn(|| run(&TESTS_WITH_TORCH));
-        let engines = run(&[TESTS]);
-        (alone.join(), engines)
+    let (one, other) = std::thread::scope(|scope| {
+        let one = scope.spawn(work);
+        let other = work();
+        (one.join(), other)
     });
-    match alone {
-        Ok(alone) => alone.and(engines),
+    match one {
+        Ok(one) => one.and(other),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
