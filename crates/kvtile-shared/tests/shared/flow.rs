@@ -216,7 +216,7 @@ fn reads_that_wait_for_a_thread_too_long_are_no_failure_of_the_store() {
         .iter()
         .map(|chain| reader.begin_read(&chain[..1]))
         .collect();
-    let is_late = |counters: SharedTierCounters| counters.late > 0;
+    let is_late = |counters: SharedTierCounters| counters.late >= 40;
     wait_until(&reader, is_late);
     drop(shut);
     for (_, read) in reads {
