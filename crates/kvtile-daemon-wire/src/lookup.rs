@@ -125,7 +125,7 @@ impl TierRun {
     }
 }
 
-/// Keeps some blocks of a match and releases the others; with no blocks it releases the match.
+/// Keeps a range of the blocks of a match and releases the rest; an empty range releases the match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NarrowFrame {
     /// The match.

@@ -251,6 +251,14 @@ enum PublisherTurn {
     Close,
 }
 
+impl Drop for PublisherWork {
+    /// The thread ends, also by a panic: nothing waits for it any longer.
+    fn drop(&mut self) {
+        self.shared.progress.lock().ended = true;
+        self.shared.changed.notify_all();
+    }
+}
+
 impl PublisherWork {
     fn run(mut self) {
         let cleared = self.state.clear();
@@ -283,8 +291,6 @@ impl PublisherWork {
         let cleared = self.state.clear();
         self.publish(&[cleared]);
         self.report();
-        self.shared.progress.lock().ended = true;
-        self.shared.changed.notify_all();
     }
 
     fn turn(&self) -> PublisherTurn {

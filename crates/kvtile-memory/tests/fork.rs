@@ -38,8 +38,8 @@ fn locked(path: &Path) -> ProcessFile {
     held
 }
 
-/// Releases the lock by name: a child that another test makes meanwhile inherits this plain file,
-/// and would keep the lock past the close.
+/// Releases the lock by name: a child that another test forks at that moment inherits this plain
+/// file, and would keep the lock past the close.
 fn is_free(path: &Path) -> bool {
     let file = File::open(path).unwrap();
     match file.try_lock() {

@@ -160,7 +160,7 @@ def test_values_of_several_rows_follow_the_chain_of_a_request(tmp_path: Path) ->
         second.manager.on_request_finished(request)
         assert len(second.tier._shared._requests) == 0
     with tiers(engine(tmp_path / "three", tmp_path / "store", **options)) as third:
-        # vLLM's own prefix cache has the first three blocks, so it looks up only the others.
+        # vLLM's own prefix cache has the first three blocks, so it looks up only the rest.
         request = context("a request", CHAIN)
         third.manager.on_new_request(request)
         assert third.lookup(CHAIN[3:], request) == 3

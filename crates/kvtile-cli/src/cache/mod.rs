@@ -172,7 +172,7 @@ pub(crate) fn run(args: &CacheArgs) -> Result<(), CliError> {
     match &args.command {
         CacheCommand::Stat(place) => match place.store() {
             Some(store) => shared::stat(&store),
-            None => told(&place.folder(), stat),
+            None => with_json_errors(&place.folder(), stat),
         },
         CacheCommand::Verify { place, remove } => match place.store() {
             Some(store) => shared::verify(&store, *remove),
@@ -184,20 +184,20 @@ pub(crate) fn run(args: &CacheArgs) -> Result<(), CliError> {
                           tier leaves out its damaged blocks"
                         .to_owned(),
             }),
-            None => told(&place.folder(), verify),
+            None => with_json_errors(&place.folder(), verify),
         },
-        CacheCommand::Export(args) => told(&args.folder, |folder| export(folder, args)),
+        CacheCommand::Export(args) => with_json_errors(&args.folder, |folder| export(folder, args)),
         CacheCommand::Convert(args) => convert::run(args),
         CacheCommand::Sweep(args) => sweep::run(args),
         CacheCommand::Clear { place, yes } => match place.store() {
             Some(store) => shared::clear(&store, *yes),
-            None => told(&place.folder(), |folder| clear(folder, *yes)),
+            None => with_json_errors(&place.folder(), |folder| clear(folder, *yes)),
         },
     }
 }
 
 /// Runs a command; with `--json`, prints the error of an unusable folder as JSON too.
-fn told(
+fn with_json_errors(
     folder: &FolderArgs,
     run: impl FnOnce(&FolderArgs) -> Result<(), CliError>,
 ) -> Result<(), CliError> {

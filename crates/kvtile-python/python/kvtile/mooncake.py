@@ -88,7 +88,7 @@ class MooncakeTier(SharedTier):
         return sum(self._store.remove(name) == 0 for name in names)
 
     def close(self) -> None:
-        """Ends the client. The memory that it lent is gone with its values."""
+        """Closes the client. Mooncake drops its memory segment, with the values in it."""
         self._store.close()
 
     def __enter__(self) -> Self:

@@ -51,7 +51,7 @@ impl SharingReport {
         }
     }
 
-    /// Adds the contenders of one row; the first one is what the others are compared with.
+    /// Adds the contenders of one row; the first one is the reference of the ratios.
     pub(crate) fn add(&mut self, subject: &RowSubject, times: &[TurnTimes]) {
         let Some(first) = times.first() else { return };
         for line in times {

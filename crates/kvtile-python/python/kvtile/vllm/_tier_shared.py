@@ -70,9 +70,9 @@ class SharedQuestions:
                 self._requests[name].queries |= dict.fromkeys(asked, query)
             return
         for name, (context, asked) in unsent.items():
-            # The longest chain of each of vLLM's groups.
-            chains = {key[-4:]: self._chain(context, key) for key in asked}
-            queries = {group: self._ask(chain) for group, chain in chains.items()}
+            # The last block of each of vLLM's groups has the longest chain.
+            last = {key[-4:]: key for key in asked}
+            queries = {group: self._ask(self._chain(context, key)) for group, key in last.items()}
             self._requests[name].queries |= {key: queries[key[-4:]] for key in asked}
 
     def finish(self, context: Any) -> None:

@@ -20,6 +20,7 @@ use kvtile_blocks::{
     },
 };
 use kvtile_daemon_wire::{EventChange, EventsFrame, FrameHeader, FrameKind};
+use kvtile_layout::broken;
 use parking_lot::{Condvar, Mutex};
 
 use super::{link::DaemonLink, session::DaemonSession};
@@ -84,10 +85,14 @@ impl ConnectedEvents {
 
     /// Applies a frame of events.
     pub(super) fn came(&self, session: &DaemonSession, payload: &[u8]) {
-        // The daemon is of this version, so a frame that is none is a defect; the link goes on.
-        let Ok(frame) = EventsFrame::decode(payload) else {
-            log::error!("the daemon sent events that are none");
-            return;
+        let frame = match EventsFrame::decode(payload) {
+            Ok(frame) => frame,
+            Err(error) => {
+                // Without these events the blocks would be wrong. The next connection begins anew.
+                log::error!("events of the daemon: {error}; the connection is closed");
+                session.link.close();
+                return;
+            }
         };
         let mut state = self.state.lock();
         if frame.is_reset {
@@ -190,16 +195,22 @@ impl EventState {
     }
 }
 
-/// Applies to the mirror what the log got.
+/// Applies the new events of the log to the mirror. Only this module appends to the log, and it calls
+/// this before the log can drop an event.
 fn mirror(state: &mut EventState) {
     let mut events: Vec<Event> = Vec::new();
-    while state
-        .reader
-        .poll(&mut events, CHUNK)
-        .is_ok_and(|count| count > 0)
-    {
+    loop {
+        match state.reader.poll(&mut events, CHUNK) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(lagged) => broken(format_args!("the mirror of the daemon's events: {lagged}")),
+        }
         for event in events.drain(..) {
-            let _ = state.mirror.apply(&event);
+            assert!(
+                state.mirror.apply(&event),
+                "event {} is missing in the mirror",
+                event.sequence
+            );
         }
     }
 }

@@ -284,6 +284,9 @@ impl ConnectedLoad {
         for layer in 0..parts.layers {
             transfer.wait_layer(layer).map_err(LoadStop::Transfer)?;
             if !hold.is_valid(parts) {
+                // The load must not end while the copy still writes the engine's blocks. Its bytes do
+                // not count, so neither does its outcome.
+                let _ = transfer.wait();
                 return Err(LoadStop::Lost);
             }
             self.completer.layer_came(layer, came);
