@@ -69,6 +69,9 @@ pub struct ServeArgs {
     /// A store that the daemons of other machines use too: a folder or a URL, as for `kvtile cache sweep`
     #[arg(long, value_name = "STORE")]
     shared: Option<String>,
+    /// Compress blocks for the store, without loss; every daemon reads compressed blocks
+    #[arg(long, requires = "shared")]
+    shared_compress: bool,
     /// Models, or ranks of one, at a time; each has an equal, fixed share of host memory and disk
     #[arg(long, value_name = "N", default_value_t = 1)]
     identities: usize,
@@ -143,7 +146,7 @@ fn serve(args: &ServeArgs) -> Result<(), CliError> {
         value: String::new(),
         problem: error.to_string(),
     })?;
-    let tiers = shared_tiers(args.shared.as_deref())?;
+    let tiers = shared_tiers(args.shared.as_deref(), args.shared_compress)?;
     let daemon = Daemon::start_with(settings.clone(), tiers)?;
     output::print(&format!("serving {}\n", settings.socket.display()))?;
     let page = args.http.as_deref().map(|address| {
@@ -178,14 +181,17 @@ fn not_durable(flushed: &kvtile::FlushReport) -> usize {
 }
 
 /// The shared tier of each cache, over one store.
-fn shared_tiers(store: Option<&str>) -> Result<Arc<kvtile_daemon::MoreTiers>, CliError> {
+fn shared_tiers(
+    store: Option<&str>,
+    compress: bool,
+) -> Result<Arc<kvtile_daemon::MoreTiers>, CliError> {
     let Some(text) = store else {
         return Ok(Arc::new(|_: &Identity| Ok(Vec::new())));
     };
     let by = Deadline::within(Duration::from_secs(60));
     let store = kvtile_shared_open::open_store(text, by).map_err(TierError::outside)?;
     Ok(Arc::new(move |_: &Identity| {
-        let settings = SharedTierSettings::new();
+        let settings = SharedTierSettings::new().compress(compress);
         let tier = TierSettings::default()
             .writes(TierWrites::AtOnce)
             .answer_within(settings.read_within.max(settings.write_within));

@@ -87,6 +87,8 @@ static OPEN: OpenSlots<Cache> = OpenSlots::new();
 ///         ever.
 ///     shared_bundle_blocks: blocks of one value, 1 to 64, the same for all caches of the store;
 ///         default: as many as the store reads well, 8 MiB for a bucket.
+///     shared_compress: whether blocks are compressed when they are written, without loss; default:
+///         False. Every cache reads compressed blocks.
 ///     shared_staging_bytes: memory for blocks that wait until their bundle is whole and written;
 ///         default: 256 MiB.
 ///     shared_within: seconds within which the store must answer and be read; default: 5.

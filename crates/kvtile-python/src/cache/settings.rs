@@ -184,7 +184,7 @@ pub(super) fn read(
 }
 
 /// All keywords.
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 24] = [
     "connect",
     "connect_staging_bytes",
     "connect_within",
@@ -199,6 +199,7 @@ const NAMES: [&str; 23] = [
     "shared",
     "shared_lifetime",
     "shared_bundle_blocks",
+    "shared_compress",
     "shared_staging_bytes",
     "shared_within",
     "policy",
@@ -284,6 +285,7 @@ pub(crate) fn read_shared(
         "shared" => shared.store = Some(source_of(value)?),
         "shared_lifetime" => shared.lifetime = time::shared_lifetime(value)?,
         "shared_bundle_blocks" => shared.bundle_blocks = Some(number(name, value)?),
+        "shared_compress" => shared.compress = Some(flag::read(name, value)?),
         "shared_staging_bytes" => shared.staging_bytes = Some(number(name, value)?),
         _ => shared.within = time::shared_within(value)?,
     }
