@@ -12,7 +12,7 @@ use kvtile::{
 };
 use pyo3::{
     prelude::*,
-    types::{PyDict, PyType},
+    types::{PyDict, PyRange, PyType},
 };
 
 use crate::{
@@ -21,7 +21,10 @@ use crate::{
         text::{self, TextArgument},
     },
     ending,
-    error::{python::IdentityError, raise},
+    error::{
+        python::{IdentityError, RequestError},
+        raise,
+    },
     identity::{PyIdentity, plain, rope_of, texts_of},
     pickle::{self, ReducedObject},
     shape::PyShape,
@@ -146,21 +149,26 @@ impl PyModelGroup {
         self.0.extra().clone()
     }
 
-    /// The pages that a hit of ``stop`` tokens needs: ``(first, end)``. ``stop`` is a multiple of the page size.
+    /// The pages that a hit of ``stop`` tokens needs, as a range. ``stop`` is a multiple of the page size.
     ///
     /// Raises:
     ///     RequestError: another number of tokens.
-    fn needs(&self, #[pyo3(from_py_with = number::stop)] stop: usize) -> PyResult<(u64, u64)> {
+    fn needs<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = number::stop)] stop: usize,
+    ) -> PyResult<Bound<'py, PyRange>> {
         let page = self.0.shape().page_size();
         let stop = stop as u64;
         let Some(page) = NonZeroU64::new(page).filter(|page| stop % *page == 0) else {
-            return Err(crate::error::python::RequestError::new_err(format!(
+            return Err(RequestError::new_err(format!(
                 "stop is {stop}, and the pages of group {} have {page} tokens; give a multiple",
                 self.name()
             )));
         };
         let needs = self.0.rule().needs(stop, page);
-        Ok((needs.start, needs.end))
+        let end = |page: u64| isize::try_from(page).unwrap_or(isize::MAX);
+        PyRange::new(py, end(needs.start), end(needs.end))
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<ReducedObject<'py>> {

@@ -37,6 +37,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, list[int]]]] = {
     ),
     "lfm2": ({"layer_types": ["conv", "full_attention"]}, {"full": [1], "state": [0]}),
     "llama4_text": ({"attention_chunk_size": 5, "no_rope_layers": [1, 0]}, {"full": [1], "chunk": [0]}),
+    "mimo_v2_flash": ({**NEAR, "v_head_dim": 8}, {"full": [1], "window": [0]}),
     "mistral4": (LATENT, {"full": [0, 1]}),
     "nemotron_h": (
         {"layer_types": ["linear_attention", "full_attention"], "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16,

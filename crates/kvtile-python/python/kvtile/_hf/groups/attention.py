@@ -174,17 +174,19 @@ def mimo(reader: Reader) -> Layers:
     else:
         raise IdentityError(f"the config's hybrid_layer_pattern is {short(pattern)}, not a list with a number for each of {count} layers")
     layers: Layers = []
-    for layer, kind in enumerate(kinds):
+    for kind in kinds:
         one_of(kind, {"full_attention": None, "sliding_attention": None})
         near = kind == "sliding_attention"
 
-        def size(name: str, near: bool = near, layer: int = layer) -> int:
+        def size(name: str, near: bool = near) -> int:
             own = reader.get(f"swa_{name}") if near else None
-            return reader.config.positive(name, own or reader.of_layer(layer, name) or reader.get(name))
+            return reader.config.positive(name, own or reader.get(name))
 
-        if near and reader.get("swa_num_key_value_heads") is None and reader.of_layer(layer, "num_key_value_heads") is None:
-            raise IdentityError("the config has no swa_num_key_value_heads, the KV heads of its windows; add it")
-        planes = reader.key_value(size("num_key_value_heads"), size("head_dim"), size("v_head_dim"))
+        heads = size("num_key_value_heads")
+        if near and reader.get("swa_num_key_value_heads") is None:
+            # The model class of transformers has no field for them and gives windows twice as many.
+            heads = 2 * heads
+        planes = reader.key_value(heads, size("head_dim"), size("v_head_dim"))
         rope = rope_for(reader, kind, theta=reader.get("swa_rope_theta") if near else None)
         layers.append([KeptLayer("window", "window", planes, _window(reader), rope) if near else KeptLayer("full", "full", planes, rope=rope)])
     return layers
