@@ -4,7 +4,7 @@
 use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 27] = [
+const ARROWS: [(&str, &[&str]); 29] = [
     ("kvtile-layout", &[]),
     ("kvtile-kernels", &["kvtile-layout"]),
     ("kvtile-ptx", &[]),
@@ -71,7 +71,7 @@ const ARROWS: [(&str, &[&str]); 27] = [
     ("kvtile-daemon-wire", &[]),
     ("kvtile-demo", &["kvtile", "kvtile-random"]),
     ("kvtile-device", &["kvtile-memory"]),
-    ("kvtile-standin", &["kvtile-device", "kvtile-random"]),
+    ("kvtile-standin", &["kvtile-device", "kvtile-ptx", "kvtile-random"]),
     (
         "kvtile-bench",
         &["kvtile", "kvtile-blocks", "kvtile-random"],
@@ -208,7 +208,7 @@ impl DependencyKind {
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
-const REFUSED: [(&str, &[DependencyKind]); 27] = [
+const REFUSED: [(&str, &[DependencyKind]); 29] = [
     ("kvtile-layout", DependencyKind::ALL),
     ("kvtile-kernels", DependencyKind::ALL),
     ("kvtile-ptx", DependencyKind::ALL),
