@@ -71,7 +71,10 @@ const ARROWS: [(&str, &[&str]); 29] = [
     ("kvtile-daemon-wire", &[]),
     ("kvtile-demo", &["kvtile", "kvtile-random"]),
     ("kvtile-device", &["kvtile-memory"]),
-    ("kvtile-standin", &["kvtile-device", "kvtile-ptx", "kvtile-random"]),
+    (
+        "kvtile-standin",
+        &["kvtile-device", "kvtile-ptx", "kvtile-random"],
+    ),
     (
         "kvtile-bench",
         &["kvtile", "kvtile-blocks", "kvtile-random"],

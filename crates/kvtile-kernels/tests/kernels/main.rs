@@ -5,3 +5,4 @@ mod counts;
 mod presets;
 mod random;
 mod run;
+mod standin;
