@@ -171,3 +171,82 @@ impl CopyShape {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether `shapes` together have the bytes of `whole`, each with few enough runs.
+    fn assert_split(whole: &CopyShape, pieces: usize) {
+        let shapes = whole.clone().split();
+        assert_eq!(shapes.len(), pieces);
+        let bytes: u128 = shapes.iter().map(|shape| u128::from(shape.bytes())).sum();
+        assert_eq!(bytes, u128::from(whole.bytes()));
+        for shape in &shapes {
+            let runs: u64 = shape.loops.iter().map(|l| l.extent).product();
+            assert!(runs * shape.run_bytes.div_ceil(16) < 1 << 31, "{shape:?}");
+        }
+        let mut starts: Vec<u64> = shapes.iter().map(|shape| shape.destination).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        assert_eq!(starts.len(), pieces, "two pieces start at one place");
+    }
+
+    #[test]
+    fn shapes_of_more_runs_than_a_launch_has_are_split() {
+        let shape = |run_bytes, loops| CopyShape {
+            source: 1 << 50,
+            destination: 1 << 51,
+            run_bytes,
+            loops,
+        };
+        let small = shape(16, vec![DeviceLoop::strides(1 << 20, 32, 16)]);
+        let unsplit = small.clone().split();
+        assert_eq!(unsplit, [small]);
+        let inner = DeviceLoop::strides(1 << 20, 32, 16);
+        let outer = DeviceLoop {
+            extent: 1 << 13,
+            source: LoopSide::Table(5),
+            destination: LoopSide::Stride(1 << 24),
+        };
+        assert_split(&shape(16, vec![inner, outer]), 8);
+        assert_split(&shape((1 << 40) + 5, Vec::new()), 65);
+        assert_split(
+            &shape(
+                (1 << 20) + 1,
+                vec![DeviceLoop::strides(3, 1 << 21, 1 << 21)],
+            ),
+            2,
+        );
+    }
+
+    #[test]
+    fn halves_of_a_table_continue_in_it() {
+        let l = DeviceLoop {
+            extent: (1 << 31) + 1,
+            source: LoopSide::Table(7),
+            destination: LoopSide::Stride(1),
+        };
+        let whole = CopyShape {
+            source: 100,
+            destination: 200,
+            run_bytes: 1,
+            loops: vec![l],
+        };
+        let mut shapes = whole.split();
+        shapes.sort_by_key(|shape| shape.destination);
+        let [first, second] = shapes.as_slice() else {
+            panic!("{shapes:?}");
+        };
+        assert_eq!((first.source, second.source), (100, 100));
+        assert_eq!(
+            second.destination - first.destination,
+            first.loops[0].extent
+        );
+        assert_eq!(
+            second.loops[0].source,
+            LoopSide::Table(7 + first.loops[0].extent)
+        );
+        assert_eq!(first.loops[0].extent + second.loops[0].extent, l.extent);
+    }
+}

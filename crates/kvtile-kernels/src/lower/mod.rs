@@ -14,6 +14,9 @@ mod rows;
 mod tables;
 mod tiles;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use kvtile_layout::{AddressStep, CopyPlan, Location, Loop, Nest};

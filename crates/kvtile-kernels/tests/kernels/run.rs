@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use kvtile_kernels::{MOVE_PTX, MoveProgram, MoveRegion, lower};
 use kvtile_layout::CopyPlan;
-use kvtile_ptx::{PtxCounts, PtxLaunch, PtxModule, PtxRanges};
+use kvtile_ptx::{PtxCounts, PtxLaunch, PtxLaunchError, PtxModule, PtxRanges};
 use kvtile_testkit::Image;
 
 pub(crate) static KERNELS: LazyLock<PtxModule> =
@@ -56,6 +56,20 @@ pub(crate) fn run_plan(
     to: &Image,
     placement: DevicePlacement,
 ) -> DeviceRun {
+    let (done, memory) = run_kernels(&KERNELS, plan, (from, to), placement)
+        .unwrap_or_else(|fault| panic!("{fault}\n{plan}"));
+    assert_eq!(memory.written_twice(), None, "{plan}");
+    assert_eq!(memory.written_bytes(), plan.bytes(), "{plan}");
+    done
+}
+
+/// Executes `plan` with the kernels of any text.
+pub(crate) fn run_kernels(
+    kernels: &PtxModule,
+    plan: &CopyPlan,
+    (from, to): (&Image, &Image),
+    placement: DevicePlacement,
+) -> Result<(DeviceRun, PtxRanges), PtxLaunchError> {
     let sources = DevicePlacement::regions(placement.source, from);
     let destinations = DevicePlacement::regions(placement.destination, to);
     let program = lower(plan, &sources, &destinations).unwrap();
@@ -71,7 +85,7 @@ pub(crate) fn run_plan(
     memory = memory.readable(TABLES, words.collect());
     let mut counts = PtxCounts::default();
     for launch in program.launches() {
-        let report = KERNELS.launch(
+        let report = kernels.launch(
             &PtxLaunch {
                 kernel: launch.kernel().name(),
                 blocks: launch.blocks(placement.blocks),
@@ -82,18 +96,13 @@ pub(crate) fn run_plan(
             },
             &mut memory,
         );
-        counts.add(
-            &report
-                .unwrap_or_else(|fault| panic!("{fault}\n{launch:?}\n{plan}"))
-                .counts,
-        );
+        counts.add(&report?.counts);
     }
-    assert_eq!(memory.written_twice(), None, "{plan}");
-    assert_eq!(memory.written_bytes(), plan.bytes(), "{plan}");
     let bytes = |region: &MoveRegion| memory.bytes(region.address).unwrap().to_vec();
-    DeviceRun {
+    let done = DeviceRun {
         destination: destinations.iter().map(bytes).collect(),
         program,
         counts,
-    }
+    };
+    Ok((done, memory))
 }
