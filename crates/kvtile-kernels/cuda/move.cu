@@ -274,8 +274,8 @@ template <u32 element, u32 bytes> __inline void put(const Tile &p, u64 destinati
         }
         const u32 *from = tile_words + store_number * (rows_of_store * p.pitch + p.skew) + word;
         u32 in[rows_of_store], out[columns][bytes / 4];
-        for (u32 i = 0; i < rows_of_store; ++i)
-            in[i] = from[i * p.pitch];
+        for (u32 i = 0; i < rows_of_store; ++i, from += p.pitch)
+            in[i] = *from;
         Turn<element, bytes>::turn(in, out);
         u64 to = destination + u64(word) * columns * p.destination_stride + store_number * bytes;
         for (u32 c = 0; c < columns; ++c) {
