@@ -19,7 +19,12 @@ use super::{ClientFacts, OutboxItem, pins::SessionPins};
 
 /// A job of the cache.
 pub(super) enum SessionJob {
-    Hold(Completion<HoldReport>),
+    /// A hold of blocks of match `found` from block `first` on.
+    Hold {
+        completion: Completion<HoldReport>,
+        found: u64,
+        first: usize,
+    },
     Store(Completion<StoreReport>),
     Prefetch(Completion<LoadReport>),
     /// A call that a thread of its own makes. Nothing is to be polled.
@@ -53,7 +58,7 @@ pub(super) struct SessionJobs {
 
 /// The end of a job.
 enum EndedJob {
-    Hold(HoldReport),
+    Hold(HoldReport, u64, usize),
     Store(StoreReport),
     Prefetch(LoadReport),
 }
@@ -110,6 +115,17 @@ impl SessionJobs {
         self.running.lock().seeks.push((number, seek));
     }
 
+    /// Ends a seek whose match the client does not want.
+    pub(super) fn end_seek(&self, number: u64) {
+        let mut running = self.running.lock();
+        let unwanted = running
+            .seeks
+            .extract_if(.., |(one, _)| *one == number)
+            .collect::<Vec<_>>();
+        drop(running);
+        drop(unwanted);
+    }
+
     pub(super) fn has_seeks(&self) -> bool {
         !self.running.lock().seeks.is_empty()
     }
@@ -149,7 +165,11 @@ impl SessionJobs {
         drop(running);
         drop(job);
         Some(match ended {
-            EndedJob::Hold(report) => hold_reply(client, pins, number, report),
+            EndedJob::Hold(report, found, first) => {
+                let first = first + report.load.blocks;
+                pins.hold_ended(found, report.take_rest().map(|rest| (first, rest)));
+                hold_reply(client, pins, number, report)
+            }
             EndedJob::Store(report) => frame_of_store(&report).encode(number),
             EndedJob::Prefetch(report) => {
                 frame_of_load(&report, &client.tiers, Vec::new()).encode(number)
@@ -169,7 +189,7 @@ impl SessionJobs {
         drop(seeks);
         for job in jobs.values() {
             match job {
-                SessionJob::Hold(completion) => completion.cancel(),
+                SessionJob::Hold { completion, .. } => completion.cancel(),
                 SessionJob::Prefetch(completion) => completion.cancel(),
                 SessionJob::Store(completion) => completion.cancel(),
                 SessionJob::Call => {}
@@ -216,7 +236,14 @@ fn poll(job: &mut SessionJob, waker: &Waker) -> Option<EndedJob> {
     }
     let context = &mut Context::from_waker(waker);
     match job {
-        SessionJob::Hold(completion) => ended(completion, context).map(EndedJob::Hold),
+        SessionJob::Hold {
+            completion,
+            found,
+            first,
+        } => {
+            let (found, first) = (*found, *first);
+            ended(completion, context).map(|report| EndedJob::Hold(report, found, first))
+        }
         SessionJob::Store(completion) => ended(completion, context).map(EndedJob::Store),
         SessionJob::Prefetch(completion) => ended(completion, context).map(EndedJob::Prefetch),
         SessionJob::Call => None,
