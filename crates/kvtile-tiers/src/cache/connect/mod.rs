@@ -24,6 +24,7 @@ mod store;
 mod threads;
 
 use std::{
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -92,7 +93,19 @@ trait ConnectedJob: Send {
 #[derive(Default)]
 struct ConnectionState {
     session: Option<Arc<DaemonSession>>,
+    /// The socket of a handshake that is in progress.
+    connecting: Option<UnixStream>,
     is_closed: bool,
+}
+
+impl ConnectionState {
+    /// Ends the handshake of a cache that is closed.
+    fn end_if_closed(&self) {
+        if let Some(socket) = self.connecting.as_ref().filter(|_| self.is_closed) {
+            // An error means that it has ended already.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
 }
 
 /// A job in the queue.
@@ -181,7 +194,8 @@ impl ConnectedCache {
         settings.check()?;
         let engine_layout = manager.layout(engine)?;
         check_identity(&settings.identity, &engine_layout)?;
-        let session = DaemonSession::open(socket, &settings, (&manager, &engine_layout))?;
+        let engine_of = (&manager, &engine_layout);
+        let session = DaemonSession::open(socket, &settings, engine_of, |_| {})?;
         let layers = engine_layout.shape().num_layers();
         let Ok(layers) = usize::try_from(layers) else {
             broken(format_args!("{layers} layers in an engine's memory"))
@@ -198,7 +212,7 @@ impl ConnectedCache {
             tiers: Mutex::new(session.tiers.clone()),
             state: Mutex::new(ConnectionState {
                 session: Some(Arc::new(session)),
-                is_closed: false,
+                ..ConnectionState::default()
             }),
             changed: Condvar::new(),
             metrics: CacheMetrics::new(&[]),
@@ -536,6 +550,7 @@ impl Drop for ConnectedCache {
         let session = {
             let mut state = self.parts.state.lock();
             state.is_closed = true;
+            state.end_if_closed();
             state.session.clone()
         };
         self.parts.changed.notify_all();

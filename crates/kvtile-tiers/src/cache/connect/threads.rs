@@ -91,12 +91,16 @@ impl ConnectedParts {
         }
     }
 
-    pub(super) fn open_session(&self) -> Result<DaemonSession, TierError> {
-        DaemonSession::open(
-            &self.socket,
-            &self.settings,
-            (&self.manager, &self.engine_layout),
-        )
+    /// Connects again. Closing the cache ends it, also in the handshake.
+    fn open_session(&self) -> Result<DaemonSession, TierError> {
+        let engine = (&self.manager, &self.engine_layout);
+        let session = DaemonSession::open(&self.socket, &self.settings, engine, |stream| {
+            let mut state = self.state.lock();
+            state.connecting = stream.try_clone().ok();
+            state.end_if_closed();
+        });
+        self.state.lock().connecting = None;
+        session
     }
 
     pub(super) fn work(&self) {
