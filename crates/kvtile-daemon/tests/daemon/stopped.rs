@@ -170,7 +170,8 @@ fn is_zombie(child: &Child) -> bool {
 
 /// A process that runs the client of this file, once it is connected.
 fn client(socket: &Path) -> Child {
-    let test = "stopped::a_client_that_is_stopped_in_a_copy_until_its_lease_has_ended_counts_a_miss";
+    let test =
+        "stopped::a_client_that_is_stopped_in_a_copy_until_its_lease_has_ended_counts_a_miss";
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([test, "--exact", "--nocapture"])
         .env(SOCKET, socket)

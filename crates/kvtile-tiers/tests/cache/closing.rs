@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
+use kvtile_blocks::events::TierId;
 use kvtile_tiers::cache::{Clock, TierWrites};
 use parking_lot::Mutex;
 
 use super::{
     bounds::VirtualClock,
-    common::{TestEngine, chain, engine_layout, with_disk},
+    common::{TestEngine, chain, engine_layout, settings, with_disk},
     keeper::{self, TestCache},
 };
 
@@ -98,6 +99,34 @@ fn closing_stops_at_its_time_limit_and_reports_late_blocks() {
     let report = cache.close();
     assert_eq!((report.written, report.late), (0, 20), "no time, no writes");
     assert!(!report.durable, "{report:?}");
+}
+
+#[test]
+fn a_match_outlives_its_cache_without_blocks_and_no_other_cache_loads_it() {
+    let open = || keeper::open(settings(16), engine_layout()).unwrap();
+    let (cache, keys) = (open(), chain(1, 8));
+    TestEngine::new(&cache).store(&keys, 0);
+    let nothing = cache.lookup(&chain(2, 3));
+    let mut found = cache.lookup(&keys);
+    let tail = found.split_off(5);
+    assert_eq!((nothing.blocks(), found.blocks(), tail.blocks()), (0, 5, 3));
+    // Both parts can be loaded, in any order.
+    let mut engine = TestEngine::new(&cache);
+    assert_eq!(cache.load(tail, &[45, 46]).unwrap().wait().blocks, 2);
+    assert!(engine.holds(&keys[6], 46));
+    let tail = found.split_off(4);
+    assert_eq!(cache.load(found, &[40, 41]).unwrap().wait().blocks, 2);
+    assert!(engine.holds(&keys[1], 41));
+    drop(engine);
+    drop(cache);
+    assert_eq!((nothing.blocks(), tail.blocks()), (0, 0));
+    assert_eq!((tail.blocks_in(TierId::HOST), tail.tiers().count()), (0, 0));
+    let tail = tail.skip(1).truncate(3);
+    let again = open();
+    for (found, destinations) in [(tail, &[1][..]), (nothing, &[])] {
+        let error = again.load(found, destinations).unwrap_err();
+        assert!(error.to_string().contains("another cache"), "{error}");
+    }
 }
 
 /// A waker that closes the cache, on any thread.
