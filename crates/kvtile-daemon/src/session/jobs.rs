@@ -166,9 +166,7 @@ impl SessionJobs {
         drop(job);
         Some(match ended {
             EndedJob::Hold(report, found, first) => {
-                let first = first + report.load.blocks;
-                pins.hold_ended(found, report.take_rest().map(|rest| (first, rest)));
-                hold_reply(client, pins, number, report)
+                hold_reply(client, pins, (number, found, first), report)
             }
             EndedJob::Store(report) => frame_of_store(&report).encode(number),
             EndedJob::Prefetch(report) => {
@@ -203,13 +201,16 @@ impl SessionJobs {
     }
 }
 
-/// Pins the blocks of a hold for the client, and reports their numbers.
-fn hold_reply(
+/// The end of hold `number` of match `found` from block `first` on: pins its blocks for the client, gives
+/// the rest back to the match, and reports the numbers of the blocks.
+pub(super) fn hold_reply(
     client: &ClientFacts,
     pins: &SessionPins,
-    number: u64,
+    (number, found, first): (u64, u64, usize),
     report: HoldReport,
 ) -> Vec<u8> {
+    let next = first + report.load.blocks;
+    pins.hold_ended(found, report.take_rest().map(|rest| (next, rest)));
     let ids: Vec<u32> = report.held.ids().iter().map(|id| id.0).collect();
     let frame = frame_of_load(&report.load, &client.tiers, ids);
     let has_blocks = !frame.ids.is_empty();

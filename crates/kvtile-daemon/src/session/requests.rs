@@ -15,7 +15,11 @@ use kvtile_tiers::{
     },
 };
 
-use super::{ClientFacts, OutboxItem, Session, SessionEnd, calls, jobs::SessionJob, protocol};
+use super::{
+    ClientFacts, OutboxItem, Session, SessionEnd, calls,
+    jobs::{SessionJob, hold_reply},
+    protocol,
+};
 
 /// The refusal of a request that the cache refuses.
 pub(super) fn refusal_of(error: &TierError) -> RefusalFrame {
@@ -173,6 +177,12 @@ fn hold(session: &Session, client: &ClientFacts, (number, frame): (u64, &HoldFra
     match client.cache.cache().hold(piece, &options) {
         Ok(completion) => {
             let found = frame.found;
+            // Blocks that are all in host memory need no other thread.
+            if let Some(report) = completion.try_result() {
+                let of = (number, found, first);
+                let reply = hold_reply(client, &session.pins, of, report);
+                return session.send(&reply);
+            }
             let job = SessionJob::Hold {
                 completion,
                 found,
