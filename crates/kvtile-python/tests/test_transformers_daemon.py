@@ -58,38 +58,38 @@ def other(daemon: Daemon) -> tuple[int, list[int]]:
 
 def test_a_prefix_of_one_process_is_known_to_the_others(daemon: Daemon) -> None:
     model, inputs = llama(), prompt(1, TOKENS)
-    wanted = model.generate(inputs, **GREEDY)
-    assert other(daemon) == (0, wanted[0].tolist())
+    expected = model.generate(inputs, **GREEDY)
+    assert other(daemon) == (0, expected[0].tolist())
     assert daemon.status()["sessions"] == []
     with PrefixCache(model, connect=daemon.socket, page_size=PAGE) as cache:
         assert cache.prefill(inputs).get_seq_length() == TOKENS // PAGE * PAGE
-        assert torch.equal(cache.generate(model, inputs, **GREEDY), wanted)
+        assert torch.equal(cache.generate(model, inputs, **GREEDY), expected)
         # The answer of the other process too.
-        longer = torch.cat([wanted, prompt(2, 5)], dim=1)
+        longer = torch.cat([expected, prompt(2, 5)], dim=1)
         assert cache.prefill(longer).get_seq_length() == (TOKENS + GREEDY["max_new_tokens"] - 1) // PAGE * PAGE
         assert torch.equal(cache.generate(model, longer, **GREEDY), model.generate(longer, **GREEDY))
 
 
 def test_a_cache_outlives_its_daemon(daemon: Daemon) -> None:
     model, inputs = llama(), prompt(1, TOKENS)
-    wanted = model.generate(inputs, **GREEDY)
+    expected = model.generate(inputs, **GREEDY)
     with PrefixCache(model, connect=daemon.socket, page_size=PAGE) as cache:
-        assert torch.equal(cache.generate(model, inputs, **GREEDY), wanted)
+        assert torch.equal(cache.generate(model, inputs, **GREEDY), expected)
         daemon.stop()
         eventually(lambda: not cache.cache.connected)
         # Without the daemon the model computes.
         assert cache.prefill(inputs).get_seq_length() == 0
-        assert torch.equal(cache.generate(model, inputs, **GREEDY), wanted)
+        assert torch.equal(cache.generate(model, inputs, **GREEDY), expected)
         daemon.start()
         eventually(lambda: cache.cache.connected)
         assert cache.prefill(inputs).get_seq_length() == TOKENS // PAGE * PAGE
-        assert torch.equal(cache.generate(model, inputs, **GREEDY), wanted)
+        assert torch.equal(cache.generate(model, inputs, **GREEDY), expected)
         # A daemon that is killed loses host memory, and its disk has what was synced.
         daemon.stop(signal.SIGKILL)
         eventually(lambda: not cache.cache.connected)
         daemon.start()
         eventually(lambda: cache.cache.connected)
-        assert torch.equal(cache.generate(model, inputs, **GREEDY), wanted)
+        assert torch.equal(cache.generate(model, inputs, **GREEDY), expected)
         assert cache.prefill(inputs).get_seq_length() == TOKENS // PAGE * PAGE
 
 

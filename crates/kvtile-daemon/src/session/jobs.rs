@@ -115,7 +115,7 @@ impl SessionJobs {
         self.running.lock().seeks.push((number, seek));
     }
 
-    /// Ends a seek whose match the client does not want.
+    /// Ends a seek whose match the client has dropped.
     pub(super) fn end_seek(&self, number: u64) {
         let mut running = self.running.lock();
         let unwanted = running

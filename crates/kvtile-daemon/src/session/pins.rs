@@ -8,7 +8,7 @@ use std::{
 use kvtile_tiers::cache::{Match, serving::HostHold};
 use parking_lot::Mutex;
 
-/// A match. Holds take blocks out of it, and give back those that had no room in host memory.
+/// A match. Holds take blocks out of it, and those without room in host memory return to it.
 struct PinnedMatch {
     /// Its blocks, by the index of the first one of each piece in the match as it was found.
     pieces: BTreeMap<usize, Match>,
