@@ -90,6 +90,7 @@ impl ConnectKeywords {
         let mut connect = ConnectSettings::new(settings.identity);
         connect.workers = settings.workers;
         connect.queue_capacity = settings.queue_capacity;
+        connect.recompute_tokens_per_second = settings.recompute_tokens_per_second;
         connect.staging_bytes = self.staging_bytes.unwrap_or(connect.staging_bytes);
         connect.answer_within = self.within.unwrap_or(connect.answer_within);
         CacheOpening::There(socket, Box::new(connect))
@@ -101,12 +102,13 @@ impl ConnectKeywords {
 }
 
 /// The keywords that a connection can have.
-const CONNECTED: [&str; 5] = [
+const CONNECTED: [&str; 6] = [
     "connect",
     "connect_staging_bytes",
     "connect_within",
     "workers",
     "queue_capacity",
+    "recompute_tokens_per_second",
 ];
 
 /// Refuses a keyword whose setting the daemon has.

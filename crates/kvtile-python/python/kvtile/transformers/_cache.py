@@ -62,8 +62,8 @@ class PrefixCache:
         connect: the socket of a node daemon (``kvtile serve``), which then has host memory, disk and shared store, of its
             own sizes; default: none. With ``shared_within`` prompts wait for the daemon's shared store.
         disk: folder that keeps blocks for later processes; default: none.
-        host_gib: host memory for blocks, in GiB.
-        disk_gib: limit for the size of the folder, in GiB.
+        host_gib: host memory for blocks, in GiB; default: 1.
+        disk_gib: limit for the size of the folder, in GiB; default: 8.
         close_within: seconds that closing may take to write blocks that are only in host memory; default: 30.
         shared: a store that other caches use too: a URL (``s3://bucket/prefix``, ``redis://host``), the path of a folder,
             or a ``kvtile.SharedTier``; default: none.
@@ -84,8 +84,8 @@ class PrefixCache:
         TensorError: a model that is not on the CPU.
         DiskError: a folder that cannot be used.
         SharedTierError: a shared store that cannot be opened.
-        SettingsError: ``shared_within`` or ``shared_bundle_blocks`` without ``shared``; ``disk`` or ``shared`` with
-            ``connect``.
+        SettingsError: ``shared_within`` or ``shared_bundle_blocks`` without ``shared``; a setting of host memory, disk or
+            shared store with ``connect``.
         DaemonError: no daemon answers at the socket.
     """
 
@@ -95,8 +95,8 @@ class PrefixCache:
         *,
         connect: str | os.PathLike[str] | None = None,
         disk: str | os.PathLike[str] | None = None,
-        host_gib: float = 1.0,
-        disk_gib: float = 8.0,
+        host_gib: float | None = None,
+        disk_gib: float | None = None,
         close_within: float | None = None,
         shared: str | os.PathLike[str] | SharedTier | None = None,
         shared_within: float | None = None,
@@ -125,8 +125,17 @@ class PrefixCache:
         self._shape = Shape.from_hf_config(model.config, page_size=page_size, dtype=model.dtype)
         self._dtype = model.dtype
         self._page_size = page_size
-        if connect is not None and (disk is not None or shared is not None or shared_bundle_blocks is not None):
-            raise SettingsError("disk and shared have no effect with connect; give them to kvtile serve")
+        of_daemon = {
+            "disk": disk,
+            "host_gib": host_gib,
+            "disk_gib": disk_gib,
+            "close_within": close_within,
+            "shared": shared,
+            "shared_bundle_blocks": shared_bundle_blocks,
+        }
+        given = [name for name, value in of_daemon.items() if value is not None]
+        if connect is not None and given:
+            raise SettingsError(f"{', '.join(given)} has no effect with connect; give it to kvtile serve")
         if connect is None and shared is None and shared_within is not None:
             raise SettingsError("shared_within has no effect without shared, the store")
         # Seconds that a lookup waits for the shared store; None without one.
@@ -144,9 +153,9 @@ class PrefixCache:
         self.cache = Cache(
             self.identity,
             self._layout(list(engine), 1),
-            host_bytes=int(host_gib * _GIB),
+            host_bytes=int((1.0 if host_gib is None else host_gib) * _GIB),
             disk=disk,
-            disk_bytes=None if disk is None else int(disk_gib * _GIB),
+            disk_bytes=None if disk is None else int((8.0 if disk_gib is None else disk_gib) * _GIB),
             disk_writes=None if disk is None else "at_once",
             close_within=close_within,
             shared=shared,

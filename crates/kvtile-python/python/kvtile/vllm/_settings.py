@@ -28,7 +28,6 @@ _OF_THE_DAEMON = (
     "shared_bundle_blocks",
     "shared_compress",
     "policy",
-    "recompute_tokens_per_second",
 )
 
 
@@ -148,7 +147,8 @@ class Settings:
     def of_cache(self, rank: Rank, identity: Identity) -> dict[str, Any]:
         """The keyword arguments of a rank's ``kvtile.Cache``, without those that were not given."""
         if self.connect is not None:
-            return {"connect": self.connect} | ({} if self.workers is None else {"workers": self.workers})
+            own = {"workers": self.workers, "recompute_tokens_per_second": self.recompute_tokens_per_second}
+            return {"connect": self.connect} | {name: value for name, value in own.items() if value is not None}
         told = {
             "host_bytes": int(self.host_gib * _GIB) // rank.size,
             "prefault": self.prefault,
