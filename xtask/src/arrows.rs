@@ -48,6 +48,7 @@ const ARROWS: [(&str, &[&str]); 27] = [
         "kvtile",
         &[
             "kvtile-blocks",
+            "kvtile-device",
             "kvtile-layout",
             "kvtile-memory",
             "kvtile-shared",
