@@ -202,7 +202,7 @@ fn errors_have_the_numbers_of_the_header() {
 }
 
 #[test]
-fn attributes_and_flags_have_the_numbers_of_the_header() {
+fn attributes_have_the_numbers_of_the_header() {
     use sys::{
         CUdevice_attribute_enum as D, CUfunction_attribute_enum as F, CUpointer_attribute_enum as P,
     };
@@ -271,6 +271,11 @@ fn attributes_and_flags_have_the_numbers_of_the_header() {
         cuda::MEMORY_TYPE_DEVICE,
         sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE as u32,
     );
+}
+
+#[test]
+fn flags_and_options_have_the_numbers_of_the_header() {
+    let one = |ours: u32, theirs: u32| assert_eq!(ours, theirs);
     one(
         cuda::STREAM_NON_BLOCKING,
         sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32,

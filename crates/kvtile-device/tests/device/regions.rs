@@ -90,8 +90,9 @@ fn conforms(standin: &Standin, device: &Device, make: impl Fn() -> (OwnedMemoryR
 /// The address by which devices reach a range that lies in one piece.
 fn one_part(device: &Device, region: &OwnedMemoryRegion, range: std::ops::Range<usize>) -> u64 {
     let parts = device.ranges_of(&**region, range.clone()).unwrap();
-    assert_eq!((parts.len(), parts[0].1), (1, range.len()));
-    parts[0].0
+    let (address, bytes) = parts.first().copied().unwrap();
+    assert_eq!((parts.len(), bytes), (1, range.len()));
+    address
 }
 
 fn host_byte(region: &dyn MemoryRegion, offset: usize) -> u8 {
