@@ -50,6 +50,7 @@ const ARROWS: [(&str, &[&str]); 29] = [
         "kvtile",
         &[
             "kvtile-blocks",
+            "kvtile-device",
             "kvtile-layout",
             "kvtile-memory",
             "kvtile-shared",

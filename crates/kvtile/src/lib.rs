@@ -32,6 +32,7 @@
 //! | [`memory`] | the owners of bytes: system, shared, file, borrowed |
 //! | [`transfer`] | leases and transfers between registered layouts |
 //! | [`saved`] | caches in files |
+//! | [`device`] | the CUDA driver, queues, memory that devices reach; not run on hardware, and no transfer uses it yet |
 //! | [`blocks`] | block keys, token sequences, pools, eviction policies, events |
 //! | [`tiers`] | the cache over host memory and tiers, the tier contract, metrics, replays of traces |
 //! | [`shared`] | a tier that many caches share: its stores, settings, sweeps |
@@ -41,6 +42,7 @@
 //! field changes it, and the fields are public to read.
 
 pub use kvtile_blocks as blocks;
+pub use kvtile_device as device;
 pub use kvtile_layout::{identity, presets};
 pub use kvtile_memory as memory;
 pub use kvtile_shared as shared;

@@ -22,42 +22,6 @@ const FOLDERS: [&str; 10] = [
     "/opt/nvidia/nvda_nixl/lib/x86_64-linux-gnu",
 ];
 
-/// The CUDA driver.
-pub(super) fn cuda() -> DoctorCheck {
-    let name = "CUDA driver";
-    let library = find(|file| file == "libcuda.so.1");
-    let device = Path::new("/dev/nvidiactl").exists() || Path::new("/dev/dxg").exists();
-    let version = fs::read_to_string("/proc/driver/nvidia/version").ok();
-    let version = version.and_then(|text| text.lines().next().map(str::to_owned));
-    match (library, device) {
-        (Some(path), true) => {
-            let version = version.map_or(String::new(), |v| format!("; {v}"));
-            DoctorCheck::new(
-                name,
-                CheckStatus::Ok,
-                format!("{}{version}", path.display()),
-            )
-        }
-        (Some(path), false) => {
-            let found = format!("{}, but there is no GPU device file", path.display());
-            DoctorCheck::new(name, CheckStatus::Improvable, found).advice(
-                "load the kernel driver, or give the container the device (--gpus all, or the \
-                 NVIDIA container toolkit)",
-            )
-        }
-        (None, true) => {
-            let found = "a GPU device file exists, but no libcuda.so.1";
-            DoctorCheck::new(name, CheckStatus::Improvable, found)
-                .advice("install the driver's libraries, or have the container mount them")
-        }
-        (None, false) => DoctorCheck::new(
-            name,
-            CheckStatus::Absent,
-            "no libcuda.so.1 and no GPU device file",
-        ),
-    }
-}
-
 /// NIXL.
 pub(super) fn nixl() -> DoctorCheck {
     let name = "NIXL";
@@ -72,7 +36,7 @@ pub(super) fn nixl() -> DoctorCheck {
 }
 
 /// The first library whose file name matches.
-fn find(wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
+pub(super) fn find(wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
     let name_of = |path: &Path| {
         let name = path.file_name();
         name.map(|name| name.to_string_lossy().into_owned())

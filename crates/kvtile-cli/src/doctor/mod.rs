@@ -1,6 +1,7 @@
 //! `kvtile doctor`: the features of this machine, with advice.
 
 mod checks;
+mod devices;
 mod libraries;
 
 use std::{fmt::Write as _, path::PathBuf};
@@ -17,8 +18,8 @@ use crate::{
 
 /// The end of `--help`.
 pub(crate) const EXAMPLES: &str = "\
-The command changes nothing and loads no driver code. A missing feature is no error: kvtile runs
-without all of them. Lines marked ! can be improved; the advice is below them.
+The command changes nothing. It opens the CUDA driver, if there is one, and uses no device. A missing
+feature is no error: kvtile runs without all of them. Lines marked ! can be improved; the advice is below them.
 
 Examples:
   kvtile doctor
@@ -31,6 +32,9 @@ pub struct DoctorArgs {
     /// Folder to try direct I/O in; repeat for several [default: the current one and /var/tmp]
     #[arg(long = "folder", value_name = "FOLDER")]
     folders: Vec<PathBuf>,
+    /// Library of the CUDA driver [default: libcuda.so.1 where the loader finds it]
+    #[arg(long = "driver", value_name = "FILE")]
+    driver: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -55,7 +59,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), CliError> {
     };
     let mut checks = checks::of_machine(&machine);
     checks.extend(folders.iter().map(|folder| checks::direct_io(folder)));
-    checks.push(libraries::cuda());
+    checks.extend(devices::cuda(args.driver.as_deref()));
     checks.push(libraries::nixl());
     let report = DoctorReport {
         version: env!("CARGO_PKG_VERSION"),

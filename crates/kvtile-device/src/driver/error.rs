@@ -109,6 +109,12 @@ pub enum DeviceError {
         /// The kind.
         kind: StorageKind,
     },
+    /// Memory that devices do not reach.
+    #[error("devices do not reach {kind}: register it, or copy through pinned memory")]
+    NotReachable {
+        /// The kind of memory.
+        kind: StorageKind,
+    },
     /// The size of a piece of registered memory is not a whole number of pages.
     #[error(
         "registered memory cannot be cut every {piece_bytes} bytes: it needs a multiple of {page_bytes}"

@@ -67,19 +67,17 @@ macro_rules! driver_table {
                 })
             }
 
-            /// For each function its symbol, the sizes and alignments of its arguments, and whether it is present.
+            /// All functions as they are declared here.
             #[must_use]
-            pub fn signatures(&self) -> Vec<FunctionSignature> {
+            pub fn declared() -> Vec<FunctionSignature> {
                 vec![
                     $(FunctionSignature {
                         symbol: $symbol,
                         arguments: vec![$((size_of::<$arg>(), align_of::<$arg>())),*],
-                        is_present: true,
                     },)*
                     $(FunctionSignature {
                         symbol: $osymbol,
                         arguments: vec![$((size_of::<$oarg>(), align_of::<$oarg>())),*],
-                        is_present: self.$ofield.is_some(),
                     },)*
                 ]
             }
@@ -104,8 +102,6 @@ pub struct FunctionSignature {
     pub symbol: &'static str,
     /// Size and alignment of each argument, in bytes.
     pub arguments: Vec<(usize, usize)>,
-    /// Whether this driver has it.
-    pub is_present: bool,
 }
 
 driver_table! {

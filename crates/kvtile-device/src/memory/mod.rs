@@ -6,6 +6,7 @@
 mod allocated;
 mod imported;
 mod pinned;
+mod reach;
 mod registered;
 
 pub use allocated::DeviceMemory;

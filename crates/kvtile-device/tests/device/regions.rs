@@ -5,8 +5,8 @@ use kvtile_device::{
     RegisteredMemory,
 };
 use kvtile_memory::{
-    MemoryDescriptor, MemoryError, MemoryRegion, OwnedMemoryRegion, RegionView, SharedMemory,
-    StorageKind, SystemMemory,
+    BorrowedMemory, MemoryDescriptor, MemoryError, MemoryRegion, OwnedMemoryRegion, RegionView,
+    SharedMemory, StorageKind, SystemMemory,
 };
 use kvtile_standin::{Standin, StandinLeaks, StandinOptions};
 use std::ptr::with_exposed_provenance_mut;
@@ -42,7 +42,7 @@ fn conforms(standin: &Standin, device: &Device, make: impl Fn() -> (OwnedMemoryR
     let queue = device.queue().unwrap();
     let bounce = PinnedMemory::allocate(device, 2).unwrap();
     for offset in [0, SIZE - 1] {
-        let there = device_address(&region, address, offset);
+        let there = one_part(device, &region, offset..offset + 1);
         // SAFETY: both places are of this test alone, and live until the queue is idle.
         unsafe { queue.fill(there, 0x5C, 1) }.unwrap();
         // SAFETY: as above.
@@ -69,18 +69,30 @@ fn conforms(standin: &Standin, device: &Device, make: impl Fn() -> (OwnedMemoryR
     assert!(RegionView::new(Arc::clone(&region), 1, SIZE).is_err());
     drop(region);
     let mut byte = [0];
-    assert!(standin.peek(device_address(view.parent(), address, 0), &mut byte));
+    let first = one_part(device, view.parent(), 0..1);
+    assert_eq!(first, address);
+    assert!(standin.peek(first, &mut byte));
     assert_eq!(byte, [0x5C]);
+    // A view of a view reaches what its region reaches there, and nothing outside.
+    let view: OwnedMemoryRegion = Arc::new(view);
+    let inner = RegionView::new(Arc::clone(&view), 3, 50).unwrap();
+    let inner: OwnedMemoryRegion = Arc::new(inner);
+    assert_eq!(one_part(device, &inner, 4..8), first + 14);
+    assert_eq!(device.ranges_of(&*inner, 50..50).unwrap(), []);
+    for outside in [0..51, 51..51, std::ops::Range { start: 9, end: 8 }] {
+        assert!(device.ranges_of(&*inner, outside).is_err());
+    }
+    drop(inner);
     let moved = std::thread::spawn(move || drop(view));
     moved.join().unwrap();
 }
 
-/// The address by which devices reach a byte of a region whose first byte they reach at `address`.
-fn device_address(region: &OwnedMemoryRegion, address: u64, offset: usize) -> u64 {
-    match region.as_any().downcast_ref::<RegisteredMemory>() {
-        Some(memory) => memory.device_ranges(offset..offset + 1).next().unwrap().0,
-        None => address + offset as u64,
-    }
+/// The address by which devices reach a range that lies in one piece.
+fn one_part(device: &Device, region: &OwnedMemoryRegion, range: std::ops::Range<usize>) -> u64 {
+    let parts = device.ranges_of(&**region, range.clone()).unwrap();
+    let (address, bytes) = parts.first().copied().unwrap();
+    assert_eq!((parts.len(), bytes), (1, range.len()));
+    address
 }
 
 fn host_byte(region: &dyn MemoryRegion, offset: usize) -> u8 {
@@ -242,6 +254,41 @@ fn sizes_and_kinds_that_no_region_has_are_refused() {
         "{twice}"
     );
     drop((first, device));
+    clean(&standin);
+}
+
+#[test]
+fn memory_of_other_owners_is_reached_where_it_is_pinned() {
+    let standin = Standin::start(StandinOptions {
+        aliases: true,
+        ..StandinOptions::seeded(8)
+    });
+    let device = device(&standin);
+    let registered: OwnedMemoryRegion = Arc::new(SystemMemory::allocate(SIZE).unwrap());
+    let error = device.ranges_of(&*registered, 0..1).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "devices do not reach memory of this process: register it, or copy through pinned memory"
+    );
+    let options = RegisterOptions::default();
+    let memory = RegisteredMemory::register(&device, registered, options).unwrap();
+    let borrowed = |address: usize, kind| {
+        let pointer = std::ptr::NonNull::new(with_exposed_provenance_mut(address)).unwrap();
+        // SAFETY: the memory outlives the region, and nothing is copied through it.
+        unsafe { BorrowedMemory::new(pointer, 100, Arc::new(()), kind) }.unwrap()
+    };
+    let pinned = borrowed(memory.addr() + 200, StorageKind::Pinned);
+    let address = memory.pieces()[0].device_address;
+    assert_eq!(
+        device.ranges_of(&pinned, 1..5).unwrap(),
+        [(address + 201, 4)]
+    );
+    let there = borrowed(0x7000, StorageKind::Device(0));
+    assert_eq!(device.ranges_of(&there, 1..5).unwrap(), [(0x7001, 4)]);
+    let system = SystemMemory::allocate(SIZE).unwrap();
+    let claimed = borrowed(system.addr(), StorageKind::Pinned);
+    assert!(device.ranges_of(&claimed, 1..5).is_err());
+    drop((memory, device));
     clean(&standin);
 }
 

@@ -46,6 +46,22 @@ fn folders_are_tried_and_left_empty() {
 }
 
 #[test]
+fn a_driver_that_is_absent_is_one_sentence_that_names_what_was_tried() {
+    let text = kvtile(&["doctor", "--driver", "/nonexistent/libcuda.so"]).ok();
+    let line = text.lines().find(|line| line.contains("CUDA driver"));
+    let line = line.unwrap();
+    for part in [
+        "no CUDA driver: tried /nonexistent/libcuda.so: ",
+        "kvtile's device code has not been run on hardware",
+    ] {
+        assert!(line.contains(part), "{line}");
+    }
+    // A library that is no driver.
+    let text = kvtile(&["doctor", "--driver", "libc.so.6"]).ok();
+    assert!(text.contains("libc.so.6 is no CUDA driver"), "{text}");
+}
+
+#[test]
 fn help_teaches_and_nonsense_is_a_usage_error() {
     for command in ["layout", "plan", "bench", "inspect", "doctor"] {
         let help = kvtile(&[command, "--help"]).ok();
