@@ -4,9 +4,12 @@
 use std::sync::Arc;
 
 use kvtile_device::{
-    Device, DeviceKernel, DeviceMemory, DeviceQueue, KernelModule, LaunchShape, PinnedMemory,
+    Device, DeviceError, DeviceKernel, DeviceMemory, DeviceQueue, KernelModule, LaunchShape,
+    PinnedMemory,
 };
-use kvtile_kernels::{MOVE_PTX, MoveKernel, MoveProgram, MoveRegion, lower};
+use kvtile_kernels::{
+    MOVE_PTX, MoveKernel, MoveParameters, MoveProgram, MoveRegion, RowsParameters, lower,
+};
 use kvtile_layout::{CopyPlan, Selection, Shape, StridedLayout, Unit};
 use kvtile_memory::MemoryRegion;
 use kvtile_standin::{Complaint, PtxEngine, Standin, StandinLeaks, StandinOptions};
@@ -197,4 +200,75 @@ fn a_launch_that_does_not_wait_for_its_tables_is_found() {
             && complaint.to_string().contains("kernel rows_16 on")
     });
     assert!(found, "{complaints:?}");
+}
+
+/// Launches `rows_16` over one run of 16 bytes from `source` to `destination`.
+fn launch_one(device: &Device, source: u64, destination: u64) -> Result<(), DeviceError> {
+    let parameters = RowsParameters {
+        source,
+        destination,
+        items: 1,
+        vectors: 1,
+        walk: 1,
+        chunks: 1,
+        loops: 1,
+        loop_: {
+            let mut loops = RowsParameters::default().loop_;
+            loops[0].extent = 1;
+            loops
+        },
+        ..RowsParameters::default()
+    };
+    let kernel = device.load_module(MOVE_PTX)?.kernel("rows_16")?;
+    let shape = LaunchShape {
+        grid: [1, 1, 1],
+        block: [32, 1, 1],
+        shared_bytes: 0,
+    };
+    let queue = device.queue()?;
+    // SAFETY: the stand-in checks the addresses.
+    unsafe { queue.launch(&kernel, shape, MoveParameters::Rows(parameters).as_bytes()) }?;
+    queue.synchronize()
+}
+
+#[test]
+fn faults_of_kernels_lose_the_device_as_the_driver_documents() {
+    for (source, destination, code) in [
+        (0, 0, 0),
+        (64, 0, 700),
+        (0, 64, 700),
+        (8, 0, 716),
+        (0, 4, 716),
+    ] {
+        let (standin, device, _) = start(4);
+        let memory = DeviceMemory::allocate(&device, 128).unwrap();
+        let (from, to) = (memory.device_address(), memory.device_address() + 64);
+        // Past the end of the memory, which has guards, or misaligned.
+        let from = from + if source == 64 { 128 } else { source };
+        let done = launch_one(&device, from, to + destination);
+        match code {
+            0 => done.unwrap(),
+            _ => assert!(
+                matches!(done, Err(DeviceError::Lost { code: found, .. }) if found == code),
+                "{done:?} in place of {code}"
+            ),
+        }
+        drop((memory, device));
+        assert_eq!(standin.leaks(), StandinLeaks::default());
+    }
+}
+
+#[test]
+fn a_text_that_the_interpreter_refuses_is_refused_by_the_driver_with_the_line() {
+    let (_standin, device, _) = start(5);
+    let text = MOVE_PTX.replacen("bar.sync", "shfl.sync", 1);
+    let line = MOVE_PTX
+        .lines()
+        .position(|line| line.contains("bar.sync"))
+        .unwrap()
+        + 1;
+    let error = device.load_module(&text).unwrap_err().to_string();
+    let expected =
+        format!("line {line} of the PTX text: the interpreter does not have the instruction");
+    assert!(error.contains(&expected), "{error}");
 }
