@@ -1,7 +1,7 @@
 //! Parses arbitrary bytes as a descriptor: either version or a typed error, within bounded memory.
 #![no_main]
 
-use kvtile::layout::{DescribedLayout, LayoutDescriptor, PhysicalLayout};
+use kvtile_transfer::{DescribedLayout, LayoutDescriptor, PhysicalLayout};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|json: &[u8]| {
@@ -33,7 +33,7 @@ fuzz_target!(|json: &[u8]| {
     for (block, layer) in [(0, 0), (last(shape.num_blocks()), last(shape.num_layers()))] {
         for plane in 0..shape.planes().len() {
             if let Ok(place) = layout.memory_region(block, layer, plane) {
-                let inside = |region: &kvtile::memory::MemoryDescriptor| {
+                let inside = |region: &kvtile_memory::MemoryDescriptor| {
                     place.addr >= region.addr && place.end() <= region.end()
                 };
                 assert!(shown.memory_descriptors.iter().any(inside));

@@ -1,7 +1,8 @@
 //! Parses arbitrary bytes as the header of a saved cache: a header or a typed error.
 #![no_main]
 
-use kvtile::{layout::StridedLayout, saved::SavedHeader};
+use kvtile_layout::StridedLayout;
+use kvtile_transfer::saved::SavedHeader;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|json: &[u8]| {

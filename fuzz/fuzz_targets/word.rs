@@ -2,7 +2,7 @@
 //! resolved layout can be planned to the canonical order.
 #![no_main]
 
-use kvtile::layout::{CopyPlan, Selection, Shape, StridedLayout, Unit, Word};
+use kvtile_layout::{CopyPlan, Selection, Shape, StridedLayout, Unit, Word};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

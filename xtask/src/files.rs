@@ -11,9 +11,13 @@ use crate::step::{StepFailure, root};
 const LINES_MAX: usize = 600;
 
 /// Folders and files that may contain unsafe code: memory, the executors, the leases that prove
-/// them sound, and the file in which the Python package reads the structures of DLPack and of the
-/// buffer protocol.
-const UNSAFE_PLACES: [&str; 4] = [
+/// them sound, the calls of the device driver and the regions that it owns, the stand-in for it (in
+/// tests only, whose functions are called as the driver's), and the file in which the Python
+/// package reads the structures of DLPack and of the buffer protocol.
+const UNSAFE_PLACES: [&str; 7] = [
+    "crates/kvtile-device/src/driver",
+    "crates/kvtile-device/src/memory",
+    "crates/kvtile-standin/src",
     "crates/kvtile-memory/src",
     "crates/kvtile-transfer/src/execute",
     "crates/kvtile-transfer/src/lease",
@@ -35,8 +39,9 @@ const PURE_FOLDERS: [&str; 3] = [
 ];
 
 /// Folders where `return Ok(())` without a comment may hide a broken invariant.
-const CORE_FOLDERS: [&str; 5] = [
+const CORE_FOLDERS: [&str; 6] = [
     "crates/kvtile-blocks/src",
+    "crates/kvtile-device/src",
     "crates/kvtile-layout/src",
     "crates/kvtile-memory/src",
     "crates/kvtile-tiers/src",
@@ -177,7 +182,7 @@ fn check_file(path: &Path, text: &str) -> Vec<String> {
             .any(|what| has(&["un", "safe ", what].concat()));
         if not_safe && !inside(&UNSAFE_PLACES) {
             broken.push(format!(
-                "{name}:{number}: unsafe code is allowed only in memory, the executors, leases and foreign.rs"
+                "{name}:{number}: unsafe code is allowed only in memory, the executors, leases, calls of the device driver and foreign.rs"
             ));
         }
         if has("env::var") && !inside(&ENVIRONMENT_FOLDERS) {

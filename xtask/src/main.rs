@@ -253,10 +253,11 @@ fn soak((kills, seeds, seconds): (u64, u64, u64), seed: Option<u64>) -> Result<(
 /// Seconds of CI's fuzzing per target.
 const CHECK_FUZZ_SECONDS: u32 = 20;
 
-/// Runs the demonstration as a user does: with the tiny model, then with the real one, which it
-/// downloads if the package index is reachable.
+/// Runs the demonstration with the tiny model, then with the real one, which it downloads if the package
+/// index is reachable. It takes the program that the tests have built, because a release build takes longer
+/// than both runs.
 fn demonstration() -> Result<(), StepFailure> {
-    let demo = ["run", "--release", "--locked", "--", "demo"];
+    let demo = ["run", "--locked", "--", "demo"];
     CargoStep::cargo(demo.into_iter().chain(["--tiny"])).run()?;
     CargoStep::cargo(demo).run()
 }
@@ -343,7 +344,8 @@ fn fuzz(seconds: u32) -> Result<(), StepFailure> {
         return Ok(());
     }
     if !CargoStep::cargo(["fuzz", "--version"]).succeeds() {
-        CargoStep::cargo(["install", "cargo-fuzz", "--locked", "--version", "0.13.2"]).run()?;
+        let install = ["install", "cargo-fuzz", "--debug", "--locked"];
+        CargoStep::cargo(install.into_iter().chain(["--version", "0.13.2"])).run()?;
     }
     let time = format!("-max_total_time={seconds}");
     let limits = [time.as_str(), "-rss_limit_mb=2048", "-verbosity=0"];

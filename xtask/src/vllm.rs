@@ -63,6 +63,13 @@ const ENGINE_TESTS: [&str; 8] = [
     "test_small_engine.py",
 ];
 
+/// For an engine beside another one: one thread, on any core, because threads that wait in a loop or share
+/// one core with the other engine's slow both down.
+const BESIDE_ANOTHER: [(&str, &str); 2] = [
+    ("OMP_NUM_THREADS", "1"),
+    ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+];
+
 /// The end-to-end tests with a real engine and a real model.
 pub(crate) fn test() -> Result<(), StepFailure> {
     let Some(environment) = prepare(WheelProfile::Tests)? else {
@@ -84,7 +91,7 @@ pub(crate) fn test() -> Result<(), StepFailure> {
         while let Some(tests) = next() {
             let pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider"];
             let tests: Vec<&str> = tests.iter().map(String::as_str).collect();
-            let ended = environment.python(&[&pytest[..], &tests].concat());
+            let ended = environment.python(&[&pytest[..], &tests].concat(), &BESIDE_ANOTHER);
             result = result.and(ended);
         }
         result
@@ -107,7 +114,7 @@ pub(crate) fn demonstrate(demonstration: &str, arguments: &[String]) -> Result<(
     };
     let arguments = arguments.iter().map(String::as_str);
     let arguments: Vec<&str> = [demonstration].into_iter().chain(arguments).collect();
-    environment.python(&arguments)
+    environment.python(&arguments, &[])
 }
 
 /// vLLM with the package and a model. The lock admits one command at a time, because each installs
@@ -119,8 +126,18 @@ struct VllmEnvironment {
 }
 
 impl VllmEnvironment {
-    fn python(&self, arguments: &[&str]) -> Result<(), StepFailure> {
+    /// `changes` override the usual variables.
+    fn python(
+        &self,
+        arguments: &[&str],
+        changes: &[(&'static str, &str)],
+    ) -> Result<(), StepFailure> {
         let mut variables = variables(&self.model);
+        variables.extend(
+            changes
+                .iter()
+                .map(|(name, value)| (*name, (*value).to_owned())),
+        );
         variables.push(cached::bytecode(&self.folder));
         python::run_with(&self.folder, "python", arguments, &variables)
     }

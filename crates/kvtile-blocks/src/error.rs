@@ -169,7 +169,7 @@ pub enum BlocksError {
     },
     /// The text does not start with a tier kind.
     #[error(
-        "there is no tier {text:?}; a tier is named by its kind (device, host, disk, object or remote) or by kind:name"
+        "there is no tier {text:?}; a tier is named by its kind (device, host, disk, shared or remote) or by kind:name"
     )]
     TierKind {
         /// The given text, truncated to 64 characters.

@@ -31,7 +31,10 @@ pub use plan::{
     Nest, PairBase, PlanClass, PlanSettings, RangePair, Selection,
 };
 pub use rule::{GroupPresence, GroupRule, UsableStops, usable_stops};
-pub use shape::{AxisRange, BYTES_MAX, PLANES_MAX, Plane, PlaneName, PlanePer, Shape, Shard};
+pub use shape::{
+    AxisRange, BYTES_MAX, LAYER_RUNS_MAX, LayerSet, PLANES_MAX, Plane, PlaneName, PlanePer, Shape,
+    Shard,
+};
 pub use shown::ShownText;
 pub use strided::{
     AddressStep, Digit, Location, PlaneDigits, PlanePiece, REGIONS_MAX, RegionSpan, StridedLayout,

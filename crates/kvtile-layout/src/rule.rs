@@ -13,10 +13,13 @@
 //!
 //! This module knows neither keys nor where blocks are: the caller answers whether a page is there.
 
-use std::{num::NonZeroU64, ops::Range};
+use std::{fmt, num::NonZeroU64, ops::Range};
+
+use serde::{Deserialize, Serialize};
 
 /// What a hit that ends at a token position needs of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum GroupRule {
     /// All tokens before the position.
     Full,
@@ -44,6 +47,18 @@ impl GroupRule {
             GroupRule::Window { tokens } => stop.saturating_sub(tokens.get() - 1) / page..end,
             GroupRule::Chunk { tokens } => (stop - stop % tokens) / page..end,
             GroupRule::Stop => end.saturating_sub(1)..end,
+        }
+    }
+}
+
+impl fmt::Display for GroupRule {
+    /// `full`, `window of 128 tokens`, `chunks of 8192 tokens` or `stop`: equal exactly where the rules are.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GroupRule::Full => f.write_str("full"),
+            GroupRule::Window { tokens } => write!(f, "window of {tokens} tokens"),
+            GroupRule::Chunk { tokens } => write!(f, "chunks of {tokens} tokens"),
+            GroupRule::Stop => f.write_str("stop"),
         }
     }
 }

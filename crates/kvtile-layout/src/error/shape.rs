@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use crate::{
     axis::Axis,
-    shape::{AxisRange, PLANES_MAX, PlaneName, PlanePer},
+    shape::{AxisRange, LAYER_RUNS_MAX, PLANES_MAX, PlaneName, PlanePer},
     unit::UNIT_BYTES_MAX,
 };
 
@@ -151,5 +151,38 @@ pub enum ShapeError {
         rank: u64,
         /// The tensor-parallel size.
         size: u64,
+    },
+    /// A run of layers that is empty, or whose end does not fit.
+    #[error("layers {run} are none; give at least one layer, below 2^64")]
+    LayerRun {
+        /// The run.
+        run: AxisRange,
+    },
+    /// Layers that are not in ascending order.
+    #[error("layer {layer} after layer {previous}; give layers in ascending order, each once")]
+    LayerOrder {
+        /// A layer.
+        previous: u64,
+        /// The layer after it.
+        layer: u64,
+    },
+    /// A set of layers with too many runs, or with layers that are too high.
+    #[error(
+        "{runs} runs of layers up to layer {end}; a set has at most {LAYER_RUNS_MAX} runs, and several runs end at \
+         {end_max}"
+    )]
+    LayerSetSize {
+        /// How many runs.
+        runs: usize,
+        /// The end of the last one.
+        end: u64,
+        /// The limit of it.
+        end_max: u64,
+    },
+    /// A text that is no set of layers.
+    #[error("{text:?} is not a set of layers, such as \"0..24\" or \"3, 7, 88..90\"")]
+    LayerSetText {
+        /// The text, cut to 64 characters.
+        text: String,
     },
 }

@@ -66,6 +66,13 @@ impl CanonicalFields {
         self.0.append(&mut other.0);
     }
 
+    /// Appends the fields of a part, each path below `prefix`.
+    pub(super) fn append_below(&mut self, prefix: &str, part: CanonicalFields) {
+        let below = part.0.into_iter();
+        self.0
+            .extend(below.map(|(path, value)| (format!("{prefix}{path}"), value)));
+    }
+
     /// The fingerprint of the fields. `context` names what they describe and the version of the
     /// form, and is used for nothing else.
     pub(super) fn fingerprint(&self, context: &str) -> Fingerprint {

@@ -53,16 +53,16 @@ pub struct Identity {
 /// The serialised form.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct StoredLogical {
-    model: String,
-    revision: String,
-    page_size: u64,
-    planes: Vec<Plane>,
-    shard: Shard,
+pub(super) struct StoredLogical {
+    pub(super) model: String,
+    pub(super) revision: String,
+    pub(super) page_size: u64,
+    pub(super) planes: Vec<Plane>,
+    pub(super) shard: Shard,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    rope: Option<Rope>,
+    pub(super) rope: Option<Rope>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    extra: BTreeMap<String, String>,
+    pub(super) extra: BTreeMap<String, String>,
 }
 
 impl From<Identity> for StoredLogical {
@@ -108,22 +108,10 @@ impl Identity {
     pub fn new(model: &str, revision: &str, shape: &Shape) -> Result<Identity, LayoutError> {
         check_text("model", model)?;
         check_text("revision", revision)?;
-        let mut planes: Vec<Plane> = shape
-            .planes()
-            .iter()
-            .map(in_order)
-            .collect::<Result<_, _>>()?;
-        planes.sort_by(|a, b| a.name().cmp(b.name()));
-        let shard = Shard {
-            replica: 0,
-            ..shape.shard()
-        };
-        let shape =
-            Shape::new(1, shape.num_layers(), shape.page_size(), planes)?.with_shard(shard)?;
         Ok(Identity {
             model: model.to_owned(),
             revision: revision.to_owned(),
-            shape,
+            shape: normal(shape)?,
             rope: None,
             extra: BTreeMap::new(),
         })
@@ -160,6 +148,11 @@ impl Identity {
     #[must_use]
     pub fn revision(&self) -> &str {
         &self.revision
+    }
+
+    /// The shape of one block.
+    pub(super) fn shape(&self) -> &Shape {
+        &self.shape
     }
 
     /// The planes, by name.
@@ -264,21 +257,7 @@ impl Identity {
         let mut fields = CanonicalFields::default();
         fields.text("model", &self.model);
         fields.text("revision", &self.revision);
-        fields.number("page_size", self.page_size());
-        fields.text("planes", names(self.planes()));
-        for plane in self.planes() {
-            plane_fields(plane, shard.heads.count, &mut fields);
-        }
-        for (path, value) in [
-            ("shard.layers.start", shard.layers.start),
-            ("shard.layers.count", shard.layers.count),
-            ("shard.total_layers", shard.total_layers),
-            ("shard.heads.start", shard.heads.start),
-            ("shard.heads.count", shard.heads.count),
-            ("shard.total_heads", shard.total_heads),
-        ] {
-            fields.number(path, value);
-        }
+        shape_fields(&self.shape, shard, &mut fields);
         if let Some(rope) = &self.rope {
             rope.fields(&mut fields);
         }
@@ -286,6 +265,40 @@ impl Identity {
             fields.text(format!("extra.{key}"), value);
         }
         fields
+    }
+}
+
+/// The shape of one block, with replica 0 and the planes sorted by name.
+pub(super) fn normal(shape: &Shape) -> Result<Shape, LayoutError> {
+    let mut planes: Vec<Plane> = shape
+        .planes()
+        .iter()
+        .map(in_order)
+        .collect::<Result<_, _>>()?;
+    planes.sort_by(|a, b| a.name().cmp(b.name()));
+    let shard = Shard {
+        replica: 0,
+        ..shape.shard()
+    };
+    Shape::new(1, shape.num_layers(), shape.page_size(), planes)?.with_shard(shard)
+}
+
+/// The fields of the part `shard` of a shape: page size, planes, layers and heads.
+pub(super) fn shape_fields(shape: &Shape, shard: Shard, fields: &mut CanonicalFields) {
+    fields.number("page_size", shape.page_size());
+    fields.text("planes", names(shape.planes()));
+    for plane in shape.planes() {
+        plane_fields(plane, shard.heads.count, fields);
+    }
+    for (path, value) in [
+        ("shard.layers.start", shard.layers.start),
+        ("shard.layers.count", shard.layers.count),
+        ("shard.total_layers", shard.total_layers),
+        ("shard.heads.start", shard.heads.start),
+        ("shard.heads.count", shard.heads.count),
+        ("shard.total_heads", shard.total_heads),
+    ] {
+        fields.number(path, value);
     }
 }
 

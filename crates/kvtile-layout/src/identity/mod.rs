@@ -13,6 +13,7 @@ mod fingerprint;
 mod layout;
 mod limits;
 mod logical;
+mod model;
 mod real;
 mod rope;
 
@@ -21,6 +22,7 @@ pub use error::IdentityError;
 pub use fingerprint::Fingerprint;
 pub use layout::{LayoutIdentity, LayoutScope};
 pub use logical::Identity;
+pub use model::{GROUPS_MAX, GroupName, GroupRole, ModelGroup, ModelIdentity};
 pub use real::Real;
 pub use rope::{Rope, RopeParam};
 use serde::{Deserialize, Serialize};

@@ -3,9 +3,11 @@
 //! A shape describes the contents of a layout and their part of the whole model. The
 //! [`Word`](crate::Word) gives the order.
 
+mod layer_set;
 mod plane;
 mod shard;
 
+pub use layer_set::{LAYER_RUNS_MAX, LayerSet};
 pub use plane::{Plane, PlaneName, PlanePer};
 use serde::{Deserialize, Serialize};
 pub use shard::{AxisRange, Shard};

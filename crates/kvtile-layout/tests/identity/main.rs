@@ -4,13 +4,15 @@
 mod form;
 mod layout;
 mod logical;
+mod model;
 mod properties;
 
 use kvtile_layout::{
-    Axis, AxisRange, LayoutError, Plane, Shape, Shard, StridedLayout, Unit, Word,
+    Axis, AxisRange, GroupRule, LayerSet, LayoutError, Plane, Shape, Shard, StridedLayout, Unit,
+    Word,
     identity::{
-        BlockIdentity, Fingerprint, Identity, IdentityError, LayoutIdentity, LayoutScope, Real,
-        Rope, RopeParam,
+        BlockIdentity, Fingerprint, GroupRole, Identity, IdentityError, LayoutIdentity,
+        LayoutScope, ModelGroup, ModelIdentity, Real, Rope, RopeParam,
     },
 };
 use proptest::prelude::*;

@@ -14,7 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from kvtile._errors import ClosedError, InternalError
-from kvtile.vllm._events import events_of
+from kvtile.vllm._events import TierChanges
 from kvtile.vllm._layout import refuse_what_is_not_supported
 from kvtile.vllm._messages import Hello, Orders, Report
 from kvtile.vllm._scheduler import Scheduler
@@ -54,7 +54,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self.scheduler = Scheduler(self._settings, vllm_config.cache_config.block_size)
         wanted = vllm_config.kv_events_config
         if wanted is not None and wanted.enable_kv_cache_events:
-            self.scheduler.changes = []
+            self.scheduler.changes = TierChanges()
 
     @classmethod
     def supports_sleep_mode(cls, kv_transfer_config: object) -> bool:
@@ -105,10 +105,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def take_events(self) -> Iterable[KVCacheEvent]:
         """The blocks that were stored in kvtile's tiers or removed from them."""
-        if not self.scheduler.changes:
-            return ()
-        changes, self.scheduler.changes = self.scheduler.changes, []
-        return events_of(changes, self.scheduler.page_size)
+        return self.scheduler.changes.take() if self.scheduler.changes is not None else ()
 
     def reset_cache(self) -> bool | None:
         """Removes all blocks, on disk too, with the next step. Later blocks are for this process only."""

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
+from vllm.distributed.kv_events import BlockRemoved, BlockStored
+
+from kvtile.vllm._directory import directory_of
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_events import KVCacheEvent
 
     from kvtile.vllm._messages import Change
 
-_MEDIUM = {"host": "kvtile:host", "disk": "kvtile:disk", "disk:parts": "kvtile:disk", "shared": "kvtile:shared"}
+
+def medium_of(tier: str) -> str:
+    """The medium of a tier. Both tiers of a folder, "disk" and "disk:parts", have one."""
+    return f"kvtile:{tier.partition(':')[0]}"
 
 
-def events_of(changes: Iterable[Change], page_size: int) -> Iterator[KVCacheEvent]:
-    """The events of changes. Their hashes are kvtile's keys; token ids are not available."""
-    for kind, tier, key, parent in changes:
-        if kind == "stored":
-            yield BlockStored(
-                block_hashes=[key],
-                parent_block_hash=parent,
-                token_ids=[],
-                block_size=page_size,
-                lora_id=None,
-                medium=_MEDIUM[tier],
-                lora_name=None,
-            )
-        elif kind == "removed":
-            yield BlockRemoved(block_hashes=[key], medium=_MEDIUM[tier])
-        else:
-            yield AllBlocksCleared()
+class TierChanges:
+    """The changes of the tiers of one worker since vLLM last took the events.
+
+    vLLM's `AllBlocksCleared` names no medium, and routers forget the blocks of the engine's own memory with it. So the
+    clearing of a tier becomes the removal of each block that was announced for it.
+    """
+
+    def __init__(self) -> None:
+        self._announced = directory_of()
+        self._pending: list[KVCacheEvent] = []
+
+    def add(self, changes: Iterable[Change], page_size: int) -> None:
+        """Adds changes, in their order. Their hashes are kvtile's keys; token ids are not available."""
+        for change in changes:
+            kind, tier, key, parent = change
+            if kind == "stored":
+                stored = BlockStored(
+                    block_hashes=[key], parent_block_hash=parent, token_ids=[], block_size=page_size, lora_id=None,
+                    medium=medium_of(tier), lora_name=None,
+                )
+                self._pending.append(stored)
+            elif kind == "removed":
+                self._pending.append(BlockRemoved(block_hashes=[key], medium=medium_of(tier)))
+            elif removed := self._announced.blocks(tier):
+                self._pending.append(BlockRemoved(block_hashes=removed, medium=medium_of(tier)))
+            self._announced.apply([change])
+
+    def take(self) -> list[KVCacheEvent]:
+        """The events since the last call."""
+        taken, self._pending = self._pending, []
+        return taken

@@ -15,6 +15,7 @@ from kvtile._errors import InternalError
 from kvtile._kvtile import reading_pays
 from kvtile.vllm._adapters import Adapter, Digests
 from kvtile.vllm._directory import directory_of, leading_tiers, on_disk
+from kvtile.vllm._events import TierChanges
 from kvtile.vllm._keys import RequestKeys
 from kvtile.vllm._messages import Change, Hello, Keys, LoadOrder, Orders, Report, SeekOrder, StoreOrder
 from kvtile.vllm._settings import Settings
@@ -78,7 +79,7 @@ class Scheduler:
         self.loading: set[str] = set()
         self.tracked: dict[str, Tracked] = {}
         # Changes since vLLM last took the events; None if events are disabled.
-        self.changes: list[Change] | None = None
+        self.changes: TierChanges | None = None
         self._settings = settings
         # By rank. All ranks share a hasher, unless the order inside their blocks is unknown.
         self._hashers: dict[int, TokenHasher] = {}
@@ -98,6 +99,9 @@ class Scheduler:
         hashers = {model: TokenHasher(identity, salt=self._settings.salt) for model, identity in models.items()}
         self._hashers = {rank: hashers[identity.model_fingerprint] for rank, identity in identities.items()}
         self.directories = {rank: directory_of(hello.changes) for rank, hello in hellos.items()}
+        for rank, hello in hellos.items():
+            # The blocks that the folder has kept.
+            self._announce(rank, hello.changes)
         if self._settings.record is not None:
             self._recorder = TraceRecorder(self._settings.record, self.page_size)
 
@@ -266,9 +270,7 @@ class Scheduler:
         """Receives the workers' reports after a step."""
         for rank, said in report.ranks.items():
             self.directories[rank].apply(said.changes)
-            # vLLM gets one event per block: that of the lowest rank.
-            if self.changes is not None and rank == min(self.directories):
-                self.changes.extend(said.changes)
+            self._announce(rank, said.changes)
             for name, count in said.ended.items():
                 left = self.announced.pop(name, 0) - count
                 if left > 0:
@@ -289,6 +291,11 @@ class Scheduler:
             self._loads_in_step &= said.loads_in_step
             if said.disk_seconds:
                 self._disk_seconds[rank] = said.disk_seconds
+
+    def _announce(self, rank: int, changes: list[Change]) -> None:
+        """Adds changes to the events. vLLM gets one event per block: that of the lowest rank."""
+        if self.changes is not None and rank == min(self.directories):
+            self.changes.add(changes, self.page_size)
 
     def clear(self) -> bool:
         """Removes all blocks with the next step. Returns False if requests still wait for loads, whose blocks they will

@@ -298,11 +298,15 @@ class Worker:
         return ready
 
     def _changes(self) -> Iterator[Change]:
-        """The changes since the last call. After lagging, a snapshot of all blocks replaces them."""
+        """The changes since the last call. After lagging, a snapshot of all blocks replaces them.
+
+        A daemon may have tiers that the scheduler does not count.
+        """
         try:
             while events := self._subscriber.poll():
                 for event in events:
-                    yield event.kind, event.tier, event.key or b"", event.parent
+                    if event.tier in TIERS:
+                        yield event.kind, event.tier, event.key or b"", event.parent
         except LaggedError:
             yield from self._everything()
 
@@ -312,7 +316,8 @@ class Worker:
         for tier in TIERS:
             yield "cleared", tier, b"", None
         for where, _, key, parent in snapshot.blocks:
-            yield "stored", where, key, parent
+            if where in TIERS:
+                yield "stored", where, key, parent
 
     def _loaded(self, request: str, load: Load, report: LoadReport) -> None:
         self.stats.add(
