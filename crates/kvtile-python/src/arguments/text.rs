@@ -21,7 +21,7 @@ macro_rules! texts {
     };
 }
 
-texts! { address name word model revision salt profile text tier priority policy endpoint topic hashes
+texts! { address group name word model revision salt profile text tier priority policy endpoint topic hashes
 unknown_tokens }
 
 /// An address, or None.

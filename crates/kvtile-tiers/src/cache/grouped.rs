@@ -10,11 +10,12 @@ use kvtile_transfer::{LayoutHandle, completion::Completion};
 
 use super::{
     Cache, CacheParts, LoadOptions, LoadReport, LookupOptions, Match, StoreOptions, StoreReport,
-    found, load, requests, store,
+    below::GROUP, found, load, requests, store, tend,
 };
 use crate::{
     error::{RequestError, TierError},
     metrics::MissReason,
+    tier::TierWrites,
 };
 
 impl Cache {
@@ -44,6 +45,41 @@ impl CacheParts {
         let now = self.clock.now();
         let mut below = self.below.iter();
         self.host.pool.has(key) || below.any(|below| below.may_look(now) && below.has(key))
+    }
+
+    /// Whether any place has the block, also one whose reads are in a backoff.
+    pub(crate) fn keeps_block(&self, key: &BlockKey) -> bool {
+        let locked = self.departures.lock();
+        let mut below = self.below.iter();
+        self.host.pool.has(key) || locked.get(key).is_some() || below.any(|below| below.has(key))
+    }
+
+    /// Removes blocks from host memory and from the tiers below. Blocks that are in use keep their
+    /// bytes, but no lookup finds them. Returns the number that host memory or a tier had.
+    pub(crate) fn remove_blocks(&self, keys: &[BlockKey]) -> usize {
+        let mut removed = self.host.pool.remove(keys).blocks;
+        for below in &self.below {
+            let forgotten = below.tier.forget(GROUP, keys);
+            if forgotten > 0 {
+                below.spill.touched(self.clock.now());
+            }
+            removed = removed.max(forgotten);
+        }
+        removed
+    }
+
+    /// Queues host blocks, with their ancestors, to be written to the durable tiers that lack them.
+    pub(crate) fn write_soon(&self, keys: &[BlockKey]) {
+        for below in self.durable_tiers() {
+            if below.settings.writes == TierWrites::Never {
+                continue;
+            }
+            let is_due = |key: &&BlockKey| self.host.pool.has(key) && !below.has(key);
+            let due: Vec<BlockKey> = keys.iter().filter(is_due).copied().collect();
+            if !due.is_empty() {
+                tend::spill(self, below, &due);
+            }
+        }
     }
 
     /// Finds and pins the leading blocks of `keys`.

@@ -10,7 +10,10 @@ use std::{
 use kvtile_blocks::{BlockKey, policy::EvictionHints, pool::OwnerId};
 use kvtile_layout::{GroupPresence, GroupRule, usable_stops};
 
-use super::shared::{GroupCounts, GroupFacts, GroupsShared};
+use super::{
+    shared::{GroupCounts, GroupFacts, GroupsShared},
+    stops,
+};
 use crate::{
     cache::{CacheParts, LookupOptions, Match},
     error::TierError,
@@ -222,6 +225,7 @@ pub(super) fn lookup(
         if let Some(needs) = search.pin(stop, options) {
             found.stop = stop;
             found.needs = needs;
+            stops::record(shared, &found.chain, stop);
             GroupCounts::add(&shared.counts.hits, 1);
             GroupCounts::add(&shared.counts.found_tokens, stop);
             break;

@@ -16,6 +16,9 @@
 //! one lock, one log of events. Pages of a group with the rule full are a chain, whose ancestors stay.
 //! Pages of other groups have no parents, so that a window that moves on ages by itself.
 //!
+//! A thread keeps known stops whole over the groups: their pages are written to durable tiers together,
+//! and what only a lost stop needed is removed (`stops`).
+//!
 //! Presence in all groups is what makes a stop, so a store needs no transaction across groups: if a
 //! page is lost, evicted or damaged, the stops that need it are gone, and shorter ones remain.
 
@@ -26,10 +29,14 @@ mod operation;
 mod report;
 mod settings;
 mod shared;
+mod stops;
 mod store;
 mod view;
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    thread::{self, JoinHandle},
+};
 
 use kvtile_blocks::{
     BlockKey,
@@ -37,6 +44,7 @@ use kvtile_blocks::{
 };
 use kvtile_layout::GroupRule;
 use kvtile_transfer::TransferManager;
+use parking_lot::Mutex;
 
 pub use found::{GroupMatch, StopOptions};
 pub use load::LoadBlocks;
@@ -48,6 +56,7 @@ pub use shared::GroupFacts;
 pub use store::{GroupStoreOptions, StoreBlocks};
 
 use shared::GroupsShared;
+use stops::StopKeeper;
 
 use crate::{
     cache::{Cache, FlushReport, LoadOptions},
@@ -104,8 +113,17 @@ pub struct GroupCache {
     caches: Vec<Cache>,
     manager: Arc<TransferManager>,
     events: Arc<EventLog>,
+    keeper: KeeperPlace,
     /// Lives as long as the cache.
     owner: Arc<()>,
+}
+
+/// Who follows the events of the cache to keep stops whole.
+enum KeeperPlace {
+    /// A thread.
+    Thread(Option<JoinHandle<()>>),
+    /// Calls of [`GroupCache::step`].
+    Steps(Mutex<StopKeeper>),
 }
 
 impl std::fmt::Debug for GroupCache {
@@ -126,6 +144,8 @@ pub struct GroupCacheStats {
     pub hits: u64,
     /// Tokens of the stops that lookups found.
     pub found_tokens: u64,
+    /// Stops that are known to be stored now. After a restart the cache learns them from lookups.
+    pub known_stops: u64,
     /// The counters of each group's cache, by name, in the order of the settings. They count lookups of
     /// pages that were needed.
     pub groups: Vec<(String, CacheStats)>,
@@ -137,13 +157,29 @@ impl GroupCache {
         caches: Vec<Cache>,
         (manager, events): (Arc<TransferManager>, Arc<EventLog>),
     ) -> GroupCache {
+        let shared = Arc::new(shared);
+        let keeper = StopKeeper::new(&shared, events.subscribe());
         GroupCache {
-            shared: Arc::new(shared),
+            shared,
             caches,
             manager,
             events,
+            keeper: KeeperPlace::Steps(Mutex::new(keeper)),
             owner: Arc::new(()),
         }
+    }
+
+    /// Starts the thread that keeps stops whole, in a cache with threads.
+    fn keep_stops(mut self, has_threads: bool) -> Result<GroupCache, TierError> {
+        if has_threads {
+            let keeper = StopKeeper::new(&self.shared, self.events.subscribe());
+            let thread = thread::Builder::new().name("kvtile-stops".to_owned());
+            let thread = thread
+                .spawn(move || keeper.serve())
+                .map_err(TierError::thread)?;
+            self.keeper = KeeperPlace::Thread(Some(thread));
+        }
+        Ok(self)
     }
 
     /// The groups, in the order of the settings.
@@ -293,6 +329,7 @@ impl GroupCache {
             lookups: counts.lookups.load(Ordering::Relaxed),
             hits: counts.hits.load(Ordering::Relaxed),
             found_tokens: counts.found_tokens.load(Ordering::Relaxed),
+            known_stops: self.shared.book.lock().len() as u64,
             groups: self.shared.named(self.caches.iter().map(Cache::stats)),
         }
     }
@@ -348,7 +385,11 @@ impl GroupCache {
     /// Runs one queued job, or one write or sync of a tier that is due, on the caller's thread; `false`
     /// if there is none. For caches without worker threads.
     pub fn step(&self) -> bool {
-        self.caches.iter().any(Cache::step)
+        let keeps = || match &self.keeper {
+            KeeperPlace::Thread(_) => false,
+            KeeperPlace::Steps(keeper) => keeper.lock().step(),
+        };
+        self.caches.iter().any(Cache::step) || keeps()
     }
 
     /// Runs the periodic work: counters, policy maintenance, and syncs of the tiers. The worker threads
@@ -373,6 +414,13 @@ impl GroupCache {
 
     /// Closes the caches of all groups, those with the rule full last.
     fn end(&mut self) -> Vec<(String, FlushReport)> {
+        self.shared.is_closing.store(true, Ordering::Release);
+        if let KeeperPlace::Thread(thread) = &mut self.keeper
+            && let Some(thread) = thread.take()
+        {
+            // A panic of the thread is already in the log.
+            let _ = thread.join();
+        }
         let caches = std::mem::take(&mut self.caches);
         let all = self.shared.facts.iter().zip(caches);
         let (spine, others): (Vec<_>, Vec<_>) =

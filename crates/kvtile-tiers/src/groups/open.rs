@@ -1,12 +1,16 @@
 //! Opening a cache over groups: the shared tiers, and a cache for each group.
 
-use std::{num::NonZeroUsize, sync::Arc};
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use kvtile_blocks::{BlockKey, events::EventLog};
 use kvtile_layout::{
     GroupRule, LayoutError, StridedLayout, Word, broken, identity::LayoutIdentity,
 };
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
+use parking_lot::Mutex;
 
 use super::{
     GroupCache,
@@ -46,9 +50,17 @@ pub struct GroupCacheBuilder {
 struct GroupPlan {
     page_bytes: u64,
     identity: StoreIdentity,
-    /// The share of the disk.
-    share: f64,
+    /// The share of host memory and of the disk.
+    share: Option<f64>,
+    /// Bytes of a typical request.
+    typical_bytes: f64,
     host_bytes: u64,
+}
+
+impl GroupPlan {
+    fn weight(&self) -> u128 {
+        share_weight(self.share.unwrap_or(1.0))
+    }
 }
 
 impl GroupCache {
@@ -184,8 +196,10 @@ impl GroupCacheBuilder {
             unit,
             stop_unit,
             counts: GroupCounts::default(),
+            book: Mutex::default(),
+            is_closing: AtomicBool::new(false),
         };
-        Ok(GroupCache::of(shared, caches, (manager, events)))
+        GroupCache::of(shared, caches, (manager, events)).keep_stops(settings.workers > 0)
     }
 }
 
@@ -238,17 +252,15 @@ fn plans(
         opening::check_identity(&group.identity, layout)?;
         let identity = stored(group, layout)?;
         let page_bytes = identity.block_bytes().next_multiple_of(opening::ALIGNMENT);
-        let typical_bytes = typical_pages(facts).saturating_mul(page_bytes) as f64;
-        let gib = f64::from(1_u32 << 30);
         plans.push(GroupPlan {
             page_bytes,
             identity,
-            share: group
-                .share
-                .unwrap_or((typical_bytes / gib).clamp(1e-6, 1e6)),
+            share: group.share,
+            typical_bytes: typical_pages(facts).saturating_mul(page_bytes) as f64,
             host_bytes: 0,
         });
     }
+    divide_default_shares(&mut plans);
     // Each group has room for one stop; its share divides the rest.
     let least = |facts: &GroupFacts, plan: &GroupPlan| {
         pages_of_a_stop(facts).saturating_mul(plan.page_bytes)
@@ -264,11 +276,22 @@ fn plans(
             needed_bytes,
         }));
     };
-    let all: u128 = plans.iter().map(|plan| share_weight(plan.share)).sum();
+    let all: u128 = plans.iter().map(GroupPlan::weight).sum();
     for (facts, plan) in facts.iter().zip(&mut plans) {
-        plan.host_bytes = least(facts, plan) + part_of(rest, share_weight(plan.share), all);
+        plan.host_bytes = least(facts, plan) + part_of(rest, plan.weight(), all);
     }
     Ok(plans)
+}
+
+/// Gives a share to the groups without one: 1 on average, by the bytes of a typical request.
+fn divide_default_shares(plans: &mut [GroupPlan]) {
+    let open = plans.iter().filter(|plan| plan.share.is_none());
+    let (count, bytes) = open.fold((0.0, 0.0), |(count, bytes), plan| {
+        (count + 1.0, bytes + plan.typical_bytes)
+    });
+    for plan in plans.iter_mut().filter(|plan| plan.share.is_none()) {
+        plan.share = Some((plan.typical_bytes * count / bytes).clamp(1e-6, 1e6));
+    }
 }
 
 /// A part of a number of bytes, by weight.

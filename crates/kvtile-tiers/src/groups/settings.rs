@@ -30,9 +30,9 @@ pub struct CacheGroup {
     /// The order of a stored page (default [`STORAGE_WORD`](crate::tier::STORAGE_WORD)); a page must
     /// be one contiguous range.
     pub storage_word: Option<Word>,
-    /// The share of host memory and of the disk, relative to the sum of all shares (default: the
-    /// bytes of a typical request, in GiB: the pages of 8,192 tokens for a group with
-    /// [`GroupRule::Full`], the pages of two stops for the others).
+    /// The share of host memory and of the disk, relative to the sum of all shares. Groups without a
+    /// share count 1 on average; they divide that by the bytes of a typical request: the pages of 8,192
+    /// tokens for a group with [`GroupRule::Full`], the pages of two stops for the others.
     pub share: Option<f64>,
 }
 

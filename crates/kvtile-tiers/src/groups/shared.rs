@@ -13,12 +13,13 @@ use std::{
     ops::Range,
     sync::{
         Arc, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use kvtile_blocks::{BlockKey, GroupId, events::StoredBlock};
 use kvtile_layout::{GroupRule, broken, identity::Identity};
+use parking_lot::Mutex;
 
 use crate::{
     cache::CacheParts,
@@ -27,7 +28,7 @@ use crate::{
     tier::Tier,
 };
 
-use super::settings::CacheGroup;
+use super::{settings::CacheGroup, stops::StopBook};
 
 /// A group of a cache over groups.
 #[derive(Clone, Debug)]
@@ -93,6 +94,10 @@ pub(super) struct GroupsShared {
     /// The tiers below host memory, which all groups share.
     pub(super) tiers: Vec<Arc<dyn Tier>>,
     pub(super) counts: GroupCounts,
+    /// The stops that are known to be stored.
+    pub(super) book: Mutex<StopBook>,
+    /// Whether the cache is about to close its parts.
+    pub(super) is_closing: AtomicBool,
 }
 
 impl std::fmt::Debug for GroupsShared {

@@ -14,6 +14,7 @@ use super::{
     operation::{GroupJob, GroupOperation},
     report::GroupStoreReport,
     shared::{GroupFacts, GroupsShared},
+    stops,
 };
 use crate::{
     cache::{CacheParts, Priority, StoreOptions, StoreReport},
@@ -214,7 +215,21 @@ pub(super) fn start(
     let begun: Vec<GroupJob<StoreReport>> = begun.collect();
     let open = Arc::downgrade(shared);
     let spine = move || begin_spine(&open, &spine);
-    let report = move |groups: Vec<_>| report_of(groups, unreachable);
+    let ended = (
+        Arc::downgrade(shared),
+        Arc::<[BlockKey]>::from(chain),
+        options.stops.clone(),
+    );
+    let report = move |groups: Vec<_>| {
+        let report = report_of(groups, unreachable);
+        if let (None, Some(shared)) = (report.stopped(), ended.0.upgrade()) {
+            ended
+                .2
+                .iter()
+                .for_each(|stop| stops::record(&shared, &ended.1, *stop));
+        }
+        report
+    };
     Ok(GroupOperation::begin(begun, Some(Box::new(spine)), report))
 }
 

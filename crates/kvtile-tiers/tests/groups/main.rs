@@ -8,3 +8,4 @@ mod flow;
 mod refusals;
 mod restart;
 mod simulation;
+mod whole;
