@@ -48,6 +48,7 @@ const KNOWN: [(&str, &[&[&str]]); 5] = [
                 "arguments",
                 "cache",
                 "completion",
+                "groups",
                 "identity",
                 "keys",
                 "layout",

@@ -12,6 +12,7 @@ use kvtile::{
     tiers::{
         block_store::BlockOutcomes,
         cache::{Completion, LoadReport, StoreReport},
+        groups::{GroupLoadReport, GroupOperation, GroupStoreReport},
     },
     transfer::TransferCompletion,
 };
@@ -22,6 +23,7 @@ use crate::{
     arguments::{number, object, time},
     ending,
     error::{CallFailure, python},
+    groups::{PyGroupLoadReport, PyGroupStoreReport},
     guard::{self, CallbackKind},
     layout::PyLayoutShared,
     pickle,
@@ -35,6 +37,8 @@ pub(crate) enum PendingOperation {
     Load(Completion<LoadReport>),
     Store(Completion<StoreReport>),
     Rows(Completion<BlockOutcomes>),
+    GroupLoad(GroupOperation<GroupLoadReport>),
+    GroupStore(GroupOperation<GroupStoreReport>),
 }
 
 /// The report of a completed operation.
@@ -43,6 +47,8 @@ enum CompletedReport {
     Load(PyLoadReport),
     Store(PyStoreReport),
     Rows(PyBlockOutcomes),
+    GroupLoad(PyGroupLoadReport),
+    GroupStore(PyGroupStoreReport),
 }
 
 impl CompletedReport {
@@ -52,6 +58,8 @@ impl CompletedReport {
             CompletedReport::Load(report) => Py::new(py, report)?.into_any(),
             CompletedReport::Store(report) => Py::new(py, report)?.into_any(),
             CompletedReport::Rows(report) => Py::new(py, report)?.into_any(),
+            CompletedReport::GroupLoad(report) => Py::new(py, report)?.into_any(),
+            CompletedReport::GroupStore(report) => Py::new(py, report)?.into_any(),
         })
     }
 }
@@ -75,6 +83,14 @@ impl PendingOperation {
                 let report = rows.wait_timeout(timeout)?;
                 Some(Ok(CompletedReport::Rows(PyBlockOutcomes::from(report))))
             }
+            PendingOperation::GroupLoad(load) => {
+                let report = PyGroupLoadReport::from(load.wait_timeout(timeout)?);
+                Some(Ok(CompletedReport::GroupLoad(report)))
+            }
+            PendingOperation::GroupStore(store) => {
+                let report = PyGroupStoreReport::from(store.wait_timeout(timeout)?);
+                Some(Ok(CompletedReport::GroupStore(report)))
+            }
         }
     }
 
@@ -97,6 +113,15 @@ impl PendingOperation {
                 let end = rows.wait_layer_timeout(layer, timeout)?;
                 Some(Ok(end.is_ok()))
             }
+            // The first layers of a model may hold a state, which comes with the end.
+            PendingOperation::GroupLoad(load) => {
+                let report = load.wait_timeout(timeout)?;
+                Some(Ok(report.tokens == report.wanted))
+            }
+            PendingOperation::GroupStore(store) => {
+                let report = store.wait_timeout(timeout)?;
+                Some(Ok(report.stopped().is_none()))
+            }
         }
     }
 
@@ -106,6 +131,8 @@ impl PendingOperation {
             PendingOperation::Load(load) => load.is_complete(),
             PendingOperation::Store(store) => store.is_complete(),
             PendingOperation::Rows(rows) => rows.is_complete(),
+            PendingOperation::GroupLoad(load) => load.is_complete(),
+            PendingOperation::GroupStore(store) => store.is_complete(),
         }
     }
 
@@ -119,6 +146,12 @@ impl PendingOperation {
                 matches!(Pin::new(store).poll(context), Poll::Ready(_))
             }
             PendingOperation::Rows(rows) => matches!(Pin::new(rows).poll(context), Poll::Ready(_)),
+            PendingOperation::GroupLoad(load) => {
+                matches!(Pin::new(load).poll(context), Poll::Ready(_))
+            }
+            PendingOperation::GroupStore(store) => {
+                matches!(Pin::new(store).poll(context), Poll::Ready(_))
+            }
         }
     }
 }
@@ -187,7 +220,7 @@ impl PyCompletion {
     ///     timeout: seconds; default: no timeout.
     ///
     /// Returns:
-    ///     A TransferReport, LoadReport, StoreReport or BlockOutcomes.
+    ///     A TransferReport, LoadReport, StoreReport, BlockOutcomes, GroupLoadReport or GroupStoreReport.
     ///
     /// Raises:
     ///     WaitTimeoutError: the timeout expired; the operation continues.
@@ -273,6 +306,14 @@ impl PyCompletion {
                 rows.cancel();
                 true
             }
+            PendingOperation::GroupLoad(load) => {
+                load.cancel();
+                true
+            }
+            PendingOperation::GroupStore(store) => {
+                store.cancel();
+                true
+            }
         })
     }
 
@@ -295,7 +336,9 @@ impl PyCompletion {
                 PendingOperation::Copy(_) => CallbackKind::Copy,
                 PendingOperation::Load(_)
                 | PendingOperation::Store(_)
-                | PendingOperation::Rows(_) => CallbackKind::Job,
+                | PendingOperation::Rows(_)
+                | PendingOperation::GroupLoad(_)
+                | PendingOperation::GroupStore(_) => CallbackKind::Job,
             },
         });
         let this = slf.get();
@@ -334,6 +377,8 @@ impl PyCompletion {
             PendingOperation::Load(_) => "load",
             PendingOperation::Store(_) => "store",
             PendingOperation::Rows(_) => "job of rows",
+            PendingOperation::GroupLoad(_) => "load",
+            PendingOperation::GroupStore(_) => "store",
         };
         let state = if self.done(py)? { "ended" } else { "under way" };
         Ok(format!("<kvtile.Completion of a {what}: {state}>"))

@@ -167,6 +167,11 @@ fn exception(py: Python<'_>, error: &TierError) -> PyErr {
             | RequestError::EngineBlockOutOfRange { .. }
             | RequestError::EngineBlockTwice { .. }
             | RequestError::NoSuchTier { .. }
+            | RequestError::NoSuchCacheGroup { .. }
+            | RequestError::GroupTwiceInRequest { .. }
+            | RequestError::StopPages { .. }
+            | RequestError::NoStop { .. }
+            | RequestError::NoStopGiven { .. }
             | RequestError::Connected { .. },
         ) => python::RequestError::new_err(text),
         TierError::Settings(_) => python::SettingsError::new_err(text),

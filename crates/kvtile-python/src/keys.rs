@@ -52,7 +52,11 @@ pub(crate) struct PyTokenHasher {
 /// The arguments of a hasher, for pickling.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct HasherSettings {
-    identity: Identity,
+    /// None for the chain of a cache over groups.
+    identity: Option<Identity>,
+    /// The identity of a chain, and tokens of a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    chain: Option<(Vec<u8>, u64)>,
     salt: String,
     profile: String,
     seed: Option<u64>,
@@ -84,7 +88,15 @@ impl HasherSettings {
             .profile(profile)
             .page_size(self.page_size)
             .salt(&self.salt);
-        match TokenHasher::with_options(&self.identity, &options) {
+        let hasher = match (&self.identity, &self.chain) {
+            (Some(identity), _) => TokenHasher::with_options(identity, &options),
+            (None, Some((chain, unit))) => TokenHasher::of_chain(chain, *unit, &options),
+            (None, None) => {
+                let text = "the pickle of a hasher has neither an identity nor a chain";
+                return Err(RequestError::new_err(text));
+            }
+        };
+        match hasher {
             Ok(hasher) => Ok(PyTokenHasher {
                 hasher,
                 made_of: self,
@@ -93,6 +105,21 @@ impl HasherSettings {
                 CallFailure::from(error).into_exception(py)
             })),
         }
+    }
+}
+
+impl PyTokenHasher {
+    /// The hasher for the chains of a cache over groups.
+    pub(crate) fn of_chain(chain: &[u8], unit: u64, salt: &str) -> PyResult<PyTokenHasher> {
+        let made_of = HasherSettings {
+            identity: None,
+            chain: Some((chain.to_vec(), unit)),
+            salt: salt.to_owned(),
+            profile: "blake3".to_owned(),
+            seed: None,
+            page_size: None,
+        };
+        made_of.hasher()
     }
 }
 
@@ -114,7 +141,8 @@ impl PyTokenHasher {
         #[pyo3(from_py_with = optional::page_size)] page_size: Option<usize>,
     ) -> PyResult<PyTokenHasher> {
         let made_of = HasherSettings {
-            identity: identity.get().0.clone(),
+            identity: Some(identity.get().0.clone()),
+            chain: None,
             salt: salt.to_string(),
             profile: profile.to_string(),
             seed,

@@ -12,6 +12,7 @@
 //! | `plan`, `transfer` | copy plans and copies |
 //! | `identity`, `model`, `keys` | identities, models with groups of layers, block keys |
 //! | `cache` | the cache, its matches, statistics and events |
+//! | `groups` | the cache over groups of layers, its matches and reports |
 //! | `publish` | publishing events for routers |
 //! | `shared` | the shared tier, and stores that Python implements |
 //! | `http` | the numbers of caches and block stores over HTTP |
@@ -26,6 +27,7 @@ mod directory;
 mod dtype;
 mod ending;
 mod error;
+mod groups;
 mod guard;
 mod http;
 mod identity;
@@ -62,6 +64,8 @@ mod _kvtile {
     #[pymodule_export]
     use crate::directory::{PyTierDirectory, reading_pays};
     #[pymodule_export]
+    use crate::groups::{PyGroupCache, PyGroupLoadReport, PyGroupMatch, PyGroupStoreReport};
+    #[pymodule_export]
     use crate::http::{PyHttpServer, serve_http};
     #[pymodule_export]
     use crate::identity::PyIdentity;
@@ -97,6 +101,7 @@ mod _kvtile {
         crate::publish::close_all(py)?;
         crate::record::close_all(py)?;
         crate::store::close_all(py)?;
+        crate::groups::close_all(py)?;
         crate::cache::close_all(py)
     }
 

@@ -18,6 +18,9 @@ MADE_BY_KVTILE = {
     "Completion",
     "Event",
     "FlushReport",
+    "GroupLoadReport",
+    "GroupMatch",
+    "GroupStoreReport",
     "HttpServer",
     "LoadReport",
     "Match",
@@ -88,6 +91,7 @@ class World:
     folder: Path
     caches: list[kvtile.Cache] = field(default_factory=list)
     stores: list[kvtile.BlockStore] = field(default_factory=list)
+    group_caches: list[kvtile.GroupCache] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.shape = kvtile.Shape(num_blocks=8, num_layers=2, page_size=4, num_heads=2, head_size=512, dtype="float32")
@@ -105,6 +109,9 @@ class World:
         self.traces = 0
         self.group = kvtile.StoreGroup.opaque("kv", 65536, model="a/model", revision="1")
         self.store = self.open_store()
+        self.groups = self.open_groups(workers=1)
+        self.chain = self.groups.hasher().keys(range(16))
+        self.groups.store(self.chain, {"full": [0, 1, 2, 3], "state": ([3], 3)}, stop=16).wait()
 
     def recorder(self) -> kvtile.TraceRecorder:
         self.traces += 1
@@ -118,6 +125,16 @@ class World:
         self.caches.append(cache)
         return cache
 
+    def open_groups(self, **settings: Any) -> kvtile.GroupCache:
+        shares = {"full": 1.0, "state": 1.0}
+        cache = kvtile.GroupCache(**self.group_arguments(), **{"host_bytes": 4 << 20, "shares": shares, **settings})
+        self.group_caches.append(cache)
+        return cache
+
+    def group_arguments(self) -> dict[str, Any]:
+        groups = {"full": (self.identity, "full"), "state": (self.identity, "stop")}
+        return {"groups": groups, "layouts": {"full": self.layout, "state": self.other}}
+
     def open_store(self) -> kvtile.BlockStore:
         store = kvtile.BlockStore(self.group, **self.store_settings())
         self.stores.append(store)
@@ -130,12 +147,19 @@ class World:
         folder = self.folder / f"store-{len(self.stores)}-{len(list(self.folder.iterdir()))}"
         return {**STORE_SETTINGS, "disk": str(folder), "shared": str(self.folder / "shared")}
 
+    def group_settings(self) -> dict[str, Any]:
+        folder = self.folder / f"groups-{len(list(self.folder.iterdir()))}"
+        of_groups = {"disk": str(folder), "shares": {"full": 1.0}, "storage_words": {"full": "BHLKNC"}}
+        without = ("connect", "shared", "storage_word", "quotas", "recompute_tokens_per_second")
+        common = {name: value for name, value in SETTINGS.items() if not name.startswith(without)}
+        return {**common, **of_groups, "host_bytes": 2 << 20}
+
     def settings(self) -> dict[str, Any]:
         number = len(self.caches)
         return {**SETTINGS, "disk": str(self.folder / f"disk-{number}"), "shared": str(self.folder / "shared")}
 
     def close(self) -> None:
-        for opened in (*self.caches, *self.stores):
+        for opened in (*self.caches, *self.stores, *self.group_caches):
             opened.close()
 
 
@@ -176,6 +200,12 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
     def fresh() -> kvtile.Cache:
         return w.open(workers=0)
 
+    def stop() -> kvtile.GroupMatch:
+        return w.groups.lookup(w.chain)
+
+    def load_stop() -> kvtile.Completion:
+        return w.groups.load(stop(), {"full": [4, 5, 6, 7], "state": [7]})
+
     bare = {
         "Completion": (store, ["done", "cancel", "__await__", "__repr__"]),
         "Seek": (lambda: w.cache.seek(w.keys, 1.0), ["match", "wait", "__repr__"]),
@@ -186,6 +216,13 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
             ["clear", "flush", "stats", "overdue", "subscribe", "snapshot", "step", "close", "__enter__", "__repr__",
              "_repr_html_"],
         ),
+        "GroupCache": (
+            lambda: w.open_groups(workers=0),
+            ["clear", "flush", "stats", "subscribe", "snapshot", "step", "close", "__enter__", "__repr__"],
+        ),
+        "GroupMatch": (stop, ["release", "__enter__", "__repr__"]),
+        "GroupLoadReport": (lambda: load_stop().wait(), ["__repr__"]),
+        "GroupStoreReport": (lambda: w.groups.store(w.chain, {"full": [0]}).wait(), ["__repr__"]),
         "Snapshot": (w.cache.snapshot, ["__len__"]),
         "Identity": (lambda: w.identity, ["to_json", "__repr__", "__hash__"]),
         "ModelGroup": (lambda: w.model_group, ["__repr__"]),
@@ -350,6 +387,38 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "Cache.prefetch": lambda: (w.cache.prefetch, {"keys": w.keys}),
         "Cache.evict": lambda: (fresh().evict, {"tier": "host", "blocks": 1}),
         "Cache.pool_stats": lambda: (w.cache.pool_stats, {"tier": "host"}),
+        "GroupCache": lambda: (kvtile.GroupCache, {**w.group_arguments(), **w.group_settings()}),
+        "GroupCache.hasher": lambda: (w.groups.hasher, {"salt": "a"}),
+        "GroupCache.lookup": lambda: (
+            w.groups.lookup,
+            {"keys": w.chain, "at_most": 16, "owner": 1, "hold": 5.0, "priority": 0, "lifetime": 5.0},
+        ),
+        "GroupCache.load": lambda: (
+            w.groups.load,
+            {
+                "found": stop(),
+                "blocks": {"full": [5, 6, 7], "state": [4]},
+                "have": {"full": 4},
+                "priority": "low",
+                "within": 5.0,
+            },
+        ),
+        "GroupCache.store": lambda: (
+            w.groups.store,
+            {
+                "keys": w.chain,
+                "blocks": {"full": [0, 1], "state": ([1], 1)},
+                "stop": [8],
+                "tenant": 1,
+                "priority": "low",
+                "within": 5.0,
+                "keep": 0,
+                "lifetime": 5.0,
+            },
+        ),
+        "GroupCache.evict": lambda: (w.open_groups(workers=0).evict, {"tier": "host", "blocks": 1, "group": "full"}),
+        "GroupMatch.needs": lambda: (stop().needs, {"group": "full", "have": 4}),
+        "GroupMatch.back_to": lambda: (stop().back_to, {"tokens": 8}),
         "StoreGroup": lambda: (
             kvtile.StoreGroup,
             {"name": "kv", "identity": w.identity, "shape": w.shape, "word": "BHLKNC", "share": 0.5},

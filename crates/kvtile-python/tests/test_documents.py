@@ -28,7 +28,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/python.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/python.md", "docs/groups.md"])
 def test_the_examples_of_a_document_run(name: str) -> None:
     run(name, "python", {})
 
@@ -44,7 +44,11 @@ def test_the_examples_with_a_model_run() -> None:
 
 
 def test_no_example_is_left_out() -> None:
-    names = {"docs/python.md": {"sh", "python"}, "docs/transformers.md": {"python torch"}}
+    names = {
+        "docs/groups.md": {"python"},
+        "docs/python.md": {"sh", "python"},
+        "docs/transformers.md": {"python torch"},
+    }
     for name, expected in names.items():
         fences = re.findall(r"^```(\w.*)$", (ROOT / name).read_text(), re.MULTILINE)
         assert set(fences) == expected

@@ -57,19 +57,26 @@ impl TokenHasher {
     ) -> Result<TokenHasher, TierError> {
         // What does not fit is above the limit of the hasher, which reports it.
         let of_identity = usize::try_from(identity.page_size()).unwrap_or(usize::MAX);
-        let page_size = options.page_size.unwrap_or(of_identity);
-        let is_router = matches!(options.profile, KeyProfile::Router { .. });
-        if page_size != of_identity && !is_router {
-            return Err(TierError::Settings(SettingsError::KeyPageSize {
-                given: page_size,
-                of_identity,
-            }));
-        }
-        let settings = KeySettings::new()
-            .profile(options.profile)
-            .page_size(page_size)
-            .salt(&options.salt);
+        let settings = options.settings(of_identity)?;
         let hasher = BlockHasher::new(&settings, identity.model_fingerprint().as_bytes())?;
+        Ok(TokenHasher { hasher })
+    }
+
+    /// A hasher for the chain that `identity` identifies, with blocks of `page_size` tokens:
+    /// [`GroupCache::chain_identity`](crate::groups::GroupCache::chain_identity) and
+    /// [`unit`](crate::groups::GroupCache::unit).
+    ///
+    /// # Errors
+    /// As for [`with_options`](Self::with_options).
+    pub fn of_chain(
+        identity: &[u8],
+        page_size: u64,
+        options: &HasherOptions,
+    ) -> Result<TokenHasher, TierError> {
+        // What does not fit is above the limit of the hasher, which reports it.
+        let of_identity = usize::try_from(page_size).unwrap_or(usize::MAX);
+        let settings = options.settings(of_identity)?;
+        let hasher = BlockHasher::new(&settings, identity)?;
         Ok(TokenHasher { hasher })
     }
 
@@ -145,6 +152,22 @@ impl HasherOptions {
     #[must_use]
     pub fn new() -> HasherOptions {
         HasherOptions::default()
+    }
+
+    /// The settings of a hasher for blocks of `of_identity` tokens.
+    fn settings(&self, of_identity: usize) -> Result<KeySettings, TierError> {
+        let page_size = self.page_size.unwrap_or(of_identity);
+        let is_router = matches!(self.profile, KeyProfile::Router { .. });
+        if page_size != of_identity && !is_router {
+            return Err(TierError::Settings(SettingsError::KeyPageSize {
+                given: page_size,
+                of_identity,
+            }));
+        }
+        Ok(KeySettings::new()
+            .profile(self.profile)
+            .page_size(page_size)
+            .salt(&self.salt))
     }
 
     /// Sets [`profile`](Self::profile).

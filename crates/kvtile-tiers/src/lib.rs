@@ -8,6 +8,7 @@
 //! | `clock` | the clock of a cache |
 //! | `directory` | the blocks of other caches, from their events |
 //! | `disk` | the disk tier: slots in a folder, their records, crash consistency |
+//! | `groups` | the cache over groups of layers: stops, and loads that are all or nothing |
 //! | `ids` | checks of block ids |
 //! | `keys` | block keys for one identity |
 //! | `medium` | the file-system operations that the disk tier needs, and their implementation on a folder |
@@ -33,6 +34,7 @@ mod clock;
 mod directory;
 pub mod disk;
 mod error;
+pub mod groups;
 mod ids;
 mod keys;
 pub mod medium;

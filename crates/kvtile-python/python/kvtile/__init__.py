@@ -2,7 +2,8 @@
 
 ``Layout`` describes where an engine's KV lies in its own tensors. ``copy_blocks`` moves blocks between layouts;
 ``plan`` computes a copy without running it. ``Cache`` keeps blocks in host memory and on disk, and serves them only to
-engines of the same ``Identity``. ``BlockStore`` keeps blocks of memory that an engine owns on disk. Every exception of kvtile is a ``KvtileError``; only a call with a missing,
+engines of the same ``Identity``. ``GroupCache`` does that for models with windows, chunks and
+recurrent states. ``BlockStore`` keeps blocks of memory that an engine owns on disk. Every exception of kvtile is a ``KvtileError``; only a call with a missing,
 superfluous or unknown argument raises Python's own ``TypeError``.
 """
 
@@ -43,6 +44,10 @@ from kvtile._kvtile import (
     EventPublisher,
     EvictionOrder,
     FlushReport,
+    GroupCache,
+    GroupLoadReport,
+    GroupMatch,
+    GroupStoreReport,
     HttpServer,
     Identity,
     Layout,
@@ -91,6 +96,10 @@ __all__ = [
     "FlushReport",
     "FolderInUseError",
     "ForkError",
+    "GroupCache",
+    "GroupLoadReport",
+    "GroupMatch",
+    "GroupStoreReport",
     "HttpServer",
     "HttpServerError",
     "Identity",

@@ -31,6 +31,8 @@ numbers! {
     first_head: u64, 0, COUNT_MAX, Layout;
     replica: u32, 0, u32::MAX, Layout;
     owner: u64, 0, u64::MAX, Request;
+    have: u64, 0, COUNT_MAX, Request;
+    tokens: u64, 0, COUNT_MAX, Request;
     tenant: u32, 0, u32::MAX, Request;
     priority: i8, i8::MIN, i8::MAX, Request;
     keep: i8, i8::MIN, i8::MAX, Request;

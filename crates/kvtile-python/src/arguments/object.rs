@@ -9,6 +9,7 @@ use pyo3::{
 use super::wrong_type;
 use crate::{
     cache::{PyMatch, PySnapshot},
+    groups::PyGroupMatch,
     identity::PyIdentity,
     keys::PyTokenHasher,
     layout::PyLayout,
@@ -101,6 +102,21 @@ pub(crate) fn mapping<'py>(
         dict.set_item(key, value)?;
     }
     Ok(Some(dict))
+}
+
+/// A match of a cache over groups.
+pub(crate) fn group_match<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyGroupMatch>> {
+    read("found", "a GroupMatch", value)
+}
+
+/// The groups of a cache.
+pub(crate) fn groups<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+    mapping("groups", value)?.ok_or_else(|| wrong_type("groups", "a dict", value))
+}
+
+/// The layouts of groups.
+pub(crate) fn layouts<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+    mapping("layouts", value)?.ok_or_else(|| wrong_type("layouts", "a dict", value))
 }
 
 /// The parameters of a rotary embedding.

@@ -36,6 +36,7 @@ pub(crate) fn share(value: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
 const COUNT_MAX: u64 = (1 << 63) - 1;
 
 optional! {
+    at_most: u64, COUNT_MAX, Request;
     num_heads: u64, COUNT_MAX, Layout;
     tokens: u64, COUNT_MAX, Layout;
     every: u64, COUNT_MAX, Layout;

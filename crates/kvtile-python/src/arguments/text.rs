@@ -21,7 +21,7 @@ macro_rules! texts {
     };
 }
 
-texts! { address name word model revision salt profile text tier priority policy endpoint topic hashes rule
+texts! { address group name word model revision salt profile text tier priority policy endpoint topic hashes rule
 unknown_tokens }
 
 /// The default rule of a group.

@@ -318,7 +318,8 @@ fn rate_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
     rate.ok_or_else(|| SettingsError::new_err(format!("{name} is larger than any number")))
 }
 
-fn writes_of(value: &Bound<'_, PyAny>) -> PyResult<TierWrites> {
+/// When blocks are written to the disk.
+pub(crate) fn writes_of(value: &Bound<'_, PyAny>) -> PyResult<TierWrites> {
     let wanted = "\"on_eviction\", \"at_once\" or a number of uses";
     if value.is_instance_of::<PyString>() {
         return match &*text::read("disk_writes", value)? {
@@ -374,7 +375,7 @@ fn quotas_of(value: &Bound<'_, PyAny>) -> PyResult<Vec<TenantQuota>> {
 }
 
 /// The hints of a lookup or a store.
-pub(super) fn hints(priority: i8, output_tokens: u32, partial_tail: bool) -> EvictionHints {
+pub(crate) fn hints(priority: i8, output_tokens: u32, partial_tail: bool) -> EvictionHints {
     let mut hints = EvictionHints::default();
     hints.priority = priority;
     hints.output_tokens = output_tokens;
@@ -383,7 +384,7 @@ pub(super) fn hints(priority: i8, output_tokens: u32, partial_tail: bool) -> Evi
 }
 
 /// The priority of a name.
-pub(super) fn priority_of(name: &str) -> PyResult<Priority> {
+pub(crate) fn priority_of(name: &str) -> PyResult<Priority> {
     match name {
         "background" => Ok(Priority::Background),
         "low" => Ok(Priority::Low),

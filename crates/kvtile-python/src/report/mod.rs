@@ -88,7 +88,7 @@ impl PyTransferReport {
 
 /// The report of a load. Loads do not fail: compute the blocks that did not load.
 #[pyclass(name = "LoadReport", module = "kvtile", frozen)]
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct PyLoadReport(LoadFacts);
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -142,6 +142,19 @@ fn load_stop(stop: Option<&LoadStop>) -> Option<&'static str> {
         LoadStop::Refused(_) => "refused",
         _ => "other",
     })
+}
+
+impl PyLoadReport {
+    /// Why the load is incomplete, with the error if there is one.
+    pub(crate) fn stop_text(&self) -> Option<String> {
+        stop_text(self.0.stopped.as_ref(), self.0.detail.as_ref())
+    }
+}
+
+/// A reason with its error.
+fn stop_text(stopped: Option<&String>, detail: Option<&String>) -> Option<String> {
+    let detail = detail.map(|detail| format!(" ({detail})"));
+    stopped.map(|stopped| format!("{stopped}{}", detail.unwrap_or_default()))
 }
 
 #[pymethods]
@@ -219,7 +232,7 @@ impl PyLoadReport {
 
 /// The report of a store. Stores do not fail: later lookups miss the blocks that were not stored.
 #[pyclass(name = "StoreReport", module = "kvtile", frozen)]
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct PyStoreReport(StoreFacts);
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -268,6 +281,13 @@ fn store_stop(stop: Option<&StoreStop>) -> Option<&'static str> {
         StoreStop::Refused(_) => "refused",
         _ => "other",
     })
+}
+
+impl PyStoreReport {
+    /// Why the store is incomplete, with the error if there is one.
+    pub(crate) fn stop_text(&self) -> Option<String> {
+        stop_text(self.0.stopped.as_ref(), self.0.detail.as_ref())
+    }
 }
 
 #[pymethods]

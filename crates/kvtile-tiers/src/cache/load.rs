@@ -395,7 +395,7 @@ impl LoadPiece {
         tier: usize,
     ) -> Result<(), (usize, LoadStop)> {
         let below = inner.tier(tier);
-        let wanted = self.wanted();
+        let wanted = self.wanted(inner);
         let layered = self.destinations.is_some() && is_layered(inner, &self.segment);
         let most = match layered {
             // Half of host memory at most, so that other loads find room too.
@@ -521,13 +521,13 @@ impl LoadPiece {
         Ok(())
     }
 
-    fn wanted(&self) -> Vec<WantedBlock> {
+    fn wanted(&self, inner: &CacheParts) -> Vec<WantedBlock> {
         let of_block = |index| {
             let (parent, tenant) = self.segment.facts(index);
             WantedBlock {
                 key: self.segment.key(index),
                 parent,
-                position: u32::try_from(self.position + index).unwrap_or(u32::MAX),
+                position: inner.position(self.position + index),
                 tenant,
             }
         };

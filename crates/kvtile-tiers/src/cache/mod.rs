@@ -26,6 +26,7 @@ mod departures;
 mod flights;
 mod flush;
 mod found;
+mod grouped;
 mod hold;
 mod host;
 mod job;
@@ -62,6 +63,7 @@ pub use connect::ConnectSettings;
 pub use flush::{FlushReport, TierFlush};
 pub use found::Match;
 pub use open::CacheBuilder;
+pub(crate) use open::GroupPlace;
 pub use options::{LoadOptions, LookupOptions, Priority, StoreOptions};
 pub use report::{LoadReport, LoadStop};
 pub use seek::Seek;
@@ -73,7 +75,7 @@ pub use store::{StoreReport, StoreStop};
 pub use kvtile_transfer::completion::Completion;
 
 use connect::ConnectedCache;
-use parts::CacheParts;
+pub(crate) use parts::CacheParts;
 
 use crate::{
     below::TierHealth,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvtile_blocks::{
-    BlockId,
+    BlockId, GroupId,
     events::{EventLog, TierId},
     policy::{EvictionPolicy, PolicyKind, PolicySettings},
     pool::{BlockPool, EventSink, PoolSettings},
@@ -43,6 +43,19 @@ pub struct CacheBuilder {
     tiers: Vec<(TierSettings, TierOpener)>,
     /// Whether other processes may map host memory for reading.
     for_readers: bool,
+    /// The place in a cache over groups, for a group of one.
+    place: Option<GroupPlace>,
+}
+
+/// The place of a group in a cache over groups.
+pub(crate) struct GroupPlace {
+    pub(crate) group: GroupId,
+    /// The log of all groups.
+    pub(crate) events: Arc<EventLog>,
+    /// Whether blocks have no parents.
+    pub(crate) is_rootless: bool,
+    /// Whether closing the cache unregisters the engine's layout.
+    pub(crate) owns_engine: bool,
 }
 
 impl Cache {
@@ -65,6 +78,7 @@ impl Cache {
             medium: None,
             tiers: Vec::new(),
             for_readers: false,
+            place: None,
         }
     }
 }
@@ -123,6 +137,18 @@ impl CacheBuilder {
         self.build(manager, engine, false)
     }
 
+    /// Opens the cache of one group of a cache over groups.
+    pub(crate) fn open_group(
+        mut self,
+        place: GroupPlace,
+        manager: Arc<TransferManager>,
+        engine: LayoutHandle,
+    ) -> Result<Cache, TierError> {
+        let owns_engine = place.owns_engine;
+        self.place = Some(place);
+        self.build(manager, engine, owns_engine)
+    }
+
     fn build(
         self,
         manager: Arc<TransferManager>,
@@ -133,7 +159,10 @@ impl CacheBuilder {
         settings.check()?;
         let layout = manager.layout(engine)?;
         opening::check_identity(&settings.identity, &layout)?;
-        let events = Arc::new(EventLog::new(settings.events()?)?);
+        let (group, events) = match &self.place {
+            Some(place) => (place.group, Arc::clone(&place.events)),
+            None => (GROUP, Arc::new(EventLog::new(settings.events()?)?)),
+        };
         let parts = match self.medium {
             // Another medium than a folder has no folders of parts.
             Some(_) => None,
@@ -147,14 +176,7 @@ impl CacheBuilder {
         let block_bytes = shape.block_bytes()?;
         let pieces = BlockPieces::of_layout(storage.strided())?;
         let context = TierContext {
-            groups: vec![TierGroup::new(
-                GROUP_NAME,
-                StoreIdentity {
-                    logical: settings.identity.clone(),
-                    block_layout: LayoutIdentity::of_block(storage.strided()),
-                    pieces: pieces.clone(),
-                },
-            )],
+            groups: vec![tier_group(&settings, &storage, &pieces)],
             events: Arc::clone(&events),
             clock: Arc::clone(&self.clock),
             threads: settings.workers,
@@ -163,7 +185,7 @@ impl CacheBuilder {
         let below = opening::open_below(disk.as_ref(), self.medium, tiers, &context)?;
         let mut tiers = vec![TierId::DEVICE, TierId::HOST];
         tiers.extend(below.iter().map(|below| below.id));
-        let pool = host_pool(&settings, blocks, &events)?;
+        let pool = host_pool(&settings, blocks, (&events, group))?;
         let handle = manager.register(storage)?;
         let inner = Arc::new(CacheParts {
             removals: Arc::default(),
@@ -174,6 +196,7 @@ impl CacheBuilder {
             pieces,
             engine_blocks: layout.shape().num_blocks(),
             owns_engine,
+            is_rootless: self.place.is_some_and(|place| place.is_rootless),
             host: HostTier::new(pool, handle, (blocks..).take(spares).map(BlockId)),
             turn: Mutex::new(()),
             demotions: RwLock::new(()),
@@ -236,6 +259,20 @@ impl LocalCache {
     }
 }
 
+/// What the tiers store of the only group.
+fn tier_group(
+    settings: &CacheSettings,
+    storage: &PhysicalLayout,
+    pieces: &BlockPieces,
+) -> TierGroup {
+    let identity = StoreIdentity {
+        logical: settings.identity.clone(),
+        block_layout: LayoutIdentity::of_block(storage.strided()),
+        pieces: pieces.clone(),
+    };
+    TierGroup::new(GROUP_NAME, identity)
+}
+
 /// The parts of other ranks in the disk's folder; `None` if this cache has the whole model and there
 /// are none.
 fn parts_of(settings: &CacheSettings, shape: &Shape) -> Result<Option<PartsSettings>, TierError> {
@@ -295,7 +332,7 @@ pub(super) fn unregister(inner: &CacheParts) {
 fn host_pool(
     settings: &CacheSettings,
     blocks: u32,
-    events: &Arc<EventLog>,
+    (events, group): (&Arc<EventLog>, GroupId),
 ) -> Result<Arc<BlockPool>, TierError> {
     let pool = PoolSettings::new()
         .blocks(blocks as usize)
@@ -303,7 +340,7 @@ fn host_pool(
     let sink = EventSink {
         log: Arc::clone(events),
         tier: TierId::HOST,
-        group: GROUP,
+        group,
     };
     Ok(BlockPool::with_events(pool, policy(settings.policy), sink)?)
 }

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The shared state of a cache.
-pub(super) struct CacheParts {
+pub(crate) struct CacheParts {
     pub(super) manager: Arc<TransferManager>,
     pub(super) engine: LayoutHandle,
     pub(super) layers: usize,
@@ -37,6 +37,8 @@ pub(super) struct CacheParts {
     pub(super) engine_blocks: u64,
     /// Whether closing the cache unregisters the engine's layout.
     pub(super) owns_engine: bool,
+    /// Whether blocks have no parents: each is found, kept and evicted by itself.
+    pub(super) is_rootless: bool,
     pub(super) host: HostTier,
     /// The tiers below host memory, in lookup order.
     pub(super) below: Vec<CacheTier>,
@@ -103,6 +105,15 @@ impl CacheParts {
             hints.expires = Some(self.tick_in(lifetime));
         }
         hints
+    }
+
+    /// The stored position of the block after `before` blocks of its chain.
+    pub(super) fn position(&self, before: usize) -> u32 {
+        match self.is_rootless {
+            // The block may be stored again after another number of blocks.
+            true => 0,
+            false => u32::try_from(before).unwrap_or(u32::MAX),
+        }
     }
 
     pub(super) fn later(&self, time: Option<Duration>) -> Option<Duration> {

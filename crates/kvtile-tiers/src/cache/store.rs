@@ -9,7 +9,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use kvtile_blocks::{
     BlockKey, BlocksError,
     events::TierId,
-    pool::{AllocateRequest, MutableBlocks, PinClaim},
+    pool::{AllocateRequest, MutableBlocks, PinClaim, PinnedBlocks},
 };
 use kvtile_layout::broken;
 use kvtile_transfer::{
@@ -134,7 +134,10 @@ pub(super) fn start(
     let job = StoreJob {
         completer,
         number,
-        parent: first.checked_sub(1).and_then(|at| all.get(at)).copied(),
+        parent: match inner.is_rootless {
+            true => None,
+            false => first.checked_sub(1).and_then(|at| all.get(at)).copied(),
+        },
         keys,
         position: first,
         layout,
@@ -353,16 +356,34 @@ impl StoreJob {
         inner.moved(route, keys.len() as u64, report.bytes, report.elapsed);
         let tenant = self.options.tenant.0;
         for (index, &block) in room.ids().iter().enumerate() {
-            let position = self.position + range.start + index;
-            let position = u32::try_from(position).unwrap_or(u32::MAX);
+            let position = inner.position(self.position + range.start + index);
             inner.host.describe(block, position, tenant);
         }
         let before = range.start.checked_sub(1).and_then(|at| self.keys.get(at));
-        let parent = before.copied().or(self.parent);
+        let last = match inner.is_rootless {
+            true => self.register_each(inner, keys, room, done)?,
+            false => {
+                let parent = before.copied().or(self.parent);
+                let is_end = range.end == self.keys.len();
+                self.register(inner, (keys, parent, is_end), room, done)?
+            }
+        };
+        self.write_through(inner, keys);
+        Ok(PinnedParent::Host(last))
+    }
+
+    /// Registers copied blocks as a chain after `parent`. Returns the last one, pinned.
+    fn register(
+        &self,
+        inner: &CacheParts,
+        (keys, parent, is_end): (&[BlockKey], Option<BlockKey>, bool),
+        room: MutableBlocks,
+        done: &mut StoreProgress,
+    ) -> Result<PinnedBlocks, StoreStop> {
         let complete = room.complete(keys, parent);
         let complete = complete.map_err(|rejected| StoreStop::Pool(rejected.error))?;
         let mut hints = self.options.hints;
-        hints.partial_tail &= range.end == self.keys.len();
+        hints.partial_tail &= is_end;
         let removals = self.ticket.lock();
         if removals.is_cleared() {
             return Err(StoreStop::Cleared);
@@ -381,8 +402,28 @@ impl StoreJob {
         let mut blocks = registered.blocks;
         let last = blocks.split_off(blocks.len().saturating_sub(1));
         drop(blocks);
-        self.write_through(inner, keys);
-        Ok(PinnedParent::Host(last))
+        Ok(last)
+    }
+
+    /// Registers copied blocks without parents. Returns the last one, pinned.
+    fn register_each(
+        &self,
+        inner: &CacheParts,
+        keys: &[BlockKey],
+        mut room: MutableBlocks,
+        done: &mut StoreProgress,
+    ) -> Result<PinnedBlocks, StoreStop> {
+        let Some((last, others)) = keys.split_last() else {
+            broken(format_args!(
+                "a store of {} host blocks copied none",
+                room.len()
+            ))
+        };
+        for key in others {
+            let one = room.take(0..1);
+            drop(self.register(inner, (std::slice::from_ref(key), None, false), one, done)?);
+        }
+        self.register(inner, (std::slice::from_ref(last), None, true), room, done)
     }
 
     /// Queues the blocks for the tiers with [`TierWrites::AtOnce`].

@@ -31,7 +31,7 @@ pub use crate::medium;
 mod record;
 mod settings;
 mod share;
-pub(crate) use share::check_groups;
+pub(crate) use share::{check_groups, share_weight};
 mod store;
 mod tier;
 

@@ -131,7 +131,7 @@ impl<'a> CapacityDivision<'a> {
             match group.share {
                 Some(share) => parts.push(CapacityPart {
                     groups: vec![group],
-                    weight: weight(share),
+                    weight: share_weight(share),
                 }),
                 None => {
                     even.groups.push(group);
@@ -219,7 +219,7 @@ fn with_fixed(fixed: u64, rest: u128) -> u64 {
 
 /// `share` times 2^40, rounded down. A share is in [`SHARES`], so the weight is neither 0 nor too
 /// large.
-fn weight(share: f64) -> u128 {
+pub(crate) fn share_weight(share: f64) -> u128 {
     const FRACTION_BITS: u32 = 52;
     const EXPONENT_BIAS: u32 = 1023;
     let bits = share.to_bits();
@@ -264,12 +264,12 @@ mod tests {
 
     #[test]
     fn a_weight_is_the_share_times_two_to_the_forty() {
-        assert_eq!(weight(1.0), 1 << 40);
-        assert_eq!(weight(3.0), 3 << 40);
-        assert_eq!(weight(0.5), 1 << 39);
-        assert_eq!(weight(0.75), 3 << 38);
-        assert_eq!(weight(1e6), 1_000_000 << 40);
-        assert_eq!(weight(1e-6), 1_099_511);
+        assert_eq!(share_weight(1.0), 1 << 40);
+        assert_eq!(share_weight(3.0), 3 << 40);
+        assert_eq!(share_weight(0.5), 1 << 39);
+        assert_eq!(share_weight(0.75), 3 << 38);
+        assert_eq!(share_weight(1e6), 1_000_000 << 40);
+        assert_eq!(share_weight(1e-6), 1_099_511);
     }
 
     #[test]

@@ -98,6 +98,57 @@ pub enum RequestError {
         /// The names of its groups.
         groups: String,
     },
+    /// A group that a cache over groups does not have.
+    #[error("this cache has no group {group:?}; its groups are {groups}")]
+    NoSuchCacheGroup {
+        /// The group.
+        group: String,
+        /// The names of its groups.
+        groups: String,
+    },
+    /// A group twice in one load or store over groups.
+    #[error("group {group:?} is twice in one request; give each group once")]
+    GroupTwiceInRequest {
+        /// The group.
+        group: String,
+    },
+    /// Another number of blocks than a stop needs of a group.
+    #[error(
+        "{blocks} blocks for group {group:?}, and the stop at {stop} tokens needs its pages {first} to {end} \
+         (exclusive): give one block for each, or the tokens that the engine has itself"
+    )]
+    StopPages {
+        /// The group.
+        group: String,
+        /// The stop, in tokens.
+        stop: u64,
+        /// The first needed page.
+        first: u64,
+        /// The end of the needed pages.
+        end: u64,
+        /// Blocks that were given.
+        blocks: usize,
+    },
+    /// A position that cannot be a stop.
+    #[error(
+        "a request of {tokens} tokens has no stop at {stop}; stops are the multiples of {unit} from {unit} to {tokens}"
+    )]
+    NoStop {
+        /// The position, in tokens.
+        stop: u64,
+        /// The distance of possible stops, in tokens.
+        unit: u64,
+        /// Tokens of the keys that were given.
+        tokens: u64,
+    },
+    /// Blocks of a group that no lookup finds without a stop.
+    #[error(
+        "blocks of group {group:?} without a stop would never be found; give the stop that they belong to"
+    )]
+    NoStopGiven {
+        /// The group.
+        group: String,
+    },
     /// Lists of one job with different lengths.
     #[error("{keys} keys and {found} {list}; give one for each key")]
     UnequalLists {

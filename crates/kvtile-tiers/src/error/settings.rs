@@ -188,6 +188,34 @@ pub enum SettingsError {
         /// The share.
         share: f64,
     },
+    /// Pages of groups without a common multiple that fits in 64 bits.
+    #[error(
+        "group {group} has pages of {page} tokens, and no stop is a multiple of the pages of all groups"
+    )]
+    GroupPages {
+        /// The name of the group.
+        group: String,
+        /// Tokens of a page.
+        page: u64,
+    },
+    /// Host memory too small for one stop of a cache over groups.
+    #[error(
+        "{host_bytes} bytes of host memory do not hold the pages of one stop; give at least {needed_bytes}"
+    )]
+    GroupHostTooSmall {
+        /// Bytes that were given.
+        host_bytes: u64,
+        /// Bytes that are needed.
+        needed_bytes: u64,
+    },
+    /// Another number of layouts than groups.
+    #[error("{layouts} layouts for {groups} groups; give one for each group, in their order")]
+    GroupLayouts {
+        /// Number of layouts.
+        layouts: usize,
+        /// Number of groups.
+        groups: usize,
+    },
     /// A block size outside the range of a slot.
     #[error("blocks of {block_bytes} bytes cannot be stored; a block has 1 byte to 1 TiB")]
     BlockBytes {

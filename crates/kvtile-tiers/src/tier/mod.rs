@@ -173,6 +173,18 @@ pub trait Tier: fmt::Debug + Send + Sync {
     /// The counters and contents of the tier.
     fn stats(&self) -> TierStats;
 
+    /// The counters and contents of one group. A tier that does not count its groups apart returns
+    /// those of all groups.
+    fn stats_of(&self, _group: GroupId) -> TierStats {
+        self.stats()
+    }
+
+    /// Evicts up to `blocks` blocks of one group, the least valuable first. Returns how many. A tier
+    /// that cannot choose a group evicts none.
+    fn evict_of(&self, _group: GroupId, _blocks: usize, _now: Tick) -> usize {
+        0
+    }
+
     /// The estimated time to read `blocks` blocks of a group, from earlier reads; `None` before the
     /// first measurement, and for a group that the tier does not have.
     fn estimate(&self, group: GroupId, blocks: usize) -> Option<Duration>;

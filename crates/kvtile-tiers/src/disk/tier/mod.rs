@@ -264,6 +264,15 @@ impl Tier for DiskTier {
         TierStats::sum(self.disk.groups.iter().map(DiskGroup::stats))
     }
 
+    fn stats_of(&self, group: GroupId) -> TierStats {
+        self.group_stats(group).unwrap_or_default()
+    }
+
+    fn evict_of(&self, group: GroupId, blocks: usize, now: Tick) -> usize {
+        let group = self.disk.group(group);
+        group.map_or(0, |group| group.evict(blocks, now))
+    }
+
     fn estimate(&self, group: GroupId, blocks: usize) -> Option<Duration> {
         let rate = self.disk.rate.bytes_per_second()?;
         let block_bytes = self.disk.group(group)?.store.block_bytes();

@@ -1,0 +1,478 @@
+//! The Python class `GroupCache`, over the library's cache over groups.
+
+mod blocks;
+mod found;
+mod report;
+mod settings;
+
+pub(crate) use found::PyGroupMatch;
+pub(crate) use report::{PyGroupLoadReport, PyGroupStoreReport};
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use kvtile::{
+    blocks::{
+        BlockKey,
+        events::TierId,
+        pool::{OwnerId, TenantId},
+    },
+    tiers::{
+        cache::LoadOptions,
+        groups::{GroupCache, GroupStoreOptions, StopOptions},
+    },
+    transfer::LayoutHandle,
+};
+use pyo3::{
+    prelude::*,
+    types::{PyDict, PyTuple},
+};
+use serde_json::{Value, json};
+
+use self::blocks::{HaveTokens, LoadIds, StoreIds};
+use crate::{
+    arguments::{
+        list, number, object,
+        text::{self, TextArgument},
+        time,
+    },
+    cache::{
+        PySnapshot, PySubscriber,
+        settings::{hints, priority_of},
+        stats,
+    },
+    completion::{PendingOperation, PyCompletion},
+    error::{CallFailure, python::ClosedError},
+    guard,
+    keys::PyTokenHasher,
+    layout::PyLayoutShared,
+    pickle,
+    report::PyFlushReport,
+    slot::{OpenSlot, OpenSlots, SlotCall},
+    transfer::manager,
+};
+
+/// Caches over groups of this process that may still be open. `close_all` closes them before the
+/// interpreter ends.
+static OPEN: OpenSlots<GroupCache> = OpenSlots::new();
+
+/// Keeps the KV and the states of models whose layers do not all attend to all tokens: windows, chunks,
+/// recurrent states.
+///
+/// A group is a set of layers with one rule, which says what a request that resumes at a position needs
+/// of them. A stop is a position at which every group has that. ``lookup`` finds the longest stop,
+/// ``load`` brings all that it needs or reports 0 tokens, ``store`` keeps what chosen stops need.
+///
+/// Use the cache in a ``with`` statement, or close it. Durability is that of ``kvtile.Cache``.
+///
+/// Args:
+///     groups: the identity and the rule of each group by its name: ``"full"`` (all tokens before the
+///         stop), ``"window:1024"`` (the last tokens that a token attends to, itself included),
+///         ``"chunk:8192"`` (the tokens of the chunk that the stop is in) or ``"stop"`` (one record
+///         for the state at the stop). The page size of an identity is the group's.
+///     layouts: the engine's layout of each group, by name.
+///     host_bytes: host memory, over all groups; default: 1 GiB.
+///     shares: how groups divide host memory and the disk, relative to each other. Groups without a share
+///         count 1 on average and divide that by the bytes of a request of 8,192 tokens with two stops.
+///     storage_words: layout words of stored pages, by group; default: ``kvtile.STORAGE_WORD``.
+///     prefault, disk, disk_bytes, disk_writes, disk_policy, close_within, answer_within, policy: as for
+///         ``kvtile.Cache``. All groups are in one folder.
+///     workers, queue_capacity: as for ``kvtile.Cache``, for each group.
+///     event_capacity: events kept for subscribers that lag.
+///
+/// Raises:
+///     IdentityError: a layout or a folder of another identity; ``field`` names the field that differs.
+///     SettingsError: invalid settings, or too little room for one stop.
+///     FolderInUseError: another cache uses the folder.
+///     DiskError: a folder that cannot be used.
+#[pyclass(name = "GroupCache", module = "kvtile", frozen, weakref)]
+pub(crate) struct PyGroupCache {
+    slot: Option<Arc<OpenSlot<GroupCache>>>,
+    layouts: Option<Vec<Arc<PyLayoutShared>>>,
+}
+
+impl PyGroupCache {
+    fn layouts(&self) -> Vec<Arc<PyLayoutShared>> {
+        self.layouts.clone().unwrap_or_default()
+    }
+
+    /// Calls the cache.
+    fn with<T: Send, E: Into<CallFailure> + Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&GroupCache) -> Result<T, E> + Send,
+    ) -> PyResult<T> {
+        guard::check_fork()?;
+        let cache = self.slot.as_ref().and_then(|slot| slot.get());
+        let cache = cache.ok_or_else(|| ClosedError::new_err("the cache is closed"))?;
+        guard::run(py, move || {
+            let _call = SlotCall::enter();
+            work(&cache)
+        })
+    }
+}
+
+impl Drop for PyGroupCache {
+    fn drop(&mut self) {
+        // Takes no lock: in a forked child, a thread that does not exist there may hold it.
+        guard::discard((self.slot.take(), self.layouts.take()));
+    }
+}
+
+/// Closes all open caches over groups before the interpreter ends.
+pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
+    if guard::check_fork().is_err() {
+        return Ok(());
+    }
+    guard::call(py, || {
+        for slot in OPEN.take() {
+            drop(slot.take());
+        }
+    })
+}
+
+#[pymethods]
+impl PyGroupCache {
+    #[new]
+    #[pyo3(signature = (groups, layouts, **settings))]
+    fn new(
+        #[pyo3(from_py_with = object::groups)] groups: Bound<'_, PyDict>,
+        #[pyo3(from_py_with = object::layouts)] layouts: Bound<'_, PyDict>,
+        settings: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyGroupCache> {
+        let py = groups.py();
+        let opening = settings::read(&groups, &layouts, settings)?;
+        let (settings, layouts) = (opening.settings, opening.layouts);
+        let engines = layouts.clone();
+        let cache = guard::run(py, move || -> Result<GroupCache, CallFailure> {
+            let handles = engines.iter().map(|engine| engine.handle());
+            let handles: Vec<LayoutHandle> = handles.collect::<Result<_, _>>()?;
+            let builder = GroupCache::builder(settings);
+            Ok(builder.open_registered(Arc::clone(manager()), &handles)?)
+        })?;
+        Ok(PyGroupCache {
+            slot: Some(OPEN.open(cache)),
+            layouts: Some(layouts),
+        })
+    }
+
+    /// Tokens of one key of a chain: the greatest common divisor of the pages of all groups.
+    #[getter]
+    fn unit(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, |cache| Ok::<_, CallFailure>(cache.unit()))
+    }
+
+    /// Tokens between two possible stops: the least common multiple of the pages of all groups.
+    #[getter]
+    fn stop_unit(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, |cache| Ok::<_, CallFailure>(cache.stop_unit()))
+    }
+
+    /// The groups in their order: a dict with the number, the rule, the page size and the pages in host
+    /// memory of each.
+    #[getter]
+    fn groups(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let groups = self.with(py, |cache| {
+            let groups = cache.groups().iter().map(|facts| {
+                let host = cache.tier_stats(&facts.name, TierId::HOST);
+                let value = json!({
+                    "number": facts.id.0,
+                    "rule": settings::text_of(facts.rule),
+                    "page_size": facts.page_size.get(),
+                    "host_pages": host.map_or(0, |stats| stats.capacity),
+                });
+                (facts.name.clone(), value)
+            });
+            Ok::<_, CallFailure>(Value::Object(groups.collect()))
+        })?;
+        stats::object(py, &groups)
+    }
+
+    /// Makes the keys of chains for this cache, one for each ``unit`` of tokens.
+    ///
+    /// Args:
+    ///     salt: isolates tenants: a lookup finds only pages of the same salt.
+    #[pyo3(
+        signature = (*, salt=TextArgument::Borrowed("")),
+        text_signature = "($self, *, salt='')"
+    )]
+    fn hasher(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = text::salt)] salt: TextArgument,
+    ) -> PyResult<PyTokenHasher> {
+        let (chain, unit) = self.with(py, |cache| {
+            Ok::<_, CallFailure>((cache.chain_identity(), cache.unit()))
+        })?;
+        PyTokenHasher::of_chain(&chain, unit, &salt)
+    }
+
+    /// Finds the longest stop of a chain, and pins what it needs. It does no I/O.
+    ///
+    /// Args:
+    ///     keys: the chain from its first key, as the hasher makes it. An engine's own hashes work too, one
+    ///         for each ``unit`` of tokens.
+    ///     at_most: the most tokens of the stop; default: those of the chain.
+    ///     owner: a number that reports of pins show.
+    ///     hold: seconds within which the match should be loaded or released.
+    ///     priority: how much longer than others to keep the pages; each step doubles their value.
+    ///     lifetime: seconds after which the pages are evicted first; None for no limit.
+    ///
+    /// Returns:
+    ///     A GroupMatch. It pins pages, so load it or release it.
+    #[pyo3(signature = (keys, *, at_most=None, owner=0, hold=None, priority=0, lifetime=None))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn lookup(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
+        #[pyo3(from_py_with = crate::arguments::optional::at_most)] at_most: Option<u64>,
+        #[pyo3(from_py_with = number::owner)] owner: u64,
+        #[pyo3(from_py_with = time::hold)] hold: Option<Duration>,
+        #[pyo3(from_py_with = number::priority)] priority: i8,
+        #[pyo3(from_py_with = time::lifetime)] lifetime: Option<Duration>,
+    ) -> PyResult<PyGroupMatch> {
+        let options = StopOptions::new()
+            .at_most(at_most)
+            .owner(OwnerId(owner))
+            .hold(hold)
+            .hints(hints(priority, 0, false))
+            .lifetime(lifetime);
+        let found = self.with(py, |cache| {
+            Ok::<_, CallFailure>(cache.lookup_with(&keys, &options))
+        })?;
+        Ok(PyGroupMatch::new(found))
+    }
+
+    /// Starts loading what the stop of a match needs. The call consumes the match, even if it raises.
+    ///
+    /// Args:
+    ///     found: the GroupMatch.
+    ///     blocks: the destination blocks of each group by its name: one for each page of
+    ///         ``found.needs(group, have)``, in their order. Groups of which nothing is needed may be left
+    ///         out.
+    ///     have: tokens that the engine has itself, by group; default: none.
+    ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
+    ///     within: deadline in seconds; parts that have not begun by then do not begin.
+    ///
+    /// Returns:
+    ///     A Completion of a GroupLoadReport.
+    ///
+    /// Raises:
+    ///     BusyError: a queue is full; compute instead.
+    ///     RequestError: a match of another cache, an unknown group, another number of blocks than pages, or
+    ///         ids that do not exist or occur twice.
+    #[pyo3(
+        signature = (
+            found, blocks, *, have=None, priority=TextArgument::Borrowed("normal"), within=None
+        ),
+        text_signature = "($self, found, blocks, *, have=None, priority='normal', within=None)"
+    )]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn load(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = object::group_match)] found: Bound<'_, PyGroupMatch>,
+        #[pyo3(from_py_with = blocks::load)] blocks: LoadIds,
+        #[pyo3(from_py_with = blocks::have)] have: Option<HaveTokens>,
+        #[pyo3(from_py_with = text::priority)] priority: TextArgument,
+        #[pyo3(from_py_with = time::within)] within: Option<Duration>,
+    ) -> PyResult<PyCompletion> {
+        let options = LoadOptions::new()
+            .priority(priority_of(&priority)?)
+            .within(within);
+        let (found, have) = (found.get().take()?, have.unwrap_or_default());
+        blocks::check_have(&blocks, &have)?;
+        let load = self.with(py, move |cache| {
+            let given = blocks::of_load(&blocks, &have);
+            cache.load_with(found, &given, &options)
+        })?;
+        Ok(PyCompletion::new(
+            PendingOperation::GroupLoad(load),
+            self.layouts(),
+        ))
+    }
+
+    /// Starts storing pages of the engine. Their contents must not change before the completion.
+    ///
+    /// Args:
+    ///     keys: the chain from its first key, at least up to the last stored page.
+    ///     blocks: the blocks of each group by its name: ids, or a pair of ids and the number of the first
+    ///         one's page. ``ids[i]`` holds page ``first + i``, which has the tokens from
+    ///         ``(first + i) * page_size`` on.
+    ///     stop: the position in tokens at which requests may resume, several of them, or None. Of groups
+    ///         without the rule ``"full"`` only the pages that one of them needs are stored, so these need a
+    ///         stop. Pages of the others are stored as given.
+    ///     tenant: the tenant that owns the pages.
+    ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
+    ///     within: deadline in seconds; what has not begun by then does not begin.
+    ///     keep: how much longer than others to keep the pages; each step doubles their value.
+    ///     lifetime: seconds after which the pages are evicted first; None for no limit.
+    ///
+    /// Returns:
+    ///     A Completion of a GroupStoreReport.
+    ///
+    /// Raises:
+    ///     RequestError: an unknown group, a stop that no lookup could find, pages that need a stop without
+    ///         one, too few keys, or ids that do not exist or occur twice.
+    #[pyo3(
+        signature = (
+            keys, blocks, *, stop=None, tenant=0, priority=TextArgument::Borrowed("low"), within=None, keep=0,
+            lifetime=None
+        ),
+        text_signature = "($self, keys, blocks, *, stop=None, tenant=0, priority='low', within=None, \
+                          keep=0, lifetime=None)"
+    )]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn store(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
+        #[pyo3(from_py_with = blocks::store)] blocks: StoreIds,
+        #[pyo3(from_py_with = blocks::stops)] stop: Option<Vec<u64>>,
+        #[pyo3(from_py_with = number::tenant)] tenant: u32,
+        #[pyo3(from_py_with = text::priority)] priority: TextArgument,
+        #[pyo3(from_py_with = time::within)] within: Option<Duration>,
+        #[pyo3(from_py_with = number::keep)] keep: i8,
+        #[pyo3(from_py_with = time::lifetime)] lifetime: Option<Duration>,
+    ) -> PyResult<PyCompletion> {
+        let options = GroupStoreOptions::new()
+            .stops(stop.unwrap_or_default())
+            .tenant(TenantId(tenant))
+            .priority(priority_of(&priority)?)
+            .within(within)
+            .hints(hints(keep, 0, false))
+            .lifetime(lifetime);
+        let store = self.with(py, move |cache| {
+            cache.store_with(&keys, &blocks::of_store(&blocks), &options)
+        })?;
+        Ok(PyCompletion::new(
+            PendingOperation::GroupStore(store),
+            self.layouts(),
+        ))
+    }
+
+    /// Evicts up to ``blocks`` pages of ``group`` from ``tier`` (``"host"`` or ``"disk"``), the least
+    /// valuable first. Returns how many it evicted. The calling thread does the I/O.
+    ///
+    /// Raises:
+    ///     RequestError: a tier or a group that the cache does not have.
+    #[pyo3(signature = (tier, blocks, *, group))]
+    fn evict(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = text::tier)] tier: TextArgument,
+        #[pyo3(from_py_with = number::blocks)] blocks: usize,
+        #[pyo3(from_py_with = text::group)] group: TextArgument,
+    ) -> PyResult<usize> {
+        let tier = text::tier_of(&tier)?;
+        self.with(py, |cache| cache.evict(&group, tier, blocks))
+    }
+
+    /// Removes all pages of all groups. Returns their number.
+    ///
+    /// Raises:
+    ///     DiskError: the disk tier cannot be cleared.
+    fn clear(&self, py: Python<'_>) -> PyResult<usize> {
+        self.with(py, GroupCache::clear)
+    }
+
+    /// Writes all pages that are only in host memory to the disk, as far as it has room, and waits until
+    /// they are durable.
+    ///
+    /// Returns:
+    ///     The FlushReport of each group, by name.
+    fn flush(&self, py: Python<'_>) -> PyResult<BTreeMap<String, PyFlushReport>> {
+        let reports = self.with(py, |cache| Ok::<_, CallFailure>(cache.flush()))?;
+        Ok(reports_of(reports))
+    }
+
+    /// Counters since the cache was opened, as a dict of plain values: lookups, hits, the tokens of the
+    /// stops found, and the counters of each group as ``Cache.stats`` has them.
+    fn stats(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let stats = self.with(py, |cache| {
+            let stats = cache.stats();
+            let groups = stats.groups.iter().map(|(name, stats)| {
+                (
+                    name.clone(),
+                    serde_json::to_value(stats).unwrap_or_default(),
+                )
+            });
+            Ok::<_, CallFailure>(json!({
+                "lookups": stats.lookups,
+                "hits": stats.hits,
+                "found_tokens": stats.found_tokens,
+                "groups": Value::Object(groups.collect()),
+            }))
+        })?;
+        stats::object(py, &stats)
+    }
+
+    /// Subscribes to the events of all groups and tiers from now on.
+    fn subscribe(&self, py: Python<'_>) -> PyResult<PySubscriber> {
+        let subscriber = self.with(py, |cache| Ok::<_, CallFailure>(cache.subscribe()))?;
+        Ok(PySubscriber::new(subscriber))
+    }
+
+    /// All stored pages, and the first event to apply on top of them.
+    fn snapshot(&self, py: Python<'_>) -> PyResult<PySnapshot> {
+        let snapshot = self.with(py, |cache| Ok::<_, CallFailure>(cache.snapshot()))?;
+        Ok(PySnapshot(snapshot))
+    }
+
+    /// Runs one queued job on this thread; False if the queues are empty. For caches without workers.
+    fn step(&self, py: Python<'_>) -> PyResult<bool> {
+        self.with(py, |cache| Ok::<_, CallFailure>(cache.step()))
+    }
+
+    /// Writes pages that are only in host memory to the disk tier, if there is one, and frees threads,
+    /// memory and the folder. Closing twice is fine.
+    ///
+    /// Returns:
+    ///     The FlushReport of each group, by name; empty if the cache was closed already.
+    fn close(&self, py: Python<'_>) -> PyResult<BTreeMap<String, PyFlushReport>> {
+        let slot = self.slot.as_ref();
+        let closed = guard::call(py, || {
+            let cache = slot.and_then(|slot| slot.take());
+            cache.map(GroupCache::close)
+        })?;
+        Ok(reports_of(closed.unwrap_or_default()))
+    }
+
+    /// Whether the cache is closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        let slot = self.slot.as_ref();
+        slot.is_none_or(|slot| slot.is_closed())
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyTuple>) -> PyResult<()> {
+        self.close(py).map(drop)
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(pickle::refused(
+            "GroupCache",
+            "it has memory and threads; open another one with its groups and layouts",
+        ))
+    }
+
+    fn __repr__(&self) -> String {
+        let state = if self.closed() { "closed" } else { "open" };
+        let groups = self.layouts.as_ref().map_or(0, Vec::len);
+        format!("<kvtile.GroupCache of {groups} groups: {state}>")
+    }
+}
+
+fn reports_of(
+    reports: Vec<(String, kvtile::tiers::cache::FlushReport)>,
+) -> BTreeMap<String, PyFlushReport> {
+    let reports = reports.into_iter();
+    reports
+        .map(|(name, report)| (name, PyFlushReport::from(report)))
+        .collect()
+}

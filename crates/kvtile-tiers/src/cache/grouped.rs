@@ -1,0 +1,131 @@
+//! What a cache over groups needs of the cache of one group.
+
+use std::sync::Arc;
+
+use kvtile_blocks::{
+    BlockKey,
+    events::{StoredBlock, TierId},
+};
+use kvtile_transfer::{LayoutHandle, completion::Completion};
+
+use super::{
+    Cache, CacheParts, LoadOptions, LoadReport, LookupOptions, Match, StoreOptions, StoreReport,
+    below::GROUP, found, load, requests, store, tend,
+};
+use crate::{
+    error::{RequestError, TierError},
+    metrics::MissReason,
+    tier::TierWrites,
+};
+
+impl Cache {
+    /// The parts of a cache that is in this process.
+    pub(crate) fn parts_of_group(&self) -> Option<&Arc<CacheParts>> {
+        self.parts_here()
+    }
+}
+
+impl CacheParts {
+    /// Whether a lookup finds the block now.
+    pub(crate) fn has_block(&self, key: &BlockKey) -> bool {
+        let mark = self.departures.mark();
+        if self.has_still_block(key) {
+            return true;
+        }
+        let is_still = mark.is_multiple_of(2) && self.departures.mark() == mark;
+        if self.below.is_empty() || is_still {
+            return false;
+        }
+        // Under the lock no block is on its way unseen.
+        let locked = self.departures.lock();
+        self.has_still_block(key) || locked.get(key).is_some()
+    }
+
+    fn has_still_block(&self, key: &BlockKey) -> bool {
+        let now = self.clock.now();
+        let mut below = self.below.iter();
+        self.host.pool.has(key) || below.any(|below| below.may_look(now) && below.has(key))
+    }
+
+    /// Whether any place has the block, also one whose reads are in a backoff.
+    pub(crate) fn keeps_block(&self, key: &BlockKey) -> bool {
+        let locked = self.departures.lock();
+        let mut below = self.below.iter();
+        self.host.pool.has(key) || locked.get(key).is_some() || below.any(|below| below.has(key))
+    }
+
+    /// Removes blocks from host memory and from the tiers below. Blocks that are in use keep their
+    /// bytes, but no lookup finds them. Returns the number that host memory or a tier had.
+    pub(crate) fn remove_blocks(&self, keys: &[BlockKey]) -> usize {
+        let mut removed = self.host.pool.remove(keys).blocks;
+        for below in &self.below {
+            let forgotten = below.tier.forget(GROUP, keys);
+            if forgotten > 0 {
+                below.spill.touched(self.clock.now());
+            }
+            removed = removed.max(forgotten);
+        }
+        removed
+    }
+
+    /// Queues host blocks, with their ancestors, to be written to the durable tiers that lack them.
+    pub(crate) fn write_soon(&self, keys: &[BlockKey]) {
+        for below in self.durable_tiers() {
+            if below.settings.writes == TierWrites::Never {
+                continue;
+            }
+            let is_due = |key: &&BlockKey| self.host.pool.has(key) && !below.has(key);
+            let due: Vec<BlockKey> = keys.iter().filter(is_due).copied().collect();
+            if !due.is_empty() {
+                tend::spill(self, below, &due);
+            }
+        }
+    }
+
+    /// Finds and pins the leading blocks of `keys`.
+    pub(crate) fn find(self: &Arc<Self>, keys: &[BlockKey], options: &LookupOptions) -> Match {
+        found::lookup(self, keys, (options, MissReason::Absent))
+    }
+
+    /// Refuses a layout or ids that a load or a store refuses.
+    pub(crate) fn check_blocks(
+        &self,
+        layout: Option<LayoutHandle>,
+        blocks: &[usize],
+    ) -> Result<(), TierError> {
+        requests::check_blocks(self, layout, blocks).map(|_| ())
+    }
+
+    /// Starts a load.
+    pub(crate) fn bring(
+        self: &Arc<Self>,
+        found: Match,
+        destinations: &[usize],
+        options: &LoadOptions,
+    ) -> Result<Completion<LoadReport>, TierError> {
+        load::start(self, found, destinations, options)
+    }
+
+    /// Starts a store.
+    pub(crate) fn keep(
+        self: &Arc<Self>,
+        keys: &[BlockKey],
+        blocks: &[usize],
+        options: &StoreOptions,
+    ) -> Result<Completion<StoreReport>, TierError> {
+        store::start(self, keys, blocks, options)
+    }
+
+    /// Evicts host blocks, or blocks of the group in the tiers below.
+    pub(crate) fn evict_blocks(&self, tier: TierId, blocks: usize) -> Result<usize, TierError> {
+        if tier != TierId::HOST && !self.below.iter().any(|below| below.id == tier) {
+            return Err(TierError::Request(RequestError::NoSuchTier { tier }));
+        }
+        super::demote::evict(self, tier, blocks)
+    }
+
+    /// Appends the blocks of host memory.
+    pub(crate) fn list_host(&self, blocks: &mut Vec<StoredBlock>) {
+        self.host.pool.list_stored(blocks);
+    }
+}

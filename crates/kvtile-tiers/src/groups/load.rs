@@ -1,0 +1,128 @@
+//! Loads: all that a stop needs, or nothing that the engine may use.
+
+use std::sync::Arc;
+
+use kvtile_transfer::LayoutHandle;
+
+use super::{
+    found::GroupMatch,
+    operation::{GroupJob, GroupOperation},
+    report::GroupLoadReport,
+    shared::GroupsShared,
+};
+use crate::{
+    cache::LoadOptions,
+    error::{RequestError, TierError},
+};
+
+/// The engine's blocks of one group in a load.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadBlocks<'a> {
+    /// The name of the group.
+    pub group: &'a str,
+    /// The destinations of the pages [`GroupMatch::needs`], in their order.
+    pub blocks: &'a [usize],
+    /// Tokens of the group that the engine has itself, from the first one on.
+    pub have: u64,
+    /// The layout of the blocks (default: the group's).
+    pub layout: Option<LayoutHandle>,
+}
+
+impl<'a> LoadBlocks<'a> {
+    /// Blocks of the group's layout, for an engine that has nothing of the group.
+    #[must_use]
+    pub fn new(group: &'a str, blocks: &'a [usize]) -> LoadBlocks<'a> {
+        LoadBlocks {
+            group,
+            blocks,
+            have: 0,
+            layout: None,
+        }
+    }
+
+    /// Sets [`have`](Self::have).
+    #[must_use]
+    pub fn have(mut self, tokens: u64) -> LoadBlocks<'a> {
+        self.have = tokens;
+        self
+    }
+
+    /// Sets [`layout`](Self::layout).
+    #[must_use]
+    pub fn layout(mut self, layout: impl Into<Option<LayoutHandle>>) -> LoadBlocks<'a> {
+        self.layout = layout.into();
+        self
+    }
+}
+
+/// Starts a load.
+pub(super) fn start(
+    shared: &Arc<GroupsShared>,
+    mut found: GroupMatch,
+    blocks: &[LoadBlocks<'_>],
+    options: &LoadOptions,
+) -> Result<GroupOperation<GroupLoadReport>, TierError> {
+    if !found.is_of(shared) {
+        return Err(TierError::Request(RequestError::OtherCache));
+    }
+    let caches = shared.opened()?;
+    let mut given: Vec<Option<&LoadBlocks<'_>>> = vec![None; shared.facts.len()];
+    for one in blocks {
+        let at = shared.at(one.group)?;
+        if let Some(place) = given.get_mut(at)
+            && place.replace(one).is_some()
+        {
+            return Err(TierError::Request(RequestError::GroupTwiceInRequest {
+                group: one.group.to_owned(),
+            }));
+        }
+    }
+    // Everything is checked before the first job begins.
+    for (((at, facts), one), cache) in shared.facts.iter().enumerate().zip(&given).zip(&caches) {
+        let pages = found.needs_of(at, facts, one.map_or(0, |one| one.have));
+        let ids = one.map_or(&[][..], |one| one.blocks);
+        if ids.len() as u64 != pages.end - pages.start {
+            return Err(TierError::Request(RequestError::StopPages {
+                group: facts.name.clone(),
+                stop: found.stop(),
+                first: pages.start,
+                end: pages.end,
+                blocks: ids.len(),
+            }));
+        }
+        cache.check_blocks(one.and_then(|one| one.layout), ids)?;
+    }
+    let mut jobs: Vec<GroupJob<_>> = Vec::new();
+    for (((at, facts), one), cache) in shared.facts.iter().enumerate().zip(given).zip(&caches) {
+        let Some(one) = one.filter(|one| !one.blocks.is_empty()) else {
+            continue;
+        };
+        let Some(pins) = found.take(at, one.blocks.len()) else {
+            continue;
+        };
+        let begun = cache.bring(pins, one.blocks, &options.layout(one.layout));
+        if begun.is_err() && jobs.is_empty() {
+            // Nothing has begun, so the caller may use its blocks at once.
+            return Err(begun
+                .err()
+                .unwrap_or(TierError::Request(RequestError::Closed)));
+        }
+        let is_refused = begun.is_err();
+        jobs.push(GroupJob {
+            group: facts.name.clone(),
+            begun,
+        });
+        if is_refused {
+            // What began is of no use, but its copies may be in flight: the operation waits for them.
+            for job in &jobs {
+                if let Ok(begun) = &job.begun {
+                    begun.cancel();
+                }
+            }
+            break;
+        }
+    }
+    let stop = found.stop();
+    let report = move |groups| GroupLoadReport::of(stop, groups);
+    Ok(GroupOperation::begin(jobs, None, report))
+}

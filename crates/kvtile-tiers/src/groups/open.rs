@@ -1,0 +1,337 @@
+//! Opening a cache over groups: the shared tiers, and a cache for each group.
+
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use kvtile_blocks::{BlockKey, events::EventLog};
+use kvtile_layout::{
+    GroupRule, LayoutError, StridedLayout, Word, broken, identity::LayoutIdentity,
+};
+use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
+use parking_lot::Mutex;
+
+use super::{
+    GroupCache,
+    settings::{CacheGroup, GroupCacheSettings},
+    shared::{GroupCounts, GroupFacts, GroupsShared, facts_of},
+    view::TierOfGroup,
+};
+use crate::{
+    below::TendedTier,
+    cache::{Cache, CacheSettings, Clock, GroupPlace, SystemClock},
+    disk::{DiskSettings, medium::Medium, share_weight},
+    error::{SettingsError, TierError},
+    opening,
+    parts::PartsSettings,
+    tier::{
+        BlockPieces, STORAGE_WORD, StoreIdentity, Tier, TierContext, TierGroup, TierOpener,
+        TierSettings,
+    },
+};
+
+/// Tokens of the typical request by which groups without shares divide memory.
+const TYPICAL_TOKENS: u64 = 8192;
+
+/// Stops of the typical request.
+const TYPICAL_STOPS: u64 = 2;
+
+/// Opens a [`GroupCache`] with other components than the defaults.
+#[must_use = "a builder does nothing until `open` is called"]
+pub struct GroupCacheBuilder {
+    settings: GroupCacheSettings,
+    clock: Arc<dyn Clock>,
+    medium: Option<Arc<dyn Medium>>,
+    tiers: Vec<(TierSettings, TierOpener)>,
+}
+
+/// The layout of a group and its part of host memory.
+struct GroupPlan {
+    page_bytes: u64,
+    identity: StoreIdentity,
+    /// The share of host memory and of the disk.
+    share: Option<f64>,
+    /// Bytes of a typical request.
+    typical_bytes: f64,
+    host_bytes: u64,
+}
+
+impl GroupPlan {
+    fn weight(&self) -> u128 {
+        share_weight(self.share.unwrap_or(1.0))
+    }
+}
+
+impl GroupCache {
+    /// Opens a cache for an engine whose blocks lie in `engines`: one layout for each group, in the
+    /// order of the settings.
+    ///
+    /// # Errors
+    /// Settings out of range; another number of layouts than groups; an identity that does not match
+    /// its layout; host memory or a disk too small for one stop; a folder that is in use, has other
+    /// groups, identities or layouts, or cannot be read or written.
+    pub fn open(
+        settings: GroupCacheSettings,
+        engines: Vec<PhysicalLayout>,
+    ) -> Result<GroupCache, TierError> {
+        GroupCache::builder(settings).open(engines)
+    }
+
+    /// Starts a builder for a cache with other components.
+    pub fn builder(settings: GroupCacheSettings) -> GroupCacheBuilder {
+        GroupCacheBuilder {
+            settings,
+            clock: Arc::new(SystemClock::default()),
+            medium: None,
+            tiers: Vec::new(),
+        }
+    }
+}
+
+impl GroupCacheBuilder {
+    /// Sets the clock.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> GroupCacheBuilder {
+        self.clock = clock;
+        self
+    }
+
+    /// Sets the medium that stores the files of the disk tier, instead of the folder of the settings.
+    pub fn medium(mut self, medium: Arc<dyn Medium>) -> GroupCacheBuilder {
+        self.medium = Some(medium);
+        self
+    }
+
+    /// Adds a tier below the existing ones, which keeps the pages of all groups.
+    pub fn tier(
+        mut self,
+        settings: TierSettings,
+        open: impl FnOnce(&TierContext) -> Result<Arc<dyn Tier>, TierError> + Send + 'static,
+    ) -> GroupCacheBuilder {
+        self.tiers.push((settings, Box::new(open)));
+        self
+    }
+
+    /// Opens the cache with its own transfer manager.
+    ///
+    /// # Errors
+    /// Those of [`GroupCache::open`]; two tiers with the same name; an error of a tier.
+    pub fn open(self, engines: Vec<PhysicalLayout>) -> Result<GroupCache, TierError> {
+        let manager = Arc::new(TransferManager::new());
+        let engines = engines.into_iter().map(|engine| manager.register(engine));
+        let engines: Vec<LayoutHandle> = engines.collect::<Result<_, _>>()?;
+        self.build(manager, &engines, true)
+    }
+
+    /// Opens the cache for layouts that are registered with the engine's transfer manager.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open); a handle that the manager does not know.
+    pub fn open_registered(
+        self,
+        manager: Arc<TransferManager>,
+        engines: &[LayoutHandle],
+    ) -> Result<GroupCache, TierError> {
+        self.build(manager, engines, false)
+    }
+
+    fn build(
+        self,
+        manager: Arc<TransferManager>,
+        engines: &[LayoutHandle],
+        owns_engine: bool,
+    ) -> Result<GroupCache, TierError> {
+        let settings = self.settings;
+        settings.check()?;
+        if engines.len() != settings.groups.len() {
+            return Err(TierError::Settings(SettingsError::GroupLayouts {
+                layouts: engines.len(),
+                groups: settings.groups.len(),
+            }));
+        }
+        let (facts, unit, stop_unit) = facts_of(&settings.groups)?;
+        let layouts = engines.iter().map(|engine| manager.layout(*engine));
+        let layouts: Vec<PhysicalLayout> = layouts.collect::<Result<_, _>>()?;
+        let plans = plans(&settings, &facts, &layouts)?;
+        let Some(capacity) = NonZeroUsize::new(settings.event_capacity) else {
+            broken(format_args!("a log of 0 events passed the check"))
+        };
+        let events = Arc::new(EventLog::new(capacity)?);
+        let context = TierContext {
+            groups: tier_groups(&settings.groups, &plans),
+            events: Arc::clone(&events),
+            clock: Arc::clone(&self.clock),
+            threads: settings.workers,
+        };
+        let disk = settings.disk.as_ref();
+        let disk = disk.map(|disk| in_own_folder(disk, &settings.groups));
+        let below: Vec<TendedTier<BlockKey>> =
+            opening::open_below(disk.as_ref(), self.medium, self.tiers, &context)?;
+        let mut caches = Vec::with_capacity(plans.len());
+        for (((group, plan), facts), &engine) in
+            settings.groups.iter().zip(&plans).zip(&facts).zip(engines)
+        {
+            let place = GroupPlace {
+                group: facts.id,
+                events: Arc::clone(&events),
+                is_rootless: facts.rule != GroupRule::Full,
+                owns_engine,
+            };
+            let mut builder = Cache::builder(group_settings(&settings, group, plan))
+                .clock(Arc::clone(&self.clock));
+            for below in &below {
+                let view = TierOfGroup {
+                    tier: Arc::clone(&below.tier),
+                    group: facts.id,
+                };
+                builder = builder.tier(below.settings, move |_| Ok(Arc::new(view)));
+            }
+            caches.push(builder.open_group(place, Arc::clone(&manager), engine)?);
+        }
+        let parts = caches.iter().filter_map(Cache::parts_of_group);
+        let shared = GroupsShared {
+            caches: parts.map(Arc::downgrade).collect(),
+            tiers: below.iter().map(|below| Arc::clone(&below.tier)).collect(),
+            facts,
+            unit,
+            stop_unit,
+            counts: GroupCounts::default(),
+            book: Mutex::default(),
+            is_closing: AtomicBool::new(false),
+        };
+        GroupCache::of(shared, caches, (manager, events)).keep_stops(settings.workers > 0)
+    }
+}
+
+/// The settings of the cache of one group.
+fn group_settings(
+    settings: &GroupCacheSettings,
+    group: &CacheGroup,
+    plan: &GroupPlan,
+) -> CacheSettings {
+    let mut of_group = CacheSettings::new(group.identity.clone())
+        .host_bytes(plan.host_bytes)
+        .workers(settings.workers)
+        .queue_capacity(settings.queue_capacity);
+    of_group.policy = settings.policy;
+    of_group.prefault = settings.prefault;
+    of_group.storage_word.clone_from(&group.storage_word);
+    of_group
+}
+
+fn tier_groups(groups: &[CacheGroup], plans: &[GroupPlan]) -> Vec<TierGroup> {
+    let groups = groups.iter().zip(plans);
+    groups
+        .map(|(group, plan)| TierGroup::new(&group.name, plan.identity.clone()).share(plan.share))
+        .collect()
+}
+
+/// The disk, in a folder of its own for the part of a model.
+fn in_own_folder(disk: &DiskSettings, groups: &[CacheGroup]) -> DiskSettings {
+    let mut disk = disk.clone();
+    // Some groups may be the same on all ranks.
+    let mut folders = groups.iter().map(|group| {
+        let shard = group.identity.shard();
+        PartsSettings::own_folder(&disk.folder, &shard)
+    });
+    let own = folders.find(|folder| *folder != disk.folder);
+    if let Some(own) = own {
+        disk.folder = own;
+    }
+    disk
+}
+
+/// Plans the groups: what they store, and how they divide memory.
+fn plans(
+    settings: &GroupCacheSettings,
+    facts: &[GroupFacts],
+    layouts: &[PhysicalLayout],
+) -> Result<Vec<GroupPlan>, TierError> {
+    let mut plans = Vec::with_capacity(facts.len());
+    for ((group, facts), layout) in settings.groups.iter().zip(facts).zip(layouts) {
+        opening::check_identity(&group.identity, layout)?;
+        let identity = stored(group, layout)?;
+        let page_bytes = identity.block_bytes().next_multiple_of(opening::ALIGNMENT);
+        plans.push(GroupPlan {
+            page_bytes,
+            identity,
+            share: group.share,
+            typical_bytes: typical_pages(facts).saturating_mul(page_bytes) as f64,
+            host_bytes: 0,
+        });
+    }
+    divide_default_shares(&mut plans);
+    // Each group has room for one stop; its share divides the rest.
+    let least = |facts: &GroupFacts, plan: &GroupPlan| {
+        pages_of_a_stop(facts).saturating_mul(plan.page_bytes)
+    };
+    let needed = facts
+        .iter()
+        .zip(&plans)
+        .map(|(facts, plan)| least(facts, plan));
+    let needed_bytes = needed.fold(0, u64::saturating_add);
+    let Some(rest) = settings.host_bytes.checked_sub(needed_bytes) else {
+        return Err(TierError::Settings(SettingsError::GroupHostTooSmall {
+            host_bytes: settings.host_bytes,
+            needed_bytes,
+        }));
+    };
+    let all: u128 = plans.iter().map(GroupPlan::weight).sum();
+    for (facts, plan) in facts.iter().zip(&mut plans) {
+        plan.host_bytes = least(facts, plan) + part_of(rest, plan.weight(), all);
+    }
+    Ok(plans)
+}
+
+/// Gives a share to the groups without one: 1 on average, by the bytes of a typical request.
+fn divide_default_shares(plans: &mut [GroupPlan]) {
+    let open = plans.iter().filter(|plan| plan.share.is_none());
+    let (count, bytes) = open.fold((0.0, 0.0), |(count, bytes), plan| {
+        (count + 1.0, bytes + plan.typical_bytes)
+    });
+    for plan in plans.iter_mut().filter(|plan| plan.share.is_none()) {
+        plan.share = Some((plan.typical_bytes * count / bytes).clamp(1e-6, 1e6));
+    }
+}
+
+/// A part of a number of bytes, by weight.
+fn part_of(bytes: u64, weight: u128, all: u128) -> u64 {
+    let part = u128::from(bytes).saturating_mul(weight) / all.max(1);
+    u64::try_from(part).map_or(bytes, |part| part.min(bytes))
+}
+
+/// What a tier stores of a group.
+fn stored(group: &CacheGroup, layout: &PhysicalLayout) -> Result<StoreIdentity, TierError> {
+    let word = match &group.storage_word {
+        Some(word) => word.clone(),
+        None => Word::parse(STORAGE_WORD).map_err(LayoutError::from)?,
+    };
+    let shape = layout.shape().with_num_blocks(1)?;
+    let strided = StridedLayout::resolve(&word, &shape, opening::ALIGNMENT)?;
+    if !strided.blocks_are_contiguous() {
+        return Err(TierError::Settings(SettingsError::StorageNotContiguous {
+            layout: strided.describe(),
+        }));
+    }
+    Ok(StoreIdentity {
+        logical: group.identity.clone(),
+        block_layout: LayoutIdentity::of_block(&strided),
+        pieces: BlockPieces::of_layout(&strided)?,
+    })
+}
+
+/// Pages that a stop may need of a group; one for a spine, which grows page by page.
+fn pages_of_a_stop(facts: &GroupFacts) -> u64 {
+    match facts.rule {
+        GroupRule::Full | GroupRule::Stop => 1,
+        GroupRule::Window { tokens } => (tokens.get() - 1).div_ceil(facts.page_size.get()).max(1),
+        GroupRule::Chunk { tokens } => tokens.get().div_ceil(facts.page_size.get()),
+    }
+}
+
+fn typical_pages(facts: &GroupFacts) -> u64 {
+    match facts.rule {
+        GroupRule::Full => TYPICAL_TOKENS.div_ceil(facts.page_size.get()),
+        _ => pages_of_a_stop(facts).saturating_mul(TYPICAL_STOPS),
+    }
+}

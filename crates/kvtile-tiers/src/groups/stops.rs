@@ -1,0 +1,280 @@
+//! The stops that the cache knows, so that their pages live and die together although each group has a
+//! pool and policies of its own.
+//!
+//! - **Written together.** When a page of a stop reaches a durable tier, the other pages of the stop
+//!   follow, and the spine with its ancestors. So a crash leaves whole stops.
+//! - **Gone together.** When a page of a stop, or the end of its spine, is in no place any more, nothing
+//!   can resume there: the pages that no other known stop needs are removed. The spine stays, because
+//!   longer stops and new ones use it.
+//!
+//! The book learns of stops when a store of them has ended and when a lookup finds them, and of pages from
+//! the event log. It is a help: what it does not know ages by the policies alone.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Weak, atomic::Ordering},
+    thread,
+    time::Duration,
+};
+
+use kvtile_blocks::{
+    BlockKey,
+    events::{Event, EventKind, EventSubscriber, TierId},
+};
+use kvtile_layout::GroupRule;
+
+use super::shared::GroupsShared;
+use crate::cache::CacheParts;
+
+/// How often the thread of the book reads the events.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// The most stops that the book has; more are not recorded.
+const STOPS_MAX: usize = 1 << 20;
+
+/// The most events that are read at a time.
+const EVENTS_MAX: usize = 1 << 12;
+
+/// A page: the number of its group, and its key.
+type StopPage = (usize, BlockKey);
+
+/// What a stop needs.
+struct KnownStop {
+    /// The last page of each group with the rule full. Its ancestors stay with it.
+    spine: Vec<StopPage>,
+    /// The pages of the other groups.
+    pages: Vec<StopPage>,
+}
+
+/// The stops that are known to be stored.
+#[derive(Default)]
+pub(super) struct StopBook {
+    /// By the key of the chain where the stop ends.
+    stops: HashMap<BlockKey, KnownStop>,
+    /// The stops that need a page, by their keys.
+    by_page: HashMap<StopPage, HashSet<BlockKey>>,
+}
+
+impl StopBook {
+    fn add(&mut self, key: BlockKey, stop: KnownStop) {
+        if self.stops.contains_key(&key) || self.stops.len() >= STOPS_MAX {
+            return;
+        }
+        for page in stop.spine.iter().chain(&stop.pages) {
+            self.by_page.entry(*page).or_default().insert(key);
+        }
+        self.stops.insert(key, stop);
+    }
+
+    fn remove(&mut self, key: &BlockKey) -> Option<KnownStop> {
+        let stop = self.stops.remove(key)?;
+        for page in stop.spine.iter().chain(&stop.pages) {
+            if let Some(stops) = self.by_page.get_mut(page) {
+                stops.remove(key);
+                if stops.is_empty() {
+                    self.by_page.remove(page);
+                }
+            }
+        }
+        Some(stop)
+    }
+
+    /// The stops that need a page.
+    fn of_page(&self, page: &StopPage) -> Vec<BlockKey> {
+        let stops = self.by_page.get(page);
+        stops.map_or_else(Vec::new, |stops| stops.iter().copied().collect())
+    }
+
+    /// Number of stops.
+    pub(super) fn len(&self) -> usize {
+        self.stops.len()
+    }
+}
+
+/// Adds a stop of a chain to the book.
+pub(super) fn record(shared: &GroupsShared, chain: &[BlockKey], stop: u64) {
+    let units = usize::try_from(stop / shared.unit).ok();
+    let end = units.and_then(|units| units.checked_sub(1));
+    let Some(&key) = end.and_then(|end| chain.get(end)) else {
+        return;
+    };
+    if shared.book.lock().stops.contains_key(&key) {
+        return;
+    }
+    let mut known = KnownStop {
+        spine: Vec::new(),
+        pages: Vec::new(),
+    };
+    for (at, facts) in shared.facts.iter().enumerate() {
+        let pages = facts.needs(stop);
+        let is_spine = facts.rule == GroupRule::Full;
+        let wanted = match is_spine {
+            true => pages.end.saturating_sub(1)..pages.end,
+            false => pages,
+        };
+        let Some(keys) = facts.keys(chain, wanted) else {
+            return;
+        };
+        let keys = keys.into_iter().map(|key| (at, key));
+        match is_spine {
+            true => known.spine.extend(keys),
+            false => known.pages.extend(keys),
+        }
+    }
+    shared.book.lock().add(key, known);
+}
+
+/// Reads the events of the cache and keeps the stops whole.
+pub(super) struct StopKeeper {
+    shared: Weak<GroupsShared>,
+    events: EventSubscriber,
+    read: Vec<Event>,
+}
+
+impl StopKeeper {
+    pub(super) fn new(shared: &Arc<GroupsShared>, events: EventSubscriber) -> StopKeeper {
+        StopKeeper {
+            shared: Arc::downgrade(shared),
+            events,
+            read: Vec::new(),
+        }
+    }
+
+    /// Follows the events until the cache closes.
+    pub(super) fn serve(mut self) {
+        while self.shared.strong_count() > 0 && !self.is_closing() {
+            while self.step() {}
+            thread::sleep(PATIENCE);
+        }
+    }
+
+    fn is_closing(&self) -> bool {
+        self.shared
+            .upgrade()
+            .is_none_or(|shared| shared.is_closing.load(Ordering::Acquire))
+    }
+
+    /// Does what new events ask for; false if there is no event.
+    pub(super) fn step(&mut self) -> bool {
+        let Some(shared) = self.shared.upgrade() else {
+            return false;
+        };
+        let Some(caches) = shared.open() else {
+            return false;
+        };
+        self.read.clear();
+        let turn = KeeperTurn {
+            shared: &shared,
+            caches: &caches,
+        };
+        match self.events.poll(&mut self.read, EVENTS_MAX) {
+            Ok(0) => false,
+            Ok(_) => {
+                turn.follow(&self.read);
+                true
+            }
+            Err(_) => {
+                turn.review();
+                true
+            }
+        }
+    }
+}
+
+/// The caches while events are followed.
+struct KeeperTurn<'a> {
+    shared: &'a GroupsShared,
+    caches: &'a [Arc<CacheParts>],
+}
+
+impl KeeperTurn<'_> {
+    fn follow(&self, events: &[Event]) {
+        let mut stored: HashSet<StopPage> = HashSet::new();
+        let mut removed: HashSet<StopPage> = HashSet::new();
+        for event in events {
+            let Ok(at) = usize::try_from(event.group.0) else {
+                continue;
+            };
+            match event.kind {
+                EventKind::Stored { key, .. } if self.is_durable(event.tier) => {
+                    stored.insert((at, key));
+                }
+                EventKind::Removed { key } => {
+                    removed.insert((at, key));
+                }
+                EventKind::Cleared => return self.review(),
+                EventKind::Stored { .. } => {}
+            }
+        }
+        for page in removed {
+            if !self.is_kept(&page) {
+                self.end_stops_of(&page);
+            }
+        }
+        for page in stored {
+            self.write_stops_of(&page);
+        }
+    }
+
+    /// Ends the stops of which a page is in no place any more.
+    fn review(&self) {
+        let pages: Vec<StopPage> = self.shared.book.lock().by_page.keys().copied().collect();
+        for page in pages {
+            if !self.is_kept(&page) {
+                self.end_stops_of(&page);
+            }
+        }
+    }
+
+    fn is_durable(&self, tier: TierId) -> bool {
+        let mut tiers = self.shared.tiers.iter();
+        tiers.any(|one| one.id() == tier && one.abilities().is_durable)
+    }
+
+    fn is_kept(&self, (at, key): &StopPage) -> bool {
+        let cache = self.caches.get(*at);
+        cache.is_some_and(|cache| cache.keeps_block(key))
+    }
+
+    /// Removes what only the stops of a lost page needed.
+    fn end_stops_of(&self, page: &StopPage) {
+        let mut orphans: HashMap<usize, Vec<BlockKey>> = HashMap::new();
+        let mut book = self.shared.book.lock();
+        for stop in book.of_page(page) {
+            let Some(ended) = book.remove(&stop) else {
+                continue;
+            };
+            for of_stop in ended.pages {
+                if !book.by_page.contains_key(&of_stop) {
+                    let (at, key) = of_stop;
+                    orphans.entry(at).or_default().push(key);
+                }
+            }
+        }
+        drop(book);
+        for (at, keys) in orphans {
+            if let Some(cache) = self.caches.get(at) {
+                cache.remove_blocks(&keys);
+            }
+        }
+    }
+
+    /// Queues the other pages of the stops of a page that became durable.
+    fn write_stops_of(&self, page: &StopPage) {
+        let mut due: HashMap<usize, Vec<BlockKey>> = HashMap::new();
+        let book = self.shared.book.lock();
+        for stop in book.of_page(page) {
+            if let Some(known) = book.stops.get(&stop) {
+                for &(at, key) in known.pages.iter().chain(&known.spine) {
+                    due.entry(at).or_default().push(key);
+                }
+            }
+        }
+        drop(book);
+        for (at, keys) in due {
+            if let Some(cache) = self.caches.get(at) {
+                cache.write_soon(&keys);
+            }
+        }
+    }
+}

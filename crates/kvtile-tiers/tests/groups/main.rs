@@ -1,0 +1,11 @@
+//! Tests of the cache over groups through its public API.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+mod common;
+mod crash;
+mod flow;
+mod refusals;
+mod restart;
+mod simulation;
+mod whole;

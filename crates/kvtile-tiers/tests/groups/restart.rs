@@ -1,0 +1,105 @@
+//! Folders: restarts, damage, other settings.
+
+use std::fs;
+
+use kvtile_blocks::events::TierId;
+use kvtile_tiers::cache::TierWrites;
+
+use super::common::{GroupEngine, chain, settings, with_disk};
+
+const ALL: [usize; 4] = [0, 1, 2, 3];
+
+#[test]
+fn a_restart_finds_the_stops_of_a_closed_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = GroupEngine::new(&ALL);
+    let small = || with_disk(settings(&ALL, &[12, 3, 4, 2]), folder.path());
+    let cache = engine.open(small());
+    let keys: Vec<_> = (0..4).map(|number| chain(number, 0, 0, 10)).collect();
+    for keys in &keys {
+        engine.store(&cache, keys, &[16, 40]);
+    }
+    for (name, report) in cache.close() {
+        assert!(report.durable, "{name}: {report:?}");
+    }
+    let cache = engine.open(small());
+    cache.check_integrity();
+    for keys in &keys {
+        let found = cache.lookup(keys);
+        assert_eq!((found.stop(), found.stops()), (40, vec![40, 16]));
+        assert_eq!(engine.load(&cache, keys, found).tokens, 40);
+        let found = cache.lookup(&keys[..5]);
+        assert_eq!(engine.load(&cache, keys, found).tokens, 16);
+    }
+    drop(cache);
+    // Other rules make other keys, other groups are refused.
+    let other = GroupEngine::new(&[0, 1]);
+    let two = with_disk(settings(&[0, 1], &[12, 3]), folder.path());
+    let builder = kvtile_tiers::groups::GroupCache::builder(two);
+    let refused = builder.open_registered(other.manager.clone(), &other.handles);
+    assert!(refused.err().unwrap().to_string().contains("chunk"));
+}
+
+/// A flipped bit in a state: the stop before it, or a miss, and a count.
+#[test]
+fn a_flipped_bit_in_a_state_costs_that_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = GroupEngine::new(&[0, 3]);
+    let disk = || with_disk(settings(&[0, 3], &[12, 2]), folder.path());
+    let keys = chain(1, 0, 0, 8);
+    let cache = engine.open(disk());
+    engine.store(&cache, &keys, &[16]);
+    engine.store(&cache, &keys, &[32]);
+    drop(cache);
+    let file = folder.path().join("slots-1");
+    let mut bytes = fs::read(&file).unwrap();
+    // The later state is in the second slot that is not empty.
+    let slots = bytes
+        .chunks_mut(4096)
+        .filter(|slot| slot.iter().any(|byte| *byte != 0));
+    let mut slots: Vec<&mut [u8]> = slots.collect();
+    assert_eq!(slots.len(), 2);
+    slots[1][77] ^= 4;
+    fs::write(&file, &bytes).unwrap();
+    let cache = engine.open(disk());
+    let found = cache.lookup(&keys);
+    let stop = found.stop();
+    assert_eq!(stop, 32);
+    let report = engine.load(&cache, &keys, found);
+    assert_eq!(report.tokens, 0, "{report:?}");
+    assert_eq!(report.stopped().unwrap().0, "state");
+    let found = cache.lookup(&keys);
+    assert_eq!((found.stop(), found.branch()), (16, Some(32)));
+    assert_eq!(engine.load(&cache, &keys, found).tokens, 16);
+    let damaged = |group| cache.tier_stats(group, TierId::DISK).unwrap().damaged;
+    assert_eq!((damaged("state"), damaged("full")), (1, 0));
+    assert_eq!(
+        cache.stats().groups[1].1.checksum_failures[&TierId::DISK],
+        1
+    );
+}
+
+#[test]
+fn groups_write_at_once_where_the_disk_is_set_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = GroupEngine::new(&ALL);
+    let mut at_once = with_disk(settings(&ALL, &[20, 8, 8, 4]), folder.path());
+    at_once.disk.as_mut().unwrap().writes = TierWrites::AtOnce;
+    let cache = engine.open(at_once);
+    let keys = chain(1, 0, 0, 8);
+    engine.store(&cache, &keys, &[24]);
+    for group in ["full", "window", "chunk", "state"] {
+        let on_disk = cache.tier_stats(group, TierId::DISK).unwrap().present;
+        let in_host = cache.tier_stats(group, TierId::HOST).unwrap().present;
+        assert_eq!(on_disk, in_host, "{group}");
+    }
+    // Evicted from one place, found in the other.
+    assert!(cache.evict("window", TierId::HOST, 9).unwrap() > 0);
+    assert_eq!(cache.evict("state", TierId::DISK, 9).unwrap(), 1);
+    let found = cache.lookup(&keys);
+    assert_eq!(engine.load(&cache, &keys, found).tokens, 24);
+    assert_eq!(cache.evict("window", TierId::DISK, 9).unwrap(), 3);
+    assert!(cache.clear().unwrap() > 0);
+    assert_eq!(cache.lookup(&keys).branch(), None);
+    assert_eq!(cache.snapshot().blocks.len(), 0);
+}
