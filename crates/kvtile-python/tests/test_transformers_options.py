@@ -19,7 +19,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from tiny import GREEDY, llama, padded, prompt  # noqa: E402
 
 from kvtile.transformers import PrefixCache  # noqa: E402
-from kvtile.transformers import _cache as under_test  # noqa: E402
+from kvtile.transformers import _one as under_test  # noqa: E402
 from kvtile.transformers._options import INPUTS, NO_MATTER, WITHOUT  # noqa: E402
 
 DOCUMENT = Path(__file__).parents[3] / "docs/transformers.md"

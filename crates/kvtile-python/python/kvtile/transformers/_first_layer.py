@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from kvtile._errors import IdentityError, RequestError
+from kvtile.transformers._kinds import cache_name
 from kvtile.transformers._model import bare
 
 # The largest relative error, by the norm, of a token's key or value: a few times the rounding error of the dtype.
@@ -48,8 +49,8 @@ def first_layer(model: Any, tokens: list[int], positions: list[int]) -> tuple[An
                 bare(model)(
                     input_ids=torch.tensor(tokens[at : at + _AT_ONCE])[:, None],
                     position_ids=torch.tensor(positions[at : at + _AT_ONCE])[:, None],
-                    past_key_values=cache,
                     use_cache=True,
+                    **{cache_name(model): cache},
                 )
         except _Computed:
             parts.append([half[:, :, 0] for half in cache.halves])
@@ -59,7 +60,7 @@ def first_layer(model: Any, tokens: list[int], positions: list[int]) -> tuple[An
                 "cannot check which tokens a cache holds"
             ) from error
         else:
-            raise IdentityError(f"{type(model).__name__} does not fill the past_key_values that it is given")
+            raise IdentityError(f"{type(model).__name__} does not fill the cache object that it is given")
     keys, values = (torch.cat(half) for half in zip(*parts, strict=True))
     return keys, values
 
