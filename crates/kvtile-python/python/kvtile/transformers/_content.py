@@ -106,6 +106,29 @@ class Contents:
                     f"{part.dtype} on the CPU; give the cache that prefill returned"
                 )
 
+    def last_tokens(self, past: Any, stop: int, most: int) -> tuple[int, dict[str, Any]]:
+        """What the first layer that keeps anything has of the last tokens, and of how many: keys, values and columns of
+        the first convolution, each ``[tokens, ...]``.
+
+        Args:
+            most: of at most so many tokens.
+        """
+        first = min((part for group in self.groups for part in group.parts), key=lambda part: part.layer).layer
+        layer, found = past.layers[first], {}
+        for part in (part for group in self.groups for part in group.parts if part.layer == first):
+            if part.place.name == "conv_states.0":
+                most = min(most, part.sizes[-1])
+            elif part.place.name in ("keys", "values"):
+                most = min(most, part.entries(stop))
+        if getattr(layer, "keys", None) is not None:
+            for name in ("keys", "values"):
+                half = getattr(layer, name)[0]
+                found[name] = half[:, half.shape[1] - most :].transpose(0, 1)
+        states = getattr(layer, "conv_states", {}).get(0)
+        if states is not None:
+            found["conv_states.0"] = states[0, :, states.shape[-1] - most :].T
+        return most, found
+
     @staticmethod
     def _view(record: Any, begin: int, part: Part, stop: int) -> Any:
         shape = part.shape(part.entries(stop))

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from kvtile._errors import IdentityError, RequestError, SettingsError
 from kvtile._kvtile import Cache, Completion, Identity, Layout, LoadReport, Match, Shape, StoreReport, TokenHasher
-from kvtile.transformers._first_layer import TOLERANCES, check_first_layer, first_layer
+from kvtile.transformers._first_layer import TOLERANCES, check_first_tensors, first_tensors
 from kvtile.transformers._loaded import Loaded
 from kvtile.transformers._model import bare, check_kind, state_of, weights_digest
 from kvtile.transformers._prompts import Prompt
@@ -178,7 +178,8 @@ class OneGroup:
                 halves.append((layer.keys[at, :, columns], layer.values[at, :, columns]))
         if halves:
             first = [torch.cat(half, dim=1).transpose(0, 1) for half in zip(*halves, strict=True)]
-            check_first_layer(model, tokens, positions, *first)
+            found = dict(zip(("keys", "values"), first, strict=True))
+            check_first_tensors(tokens, positions, found, first_tensors(model, tokens, positions))
 
     def _check_layers(self, model: Any) -> None:
         """Checks that the model's own cache has the layers and sizes that this cache reads and writes."""
@@ -188,7 +189,7 @@ class OneGroup:
         _, halves, heads, _, head_size = self._sizes(1, 1)
         if self._dtype not in TOLERANCES:
             raise IdentityError(f"the model computes in {self._dtype}; load it in one of {', '.join(map(str, TOLERANCES))}")
-        for name, half in zip(("keys", "values"), first_layer(model, [0, 1], [0, 1]), strict=True):
+        for name, half in first_tensors(model, [0, 1], [0, 1]).items():
             if tuple(half.shape) != (2, heads, head_size) or half.dtype != self._dtype:
                 raise IdentityError(
                     f"the config gives {heads} KV heads of {head_size} in {self._dtype}, and {name} of the first layer are "

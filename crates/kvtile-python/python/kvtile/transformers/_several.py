@@ -15,10 +15,11 @@ from typing import Any
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from kvtile._errors import RequestError, SettingsError
+from kvtile._errors import IdentityError, RequestError, SettingsError
 from kvtile._hf.fields import text
 from kvtile._kvtile import Identity, StoreReport, TokenHasher
 from kvtile.transformers._content import Contents
+from kvtile.transformers._first_layer import TOLERANCES, check_first_tensors, first_tensors
 from kvtile.transformers._kinds import config_fields, forward, groups_of_model, new_cache
 from kvtile.transformers._model import bare, check_kind, state_of, weights_digest
 from kvtile.transformers._prompts import Prompt
@@ -69,11 +70,13 @@ class PassedStops(DynamicCache):  # type: ignore[misc]
 
     kvtile_prompt: tuple[str, tuple[int, ...]] | None = None
     kvtile_records: Mapping[int, Any] = MappingProxyType({})
+    kvtile_known = 0
 
     def follow(self, tokens: list[int], fingerprint: str, contents: Contents, stops: StopsToKeep) -> None:
         """Begins with a prompt, of which the cache already has some tokens."""
         self.kvtile_prompt = (fingerprint, tuple(tokens))
         self.kvtile_records = {}
+        self.kvtile_known = int(self.get_seq_length())
         self._contents, self._stops = contents, stops
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
@@ -127,6 +130,9 @@ class SeveralGroups:
             raise SettingsError(
                 f"page_size is {size}, and this model keeps entries of {contents.unit} tokens; give a multiple of that"
             )
+        if model.dtype not in TOLERANCES:
+            raise IdentityError(f"the model computes in {model.dtype}; load it in one of {', '.join(map(str, TOLERANCES))}")
+        first_tensors(model, [0], [0])
         shapes = shapes_of(contents, size)
 
         def identity_of(model: Any) -> Identity:
@@ -183,6 +189,7 @@ class SeveralGroups:
         if past.kvtile_prompt != (self.watch.identity.fingerprint, tuple(prompt)):
             raise RequestError("the cache is of another prompt; give the one that prefill returned for this prompt")
         size, length = self._stops.page_size, int(past.get_seq_length())
+        self._check_content(model, tokens, past)
         keys = self.hasher.keys(tokens)
         if self._contents.record_bytes:
             records = dict(past.kvtile_records)
@@ -192,6 +199,17 @@ class SeveralGroups:
         else:
             records, stops = {}, [len(keys) * size] if keys else []
         return [self.cache.store(keys[: stop // size], past, records.get(stop)) for stop in stops]
+
+    def _check_content(self, model: Any, tokens: list[int], past: Any) -> None:
+        """Checks that the last tokens in a cache object are these, by its first layer."""
+        length = min(int(past.get_seq_length()), len(tokens))
+        if length < past.get_seq_length():
+            return  # the answer ended before: what follows is not kept
+        last, found = self._contents.last_tokens(past, length, length - past.kvtile_known)
+        if last:
+            positions = list(range(length - last, length))
+            ended = tokens[length - last : length]
+            check_first_tensors(ended, positions, found, first_tensors(model, ended, positions))
 
 
 def _one(rows: list[Prompt]) -> Prompt:
