@@ -4,7 +4,8 @@
 //! 0   "kvtbndl1"
 //! 8   header bytes       u32, little-endian like all numbers
 //! 12  version            u16
-//! 14  flags              u16, all reserved: a reader refuses flags that it does not know
+//! 14  flags              u16: bit 0, the blocks are compressed; bits 1 and 2, the logarithm of the bytes of a unit
+//!                        (`packing`). A reader refuses flags that it does not know
 //! 16  identity           16 bytes, fingerprint
 //! 32  block layout       16 bytes, fingerprint
 //! 48  first position     u32: blocks before the bundle in its chain, a multiple of the next number
@@ -13,6 +14,7 @@
 //! 64  parent's key       16 bytes, zero without one
 //! 80  part               64 bytes: its length, its name, zeroes
 //! 144 blocks             key 16 bytes, checksum u64 (`content_checksum`), for each block
+//!     stored bytes       u64 for each block, if they are compressed: as many as a block has where it is not
 //!     seal               u64: CRC-64/NVME of all bytes before it
 //!     zeroes             up to a multiple of 4096, the header bytes
 //! ```
@@ -23,7 +25,7 @@ use crc_fast::{CrcAlgorithm, checksum};
 use kvtile_blocks::BlockKey;
 use kvtile_layout::identity::Fingerprint;
 
-use super::BundleForm;
+use super::{BundleForm, BundlePacking};
 
 /// The most blocks of a bundle. A reader of a part of a bundle reads it from its start on, so
 /// larger bundles would cost more than the calls that they save.
@@ -32,11 +34,14 @@ pub const BUNDLE_BLOCKS_MAX: u32 = 64;
 const MAGIC: &[u8; 8] = b"kvtbndl1";
 const VERSION: u16 = 1;
 
+/// Where the bytes of a block are.
+const BLOCK_BYTES_AT: usize = 56;
+
 /// Bytes in front of the blocks' keys.
 const HEAD_BYTES: usize = 144;
 
-/// Bytes of a block's key and checksum.
-const BLOCK_ENTRY_BYTES: usize = 24;
+/// Bytes of a block's key and checksum, and of its stored bytes, for which there is always room.
+const BLOCK_ENTRY_BYTES: usize = 32;
 
 /// Bytes for the part: one for the length, the rest for the name.
 const PART_BYTES: usize = 64;
@@ -55,13 +60,15 @@ pub(crate) fn header_bytes(blocks: u32) -> usize {
         .unwrap_or(usize::MAX)
 }
 
-/// A block of a bundle: its key and its checksum.
+/// A block of a bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeldBlock {
     /// Its key.
     pub key: BlockKey,
     /// Its [`content_checksum`](kvtile_tiers::tier::content_checksum).
     pub checksum: u64,
+    /// Bytes of it in the bundle: as many as a block has, or fewer if it is compressed.
+    pub bytes: u64,
 }
 
 /// The header of a bundle.
@@ -71,6 +78,8 @@ pub struct BundleHeader {
     pub first_position: u32,
     /// The key of the block before the bundle.
     pub parent: Option<BlockKey>,
+    /// How its blocks are stored.
+    pub packing: BundlePacking,
     /// Its blocks.
     pub blocks: Vec<HeldBlock>,
 }
@@ -116,7 +125,7 @@ impl BundleHeader {
         to.extend(MAGIC);
         to.extend(u32::try_from(bytes).unwrap_or(u32::MAX).to_le_bytes());
         to.extend(VERSION.to_le_bytes());
-        to.extend(0_u16.to_le_bytes());
+        to.extend(self.packing.flags().to_le_bytes());
         to.extend(form.identity.as_bytes());
         to.extend(form.layout.as_bytes());
         to.extend(self.first_position.to_le_bytes());
@@ -128,10 +137,23 @@ impl BundleHeader {
             to.extend(block.key.as_bytes());
             to.extend(block.checksum.to_le_bytes());
         }
+        for block in self
+            .blocks
+            .iter()
+            .filter(|_| self.packing != BundlePacking::Raw)
+        {
+            to.extend(block.bytes.to_le_bytes());
+        }
         let seal = checksum(CrcAlgorithm::Crc64Nvme, &to);
         to.extend(seal.to_le_bytes());
         to.resize(bytes, 0);
         to
+    }
+
+    /// The bytes of a block that a header states. They are not verified before the header is decoded.
+    pub(super) fn stated_block_bytes(header: &[u8]) -> Option<u64> {
+        let (_, from) = header.split_at_checked(BLOCK_BYTES_AT)?;
+        from.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
     }
 
     /// Decodes the header of a bundle with this form. `bytes` begins at the start of the value.
@@ -149,9 +171,7 @@ impl BundleHeader {
             return Err(HeaderFault::Version(version));
         }
         let flags = u16::from_le_bytes(from.take()?);
-        if flags != 0 {
-            return Err(HeaderFault::Flags(flags));
-        }
+        let packing = BundlePacking::from_flags(flags).ok_or(HeaderFault::Flags(flags))?;
         let equal = |is_equal: bool, field| match is_equal {
             true => Ok(()),
             false => Err(HeaderFault::Other(field)),
@@ -174,7 +194,11 @@ impl BundleHeader {
             held.push(HeldBlock {
                 key: BlockKey::from_bytes(from.take()?),
                 checksum: u64::from_le_bytes(from.take()?),
+                bytes: form.block_bytes,
             });
+        }
+        for block in held.iter_mut().filter(|_| packing != BundlePacking::Raw) {
+            block.bytes = u64::from_le_bytes(from.take()?);
         }
         let sealed = bytes.len() - from.0.len();
         let (sealed, _) = bytes.split_at(sealed);
@@ -187,9 +211,15 @@ impl BundleHeader {
         if padding.iter().any(|byte| *byte != 0) {
             return Err(HeaderFault::Seal);
         }
+        let sizes = 1..=form.block_bytes;
+        equal(
+            held.iter().all(|block| sizes.contains(&block.bytes)),
+            "size of a compressed block",
+        )?;
         Ok(BundleHeader {
             first_position,
             parent: (parent != [0; 16]).then(|| BlockKey::from_bytes(parent)),
+            packing,
             blocks: held,
         })
     }
@@ -219,7 +249,7 @@ impl HeaderBytes<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::PartName;
+    use crate::bundle::{PackedUnits, PartName};
 
     pub(crate) fn form() -> BundleForm {
         BundleForm {
@@ -235,19 +265,36 @@ mod tests {
         let block = |number: u8| HeldBlock {
             key: BlockKey::from_bytes([number; 16]),
             checksum: u64::from(number) << 40,
+            bytes: 100,
         };
         BundleHeader {
             first_position: 8,
             parent: Some(BlockKey::from_bytes([9; 16])),
+            packing: BundlePacking::Raw,
             blocks: (1..5).map(block).collect(),
         }
     }
 
+    fn packed_header() -> BundleHeader {
+        let mut header = header();
+        header.packing = BundlePacking::Packed(PackedUnits::Halves);
+        for (block, bytes) in header.blocks.iter_mut().zip([1, 70, 100, 33]) {
+            block.bytes = bytes;
+        }
+        header
+    }
+
     #[test]
     fn a_header_comes_back_and_every_flipped_bit_is_refused() {
-        let bytes = header().encode(&form());
+        for header in [header(), packed_header()] {
+            comes_back_and_is_refused(&header);
+        }
+    }
+
+    fn comes_back_and_is_refused(header: &BundleHeader) {
+        let bytes = header.encode(&form());
         assert_eq!(bytes.len(), 4096);
-        assert_eq!(BundleHeader::decode(&form(), &bytes), Ok(header()));
+        assert_eq!(BundleHeader::decode(&form(), &bytes).as_ref(), Ok(header));
         for bit in 0..bytes.len() * 8 {
             let mut bytes = bytes.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
@@ -290,11 +337,19 @@ mod tests {
             Err(HeaderFault::Version(2))
         );
         let mut flagged = bytes.clone();
-        flagged[14] = 1;
+        flagged[14] = 8;
         assert_eq!(
             BundleHeader::decode(&form(), &flagged),
-            Err(HeaderFault::Flags(1))
+            Err(HeaderFault::Flags(8))
         );
+        for bytes in [0, 101, u64::MAX] {
+            let mut packed = packed_header();
+            packed.blocks[1].bytes = bytes;
+            assert_eq!(
+                BundleHeader::decode(&form(), &packed.encode(&form())),
+                other("size of a compressed block")
+            );
+        }
         assert_eq!(
             BundleHeader::decode(&form(), &[0; 4096]),
             Err(HeaderFault::Foreign)

@@ -7,6 +7,7 @@
 mod form;
 mod header;
 mod name;
+mod packing;
 mod sink;
 
 pub use form::{BundleForm, InvalidPartName, PartName};
@@ -14,5 +15,7 @@ pub(crate) use header::header_bytes;
 pub use header::{BUNDLE_BLOCKS_MAX, BundleHeader, HeaderFault, HeldBlock};
 pub use name::{BundleName, ParsedBundleName, parse_bundle_name};
 pub(crate) use name::{ROOT, root_of};
+pub(crate) use packing::BlockPacker;
+pub use packing::{BundlePacking, PackedUnits};
 pub use sink::BundleFault;
 pub(crate) use sink::{BundleReader, BundleTarget, WantedBytes};

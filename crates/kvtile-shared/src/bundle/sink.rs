@@ -8,7 +8,7 @@
 use kvtile_blocks::BlockKey;
 use kvtile_tiers::tier::ContentDigest;
 
-use super::{BundleForm, BundleHeader, HeaderFault};
+use super::{BundleForm, BundleHeader, BundlePacking, HeaderFault, HeldBlock, packing::unpack};
 use crate::store::{SinkState, ValueSink};
 
 /// Bytes that the reader takes at a time.
@@ -56,6 +56,9 @@ pub enum BundleFault {
     /// A block fails its checksum.
     #[error("a block fails its checksum")]
     Checksum,
+    /// A compressed block is damaged.
+    #[error("a compressed block does not unpack")]
+    Packing,
     /// It ends before its last block.
     #[error("it is shorter than its blocks")]
     Short,
@@ -66,7 +69,9 @@ pub enum BundleFault {
 
 /// A sink that reads one bundle.
 pub(crate) struct BundleReader<'a> {
-    form: &'a BundleForm,
+    form: BundleForm,
+    /// The most bytes of a block if the header decides how many; `None` if the form does.
+    block_bytes_max: Option<u64>,
     last: BlockKey,
     target: &'a dyn BundleTarget,
     /// The bytes of the header, until all of them came.
@@ -81,6 +86,8 @@ pub(crate) struct BundleReader<'a> {
     offset: u64,
     /// The checksum of a required block so far.
     digest: Option<ContentDigest>,
+    /// The bytes so far of a required block that is compressed.
+    packed: Vec<u8>,
     fault: Option<BundleFault>,
     bytes: u64,
 }
@@ -88,12 +95,13 @@ pub(crate) struct BundleReader<'a> {
 impl<'a> BundleReader<'a> {
     /// A reader of the bundle whose last block has the key `last`.
     pub(crate) fn new(
-        form: &'a BundleForm,
+        form: &BundleForm,
         last: BlockKey,
         target: &'a dyn BundleTarget,
     ) -> BundleReader<'a> {
         BundleReader {
-            form,
+            form: form.clone(),
+            block_bytes_max: None,
             last,
             target,
             header_bytes: vec![0; form.header_bytes()],
@@ -103,9 +111,16 @@ impl<'a> BundleReader<'a> {
             index: 0,
             offset: 0,
             digest: None,
+            packed: Vec::new(),
             fault: None,
             bytes: 0,
         }
+    }
+
+    /// Takes blocks of any number of bytes, at most `most`, in place of those of the form.
+    pub(crate) fn of_any_size(mut self, most: u64) -> BundleReader<'a> {
+        self.block_bytes_max = Some(most);
+        self
     }
 
     /// Bytes that the store passed.
@@ -148,7 +163,11 @@ impl<'a> BundleReader<'a> {
     }
 
     fn header_came(&mut self) {
-        match BundleHeader::decode(self.form, &self.header_bytes) {
+        if let Some(most) = self.block_bytes_max {
+            let stated = BundleHeader::stated_block_bytes(&self.header_bytes);
+            self.form.block_bytes = stated.unwrap_or(0).clamp(1, most);
+        }
+        match BundleHeader::decode(&self.form, &self.header_bytes) {
             Ok(header) => {
                 if header
                     .blocks
@@ -164,30 +183,39 @@ impl<'a> BundleReader<'a> {
         }
     }
 
-    /// The key, the position and the checksum of the current block.
-    fn block(&self) -> Option<(BlockKey, u32, u64)> {
+    /// The current block, and its position.
+    fn block(&self) -> Option<(HeldBlock, u32)> {
         let header = self.header.as_ref()?;
         let block = header.blocks.get(usize::try_from(self.index).ok()?)?;
         let position = header.first_position.saturating_add(self.index);
-        Some((block.key, position, block.checksum))
+        Some((*block, position))
+    }
+
+    /// Bytes of the current block in the value; 0 after the last block.
+    fn stored_bytes(&self) -> u64 {
+        self.block().map_or(0, |(block, _)| block.bytes)
     }
 
     fn begin_block(&mut self) {
         self.offset = 0;
         self.digest = None;
-        let Some((key, position, _)) = self.block() else {
+        let Some((block, position)) = self.block() else {
             return;
         };
-        match self.target.wants(self.index, &key) {
+        match self.target.wants(self.index, &block.key) {
             WantedBytes::Skipped => {}
-            WantedBytes::Wanted => self.digest = Some(ContentDigest::new(&key, position)),
+            WantedBytes::Wanted => self.digest = Some(ContentDigest::new(&block.key, position)),
             WantedBytes::OtherKey => self.fault = Some(BundleFault::OtherBlock),
         }
     }
 
     fn end_block(&mut self) {
-        if let Some((digest, (_, _, checksum))) = self.digest.take().zip(self.block()) {
-            let found = digest.finish();
+        if let Some((mut digest, (block, _))) = self.digest.take().zip(self.block()) {
+            if self.is_packed() && !self.unpack(&mut digest) {
+                self.fault = Some(BundleFault::Packing);
+                return;
+            }
+            let (found, checksum) = (digest.finish(), block.checksum);
             let is_right = found == checksum;
             self.target
                 .verified(self.index, is_right.then_some(checksum));
@@ -207,14 +235,40 @@ impl<'a> BundleReader<'a> {
             }
             return;
         }
-        if let Some(digest) = &mut self.digest {
-            digest.update(bytes);
-            self.target.take(self.index, self.offset, bytes);
+        let is_packed = self.is_packed();
+        match &mut self.digest {
+            Some(_) if is_packed => self.packed.extend(bytes),
+            Some(digest) => {
+                digest.update(bytes);
+                self.target.take(self.index, self.offset, bytes);
+            }
+            None => {}
         }
         self.offset += bytes.len() as u64;
-        if self.offset >= self.form.block_bytes {
+        if self.offset >= self.stored_bytes() {
             self.end_block();
         }
+    }
+
+    /// Whether the current block is compressed.
+    fn is_packed(&self) -> bool {
+        self.stored_bytes() < self.form.block_bytes
+    }
+
+    /// Passes on the current block, whose compressed bytes have come. Returns false if they are damaged.
+    fn unpack(&mut self, digest: &mut ContentDigest) -> bool {
+        let packed = std::mem::take(&mut self.packed);
+        let units = match self.header.as_ref().map(|header| header.packing) {
+            Some(BundlePacking::Packed(units)) => units,
+            Some(BundlePacking::Raw) | None => return false,
+        };
+        let bytes = usize::try_from(self.form.block_bytes).unwrap_or(usize::MAX);
+        let Some(block) = unpack(units, &packed, bytes) else {
+            return false;
+        };
+        digest.update(&block);
+        self.target.take(self.index, 0, &block);
+        true
     }
 
     /// Bytes until the end of the current block; 1 after the last block, to see whether the value
@@ -223,7 +277,7 @@ impl<'a> BundleReader<'a> {
         if self.index >= self.blocks() {
             return 1;
         }
-        let left = self.form.block_bytes.saturating_sub(self.offset);
+        let left = self.stored_bytes().saturating_sub(self.offset);
         usize::try_from(left).unwrap_or(usize::MAX)
     }
 }

@@ -132,6 +132,7 @@ fn kind_of(fault: BundleFault) -> &'static str {
         BundleFault::Short | BundleFault::Long | BundleFault::Header(HeaderFault::Short) => "short",
         BundleFault::Header(HeaderFault::Seal)
         | BundleFault::Checksum
+        | BundleFault::Packing
         | BundleFault::OtherBlock
         | BundleFault::OtherBundle => "damaged",
         BundleFault::Header(_) => OTHER,
@@ -156,34 +157,30 @@ fn read(
     let target = WholeBundle {
         last: form.blocks.saturating_sub(1),
     };
-    let mut reader = BundleReader::new(&form, last, &target);
+    let mut reader = BundleReader::new(&form, last, &target).of_any_size(BLOCK_BYTES_MAX);
     if !store.read(&value.name, &mut reader, by)? {
         return Ok(BundleState::Absent);
     }
     Ok(match reader.end() {
         Ok(()) => BundleState::Whole,
-        // The size of the blocks is computed from the length of the value.
-        Err(BundleFault::Header(HeaderFault::Other("block size"))) => {
-            BundleState::Unfit(BundleFault::Short)
-        }
         Err(fault) => BundleState::Unfit(fault),
     })
 }
 
-/// The form that the name and the length of a value state, and the key of its last block; `None` if a
-/// bundle cannot have this length.
+/// The most bytes of a block. The header states how many a block has, and a compressed one needs memory.
+const BLOCK_BYTES_MAX: u64 = 1 << 30;
+
+/// The form that the name of a value states, whose header states the bytes of a block, and the key of its last block;
+/// `None` if the value is shorter than a header.
 fn form_of(value: &ListedValue, name: &ParsedBundleName) -> Option<(BundleForm, BlockKey)> {
-    let blocks = u64::from(name.blocks);
-    let header = header_bytes(name.blocks) as u64;
-    let content = value.bytes.checked_sub(header)?;
-    if content == 0 || content % blocks != 0 {
+    if value.bytes <= header_bytes(name.blocks) as u64 {
         return None;
     }
     let form = BundleForm {
         identity: name.identity.parse().ok()?,
         layout: name.layout.parse().ok()?,
         part: PartName::new(name.part.as_str()).ok()?,
-        block_bytes: content / blocks,
+        block_bytes: 1,
         blocks: name.blocks,
     };
     Some((form, name.last))

@@ -102,6 +102,7 @@ impl TierCounts {
             }
             BundleFault::Header(HeaderFault::Seal)
             | BundleFault::Checksum
+            | BundleFault::Packing
             | BundleFault::OtherBlock
             | BundleFault::OtherBundle => &self.damaged,
             BundleFault::Header(_) => &self.other_identity,

@@ -59,7 +59,7 @@ pub use error::SharedTierError;
 pub use settings::SharedTierSettings;
 
 use crate::{
-    bundle::{BUNDLE_BLOCKS_MAX, BundleForm, BundleName},
+    bundle::{BUNDLE_BLOCKS_MAX, BundleForm, BundleName, BundlePacking},
     guard::{StoreBreaker, StorePace},
     store::SharedStore,
 };
@@ -249,7 +249,11 @@ fn groups(
             });
         }
         let names = BundleName::new(&settings.prefix, &form)?;
-        Ok(GroupBundles { form, names })
+        Ok(GroupBundles {
+            form,
+            packing: BundlePacking::for_blocks_of(&group.identity.logical),
+            names,
+        })
     };
     context.groups.iter().map(group).collect()
 }

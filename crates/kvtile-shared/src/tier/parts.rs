@@ -31,7 +31,7 @@ use super::{
     upload::UploadLedger,
 };
 use crate::{
-    bundle::{BundleForm, BundleName},
+    bundle::{BundleForm, BundleName, BundlePacking},
     guard::{StoreBreaker, StorePace},
     store::{Deadline, SharedStore, SharedStoreAbilities, SharedStoreError, ValueName},
 };
@@ -43,6 +43,8 @@ const RENEW_EVERY: Duration = Duration::from_hours(1);
 #[derive(Debug)]
 pub(super) struct GroupBundles {
     pub(super) form: BundleForm,
+    /// How blocks are compressed, where the settings say so.
+    pub(super) packing: BundlePacking,
     pub(super) names: BundleName,
 }
 

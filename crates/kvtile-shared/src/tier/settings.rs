@@ -17,6 +17,9 @@ pub struct SharedTierSettings {
     /// [`best_bytes`](crate::store::SharedStoreAbilities::best_bytes) allow (default). All caches
     /// that share a store need the same number to find each other's blocks, which is in the names.
     pub bundle_blocks: Option<u32>,
+    /// Whether blocks are compressed when they are written, without loss (default: no). Caches read compressed
+    /// blocks with or without it. It pays where bytes cost more than the processor's time.
+    pub compress: bool,
     /// Memory for blocks that wait for their bundle to become whole, or to be written (default 256
     /// MiB).
     pub staging_bytes: u64,
@@ -44,6 +47,7 @@ impl Default for SharedTierSettings {
             prefix: String::new(),
             part: PartName::default(),
             bundle_blocks: None,
+            compress: false,
             staging_bytes: 256 << 20,
             stage_within: Duration::from_secs(60),
             read_within: Duration::from_secs(5),
@@ -81,6 +85,13 @@ impl SharedTierSettings {
     #[must_use]
     pub fn bundle_blocks(mut self, blocks: impl Into<Option<u32>>) -> SharedTierSettings {
         self.bundle_blocks = blocks.into();
+        self
+    }
+
+    /// Sets [`compress`](Self::compress).
+    #[must_use]
+    pub fn compress(mut self, compress: bool) -> SharedTierSettings {
+        self.compress = compress;
         self
     }
 

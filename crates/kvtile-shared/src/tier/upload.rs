@@ -1,6 +1,7 @@
 //! Writes of whole bundles, and syncs, which wait for them.
 
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     sync::{
         Arc,
@@ -23,7 +24,10 @@ use super::{
     threads::JobClass,
 };
 use crate::{
-    bundle::{BundleForm, BundleHeader, BundleReader, BundleTarget, HeldBlock, WantedBytes},
+    bundle::{
+        BlockPacker, BundleForm, BundleHeader, BundlePacking, BundleReader, BundleTarget,
+        HeldBlock, WantedBytes,
+    },
     store::{Deadline, SharedStoreError, ValueName, ValueWritten},
 };
 
@@ -228,7 +232,15 @@ impl BundleUpload {
         }
         parts.pace.measured(0, start.elapsed());
         let read_back = self.read_back(&group.form, by)?;
-        let mut contents: Vec<&[u8]> = Vec::with_capacity(self.blocks.len() + 1);
+        let packing = match parts.settings.compress {
+            true => group.packing,
+            false => BundlePacking::Raw,
+        };
+        let mut packer = match packing {
+            BundlePacking::Raw => None,
+            BundlePacking::Packed(units) => Some(BlockPacker::new(units)),
+        };
+        let mut contents: Vec<Cow<'_, [u8]>> = Vec::with_capacity(self.blocks.len());
         let mut held = Vec::with_capacity(self.blocks.len());
         for (block, read_back) in self.blocks.iter().zip(&read_back) {
             let (bytes, checksum) = match (&block.place, read_back) {
@@ -236,19 +248,24 @@ impl BundleUpload {
                 (BlockPlace::Stored(_), Some((bytes, checksum))) => (bytes.as_slice(), *checksum),
                 (BlockPlace::Stored(_), None) => return Err(UploadError::Unreadable),
             };
-            contents.push(bytes);
+            let packed = packer.as_mut().and_then(|packer| packer.pack(bytes));
+            let stored = packed.map_or(Cow::Borrowed(bytes), Cow::Owned);
             held.push(HeldBlock {
                 key: block.chained.name.key,
                 checksum,
+                bytes: stored.len() as u64,
             });
+            contents.push(stored);
         }
         let header = BundleHeader {
             first_position: first.chained.position,
             parent: first.chained.parent,
+            packing,
             blocks: held,
         };
         let header = header.encode(&group.form);
-        contents.insert(0, &header);
+        let contents = contents.iter().map(|block| &**block);
+        let contents: Vec<&[u8]> = [&*header].into_iter().chain(contents).collect();
         self.write_value(&name, &contents, by)
     }
 

@@ -17,10 +17,16 @@ use kvtile_tiers::tier::Tier;
 use crate::stores::folder;
 
 fn opener(store: Arc<dyn SharedStore>, bundle_blocks: u32) -> OpenTierAt {
+    with_settings(
+        store,
+        SharedTierSettings::new().bundle_blocks(bundle_blocks),
+    )
+}
+
+fn with_settings(store: Arc<dyn SharedStore>, settings: SharedTierSettings) -> OpenTierAt {
     Box::new(move |context| {
         let id = TierId::new(TierKind::Remote, "shared").unwrap();
-        let settings = SharedTierSettings::new().bundle_blocks(bundle_blocks);
-        let tier = SharedTier::open(id, Arc::clone(&store), settings, context);
+        let tier = SharedTier::open(id, Arc::clone(&store), settings.clone(), context);
         tier.unwrap() as Arc<dyn Tier>
     })
 }
@@ -31,6 +37,14 @@ fn over_memory_without_threads() {
         println!("bundles of {blocks}");
         check_tier(0, &|| opener(MemoryStore::new(), blocks));
     }
+}
+
+#[test]
+fn over_memory_with_compression() {
+    check_tier(0, &|| {
+        let settings = SharedTierSettings::new().bundle_blocks(2).compress(true);
+        with_settings(MemoryStore::new(), settings)
+    });
 }
 
 #[test]

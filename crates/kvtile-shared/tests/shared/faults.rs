@@ -32,6 +32,12 @@ fn rig(store: &Arc<SimulatedStore>, threads: usize) -> SharedTierRig {
     SharedTierRig::open(store, settings(), (4, threads))
 }
 
+/// One that compresses.
+fn packing_rig(store: &Arc<SimulatedStore>, threads: usize) -> SharedTierRig {
+    let store = Arc::clone(store) as Arc<dyn SharedStore>;
+    SharedTierRig::open(store, settings().compress(true), (4, threads))
+}
+
 #[test]
 fn a_read_that_hangs_ends_by_its_deadline_and_gives_its_memory_back() {
     let store = SimulatedStore::new(MemoryStore::new(), 1);
@@ -136,7 +142,7 @@ fn simulate(seed: u64, threads: usize, steps: usize) -> (u64, u64) {
     println!("seed {seed}, {threads} threads");
     let store = SimulatedStore::new(MemoryStore::new(), seed);
     let mut numbers = SplitMix64::new(seed.wrapping_mul(31));
-    let mut rigs: Vec<SharedTierRig> = (0..2).map(|_| rig(&store, threads)).collect();
+    let mut rigs = [rig(&store, threads), packing_rig(&store, threads)];
     let (mut came, mut missed) = (0, 0);
     for step in 0..steps {
         // Without faults at times, so that breakers close and blocks come.
@@ -161,7 +167,8 @@ fn simulate(seed: u64, threads: usize, steps: usize) -> (u64, u64) {
             }
             10 => drop(rigs[at].tier().evict(numbers.index(8), Tick(0))),
             _ => {
-                rigs[at] = rig(&store, threads);
+                let open = [rig, packing_rig][at];
+                rigs[at] = open(&store, threads);
             }
         }
         rigs[at].tier().check_integrity();

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod caches;
+mod compressed;
 mod conformance;
 mod faults;
 mod flow;

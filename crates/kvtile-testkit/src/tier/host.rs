@@ -250,5 +250,11 @@ pub fn content(name: &BlockName, bytes: usize) -> Vec<u8> {
         content.extend(numbers.any().to_le_bytes());
     }
     content.truncate(bytes);
+    // Half of the blocks can be compressed.
+    if numbers.once_in(2) {
+        for byte in content.iter_mut().skip(1).step_by(2) {
+            *byte &= 3;
+        }
+    }
     content
 }
