@@ -24,7 +24,7 @@ from tiny import GREEDY, llama, prompt  # noqa: E402
 
 from kvtile.transformers import PrefixCache  # noqa: E402
 from kvtile.transformers import _tiers as tiers  # noqa: E402
-from kvtile.transformers._kinds import SEVERAL, forward, groups_of_model, new_cache  # noqa: E402
+from kvtile.transformers._kinds import SEVERAL, cache_name, forward, groups_of_model, new_cache  # noqa: E402
 
 PAGE = 8
 PROMPT = 57  # the last stop before its last token is 56
@@ -40,7 +40,8 @@ def steps(model: Any, past: Any, tokens: list[int], more: int = 4) -> list[Any]:
     with torch.no_grad():
         for _ in range(more):
             rest = torch.tensor([tokens[past.get_seq_length() :]])
-            found.append(model(input_ids=rest, past_key_values=past, use_cache=True).logits[0, -1])
+            given = {"input_ids": rest, cache_name(model): past, "use_cache": True}
+            found.append(model(**given).logits[0, -1])
             tokens = [*tokens, int(found[-1].argmax())]
     return found
 
@@ -127,12 +128,10 @@ def test_a_crash_between_the_groups_leaves_no_half_stop(tmp_path: Path) -> None:
     tokens = inputs[0].tolist()
     with PrefixCache(model, **MEMORY) as cache:
         live = steps(model, cache.prefill(inputs), tokens)
-    children = {}
+    program = f"import test_transformers_several as tests; tests.die({str(tmp_path)!r})"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, timeout=300)
+    assert ended.returncode == -signal.SIGKILL
     for after in ("record", "pages"):
-        program = f"import test_transformers_several as tests; tests.die({after!r}, {str(tmp_path / after)!r})"
-        children[after] = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parent)
-    for after, child in children.items():
-        assert child.wait(300) == -signal.SIGKILL
         with PrefixCache(model, disk=tmp_path / after, **SMALL) as cache:
             groups = cache.stats()["groups"]
             assert groups["stops"]["present"].get("disk", 0) == (after == "record")
@@ -141,26 +140,27 @@ def test_a_crash_between_the_groups_leaves_no_half_stop(tmp_path: Path) -> None:
             assert same(steps(model, cache.prefill(inputs), tokens), live) and found_tokens(cache) == 56
 
 
-def die(after: str, disk: str) -> None:
-    """Keeps a prompt in another process, which dies when one of the groups is on disk and another is not."""
+def die(folder: str) -> None:
+    """In another process: writes the record of a stop into one folder and its pages into another, and dies."""
     model = hybrids.model("inkling_text")
-    cache = PrefixCache(model, disk=disk, **SMALL)
+    caches = {after: PrefixCache(model, disk=Path(folder, after), **SMALL) for after in ("record", "pages")}
+    after = ""
 
     def store(self: Any, keys: list[bytes], past: Any, record: Any) -> None:
-        pages = list(self._of_pages())
         if after == "record":
             layout = kvtile.Layout("L|BC", shape=self._shapes["stops"], tensors=[record[None]])
             self._caches["stops"].store(keys[-1:], [0], layout=layout).wait()
             self._caches["stops"].flush()
-        for kind, (name, each) in zip(self._contents.pages, pages, strict=True):
-            if after == "pages":
-                layout = self._layout(name, kind.of(past, 8 * len(keys)), len(keys))
-                each.store(keys, range(len(keys)), layout=layout).wait()
-                each.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+            return
+        for kind, (name, each) in zip(self._contents.pages, list(self._of_pages()), strict=True):
+            layout = self._layout(name, kind.of(past, PAGE * len(keys)), len(keys))
+            each.store(keys, range(len(keys)), layout=layout).wait()
+            each.flush()
 
     tiers.GroupTiers.store = store
-    cache.prefill(prompt(1, PROMPT))
+    for after, cache in caches.items():
+        cache.prefill(prompt(1, PROMPT))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_damaged_record_makes_an_earlier_stop(tmp_path: Path) -> None:
@@ -242,8 +242,12 @@ def test_the_groups_of_a_model_say_what_a_stop_needs() -> None:
 
 
 def test_models_and_settings_that_cannot_be_are_refused_by_name(tmp_path: Path) -> None:
-    for kind, why in [("recurrent_gemma", "in its modules"), ("mamba", "ignores the state"), ("jamba", "ignores the state"),
-                      ("mamba2", "states alone")]:
+    for kind, why in [
+        ("recurrent_gemma", "in its modules"),
+        ("mamba", "ignores the state"),
+        ("jamba", "ignores the state"),
+        ("mamba2", "states alone"),
+    ]:
         model = hybrids.model("gemma3_text")
         model.config.model_type = kind
         with pytest.raises(kvtile.IdentityError, match=f"{kind}: .*{why}"):
@@ -268,7 +272,8 @@ def test_models_and_settings_that_cannot_be_are_refused_by_name(tmp_path: Path) 
     with pytest.raises(kvtile.SettingsError, match="stops and every have no effect"):
         PrefixCache(llama(), every=16, **MEMORY)
     PrefixCache(model, disk=tmp_path / "kv", **SMALL).close()
-    for other, field in [(hybrids.model("gemma3_text", 1), "revision"), (hybrids.model("gemma3_text", sliding_window=8), "window")]:
+    narrow = hybrids.model("gemma3_text", sliding_window=8)
+    for other, field in [(hybrids.model("gemma3_text", 1), "revision"), (narrow, "window")]:
         with pytest.raises(kvtile.IdentityError, match=field):
             PrefixCache(other, disk=tmp_path / "kv", **SMALL)
 
@@ -278,12 +283,14 @@ def test_other_caches_and_batches_are_refused_or_computed_without() -> None:
     with PrefixCache(model, **MEMORY) as cache:
         past = cache.prefill(inputs)
         other = copy.deepcopy(past)
-        outputs = model.generate(inputs, past_key_values=past, **GREEDY)
-        sampled = model.generate(inputs, past_key_values=other, **{**GREEDY, "suppress_tokens": [0, int(outputs[0, 60])]})
+        outputs = model.generate(inputs, **{cache_name(model): past}, **GREEDY)
+        options = {**GREEDY, "suppress_tokens": [0, int(outputs[0, 60])]}
+        sampled = model.generate(inputs, **{cache_name(model): other}, **options)
         assert not torch.equal(sampled, outputs)
+        static = transformers.StaticCache(model.config, max_cache_len=99)
         refused: list[tuple[Callable[[], Any], str]] = [
             (lambda: cache.save(inputs, outputs, new_cache(model)), "not a cache that prefill returned"),
-            (lambda: cache.save(inputs, outputs, transformers.StaticCache(model.config, max_cache_len=99)), "not a cache"),
+            (lambda: cache.save(inputs, outputs, static), "not a cache that prefill returned"),
             (lambda: cache.save(inputs, sampled, past), "holds other KV"),
             (lambda: cache.save(outputs[:, :60], outputs, past), "of another prompt"),
             (lambda: cache.prefill(torch.cat([inputs, inputs])), "one prompt"),

@@ -34,7 +34,8 @@ class Pages:
 
     def of(self, past: Any, stop: int) -> list[Any]:
         """The tensors of a cache object, up to a stop."""
-        return [_get(past, part)[0, ..., : stop // self.every, :].reshape(self.heads, -1, self.width) for part in self.parts]
+        whole = [_get(past, part)[0, ..., : stop // self.every, :] for part in self.parts]
+        return [entries.reshape(self.heads, -1, self.width) for entries in whole]
 
 
 class Contents:
@@ -102,8 +103,8 @@ class Contents:
             if found is None or tuple(found.shape) != wanted or found.dtype != part.dtype or found.device.type != "cpu":
                 what = "none" if found is None else f"{tuple(found.shape)} of {found.dtype} on {found.device}"
                 raise RequestError(
-                    f"{part.place.name} of layer {part.layer} are {what}, and one prompt of {stop} tokens has {wanted} of "
-                    f"{part.dtype} on the CPU; give the cache that prefill returned"
+                    f"{part.place.name} of layer {part.layer} are {what}, and one prompt of {stop} tokens has "
+                    f"{wanted} of {part.dtype} on the CPU; give the cache that prefill returned"
                 )
 
     def last_tokens(self, past: Any, stop: int, most: int) -> tuple[int, dict[str, Any]]:

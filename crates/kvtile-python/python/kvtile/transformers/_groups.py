@@ -190,7 +190,7 @@ def _attention(_: Any, __: str) -> Iterator[Place]:
 
 def _window(layer: Any, rule: str) -> Iterator[Place]:
     if getattr(layer, "record_past", False):
-        raise IdentityError("its cache records tokens before its windows (activate_past_recording); use one that does not")
+        raise IdentityError("its cache records tokens before its windows (activate_past_recording)")
     for name in ("keys", "values"):
         yield Place(name, rule, 2, int(layer.sliding_window))
 
@@ -245,6 +245,6 @@ def _refuse_unknown(at: int, layer: Any, known: set[str]) -> None:
             if place == "values" and each is layer.keys:
                 continue
             raise IdentityError(
-                f"layer {at} of its cache, a {type(layer).__name__}, keeps {place}, of which kvtile does not know what a "
-                "continuation needs"
+                f"layer {at} of its cache, a {type(layer).__name__}, keeps {place}, of which kvtile does not know what "
+                "a continuation needs"
             )

@@ -20,8 +20,8 @@ from kvtile.transformers._model import bare
 # Types whose layers are of several kinds, or keep something else than keys and values of one size.
 SEVERAL = frozenset(
     """
-    bailing_hybrid cohere2 deepseek_v3 deepseek_v32 deepseek_v4 falcon_h1 gemma2 gemma3_text gemma3n_text gemma4_text gpt_oss
-    granitemoehybrid inkling_text kimi_linear lfm2 lfm3 llama4_text mimo_v2_flash minimax_m3_vl_text nemotron_h olmo3
+    bailing_hybrid cohere2 deepseek_v3 deepseek_v32 deepseek_v4 falcon_h1 gemma2 gemma3_text gemma3n_text gemma4_text
+    gpt_oss granitemoehybrid inkling_text kimi_linear lfm2 lfm3 llama4_text mimo_v2_flash minimax_m3_vl_text nemotron_h olmo3
     olmo_hybrid qwen3_5_text qwen3_next
     """.split()
 )
@@ -49,7 +49,7 @@ def several_groups(config: Any) -> bool:
 
 
 def cache_name(model: Any) -> str:
-    """The name under which a model takes its cache object: ``cache``, or ``past_key_values`` before transformers 5.20."""
+    """The name under which a model takes its cache object: ``cache``, in older transformers ``past_key_values``."""
     taken = inspect.signature(bare(model).forward).parameters
     return "cache" if "cache" in taken else "past_key_values"
 
@@ -101,7 +101,9 @@ def _refuse_by_length(config: Any) -> None:
     for part in parts:
         kind = part.get("rope_type") if isinstance(part, Mapping) else None
         if kind in _BY_LENGTH:
-            raise IdentityError(f"its rotary embedding is of the type {kind}, so KV depends on the length of the whole sequence")
+            raise IdentityError(
+                f"its rotary embedding is of the type {kind}, so KV depends on the length of the whole sequence"
+            )
     for field, wrong in (("use_bidirectional_attention", True), ("is_causal", False)):
         if getattr(config, field, None) in (wrong, "all"):
             raise IdentityError(f"its attention is not causal ({field}): KV depends on later tokens")

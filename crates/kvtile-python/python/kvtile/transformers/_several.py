@@ -1,7 +1,7 @@
 """Prompts and answers of a model with several groups.
 
-Prefill computes a prompt up to a stop, keeps the stop, and goes on. While an answer is computed, the cache object copies
-the record of every page's end that it passes, and keeps the newest. One prompt at a time, without padding.
+Prefill computes a prompt up to a stop, keeps the stop, and goes on. While an answer is computed, the cache object
+copies the record of every page's end that it passes, and keeps the newest. One prompt at a time, without padding.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ class SeveralGroups:
     def __init__(self, model: Any, settings: Settings) -> None:
         given = [name for name in ("connect", "shared", "shared_bundle_blocks") if getattr(settings, name) is not None]
         if given:
-            raise SettingsError(f"{', '.join(given)}: a model with several groups keeps its KV in host memory and on disk only")
+            raise SettingsError(
+                f"{', '.join(given)}: a model with several groups keeps its KV in host memory and on disk only"
+            )
         size = settings.page_size
         self._stops = StopsToKeep(STOPS if settings.stops is None else settings.stops, settings.every, size)
         check_kind(model, hooks="hooks" in settings.extra)
@@ -131,7 +133,8 @@ class SeveralGroups:
                 f"page_size is {size}, and this model keeps entries of {contents.unit} tokens; give a multiple of that"
             )
         if model.dtype not in TOLERANCES:
-            raise IdentityError(f"the model computes in {model.dtype}; load it in one of {', '.join(map(str, TOLERANCES))}")
+            dtypes = ", ".join(map(str, TOLERANCES))
+            raise IdentityError(f"the model computes in {model.dtype}; load it in one of {dtypes}")
         first_tensors(model, [0], [0])
         shapes = shapes_of(contents, size)
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # Host memory and disk are divided as one typical request divides: pages of so many tokens, and so many stops. Nothing
-# gets less than this part.
+# gets less than one of so many parts.
 _TOKENS, _STOPS = 8192, 2
-_LEAST = 1 / 16
+_MOST_PARTS = 16
 _QUEUE = 1 << 16
 
 
@@ -77,7 +77,7 @@ class GroupTiers:
             shape.block_bytes * (_STOPS if name == "stops" else max(1, _TOKENS // page_size))
             for name, shape in self._shapes.items()
         ]
-        weights = [max(weight, _LEAST * sum(weights)) for weight in weights]
+        weights = [max(weight, sum(weights) // _MOST_PARTS) for weight in weights]
         self._caches: dict[str, Cache] = {}
         with contextlib.ExitStack() as opened:
             for (name, shape), weight in zip(self._shapes.items(), weights, strict=True):
@@ -214,8 +214,8 @@ def shapes_of(contents: Contents, page_size: int) -> dict[str, Shape]:
 
 
 def _page_shape(pages: Pages, page_size: int) -> Shape:
-    every = {} if pages.every == 1 else {"every": pages.every}
-    plane = Plane("entries", pages.dtype, H=pages.heads, C=pages.width, **every)
+    every = None if pages.every == 1 else pages.every
+    plane = Plane("entries", pages.dtype, every=every, H=pages.heads, C=pages.width)
     return Shape(num_blocks=1, num_layers=len(pages.parts), page_size=page_size, planes=[plane])
 
 
