@@ -3,7 +3,7 @@
 
 use kvtile_daemon_wire::{
     EventsFrame, FoundFrame, FrameKind, HoldFrame, LoadFrame, LookupFrame, NarrowFrame, NumberFrame,
-    PrefetchFrame, RefusalFrame, ReleaseFrame, StoreFrame, StoredFrame, read_frame,
+    PrefetchFrame, RefusalFrame, ReleaseFrame, SplitFrame, StoreFrame, StoredFrame, read_frame,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -19,6 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
             FrameKind::Loaded => LoadFrame::decode(&payload).map(|frame| frame.encode(number)),
             FrameKind::Found => FoundFrame::decode(&payload).map(|frame| frame.encode(number)),
             FrameKind::Narrow => NarrowFrame::decode(&payload).map(|frame| frame.encode(number)),
+            FrameKind::Split => SplitFrame::decode(&payload).map(|frame| frame.encode(number)),
             FrameKind::Hold => HoldFrame::decode(&payload).map(|frame| frame.encode(number)),
             FrameKind::Release => ReleaseFrame::decode(&payload).map(|frame| frame.encode(number)),
             FrameKind::Events => EventsFrame::decode(&payload).map(|frame| frame.encode()),

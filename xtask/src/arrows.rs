@@ -4,8 +4,10 @@
 use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 27] = [
+const ARROWS: [(&str, &[&str]); 29] = [
     ("kvtile-layout", &[]),
+    ("kvtile-kernels", &["kvtile-layout"]),
+    ("kvtile-ptx", &[]),
     ("kvtile-memory", &[]),
     (
         "kvtile-transfer",
@@ -69,7 +71,10 @@ const ARROWS: [(&str, &[&str]); 27] = [
     ("kvtile-daemon-wire", &[]),
     ("kvtile-demo", &["kvtile", "kvtile-random"]),
     ("kvtile-device", &["kvtile-memory"]),
-    ("kvtile-standin", &["kvtile-device", "kvtile-random"]),
+    (
+        "kvtile-standin",
+        &["kvtile-device", "kvtile-ptx", "kvtile-random"],
+    ),
     (
         "kvtile-bench",
         &["kvtile", "kvtile-blocks", "kvtile-random"],
@@ -127,8 +132,10 @@ const ARROWS: [(&str, &[&str]); 27] = [
 ];
 
 /// The allowed external dependencies of crates that do no I/O.
-const PURE: [(&str, &[&str]); 4] = [
+const PURE: [(&str, &[&str]); 6] = [
     ("kvtile-random", &[]),
+    ("kvtile-kernels", &["thiserror", "zerocopy"]),
+    ("kvtile-ptx", &["thiserror"]),
     ("kvtile-daemon-wire", &["thiserror"]),
     ("kvtile-layout", &["blake3", "serde", "thiserror", "toml"]),
     (
@@ -204,8 +211,10 @@ impl DependencyKind {
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
-const REFUSED: [(&str, &[DependencyKind]); 27] = [
+const REFUSED: [(&str, &[DependencyKind]); 29] = [
     ("kvtile-layout", DependencyKind::ALL),
+    ("kvtile-kernels", DependencyKind::ALL),
+    ("kvtile-ptx", DependencyKind::ALL),
     ("kvtile-memory", DependencyKind::ALL),
     ("kvtile-transfer", DependencyKind::ALL),
     ("kvtile-blocks", DependencyKind::ALL),

@@ -51,6 +51,7 @@ const KNOWN: [(&str, &[&[&str]]); 5] = [
                 "identity",
                 "keys",
                 "layout",
+                "model",
                 "shape",
                 "transfer",
             ],

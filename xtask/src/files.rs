@@ -32,9 +32,11 @@ const ENVIRONMENT_FOLDERS: [&str; 3] = [
 ];
 
 /// Folders whose code does no I/O, reads no clock and starts no thread.
-const PURE_FOLDERS: [&str; 3] = [
+const PURE_FOLDERS: [&str; 5] = [
     "crates/kvtile-blocks/src",
+    "crates/kvtile-kernels/src",
     "crates/kvtile-layout/src",
+    "crates/kvtile-ptx/src",
     "crates/kvtile-random/src",
 ];
 

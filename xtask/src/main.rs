@@ -8,6 +8,7 @@ mod cached;
 mod circles;
 mod engines;
 mod files;
+mod kernels;
 mod licences;
 mod links;
 mod metadata;
@@ -67,6 +68,13 @@ enum XtaskCommand {
         /// Run only the disk tier's simulation with this seed, step by step.
         #[arg(long)]
         seed: Option<u64>,
+    },
+    /// Compiles the kernels for devices with clang 19 and compares the text with the one in the repository; NVIDIA's
+    /// assembler, installed into the user's cache folder, reports registers and spills.
+    Kernels {
+        /// Replace the text in the repository.
+        #[arg(long)]
+        write: bool,
     },
     /// Only the rules for dependencies, licences, files and rooms.
     Rules,
@@ -157,6 +165,7 @@ fn main() -> ExitCode {
             seconds,
             seed,
         } => soak((kills, seeds, seconds), seed),
+        XtaskCommand::Kernels { write } => kernels::run(write),
         XtaskCommand::Rules => rules(),
         XtaskCommand::TestPython => python::test(),
         XtaskCommand::Wheel { check: true, .. } => wheels::check(),
@@ -188,6 +197,7 @@ fn test() -> Result<(), StepFailure> {
 
 fn check(without_tests: bool) -> Result<(), StepFailure> {
     rules()?;
+    kernels::check()?;
     CargoStep::cargo(["fmt", "--all", "--check"]).run()?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--"];
     CargoStep::cargo(clippy.into_iter().chain(["-D", "warnings"])).run()?;

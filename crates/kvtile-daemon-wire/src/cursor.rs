@@ -55,6 +55,16 @@ impl<'a> FieldReader<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
+    /// A finite number that is not below 0.
+    pub(crate) fn rate(&mut self, what: &'static str) -> Result<f64, FrameError> {
+        let bits = self.u64()?;
+        let rate = f64::from_bits(bits);
+        match rate.is_finite() && rate.is_sign_positive() {
+            true => Ok(rate),
+            false => Err(FrameError::UnknownValue { what, value: bits }),
+        }
+    }
+
     pub(crate) fn key(&mut self) -> Result<KeyBytes, FrameError> {
         self.array()
     }

@@ -74,9 +74,14 @@ kinds! {
         Status = 13,
         /// Sends the blocks of all tiers, and their changes from now on; empty. It has no reply.
         Subscribe = 14,
+        /// Makes the tail of a match a match of its own; a [`SplitFrame`](crate::SplitFrame). It has no
+        /// reply, and its number is that of the tail.
+        Split = 15,
+        /// Sends the changes of the tiers up to now, then the reply; empty.
+        Settle = 16,
         /// The reply to `Hello`, followed by the hand-over of host memory; JSON.
         Welcome = 101,
-        /// The reply to `Staging` and to `Peek` and `Check`; a [`NumberFrame`].
+        /// The reply to `Staging`, `Peek`, `Check` and `Settle`; a [`NumberFrame`].
         Number = 102,
         /// Any request was refused; a [`RefusalFrame`].
         Refused = 103,

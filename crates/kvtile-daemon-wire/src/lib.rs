@@ -27,11 +27,11 @@ pub use error::{FrameError, ReadFrameError};
 pub use events::{EVENTS_MAX, EventChange, EventRecord, EventsFrame};
 pub use frame::{FrameHeader, FrameKind, NumberFrame, RefusalCode, RefusalFrame, read_frame};
 pub use load::{HoldFrame, LoadFrame, ReleaseFrame, StopFrame, TierRun};
-pub use lookup::{FoundFrame, LookupFrame, NarrowFrame, PrefetchFrame};
+pub use lookup::{FoundFrame, LookupFrame, NarrowFrame, PrefetchFrame, SplitFrame};
 pub use store::{StoreFrame, StoredFrame};
 
 /// Version of the protocol. Both sides must have the same.
-pub const WIRE_VERSION: u32 = 1;
+pub const WIRE_VERSION: u32 = 2;
 
 /// Bytes of a frame before its payload.
 pub const HEADER_BYTES: usize = 16;

@@ -9,9 +9,9 @@ use crate::{
 ///
 /// ```text
 /// owner u64, hold ms u64, lifetime ms u64, expires tick u64, within ms u64,
-/// output tokens u32, priority i8, partial tail u8, keys
+/// tokens per second f64, output tokens u32, priority i8, partial tail u8, keys
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LookupFrame {
     /// The owner of the pins.
     pub owner: u64,
@@ -23,6 +23,8 @@ pub struct LookupFrame {
     pub expires: u64,
     /// How long a seek waits, in milliseconds; 0 for a lookup.
     pub within_ms: u64,
+    /// The client's rate of computing, above 0, or 0 where it is unknown.
+    pub tokens_per_second: f64,
     /// The hint on the generated tokens.
     pub output_tokens: u32,
     /// The hint on the worth of the blocks.
@@ -37,7 +39,7 @@ impl LookupFrame {
     /// Reads a payload.
     ///
     /// # Errors
-    /// Bytes that are no lookup; more than [`KEYS_MAX`](crate::KEYS_MAX) keys.
+    /// Bytes that are no lookup; a rate that is no number, or below 0; more than [`KEYS_MAX`](crate::KEYS_MAX) keys.
     pub fn decode(payload: &[u8]) -> Result<LookupFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
         let frame = LookupFrame {
@@ -46,6 +48,7 @@ impl LookupFrame {
             lifetime_ms: reader.u64()?,
             expires: reader.u64()?,
             within_ms: reader.u64()?,
+            tokens_per_second: reader.rate("a rate of computing")?,
             output_tokens: reader.u32()?,
             priority: reader.i8()?,
             partial_tail: reader.flag("the hint on a partial tail")?,
@@ -68,6 +71,7 @@ impl LookupFrame {
             ] {
                 out.extend_from_slice(&number.to_le_bytes());
             }
+            out.extend_from_slice(&self.tokens_per_second.to_le_bytes());
             out.extend_from_slice(&self.output_tokens.to_le_bytes());
             out.extend_from_slice(&self.priority.to_le_bytes());
             out.push(self.partial_tail.into());
@@ -125,7 +129,8 @@ impl TierRun {
     }
 }
 
-/// Keeps a range of the blocks of a match and releases the rest; an empty range releases the match.
+/// Keeps a range of the blocks of a match and releases the rest; an empty range releases the match,
+/// or ends the seek of this number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NarrowFrame {
     /// The match.
@@ -159,6 +164,40 @@ impl NarrowFrame {
             out.extend_from_slice(&self.found.to_le_bytes());
             out.extend_from_slice(&self.first.to_le_bytes());
             out.extend_from_slice(&self.blocks.to_le_bytes());
+        })
+    }
+}
+
+/// Splits a match: its blocks from one on become a match of their own, in which they keep their indices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SplitFrame {
+    /// The match.
+    pub found: u64,
+    /// Index of the first block of the tail, in the match as it was found.
+    pub first: u32,
+}
+
+impl SplitFrame {
+    /// Reads a payload.
+    ///
+    /// # Errors
+    /// Bytes that are no such request.
+    pub fn decode(payload: &[u8]) -> Result<SplitFrame, FrameError> {
+        let mut reader = FieldReader::new(payload);
+        let frame = SplitFrame {
+            found: reader.u64()?,
+            first: reader.u32()?,
+        };
+        reader.end()?;
+        Ok(frame)
+    }
+
+    /// A whole frame, whose number is that of the tail.
+    #[must_use]
+    pub fn encode(&self, tail: u64) -> Vec<u8> {
+        FrameHeader::frame(FrameKind::Split, tail, |out| {
+            out.extend_from_slice(&self.found.to_le_bytes());
+            out.extend_from_slice(&self.first.to_le_bytes());
         })
     }
 }

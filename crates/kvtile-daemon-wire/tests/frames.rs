@@ -3,8 +3,8 @@
 use kvtile_daemon_wire::{
     EventChange, EventRecord, EventsFrame, FRAME_BYTES_MAX, FoundFrame, FrameError, FrameHeader,
     FrameKind, HEADER_BYTES, HoldFrame, KEYS_MAX, LoadFrame, LookupFrame, NO_TIME, NarrowFrame,
-    NumberFrame, PrefetchFrame, ReadFrameError, RefusalCode, RefusalFrame, ReleaseFrame, StopFrame,
-    StoreFrame, StoredFrame, TierRun, read_frame,
+    NumberFrame, PrefetchFrame, ReadFrameError, RefusalCode, RefusalFrame, ReleaseFrame,
+    SplitFrame, StopFrame, StoreFrame, StoredFrame, TierRun, read_frame,
 };
 
 fn lookup() -> LookupFrame {
@@ -14,6 +14,7 @@ fn lookup() -> LookupFrame {
         lifetime_ms: NO_TIME,
         expires: 3,
         within_ms: 4,
+        tokens_per_second: 1.5,
         output_tokens: 5,
         priority: -1,
         partial_tail: true,
@@ -123,6 +124,7 @@ fn frames() -> Vec<Vec<u8>> {
             events: events(),
         }
         .encode(),
+        SplitFrame { found: 1, first: 2 }.encode(22),
     ]
 }
 
@@ -134,6 +136,7 @@ fn decodes(kind: FrameKind, payload: &[u8]) -> Result<(), FrameError> {
         FrameKind::Loaded => LoadFrame::decode(payload).map(drop),
         FrameKind::Found => FoundFrame::decode(payload).map(drop),
         FrameKind::Narrow => NarrowFrame::decode(payload).map(drop),
+        FrameKind::Split => SplitFrame::decode(payload).map(drop),
         FrameKind::Hold => HoldFrame::decode(payload).map(drop),
         FrameKind::Stored => StoredFrame::decode(payload).map(drop),
         FrameKind::Refused => RefusalFrame::decode(payload).map(drop),
@@ -195,6 +198,20 @@ fn lengths_that_the_payload_does_not_have_cost_no_memory() {
         assert_eq!(
             matches!(refused, FrameError::TooMany { .. }),
             is_limit,
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn rates_that_are_none_are_refused() {
+    let mut frame = lookup();
+    for rate in [f64::NAN, f64::INFINITY, -1.0, -0.0] {
+        frame.tokens_per_second = rate;
+        let bytes = frame.encode(FrameKind::Lookup, 1).split_off(HEADER_BYTES);
+        let refused = LookupFrame::decode(&bytes).unwrap_err();
+        assert!(
+            matches!(refused, FrameError::UnknownValue { .. }),
             "{refused}"
         );
     }

@@ -95,15 +95,16 @@ fn measure(folder: &Path) -> Outcome<()> {
     let identity = Identity::new("a-model", "main", &shape(1)?)?;
     let settings = ConnectSettings::new(identity.clone()).answer_within(Duration::from_secs(20));
     let there = Cache::connect(folder.join("daemon"), settings, engine()?)?;
-    let here = Cache::open(
-        CacheSettings::new(identity).host_bytes(HOST_BYTES),
-        engine()?,
-    )?;
+    let settings = CacheSettings::new(identity).host_bytes(HOST_BYTES);
+    let here = Cache::open(settings.clone(), engine()?)?;
+    // In process, with the kind of memory that a daemon has: the kernel may have no huge pages for it.
+    let shared = Cache::builder(settings).host_memory_for_readers();
+    let shared = shared.open(engine()?)?;
     let keys: Vec<BlockKey> = (0..KEYS as u128)
         .map(|key| BlockKey::from_bytes((key + 1).to_le_bytes()))
         .collect();
     let blocks: Vec<usize> = (0..KEYS).collect();
-    for cache in [&here, &there] {
+    for cache in [&here, &shared, &there] {
         let manager = cache.manager();
         manager.fill(cache.engine(), &blocks, FillPattern::Distinct { seed: 1 })?;
         let report = cache.store(&keys, &blocks)?.wait();
@@ -114,30 +115,35 @@ fn measure(folder: &Path) -> Outcome<()> {
     let destinations: Vec<usize> = (KEYS..KEYS + LOAD_BLOCKS).collect();
     let (leading, _) = keys.split_at(LOAD_BLOCKS);
     let request = vec![0; KEYS * 16];
-    let mut times: [Vec<Duration>; 5] = Default::default();
+    let mut times: [Vec<Duration>; 6] = Default::default();
     for _ in 0..TURNS {
-        let [pings, far, near, far_loads, near_loads] = &mut times;
+        let [pings, far, near, far_loads, shared_loads, near_loads] = &mut times;
         pings.push(ping(&mut socket, &request)?);
         far.push(lookup(&there, &keys)?);
         near.push(lookup(&here, &keys)?);
         far_loads.push(load(&there, leading, &destinations)?);
+        shared_loads.push(load(&shared, leading, &destinations)?);
         near_loads.push(load(&here, leading, &destinations)?);
     }
-    let [pings, far, near, far_loads, near_loads] = times.map(percentiles);
+    let [pings, far, near, far_loads, shared_loads, near_loads] = times.map(percentiles);
     println!("microseconds, 10th 50th 90th percentile of {TURNS} turns:");
     for (what, [low, middle, high]) in [
         ("bare round trip of 8,000 bytes", pings),
         ("lookup of 500 keys, daemon", far),
         ("lookup of 500 keys, in process", near),
         ("load of 64 blocks, daemon", far_loads),
+        ("load, in process, memory for readers", shared_loads),
         ("load of 64 blocks, in process", near_loads),
     ] {
-        println!("{what:32} {low:9.1} {middle:9.1} {high:9.1}");
+        println!("{what:36} {low:9.1} {middle:9.1} {high:9.1}");
     }
     let ([_, ping, _], [_, far, _]) = (pings, far);
     let ([_, far_load, _], [_, near_load, _]) = (far_loads, near_loads);
     println!("lookup: {:.2} bare round trips", far / ping);
     println!("load: {:.2} of one in process", far_load / near_load);
+    let [_, shared_load, _] = shared_loads;
+    let share = far_load / shared_load;
+    println!("load: {share:.2} of one in process with memory for readers");
     Ok(())
 }
 

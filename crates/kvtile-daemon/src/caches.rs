@@ -14,7 +14,7 @@ use kvtile_tiers::{
 use kvtile_transfer::PhysicalLayout;
 use parking_lot::Mutex;
 
-use crate::{DaemonSettings, MoreTiers};
+use crate::{CacheMaker, DaemonSettings};
 
 /// Alignment of a block in host memory.
 const ALIGNMENT: u64 = 4096;
@@ -107,15 +107,15 @@ impl std::fmt::Display for NoCache {
 /// The caches.
 pub(crate) struct ServedCaches {
     settings: DaemonSettings,
-    tiers: Arc<MoreTiers>,
+    maker: Arc<CacheMaker>,
     slots: Mutex<BTreeMap<ServedKey, ServedSlot>>,
 }
 
 impl ServedCaches {
-    pub(crate) fn new(settings: DaemonSettings, tiers: Arc<MoreTiers>) -> ServedCaches {
+    pub(crate) fn new(settings: DaemonSettings, maker: Arc<CacheMaker>) -> ServedCaches {
         ServedCaches {
             settings,
-            tiers,
+            maker,
             slots: Mutex::default(),
         }
     }
@@ -201,10 +201,7 @@ impl ServedCaches {
             }
         }
         let stride_bytes = engine.shape().block_bytes()?.next_multiple_of(ALIGNMENT);
-        let mut builder = Cache::builder(of_cache).host_memory_for_readers();
-        for (tier, open) in (self.tiers)(identity)? {
-            builder = builder.tier(tier, open);
-        }
+        let builder = (self.maker)(of_cache)?.host_memory_for_readers();
         let cache = builder.open(engine)?;
         let host = cache.host_memory()?;
         let pool = cache.pool_stats(kvtile_blocks::events::TierId::HOST);

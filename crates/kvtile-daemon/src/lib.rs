@@ -24,6 +24,7 @@ mod settings;
 mod status;
 
 use std::{
+    io::PipeWriter,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -31,11 +32,9 @@ use std::{
     thread::JoinHandle,
 };
 
-use kvtile_layout::identity::Identity;
 use kvtile_tiers::{
     TierError,
-    cache::{FlushReport, TierSettings},
-    tier::TierOpener,
+    cache::{Cache, CacheBuilder, CacheSettings, FlushReport},
 };
 use parking_lot::Mutex;
 
@@ -48,9 +47,9 @@ use caches::ServedCaches;
 use listen::DaemonSocket;
 use session::Session;
 
-/// Opens tiers below host memory and the disk for the cache of an identity.
-pub type MoreTiers =
-    dyn Fn(&Identity) -> Result<Vec<(TierSettings, TierOpener)>, TierError> + Send + Sync;
+/// Makes the builder of the cache of an identity, from the settings that the daemon has for it. It may
+/// add tiers and other components; the daemon opens the cache.
+pub type CacheMaker = dyn Fn(CacheSettings) -> Result<CacheBuilder, TierError> + Send + Sync;
 
 /// What the threads of the daemon share.
 struct DaemonParts {
@@ -69,7 +68,8 @@ struct RunningSession {
 /// A running daemon. Dropping it stops it as [`Daemon::stop`] does.
 pub struct Daemon {
     parts: Arc<DaemonParts>,
-    listener: Option<JoinHandle<()>>,
+    /// The thread that listens, and the end of a pipe that wakes it when it is closed.
+    listener: Option<(JoinHandle<()>, PipeWriter)>,
 }
 
 /// The caches of a daemon, by their names.
@@ -107,33 +107,34 @@ impl Daemon {
     /// # Errors
     /// Settings out of range; a socket that another daemon serves, or that cannot be made.
     pub fn start(settings: DaemonSettings) -> Result<Daemon, DaemonError> {
-        Daemon::start_with(settings, Arc::new(|_| Ok(Vec::new())))
+        Daemon::start_with(settings, Arc::new(|settings| Ok(Cache::builder(settings))))
     }
 
-    /// As [`start`](Self::start), with further tiers below.
+    /// As [`start`](Self::start), with further tiers and other components of each cache.
     ///
     /// # Errors
     /// As for [`start`](Self::start).
     pub fn start_with(
         settings: DaemonSettings,
-        tiers: Arc<MoreTiers>,
+        maker: Arc<CacheMaker>,
     ) -> Result<Daemon, DaemonError> {
         settings.check()?;
         let socket = DaemonSocket::bind(&settings.socket)?;
         let parts = Arc::new(DaemonParts {
-            caches: ServedCaches::new(settings.clone(), tiers),
+            caches: ServedCaches::new(settings.clone(), maker),
             settings,
             sessions: Mutex::default(),
             is_stopping: AtomicBool::new(false),
         });
+        let (stopped, stop) = std::io::pipe().map_err(DaemonError::thread)?;
         let shared = Arc::clone(&parts);
         let thread = std::thread::Builder::new().name("kvtile-daemon".to_owned());
         let listener = thread
-            .spawn(move || listen::serve(&shared, socket))
+            .spawn(move || listen::serve(&shared, socket, &stopped))
             .map_err(DaemonError::thread)?;
         Ok(Daemon {
             parts,
-            listener: Some(listener),
+            listener: Some((listener, stop)),
         })
     }
 
@@ -165,10 +166,11 @@ impl Daemon {
     }
 
     fn end(&mut self) -> Vec<(String, FlushReport)> {
-        let Some(listener) = self.listener.take() else {
+        let Some((listener, stop)) = self.listener.take() else {
             return Vec::new();
         };
         self.parts.is_stopping.store(true, Ordering::Release);
+        drop(stop);
         // A panic of the thread is already in the log.
         let _ = listener.join();
         let sessions = std::mem::take(&mut *self.parts.sessions.lock());

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io,
+    io::{self, PipeReader},
     os::unix::{
         fs::{FileTypeExt, OpenOptionsExt, PermissionsExt},
         net::{UnixListener, UnixStream},
@@ -22,7 +22,7 @@ use rustix::{
 
 use crate::{DaemonError, DaemonParts, RunningSession, session};
 
-/// How long the listener waits before it looks whether the daemon stops, in nanoseconds.
+/// How often the listener looks for sessions that have ended, in nanoseconds.
 const LOOK_AFTER: i64 = 50_000_000;
 
 /// A socket that only this daemon serves.
@@ -80,9 +80,13 @@ impl DaemonSocket {
         })
     }
 
-    /// The next client; `None` if none came for a short time.
-    fn accept(&self) -> Option<UnixStream> {
-        let mut fds = [PollFd::new(&self.listener, PollFlags::IN)];
+    /// The next client; `None` if none came for a short time, or once the other end of `stop` is
+    /// closed.
+    fn accept(&self, stop: &PipeReader) -> Option<UnixStream> {
+        let mut fds = [
+            PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::new(stop, PollFlags::IN),
+        ];
         let time = Timespec {
             tv_sec: 0,
             tv_nsec: LOOK_AFTER,
@@ -109,11 +113,11 @@ impl Drop for DaemonSocket {
     }
 }
 
-/// Accepts clients until the daemon stops.
-pub(crate) fn serve(parts: &Arc<DaemonParts>, socket: DaemonSocket) {
+/// Accepts clients until the daemon stops, which closes the other end of `stop`.
+pub(crate) fn serve(parts: &Arc<DaemonParts>, socket: DaemonSocket, stop: &PipeReader) {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     while !parts.is_stopping.load(Ordering::Acquire) {
-        let stream = socket.accept();
+        let stream = socket.accept(stop);
         parts
             .sessions
             .lock()

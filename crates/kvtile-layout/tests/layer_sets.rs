@@ -1,5 +1,4 @@
 //! Sets of layers against a list of layers.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeSet;
 

@@ -199,7 +199,7 @@ impl PyIdentity {
 }
 
 /// The message of a JSON error, without Rust's type names.
-fn plain(error: &serde_json::Error) -> String {
+pub(crate) fn plain(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let mut words: Vec<&str> = Vec::new();
     let mut rest = text.split(' ');
@@ -229,7 +229,7 @@ pub(crate) fn texts_of(extra: Option<Bound<'_, PyDict>>) -> PyResult<BTreeMap<St
 }
 
 /// A rotary embedding from Hugging Face's field names.
-fn rope_of(rope: &Bound<'_, PyDict>) -> PyResult<Rope> {
+pub(crate) fn rope_of(rope: &Bound<'_, PyDict>) -> PyResult<Rope> {
     let py = rope.py();
     let mut kind = "default".to_owned();
     let mut base = None;

@@ -10,7 +10,7 @@
 //! | `tensor` | reads DLPack, array interface and buffers; the only unsafe code here |
 //! | `layout` | words and presets over tensors |
 //! | `plan`, `transfer` | copy plans and copies |
-//! | `identity`, `keys` | identities and block keys |
+//! | `identity`, `model`, `keys` | identities, models with groups of layers, block keys |
 //! | `cache` | the cache, its matches, statistics and events |
 //! | `publish` | publishing events for routers |
 //! | `shared` | the shared tier, and stores that Python implements |
@@ -31,6 +31,7 @@ mod http;
 mod identity;
 mod keys;
 mod layout;
+mod model;
 mod order;
 mod pickle;
 mod plan;
@@ -68,6 +69,8 @@ mod _kvtile {
     use crate::keys::{PyTokenHasher, PyTokenSequence};
     #[pymodule_export]
     use crate::layout::PyLayout;
+    #[pymodule_export]
+    use crate::model::{PyModelGroup, PyModelIdentity};
     #[pymodule_export]
     use crate::order::PyEvictionOrder;
     #[pymodule_export]

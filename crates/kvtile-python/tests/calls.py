@@ -50,6 +50,7 @@ SETTINGS = {
     "shared": None,
     "shared_lifetime": 60.0,
     "shared_bundle_blocks": 2,
+    "shared_compress": True,
     "shared_staging_bytes": 8 << 20,
     "shared_within": 5.0,
     "policy": "arc",
@@ -69,6 +70,7 @@ STORE_SETTINGS = {
     "answer_within": 5.0,
     "shared_lifetime": 60.0,
     "shared_bundle_blocks": 1,
+    "shared_compress": True,
     "shared_staging_bytes": 8 << 20,
     "shared_within": 5.0,
     "staging_bytes": 1 << 20,
@@ -94,6 +96,8 @@ class World:
         self.layout = kvtile.Layout("BLKNHC", shape=self.shape, tensors=self.tensor)
         self.other = kvtile.Layout("BHLKNC", shape=self.shape, tensors=np.zeros(size, "float32"))
         self.identity = kvtile.Identity("a/model", "1", self.shape, rope={"rope_theta": 1e4})
+        self.model_group = kvtile.ModelGroup("window", self.shape, rule="window", tokens=128, layers=[1, 3])
+        self.model = kvtile.ModelIdentity("a/model", "1", [self.model_group])
         self.hasher = kvtile.TokenHasher(self.identity)
         self.keys = self.hasher.keys(range(16))
         self.cache = self.open(workers=1)
@@ -184,6 +188,8 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         ),
         "Snapshot": (w.cache.snapshot, ["__len__"]),
         "Identity": (lambda: w.identity, ["to_json", "__repr__", "__hash__"]),
+        "ModelGroup": (lambda: w.model_group, ["__repr__"]),
+        "ModelIdentity": (lambda: w.model, ["to_json", "__repr__", "__hash__"]),
         "Layout": (lambda: w.layout, ["describe", "__repr__", "_repr_html_"]),
         "Shape": (lambda: w.shape, ["__repr__", "__hash__"]),
         "Plane": (lambda: w.shape.planes[0], ["__repr__", "__hash__"]),
@@ -243,6 +249,29 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "Identity.from_hf_config": lambda: (kvtile.Identity.from_hf_config, {"config": config(), "page_size": 4}),
         "Identity.from_json": lambda: (kvtile.Identity.from_json, {"text": w.identity.to_json()}),
         "Identity.difference": lambda: (w.identity.difference, {"other": w.identity}),
+        "ModelGroup": lambda: (
+            kvtile.ModelGroup,
+            {
+                "name": "window",
+                "shape": w.shape,
+                "rule": "window",
+                "tokens": 128,
+                "layers": [1, 3],
+                "rope": {"rope_type": "default", "rope_theta": 1e4},
+                "draft": False,
+                "extra": {"scales": "x"},
+            },
+        ),
+        "ModelGroup.needs": lambda: (w.model_group.needs, {"stop": 16}),
+        "ModelIdentity": lambda: (
+            kvtile.ModelIdentity,
+            {"model": "a", "revision": "1", "groups": [w.model_group], "extra": {"lora": "x"}},
+        ),
+        "ModelIdentity.of": lambda: (kvtile.ModelIdentity.of, {"identity": w.identity}),
+        "ModelIdentity.from_hf_config": lambda: (kvtile.ModelIdentity.from_hf_config, {"config": config(), "page_size": 4}),
+        "ModelIdentity.from_json": lambda: (kvtile.ModelIdentity.from_json, {"text": w.model.to_json()}),
+        "ModelIdentity.group_identity": lambda: (w.model.group_identity, {"name": "window"}),
+        "ModelIdentity.difference": lambda: (w.model.difference, {"other": w.model}),
         "TokenHasher": lambda: (
             kvtile.TokenHasher,
             {"identity": w.identity, "salt": "", "profile": "router", "seed": 1, "page_size": 4},

@@ -85,7 +85,7 @@ RUST = re.compile(
 )
 
 # The config reader has its own tests.
-ELSEWHERE = {("Shape.from_hf_config", "config"), ("Identity.from_hf_config", "config")}
+ELSEWHERE = {(f"{name}.from_hf_config", "config") for name in ("Shape", "Identity", "ModelIdentity")}
 
 # Valid settings that would really allocate: threads, memory and disk space.
 AS_ASKED = {("Cache", "host_bytes", 1 << 31)}
@@ -173,6 +173,9 @@ TAKES_NUMBERS = {
     "Shape.with_num_blocks": ["num_blocks"],
     "Shape.from_hf_config": ["page_size"],
     "Identity.from_hf_config": ["page_size"],
+    "ModelGroup": ["tokens"],
+    "ModelGroup.needs": ["stop"],
+    "ModelIdentity.from_hf_config": ["page_size"],
     "TokenHasher": ["seed", "page_size"],
     "TokenSequence.mark": ["start", "stop"],
     "TokenSequence.truncate": ["length"],

@@ -97,9 +97,25 @@ def test_two_caches_share_the_blocks_of_a_daemon_and_outlive_it(daemon: Daemon, 
         assert first.load(found, range(BLOCKS, 2 * BLOCKS)).wait(30).from_tiers == {"disk": BLOCKS}
 
 
+def test_an_engine_that_computes_faster_than_a_disk_loads_misses_its_blocks(daemon: Daemon, engine: Engine) -> None:
+    keys = engine.hasher.keys(tokens(BLOCKS * PAGE, 0))
+    for block in range(BLOCKS):
+        engine.compute(block, block)
+    with connected(engine, daemon) as slow, connected(engine, daemon, recompute_tokens_per_second=1e12) as fast:
+        assert slow.store(keys, range(BLOCKS)).wait(30).stored == BLOCKS
+        assert slow.evict("host", BLOCKS) == BLOCKS
+        # The first load measures the disk.
+        assert slow.load(slow.lookup(keys[:2]), range(BLOCKS, BLOCKS + 2)).wait(30).from_tiers == {"disk": 2}
+        assert len(slow.lookup(keys)) == BLOCKS
+        assert len(fast.lookup(keys)) == 2
+        assert fast.stats()["misses"]["slower_than_computing"] == BLOCKS - 2
+
+
 def test_settings_of_the_daemon_are_refused_by_name(daemon: Daemon, engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(kvtile.SettingsError, match="host_bytes has no effect with connect"):
         connected(engine, daemon, host_bytes=1 << 20)
+    with pytest.raises(kvtile.SettingsError, match="finite number above 0|rate"):
+        connected(engine, daemon, recompute_tokens_per_second=0.0)
     with pytest.raises(kvtile.SettingsError, match="without connect"):
         kvtile.Cache(engine.identity, engine.layout, connect_within=1.0)
     with pytest.raises(kvtile.DaemonError, match="kvtile serve"):

@@ -75,6 +75,39 @@ def test_planes_of_unequal_width_are_tensors_of_unequal_shape(word: str, planes:
         kvtile.Layout(word, shape=unequal, tensors=[engine[0], engine[1], engine[2], engine[3].reshape(5, -1)])
 
 
+def test_tensors_by_plane_have_types_and_axes_of_their_own() -> None:
+    """The state of a recurrent layer: a convolution in float16 and a matrix in float32."""
+    states = kvtile.Shape(
+        num_blocks=3, num_layers=2, page_size=4,
+        planes=[
+            kvtile.Plane("conv", "float16", per_page=True, W=3, C=8),
+            kvtile.Plane("recurrent", "float32", per_page=True, H=2, D=4, C=4),
+        ],
+    )
+    numbers = np.random.default_rng(3)
+    conv = [numbers.random((3, 3, 8)).astype("float16") for _ in range(2)]
+    recurrent = [numbers.random((3, 2, 4, 4), dtype="float32") for _ in range(2)]
+    mixed = kvtile.Layout("LK|BWHDC", shape=states, tensors=[conv[0], recurrent[0], conv[1], recurrent[1]])
+    named = kvtile.Layout("LK|BWHDC", shape=states, tensors={"recurrent": recurrent, "conv": tuple(conv)})
+    assert mixed.describe() == named.describe()
+    stored = np.zeros(states.block_bytes * 3, "uint8")
+    kvtile.copy_blocks(named, kvtile.Layout("BLKWHDC", shape=states, tensors=stored), range(3))
+    expected = b"".join(tensor[block].tobytes() for block in range(3) for layer in range(2) for tensor in (conv[layer], recurrent[layer]))
+    assert stored.tobytes() == expected
+    for tensors, message in [
+        ({"conv": conv}, "no plane recurrent"),
+        ({"conv": conv[:1], "recurrent": recurrent}, r'tensors\["conv"\] has 1, and the plane has 2'),
+        ({"conv": conv, "recurrent": recurrent, "k": conv}, r'tensors\["k"\] has 2, and the plane has 0'),
+        ({"conv": recurrent, "recurrent": conv}, "tensor 0 has dtype f32, but plane conv is f16"),
+        ({}, "no plane conv"),
+    ]:
+        with pytest.raises(kvtile.TensorError, match=message):
+            kvtile.Layout("LK|BWHDC", shape=states, tensors=tensors)
+    plain = shape()
+    with pytest.raises(kvtile.TensorError, match="the planes k, v share tensors in L|BHNKC; give tensors as a list"):
+        kvtile.Layout("L|BHNKC", shape=plain, tensors={"k": [], "v": []})
+
+
 def test_foreign_byte_order_is_refused() -> None:
     plain = shape()
     foreign = ctypes.c_float.__ctype_be__ if sys.byteorder == "little" else ctypes.c_float.__ctype_le__

@@ -15,14 +15,16 @@
 //!
 //! It does not show the speed of anything, how PCIe or the memory of a device behave, or faults of real drivers.
 //! Streams do not belong to threads here, so races among the threads of a host are left to other tools. Kernels are
-//! executed by a [`kernel::KernelEngine`].
+//! executed by a [`kernel::KernelEngine`]: [`PtxEngine`] interprets their text.
 
 mod fake;
 pub mod kernel;
 mod options;
+mod ptx;
 mod world;
 
 pub use options::StandinOptions;
+pub use ptx::PtxEngine;
 pub use world::Complaint;
 
 use kvtile_device::{DeviceError, Driver, DriverTable};

@@ -6,15 +6,12 @@ use std::{path::PathBuf, sync::Arc, sync::mpsc, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 use kvtile::{
-    Identity, TierError, TierId,
+    Cache, TierError, TierId,
     shared::{
         store::Deadline,
         tier::{SharedTier, SharedTierSettings},
     },
-    tiers::{
-        cache::{TierSettings, TierWrites},
-        tier::TierOpener,
-    },
+    tiers::cache::{TierSettings, TierWrites},
 };
 use kvtile_daemon::{Daemon, DaemonDisk, DaemonSettings, ServedCache};
 use kvtile_http::CacheReport;
@@ -69,6 +66,9 @@ pub struct ServeArgs {
     /// A store that the daemons of other machines use too: a folder or a URL, as for `kvtile cache sweep`
     #[arg(long, value_name = "STORE")]
     shared: Option<String>,
+    /// Compress blocks for the store, without loss; every daemon reads compressed blocks
+    #[arg(long, requires = "shared")]
+    shared_compress: bool,
     /// Models, or ranks of one, at a time; each has an equal, fixed share of host memory and disk
     #[arg(long, value_name = "N", default_value_t = 1)]
     identities: usize,
@@ -143,8 +143,8 @@ fn serve(args: &ServeArgs) -> Result<(), CliError> {
         value: String::new(),
         problem: error.to_string(),
     })?;
-    let tiers = shared_tiers(args.shared.as_deref())?;
-    let daemon = Daemon::start_with(settings.clone(), tiers)?;
+    let maker = cache_maker(args.shared.as_deref(), args.shared_compress)?;
+    let daemon = Daemon::start_with(settings.clone(), maker)?;
     output::print(&format!("serving {}\n", settings.socket.display()))?;
     let page = args.http.as_deref().map(|address| {
         let caches = daemon.open_caches();
@@ -177,19 +177,22 @@ fn not_durable(flushed: &kvtile::FlushReport) -> usize {
     lost.min(flushed.wanted)
 }
 
-/// The shared tier of each cache, over one store.
-fn shared_tiers(store: Option<&str>) -> Result<Arc<kvtile_daemon::MoreTiers>, CliError> {
+/// Makes the caches, each with a shared tier over one store if there is one.
+fn cache_maker(
+    store: Option<&str>,
+    compress: bool,
+) -> Result<Arc<kvtile_daemon::CacheMaker>, CliError> {
     let Some(text) = store else {
-        return Ok(Arc::new(|_: &Identity| Ok(Vec::new())));
+        return Ok(Arc::new(|settings| Ok(Cache::builder(settings))));
     };
     let by = Deadline::within(Duration::from_secs(60));
     let store = kvtile_shared_open::open_store(text, by).map_err(TierError::outside)?;
-    Ok(Arc::new(move |_: &Identity| {
-        let settings = SharedTierSettings::new();
+    Ok(Arc::new(move |of_cache| {
+        let settings = SharedTierSettings::new().compress(compress);
         let tier = TierSettings::default()
             .writes(TierWrites::AtOnce)
             .answer_within(settings.read_within.max(settings.write_within));
         let open = SharedTier::opener(TierId::SHARED, Arc::clone(&store), settings);
-        Ok(vec![(tier, Box::new(open) as TierOpener)])
+        Ok(Cache::builder(of_cache).tier(tier, open))
     }))
 }

@@ -28,7 +28,10 @@ pub(super) fn serve(
     let call: CallMessage = serde_json::from_slice(payload)
         .map_err(|error| protocol(number, format!("the call is none: {error}")))?;
     let does_io = match call {
-        CallMessage::Stats | CallMessage::TierStats { .. } | CallMessage::Overdue => false,
+        CallMessage::Stats
+        | CallMessage::TierStats { .. }
+        | CallMessage::TierHealth { .. }
+        | CallMessage::Overdue => false,
         // Further calls may be added to the enum; they are safe on a thread.
         _ => true,
     };
@@ -74,6 +77,7 @@ fn answer_of(cache: &Cache, call: &CallMessage) -> Result<CallAnswer, RefusalFra
             let stats = cache.tier_stats(*tier).map(Box::new);
             Ok(CallAnswer::TierStats(stats))
         }
+        CallMessage::TierHealth { tier } => Ok(CallAnswer::TierHealth(cache.tier_health(*tier))),
         CallMessage::Overdue => {
             let pins = cache.overdue();
             let message = pins.iter().map(|pin| PinMessage {

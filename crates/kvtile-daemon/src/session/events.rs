@@ -3,6 +3,8 @@
 use kvtile_blocks::events::{Event, EventKind, EventSubscriber, StoredBlock, TierId};
 use kvtile_daemon_wire::{EVENTS_MAX, EventChange, EventRecord, EventsFrame};
 
+use kvtile_tiers::cache::EVENT_CAPACITY_MAX;
+
 use super::ClientFacts;
 
 /// What a client has been sent.
@@ -32,6 +34,19 @@ impl SessionEvents {
         };
         let events: Vec<EventRecord> = snapshot.blocks.iter().filter_map(record).collect();
         frames(&events, true)
+    }
+
+    /// The changes since the last call, as many as the log can have.
+    pub(super) fn all_changes(&mut self, client: &ClientFacts) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        for _ in 0..=EVENT_CAPACITY_MAX / EVENTS_MAX {
+            let mut frames = self.changes(client);
+            if frames.is_empty() {
+                break;
+            }
+            all.append(&mut frames);
+        }
+        all
     }
 
     /// The changes since the last call.

@@ -19,7 +19,12 @@ use super::{ClientFacts, OutboxItem, pins::SessionPins};
 
 /// A job of the cache.
 pub(super) enum SessionJob {
-    Hold(Completion<HoldReport>),
+    /// A hold of blocks of match `found` from block `first` on.
+    Hold {
+        completion: Completion<HoldReport>,
+        found: u64,
+        first: usize,
+    },
     Store(Completion<StoreReport>),
     Prefetch(Completion<LoadReport>),
     /// A call that a thread of its own makes. Nothing is to be polled.
@@ -53,7 +58,7 @@ pub(super) struct SessionJobs {
 
 /// The end of a job.
 enum EndedJob {
-    Hold(HoldReport),
+    Hold(HoldReport, u64, usize),
     Store(StoreReport),
     Prefetch(LoadReport),
 }
@@ -110,6 +115,17 @@ impl SessionJobs {
         self.running.lock().seeks.push((number, seek));
     }
 
+    /// Ends a seek whose match the client has dropped.
+    pub(super) fn end_seek(&self, number: u64) {
+        let mut running = self.running.lock();
+        let unwanted = running
+            .seeks
+            .extract_if(.., |(one, _)| *one == number)
+            .collect::<Vec<_>>();
+        drop(running);
+        drop(unwanted);
+    }
+
     pub(super) fn has_seeks(&self) -> bool {
         !self.running.lock().seeks.is_empty()
     }
@@ -149,7 +165,9 @@ impl SessionJobs {
         drop(running);
         drop(job);
         Some(match ended {
-            EndedJob::Hold(report) => hold_reply(client, pins, number, report),
+            EndedJob::Hold(report, found, first) => {
+                hold_reply(client, pins, (number, found, first), report)
+            }
             EndedJob::Store(report) => frame_of_store(&report).encode(number),
             EndedJob::Prefetch(report) => {
                 frame_of_load(&report, &client.tiers, Vec::new()).encode(number)
@@ -169,7 +187,7 @@ impl SessionJobs {
         drop(seeks);
         for job in jobs.values() {
             match job {
-                SessionJob::Hold(completion) => completion.cancel(),
+                SessionJob::Hold { completion, .. } => completion.cancel(),
                 SessionJob::Prefetch(completion) => completion.cancel(),
                 SessionJob::Store(completion) => completion.cancel(),
                 SessionJob::Call => {}
@@ -183,13 +201,16 @@ impl SessionJobs {
     }
 }
 
-/// Pins the blocks of a hold for the client, and reports their numbers.
-fn hold_reply(
+/// The end of hold `number` of match `found` from block `first` on: pins its blocks for the client, gives
+/// the rest back to the match, and reports the numbers of the blocks.
+pub(super) fn hold_reply(
     client: &ClientFacts,
     pins: &SessionPins,
-    number: u64,
+    (number, found, first): (u64, u64, usize),
     report: HoldReport,
 ) -> Vec<u8> {
+    let next = first + report.load.blocks;
+    pins.hold_ended(found, report.take_rest().map(|rest| (next, rest)));
     let ids: Vec<u32> = report.held.ids().iter().map(|id| id.0).collect();
     let frame = frame_of_load(&report.load, &client.tiers, ids);
     let has_blocks = !frame.ids.is_empty();
@@ -216,7 +237,14 @@ fn poll(job: &mut SessionJob, waker: &Waker) -> Option<EndedJob> {
     }
     let context = &mut Context::from_waker(waker);
     match job {
-        SessionJob::Hold(completion) => ended(completion, context).map(EndedJob::Hold),
+        SessionJob::Hold {
+            completion,
+            found,
+            first,
+        } => {
+            let (found, first) = (*found, *first);
+            ended(completion, context).map(|report| EndedJob::Hold(report, found, first))
+        }
         SessionJob::Store(completion) => ended(completion, context).map(EndedJob::Store),
         SessionJob::Prefetch(completion) => ended(completion, context).map(EndedJob::Prefetch),
         SessionJob::Call => None,

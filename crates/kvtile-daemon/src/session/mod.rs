@@ -30,7 +30,7 @@ use std::{
 
 use kvtile_blocks::events::TierId;
 use kvtile_daemon_wire::{
-    FrameHeader, FrameKind, ReadFrameError, RefusalCode, RefusalFrame, read_frame,
+    FrameHeader, FrameKind, NumberFrame, ReadFrameError, RefusalCode, RefusalFrame, read_frame,
 };
 use kvtile_transfer::LayoutHandle;
 use parking_lot::Mutex;
@@ -60,6 +60,8 @@ enum OutboxItem {
     Seek,
     /// The client subscribes to events.
     Subscribe,
+    /// The client waits for the events up to now.
+    Settle(u64),
     /// The session ends.
     End,
 }
@@ -265,6 +267,13 @@ impl Session {
                     for frame in events.begin(client) {
                         self.send(&frame);
                     }
+                }
+                Ok(OutboxItem::Settle(number)) => {
+                    for frame in events.all_changes(client) {
+                        self.send(&frame);
+                    }
+                    let reply = NumberFrame { number: 0 };
+                    self.send(&reply.encode(FrameKind::Number, number));
                 }
                 Ok(OutboxItem::End) | Err(RecvTimeoutError::Disconnected) => return,
             }

@@ -1,19 +1,64 @@
 //! The matches and holds of a client: all pins that it has.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
 use kvtile_tiers::cache::{Match, serving::HostHold};
 use parking_lot::Mutex;
 
-/// A match, from its block `first` on.
+/// A match. Holds take blocks out of it, and those without room in host memory return to it.
 struct PinnedMatch {
-    found: Match,
-    /// Index of its first block in the match as it was found.
-    first: usize,
+    /// Its blocks, by the index of the first one of each piece in the match as it was found.
+    pieces: BTreeMap<usize, Match>,
+    /// Holds in progress that may give blocks back.
+    holds: usize,
     since: Instant,
+}
+
+impl PinnedMatch {
+    fn is_over(&self) -> bool {
+        self.pieces.is_empty() && self.holds == 0
+    }
+
+    /// Takes the blocks from index `first` on.
+    fn split_off(&mut self, first: usize) -> BTreeMap<usize, Match> {
+        let mut tail = self.pieces.split_off(&first);
+        if let Some((&at, piece)) = self.pieces.iter_mut().next_back() {
+            let rest = piece.split_off(first - at);
+            if rest.blocks() > 0 {
+                tail.insert(first, rest);
+            }
+            if piece.blocks() == 0 {
+                self.pieces.remove(&at);
+            }
+        }
+        tail
+    }
+
+    /// Takes `blocks` blocks from index `first` on; `None`, and nothing is taken, if it does not have
+    /// them in one piece.
+    fn take(&mut self, first: usize, blocks: usize) -> Option<Match> {
+        let mut tail = self.split_off(first);
+        let piece = tail.remove(&first);
+        let taken = match piece {
+            Some(mut piece) if piece.blocks() >= blocks => {
+                let rest = piece.split_off(blocks);
+                if rest.blocks() > 0 {
+                    tail.insert(first + blocks, rest);
+                }
+                Some(piece)
+            }
+            Some(piece) => {
+                tail.insert(first, piece);
+                None
+            }
+            None => None,
+        };
+        self.pieces.append(&mut tail);
+        taken
+    }
 }
 
 /// Blocks that the client copies.
@@ -52,11 +97,17 @@ impl SessionPins {
     /// Adds a match. A match that replaces another one of the same number is the client's mistake,
     /// and releases the older one.
     pub(super) fn add_match(&self, number: u64, found: Match) {
+        if found.blocks() > 0 {
+            self.add_pieces(number, BTreeMap::from([(0, found)]));
+        }
+    }
+
+    fn add_pieces(&self, number: u64, pieces: BTreeMap<usize, Match>) {
         let mut pins = self.pins.lock();
-        if !pins.is_ended && found.blocks() > 0 {
+        if !pins.is_ended && !pieces.is_empty() {
             let pinned = PinnedMatch {
-                found,
-                first: 0,
+                pieces,
+                holds: 0,
                 since: Instant::now(),
             };
             let older = pins.matches.insert(number, pinned);
@@ -65,41 +116,59 @@ impl SessionPins {
         }
     }
 
+    /// Changes a match, and removes it if it is over. The change drops no pins: the lock is held.
+    fn change<T>(&self, number: u64, change: impl FnOnce(&mut PinnedMatch) -> T) -> Option<T> {
+        let mut pins = self.pins.lock();
+        let pinned = pins.matches.get_mut(&number)?;
+        let changed = change(pinned);
+        if pinned.is_over() {
+            pins.matches.remove(&number);
+        }
+        Some(changed)
+    }
+
     /// Keeps `blocks` blocks of a match from block `first` on. A match that was released or taken back does not come back.
     pub(super) fn narrow(&self, number: u64, first: usize, blocks: usize) {
-        let taken = self.pins.lock().matches.remove(&number);
-        let Some(mut pinned) = taken.filter(|_| blocks > 0) else {
-            return;
-        };
-        pinned.found = pinned
-            .found
-            .skip(first.saturating_sub(pinned.first))
-            .truncate(blocks);
-        pinned.first = first.max(pinned.first);
-        let mut pins = self.pins.lock();
-        if !pins.is_ended {
-            pins.matches.insert(number, pinned);
+        if blocks == 0 {
+            let released = self.pins.lock().matches.remove(&number);
+            return drop(released);
+        }
+        let dropped = self.change(number, |pinned| {
+            let behind = pinned.split_off(first.saturating_add(blocks));
+            let kept = pinned.split_off(first);
+            (behind, std::mem::replace(&mut pinned.pieces, kept))
+        });
+        drop(dropped);
+    }
+
+    /// Makes the blocks of a match from block `first` on a match of their own. Without room for another
+    /// match they are released.
+    pub(super) fn split(&self, number: u64, first: usize, tail: u64) {
+        let has_room = self.has_room();
+        let pieces = self.change(number, |pinned| pinned.split_off(first));
+        if let Some(pieces) = pieces.filter(|_| has_room) {
+            self.add_pieces(tail, pieces);
         }
     }
 
-    /// Takes `blocks` blocks from block `first` on out of a match, and drops those before them;
-    /// `None` if the match does not have them.
+    /// Takes `blocks` blocks from block `first` on out of a match, for a hold that ends with
+    /// [`hold_ended`](Self::hold_ended); `None` if the match does not have them.
     pub(super) fn take_piece(&self, number: u64, first: usize, blocks: usize) -> Option<Match> {
-        let mut pinned = self.pins.lock().matches.remove(&number)?;
-        let skipped = first.checked_sub(pinned.first)?;
-        let mut piece = pinned.found.skip(skipped);
-        if piece.blocks() < blocks {
-            return None;
-        }
-        pinned.found = piece.split_off(blocks);
-        pinned.first = first + blocks;
-        if pinned.found.blocks() > 0 {
-            let mut pins = self.pins.lock();
-            if !pins.is_ended {
-                pins.matches.insert(number, pinned);
-            }
-        }
-        Some(piece)
+        let taken = self.change(number, |pinned| {
+            let piece = pinned.take(first, blocks)?;
+            pinned.holds += 1;
+            Some(piece)
+        });
+        taken.flatten()
+    }
+
+    /// Gives the blocks from block `first` on back to a match that was not released since a hold took
+    /// them.
+    pub(super) fn hold_ended(&self, number: u64, rest: Option<(usize, Match)>) {
+        let _ = self.change(number, |pinned| {
+            pinned.holds = pinned.holds.saturating_sub(1);
+            pinned.pieces.extend(rest);
+        });
     }
 
     /// Adds a hold; false if the session has ended.

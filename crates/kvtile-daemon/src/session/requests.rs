@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use kvtile_blocks::BlockKey;
 use kvtile_daemon_wire::{
     FoundFrame, FrameError, FrameHeader, FrameKind, HoldFrame, KeyBytes, LookupFrame, NarrowFrame,
-    NumberFrame, PrefetchFrame, RefusalCode, RefusalFrame, ReleaseFrame, StoreFrame,
+    NumberFrame, PrefetchFrame, RefusalCode, RefusalFrame, ReleaseFrame, SplitFrame, StoreFrame,
 };
 use kvtile_tiers::{
     RequestError, TierError,
@@ -15,7 +15,11 @@ use kvtile_tiers::{
     },
 };
 
-use super::{ClientFacts, OutboxItem, Session, SessionEnd, calls, jobs::SessionJob, protocol};
+use super::{
+    ClientFacts, OutboxItem, Session, SessionEnd, calls,
+    jobs::{SessionJob, hold_reply},
+    protocol,
+};
 
 /// The refusal of a request that the cache refuses.
 pub(super) fn refusal_of(error: &TierError) -> RefusalFrame {
@@ -66,7 +70,14 @@ pub(super) fn serve(
         FrameKind::Narrow => {
             let frame = NarrowFrame::decode(payload).map_err(wire)?;
             let (first, blocks) = (count(frame.first), count(frame.blocks));
+            if blocks == 0 {
+                session.jobs.end_seek(frame.found);
+            }
             session.pins.narrow(frame.found, first, blocks);
+        }
+        FrameKind::Split => {
+            let frame = SplitFrame::decode(payload).map_err(wire)?;
+            session.pins.split(frame.found, count(frame.first), number);
         }
         FrameKind::Hold => {
             let frame = HoldFrame::decode(payload).map_err(wire)?;
@@ -103,6 +114,9 @@ pub(super) fn serve(
         FrameKind::Subscribe => {
             // The outbox lives as long as the reader.
             let _ = session.outbox.send(OutboxItem::Subscribe);
+        }
+        FrameKind::Settle => {
+            let _ = session.outbox.send(OutboxItem::Settle(number));
         }
         FrameKind::Call => calls::serve(session, client, (number, payload))?,
         kind => return Err(protocol(number, format!("{kind:?} from a client"))),
@@ -162,10 +176,24 @@ fn hold(session: &Session, client: &ClientFacts, (number, frame): (u64, &HoldFra
         .within(time_of(frame.within_ms));
     match client.cache.cache().hold(piece, &options) {
         Ok(completion) => {
-            let job = SessionJob::Hold(completion);
+            let found = frame.found;
+            // Blocks that are all in host memory need no other thread.
+            if let Some(report) = completion.try_result() {
+                let of = (number, found, first);
+                let reply = hold_reply(client, &session.pins, of, report);
+                return session.send(&reply);
+            }
+            let job = SessionJob::Hold {
+                completion,
+                found,
+                first,
+            };
             session.jobs.add(number, job, &session.outbox);
         }
-        Err(error) => session.refuse(number, &refusal_of(&error)),
+        Err(error) => {
+            session.pins.hold_ended(frame.found, None);
+            session.refuse(number, &refusal_of(&error));
+        }
     }
 }
 

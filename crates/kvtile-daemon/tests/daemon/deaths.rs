@@ -8,7 +8,10 @@ use std::{
 };
 
 use kvtile_daemon::{Daemon, DaemonSettings};
-use kvtile_tiers::cache::{Cache, LoadStop, StoreStop};
+use kvtile_tiers::{
+    cache::{Cache, LoadStop, StoreStop},
+    metrics::MissReason,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::common::{
@@ -105,10 +108,8 @@ fn a_lease_that_ends_costs_the_load_and_no_wrong_byte() {
     eventually("the match is kept", || is_idle(&daemon));
     let report = cache.load(found, &[0, 1, 2, 3, 4, 5]).unwrap().wait();
     assert_eq!(report.blocks, 0);
-    assert!(
-        matches!(report.stopped, Some(LoadStop::Refused(_))),
-        "{report:?}"
-    );
+    assert!(matches!(report.stopped, Some(LoadStop::Lost)), "{report:?}");
+    assert_eq!(cache.stats().lost_hits[&MissReason::Evicted], 6);
     assert_eq!(load(&cache, &keys, 20).blocks, 6);
 }
 

@@ -21,6 +21,8 @@ class SharedOptions(Protocol):
     def shared_within(self) -> float | None: ...
     @property
     def shared_lifetime(self) -> float | None: ...
+    @property
+    def shared_compress(self) -> bool | None: ...
 
 
 def check_shared(where: str, given: Mapping[str, object], options: SharedOptions) -> None:
@@ -51,6 +53,7 @@ def keywords_of(options: SharedOptions) -> dict[str, Any]:
     found = {
         "shared": options.shared,
         "shared_lifetime": options.shared_lifetime,
+        "shared_compress": options.shared_compress,
         "shared_bundle_blocks": getattr(options, "shared_bundle_blocks", None),
     }
     return {name: value for name, value in found.items() if value is not None}

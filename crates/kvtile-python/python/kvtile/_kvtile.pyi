@@ -22,6 +22,8 @@ __all__ = [
     "Layout",
     "LoadReport",
     "Match",
+    "ModelGroup",
+    "ModelIdentity",
     "Plan",
     "Plane",
     "Seek",
@@ -159,14 +161,14 @@ class Layout:
         word: str,
         *,
         shape: Shape,
-        tensors: _Tensor | Sequence[_Tensor] | None = None,
+        tensors: _Tensor | Sequence[_Tensor] | Mapping[str, _Tensor | Sequence[_Tensor]] | None = None,
     ) -> Self: ...
     @staticmethod
     def preset(
         name: str,
         *,
         shape: Shape,
-        tensors: _Tensor | Sequence[_Tensor] | None = None,
+        tensors: _Tensor | Sequence[_Tensor] | Mapping[str, _Tensor | Sequence[_Tensor]] | None = None,
     ) -> Layout: ...
     @property
     def word(self) -> str: ...
@@ -273,6 +275,86 @@ class Identity:
     @property
     def model_fingerprint(self) -> str: ...
     def difference(self, other: Identity) -> str | None: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self, /) -> int: ...
+
+@final
+class ModelGroup:
+    def __new__(
+        cls,
+        name: str,
+        shape: Shape,
+        *,
+        rule: Literal["full", "window", "chunk", "stop"] = "full",
+        tokens: int | None = None,
+        layers: Sequence[int] | None = None,
+        rope: Mapping[str, Any] | None = None,
+        draft: bool = False,
+        extra: Mapping[str, str] | None = None,
+    ) -> Self: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def rule(self) -> Literal["full", "window", "chunk", "stop"]: ...
+    @property
+    def tokens(self) -> int | None: ...
+    @property
+    def layers(self) -> list[int]: ...
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def draft(self) -> bool: ...
+    @property
+    def extra(self) -> dict[str, str]: ...
+    def needs(self, stop: int) -> range: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+
+@final
+class ModelIdentity:
+    def __new__(
+        cls,
+        model: str,
+        revision: str,
+        groups: Sequence[ModelGroup],
+        *,
+        extra: Mapping[str, str] | None = None,
+    ) -> Self: ...
+    @staticmethod
+    def of(identity: Identity) -> ModelIdentity: ...
+    @staticmethod
+    def from_hf_config(
+        config: str | os.PathLike[str] | Mapping[str, Any] | Any,
+        *,
+        page_size: int | Mapping[str, int],
+        dtype: _DtypeLike | None = ...,
+        state_dtype: _DtypeLike | None = ...,
+        model: str | None = ...,
+        revision: str | None = ...,
+        extra: Mapping[str, str] | None = ...,
+        max_model_len: int | None = ...,
+        text_only: bool = ...,
+    ) -> ModelIdentity: ...
+    @staticmethod
+    def from_json(text: str) -> ModelIdentity: ...
+    def to_json(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def extra(self) -> dict[str, str]: ...
+    @property
+    def groups(self) -> dict[str, ModelGroup]: ...
+    @property
+    def unit(self) -> int: ...
+    @property
+    def chain(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def group_identity(self, name: str) -> Identity: ...
+    def difference(self, other: ModelIdentity) -> str | None: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
     def __hash__(self, /) -> int: ...
@@ -585,6 +667,7 @@ class BlockStore:
         shared: str | os.PathLike[str] | SharedTier | None = ...,
         shared_lifetime: float | None = ...,
         shared_bundle_blocks: int | None = ...,
+        shared_compress: bool = ...,
         shared_staging_bytes: int | None = ...,
         shared_within: float | None = ...,
         staging_bytes: int | None = ...,
@@ -674,6 +757,7 @@ class Cache:
         shared: str | os.PathLike[str] | SharedTier | None = ...,
         shared_lifetime: float | None = ...,
         shared_bundle_blocks: int | None = ...,
+        shared_compress: bool = ...,
         shared_staging_bytes: int | None = ...,
         shared_within: float | None = ...,
         policy: _Policy | None = ...,

@@ -14,7 +14,7 @@ macro_rules! flags {
     };
 }
 
-flags! { opaque per_page verify partial_tail }
+flags! { draft opaque per_page verify partial_tail }
 
 /// True or False.
 pub(crate) fn read(name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool> {

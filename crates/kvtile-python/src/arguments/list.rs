@@ -87,6 +87,21 @@ pub(crate) fn positions(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u32>>> 
     }
 }
 
+/// Layers, or None.
+pub(crate) fn optional_layers(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u64>>> {
+    match value.is_none() {
+        true => Ok(None),
+        false => numbers(
+            "layers",
+            "layers",
+            value,
+            COUNT_MAX,
+            ArgumentRefusal::Layout,
+        )
+        .map(Some),
+    }
+}
+
 /// Keys of a block store: bytes or text of any length.
 pub(crate) fn names(value: &Bound<'_, PyAny>) -> PyResult<Vec<BlockKey>> {
     let items = items("keys", "a list of bytes or text", value)?;

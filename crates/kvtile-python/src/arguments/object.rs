@@ -12,6 +12,7 @@ use crate::{
     identity::PyIdentity,
     keys::PyTokenHasher,
     layout::PyLayout,
+    model::{PyModelGroup, PyModelIdentity},
     shape::{PyPlane, PyShape},
 };
 
@@ -52,6 +53,20 @@ pub(crate) fn layout<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'p
         return Ok(None);
     }
     read("layout", "a Layout or None", value).map(Some)
+}
+
+/// Another identity of a model.
+pub(crate) fn other_model<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyModelIdentity>> {
+    read("other", "a ModelIdentity", value)
+}
+
+/// A list of groups.
+pub(crate) fn groups<'py>(value: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, PyModelGroup>>> {
+    let groups = super::list::items("groups", "a list of ModelGroup objects", value)?;
+    let groups = groups.iter().enumerate();
+    groups
+        .map(|(index, group)| read(&format!("groups[{index}]"), "a ModelGroup", group))
+        .collect()
 }
 
 /// A list of planes, or None.

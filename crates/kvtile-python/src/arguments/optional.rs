@@ -37,6 +37,7 @@ const COUNT_MAX: u64 = (1 << 63) - 1;
 
 optional! {
     num_heads: u64, COUNT_MAX, Layout;
+    tokens: u64, COUNT_MAX, Layout;
     every: u64, COUNT_MAX, Layout;
     head_size: u64, COUNT_MAX, Layout;
     total_layers: u64, COUNT_MAX, Layout;

@@ -21,8 +21,13 @@ macro_rules! texts {
     };
 }
 
-texts! { address name word model revision salt profile text tier priority policy endpoint topic hashes
+texts! { address name word model revision salt profile text tier priority policy endpoint topic hashes rule
 unknown_tokens }
+
+/// The default rule of a group.
+pub(crate) const fn full() -> TextArgument {
+    Cow::Borrowed("full")
+}
 
 /// An address, or None.
 pub(crate) fn replay(value: &Bound<'_, PyAny>) -> PyResult<Option<TextArgument>> {

@@ -87,12 +87,14 @@ static OPEN: OpenSlots<Cache> = OpenSlots::new();
 ///         ever.
 ///     shared_bundle_blocks: blocks of one value, 1 to 64, the same for all caches of the store;
 ///         default: as many as the store reads well, 8 MiB for a bucket.
+///     shared_compress: whether blocks are compressed when they are written, without loss; default:
+///         False. Every cache reads compressed blocks.
 ///     shared_staging_bytes: memory for blocks that wait until their bundle is whole and written;
 ///         default: 256 MiB.
 ///     shared_within: seconds within which the store must answer and be read; default: 5.
 ///     connect: the socket of a node daemon (``kvtile serve``), which then has host memory and all
 ///         tiers; default: none, this process has them. Of the other settings only the next two,
-///         ``workers`` and ``queue_capacity`` go with it.
+///         ``workers``, ``queue_capacity`` and ``recompute_tokens_per_second`` go with it.
 ///     connect_staging_bytes: memory that blocks pass on their way to the daemon; default: 64 MiB.
 ///     connect_within: seconds within which the daemon must answer a lookup; default: 1. After it
 ///         nothing is found until the daemon answers again.
@@ -475,7 +477,8 @@ impl PyCache {
         stats::object(py, &stats::of_pins(&pins))
     }
 
-    /// Recent read throughput of the disk in bytes per second; None before the first read.
+    /// Recent read throughput of the disk in bytes per second; None before the first read, and with
+    /// ``connect``, where the daemon has the disk.
     #[getter]
     fn disk_bytes_per_second(&self, py: Python<'_>) -> PyResult<Option<f64>> {
         self.with(py, |cache| {

@@ -90,6 +90,7 @@ impl ConnectKeywords {
         let mut connect = ConnectSettings::new(settings.identity);
         connect.workers = settings.workers;
         connect.queue_capacity = settings.queue_capacity;
+        connect.recompute_tokens_per_second = settings.recompute_tokens_per_second;
         connect.staging_bytes = self.staging_bytes.unwrap_or(connect.staging_bytes);
         connect.answer_within = self.within.unwrap_or(connect.answer_within);
         CacheOpening::There(socket, Box::new(connect))
@@ -101,12 +102,13 @@ impl ConnectKeywords {
 }
 
 /// The keywords that a connection can have.
-const CONNECTED: [&str; 5] = [
+const CONNECTED: [&str; 6] = [
     "connect",
     "connect_staging_bytes",
     "connect_within",
     "workers",
     "queue_capacity",
+    "recompute_tokens_per_second",
 ];
 
 /// Refuses a keyword whose setting the daemon has.
@@ -184,7 +186,7 @@ pub(super) fn read(
 }
 
 /// All keywords.
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 24] = [
     "connect",
     "connect_staging_bytes",
     "connect_within",
@@ -199,6 +201,7 @@ const NAMES: [&str; 23] = [
     "shared",
     "shared_lifetime",
     "shared_bundle_blocks",
+    "shared_compress",
     "shared_staging_bytes",
     "shared_within",
     "policy",
@@ -284,6 +287,7 @@ pub(crate) fn read_shared(
         "shared" => shared.store = Some(source_of(value)?),
         "shared_lifetime" => shared.lifetime = time::shared_lifetime(value)?,
         "shared_bundle_blocks" => shared.bundle_blocks = Some(number(name, value)?),
+        "shared_compress" => shared.compress = Some(flag::read(name, value)?),
         "shared_staging_bytes" => shared.staging_bytes = Some(number(name, value)?),
         _ => shared.within = time::shared_within(value)?,
     }

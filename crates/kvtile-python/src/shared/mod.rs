@@ -31,6 +31,7 @@ pub(crate) struct SharedKeywords {
     pub(crate) store: Option<SharedSource>,
     pub(crate) lifetime: Option<Duration>,
     pub(crate) bundle_blocks: Option<u32>,
+    pub(crate) compress: Option<bool>,
     pub(crate) staging_bytes: Option<u64>,
     pub(crate) within: Option<Duration>,
 }
@@ -55,20 +56,22 @@ impl SharedKeywords {
     pub(crate) fn opening(self) -> PyResult<Option<SharedOpening>> {
         let says_nothing = self.lifetime.is_none()
             && self.bundle_blocks.is_none()
+            && self.compress.is_none()
             && self.staging_bytes.is_none()
             && self.within.is_none();
         let Some(source) = self.store else {
             return match says_nothing {
                 true => Ok(None),
                 false => Err(SettingsError::new_err(
-                    "shared_lifetime, shared_bundle_blocks, shared_staging_bytes and shared_within have no effect \
-                     without shared, the store",
+                    "shared_lifetime, shared_bundle_blocks, shared_compress, shared_staging_bytes and shared_within have \
+                     no effect without shared, the store",
                 )),
             };
         };
         let mut settings = SharedTierSettings::new()
             .lifetime(self.lifetime)
-            .bundle_blocks(self.bundle_blocks);
+            .bundle_blocks(self.bundle_blocks)
+            .compress(self.compress.unwrap_or(false));
         settings.staging_bytes = self.staging_bytes.unwrap_or(settings.staging_bytes);
         settings.read_within = self.within.unwrap_or(settings.read_within);
         Ok(Some(SharedOpening {

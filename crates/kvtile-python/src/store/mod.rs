@@ -85,6 +85,8 @@ static OPEN: OpenSlots<BlockStore> = OpenSlots::new();
 ///         ever.
 ///     shared_bundle_blocks: blocks of one value, 1 to 64, the same for all processes; default: 1. More
 ///         need the parents and positions of all blocks.
+///     shared_compress: whether blocks are compressed when they are written, without loss; default:
+///         False. Every process reads compressed blocks.
 ///     shared_staging_bytes: memory for blocks that wait until their value is written; default: 256 MiB.
 ///     shared_within: seconds within which the store must answer and be read; default: 5.
 ///     staging_bytes: memory for blocks that wait to be written; default: 256 MiB, at least two

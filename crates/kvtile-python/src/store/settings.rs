@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// All keywords.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     "disk",
     "disk_bytes",
     "disk_policy",
@@ -23,6 +23,7 @@ const NAMES: [&str; 16] = [
     "shared",
     "shared_lifetime",
     "shared_bundle_blocks",
+    "shared_compress",
     "shared_staging_bytes",
     "shared_within",
     "staging_bytes",

@@ -12,14 +12,12 @@ use kvtile_blocks::{
     pool::{PinClaim, PinnedBlocks},
 };
 use kvtile_layout::broken;
-use kvtile_transfer::completion::Completion;
 
 use super::{
     CacheParts, LookupOptions,
     below::{CacheTier, GROUP},
     connect::ConnectedMatch,
     departures::Departure,
-    report::LoadReport,
     tend,
 };
 use crate::{
@@ -168,19 +166,30 @@ impl Match {
         }
     }
 
+    /// Blocks of a match that a hold gives back, of which the first has the index `first` in its chain.
+    pub(super) fn of_rest(
+        cache: &Weak<CacheParts>,
+        segments: Vec<MatchSegment>,
+        first: usize,
+    ) -> Match {
+        Match {
+            cache: Weak::clone(cache),
+            segments,
+            first,
+            there: None,
+        }
+    }
+
     /// The match of a connected cache, or this match if it is of another one.
     pub(super) fn into_connected(mut self) -> Result<ConnectedMatch, Match> {
         self.there.take().ok_or(self)
     }
 
-    /// Starts loading a match of another cache, or of a lookup that found no daemon.
-    pub(super) fn load_nothing(
-        self,
-        destinations: &[usize],
-    ) -> Result<Completion<LoadReport>, TierError> {
+    /// Checks the load of a match of another cache, or of a lookup that found no daemon.
+    pub(super) fn check_nothing(self, destinations: &[usize]) -> Result<(), TierError> {
         let request = match (self.segments.is_empty(), destinations.len()) {
             (false, _) => RequestError::OtherCache,
-            (true, 0) => return Ok(Completion::ended(0, LoadReport::nothing())),
+            (true, 0) => return Ok(()),
             (true, destinations) => RequestError::TooManyDestinations {
                 destinations,
                 blocks: 0,
@@ -250,12 +259,10 @@ impl Match {
         self
     }
 
-    /// Splits off the blocks after the first `blocks`. A match of a connected cache cannot be split:
-    /// it loses them.
+    /// Splits off the blocks after the first `blocks`.
     pub fn split_off(&mut self, blocks: usize) -> Match {
         if let Some(there) = &mut self.there {
-            there.narrow(0, blocks);
-            return Match::of_closed();
+            return Match::of_connected(there.split_off(blocks));
         }
         let segments = self.split(blocks);
         Match {
@@ -306,7 +313,7 @@ pub(super) fn lookup(
         there: None,
     };
     let everywhere = found.blocks();
-    leave_out_slow(inner, &mut found);
+    leave_out_slow(inner, &mut found, options);
     let slower = (everywhere - found.blocks()) as u64;
     let missing = (keys.len() - everywhere) as u64;
     let misses = [(absent, missing), (MissReason::SlowerThanComputing, slower)];
@@ -396,8 +403,9 @@ fn advance(
 
 /// Truncates the match to its leading host blocks if reading the other tiers takes longer than
 /// computing all blocks from there on.
-fn leave_out_slow(inner: &CacheParts, found: &mut Match) {
-    let Some(tokens_per_second) = inner.settings.recompute_tokens_per_second else {
+fn leave_out_slow(inner: &CacheParts, found: &mut Match, options: &LookupOptions) {
+    let rate = options.rate();
+    let Some(tokens_per_second) = rate.or(inner.settings.recompute_tokens_per_second) else {
         return;
     };
     let is_below = |tier: &TierId| *tier != TierId::HOST;

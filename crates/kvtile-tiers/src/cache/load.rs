@@ -146,7 +146,7 @@ pub(super) fn hold(
     }
     let completer = Completer::new(0, found.blocks());
     let completion = completer.completion();
-    let goal = LoadCompleter::Hold(completer, Mutex::default());
+    let goal = LoadCompleter::hold(completer, inner, found.first);
     begin(inner, found, (goal, None), options)?;
     Ok(completion)
 }
@@ -176,7 +176,13 @@ fn begin(
         start: inner.clock.now(),
         deadline: inner.later(options.within),
     });
-    if pieces.is_empty() {
+    let is_there = |piece: &LoadPiece| piece.segment.tier == TierId::HOST;
+    if pieces.is_empty() || (load.completer.is_hold() && pieces.iter().all(is_there)) {
+        // No thread has to bring anything.
+        for piece in pieces {
+            load.count(|outcome| outcome.from_host += piece.segment.blocks());
+            load.completer.keep(piece.first, piece.segment);
+        }
         load.finish();
         return Ok(());
     }
@@ -329,10 +335,29 @@ impl CacheJob<CacheParts> for LoadPart {
                     }
                 }
                 Err((blocks, stop)) => {
+                    let is_full = matches!(stop, LoadStop::HostFull);
                     self.load.stop(piece.first + blocks, stop);
+                    if is_full {
+                        self.give_back(blocks);
+                    }
                     self.pieces.clear();
                 }
             }
+        }
+    }
+}
+
+impl LoadPart {
+    /// Gives its pieces back to the match of a hold, without the first `came` blocks of the first one.
+    fn give_back(&mut self, came: usize) {
+        let mut skip = came;
+        for mut piece in self.pieces.drain(..) {
+            let first = piece.first + skip;
+            let left = piece.segment.split_off(skip);
+            if left.blocks() > 0 {
+                self.load.completer.give_back(first, left);
+            }
+            skip = 0;
         }
     }
 }
@@ -448,8 +473,8 @@ impl LoadPiece {
     }
 
     /// Copies one block from a tier to its destination through the tier's spare block, because all
-    /// host memory is in use. It waits while other loads use the spare block, and fails at once if
-    /// the tier still holds it.
+    /// host memory is in use; a hold keeps the spare block. It waits while other loads use the spare
+    /// block, and fails at once if the tier still holds it.
     fn pass_through(
         &self,
         inner: &CacheParts,
@@ -458,17 +483,24 @@ impl LoadPiece {
         at: usize,
     ) -> Result<(), LoadStop> {
         let below = inner.tier(tier);
-        let spare = match self.destinations {
-            Some(_) => inner.host.spare(tier, below.settings.answer_within),
+        let index = self.first + at;
+        let completer = &load.completer;
+        let spare = match completer.is_prefetch(self.destinations.is_some()) {
+            false if completer.may_take_spare(index) => {
+                inner.host.spare(tier, below.settings.answer_within)
+            }
             // A prefetch ends in host memory.
-            None => Err(NoSpare::InUse),
+            _ => Err(NoSpare::InUse),
         };
         let spare = spare.map(Arc::new).map_err(|none| {
             let (reason, stop) = match none {
                 NoSpare::InUse => (MissReason::HostFull, LoadStop::HostFull),
                 NoSpare::Late => (MissReason::Late, LoadStop::Late),
             };
-            inner.metrics.lost(reason, 1);
+            // A holder asks again for what had no room, and counts what it gives up.
+            if !(completer.is_hold() && reason == MissReason::HostFull) {
+                inner.metrics.lost(reason, 1);
+            }
             stop
         })?;
         let id = spare.block();
@@ -480,10 +512,11 @@ impl LoadPiece {
         if Arc::strong_count(&spare) > 1 {
             // The tier still holds the memory: it timed out, or did not drop the batch.
             spare.is_late();
-            let kept: HostMemoryRef = Arc::downgrade(&(spare as Arc<_>));
+            let kept: HostMemoryRef = Arc::downgrade(&(Arc::clone(&spare) as Arc<_>));
             below.is_late([kept]);
         }
         copied?;
+        load.completer.keep_spare(index, spare);
         load.came_from(tier, 1);
         Ok(())
     }

@@ -250,7 +250,9 @@ impl Cache {
             CacheBackend::Here(cache) => load::start(&cache.inner, found, destinations, options),
             CacheBackend::There(cache) => match found.into_connected() {
                 Ok(found) => cache.load(found, destinations, options),
-                Err(found) => found.load_nothing(destinations),
+                Err(found) => found
+                    .check_nothing(destinations)
+                    .map(|()| cache.load_nothing()),
             },
         }
     }
@@ -372,10 +374,13 @@ impl Cache {
     }
 
     /// Which operations of a tier are in a backoff after failures; `None` if the cache has no such
-    /// tier, or is connected to a daemon. Host memory has none.
+    /// tier, or its daemon does not answer. Host memory has none.
     #[must_use]
     pub fn tier_health(&self, tier: TierId) -> Option<TierHealth> {
-        counts::tier_health(self.parts_here()?, tier)
+        match &self.backend {
+            CacheBackend::Here(cache) => counts::tier_health(&cache.inner, tier),
+            CacheBackend::There(cache) => cache.tier_health(tier),
+        }
     }
 
     /// The identity of the blocks.
@@ -403,7 +408,9 @@ impl Cache {
         self.tier_stats(tier)?.pool
     }
 
-    /// A tier below host memory.
+    /// A tier below host memory in this process; `None` for a cache that is connected to a daemon,
+    /// which has the tiers. [`tier_stats`](Self::tier_stats) and
+    /// [`tier_health`](Self::tier_health) work for both.
     #[must_use]
     pub fn tier(&self, tier: TierId) -> Option<&Arc<dyn Tier>> {
         let mut below = self.below().iter();
@@ -412,14 +419,14 @@ impl Cache {
             .map(|below| &below.tier)
     }
 
-    /// The tier of the parts that other ranks wrote, if the cache has one.
+    /// The tier of the parts that other ranks wrote, if the cache has one in this process.
     #[must_use]
     pub fn parts(&self) -> Option<&PartsTier> {
         let mut tiers = self.below().iter().map(|below| &below.tier);
         tiers.find_map(|tier| tier.as_any().downcast_ref::<PartsTier>())
     }
 
-    /// The first disk tier of the cache, if it has one.
+    /// The first disk tier of the cache, if it has one in this process.
     #[must_use]
     pub fn disk(&self) -> Option<&DiskTier> {
         let tiers = self.below().iter().map(|below| &below.tier);
@@ -513,7 +520,7 @@ impl Cache {
     }
 
     /// Runs the periodic work: counters, policy maintenance, and syncs of the tiers. The worker
-    /// threads of a cache do it by themselves.
+    /// threads of a cache do it by themselves, and those of a daemon for its clients.
     pub fn look_after(&self) {
         let Some(inner) = self.parts_here() else {
             return;
@@ -526,8 +533,8 @@ impl Cache {
         }
     }
 
-    /// Checks the invariants between the parts of the cache; for tests, while no other thread uses
-    /// it.
+    /// Checks the invariants between the parts of the cache in this process; for tests, while no other
+    /// thread uses it.
     ///
     /// # Panics
     /// If an invariant does not hold.

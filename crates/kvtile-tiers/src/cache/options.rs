@@ -26,6 +26,10 @@ pub struct LookupOptions {
     /// evicted first. The longest lifetime of a block's users counts; a user without a lifetime counts
     /// as for ever. It replaces `hints.expires`, which counts from the start of the cache's clock.
     pub lifetime: Option<Duration>,
+    /// Tokens per second at which the engine computes the KV of this request, a finite number above 0
+    /// (default, and in place of any other number: that of the cache's settings). Blocks that take
+    /// longer to load from the tiers below than to compute are misses.
+    pub recompute_tokens_per_second: Option<f64>,
 }
 
 impl LookupOptions {
@@ -61,6 +65,19 @@ impl LookupOptions {
     pub fn lifetime(mut self, time: impl Into<Option<Duration>>) -> LookupOptions {
         self.lifetime = time.into();
         self
+    }
+
+    /// Sets [`recompute_tokens_per_second`](Self::recompute_tokens_per_second).
+    #[must_use]
+    pub fn recompute_tokens_per_second(mut self, rate: impl Into<Option<f64>>) -> LookupOptions {
+        self.recompute_tokens_per_second = rate.into();
+        self
+    }
+
+    /// The rate of computing, if it is one.
+    pub(super) fn rate(&self) -> Option<f64> {
+        let rate = self.recompute_tokens_per_second;
+        rate.filter(|rate| rate.is_finite() && *rate > 0.0)
     }
 }
 

@@ -198,10 +198,7 @@ impl CacheSettings {
 
     /// Refuses values out of range.
     pub(super) fn check(&self) -> Result<(), TierError> {
-        let rate = self.recompute_tokens_per_second;
-        if let Some(rate) = rate.filter(|rate| !rate.is_finite() || *rate <= 0.0) {
-            return Err(TierError::Settings(SettingsError::RecomputeRate { rate }));
-        }
+        check_rate(self.recompute_tokens_per_second)?;
         let queue = (1, QUEUE_CAPACITY_MAX as u64);
         check_range("queue_capacity", self.queue_capacity as u64, queue)?;
         check_range("workers", self.workers as u64, (0, WORKERS_MAX as u64))?;
@@ -216,6 +213,15 @@ impl CacheSettings {
             }
         }
         Ok(())
+    }
+}
+
+pub(super) fn check_rate(rate: Option<f64>) -> Result<(), TierError> {
+    match rate {
+        Some(rate) if !rate.is_finite() || rate <= 0.0 => {
+            Err(TierError::Settings(SettingsError::RecomputeRate { rate }))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -15,9 +15,7 @@ use kvtile_testkit::{
     tier::{MemoryTier, MisbehavingTier, TierFaults},
 };
 use kvtile_tiers::{
-    cache::{
-        Cache, CacheBuilder, Clock, DiskSettings, FlushReport, LoadReport, TierSettings, TierWrites,
-    },
+    cache::{Clock, DiskSettings, FlushReport, LoadReport, TierSettings, TierWrites},
     disk::{DiskTier, medium::Medium},
     metrics::MissReason,
     tier::{GroupId, Tier},
@@ -26,9 +24,10 @@ use kvtile_tiers::{
 use super::{
     bounds::VirtualClock,
     common::{TestEngine, chain, engine_layout, number, settings},
+    keeper::{self, TestBuilder, TestCache},
 };
 
-const SEEDS: u64 = 2000;
+const SEEDS: u64 = 2000 / keeper::SLOWER;
 const CHAINS: u64 = 5;
 const HOST_BLOCKS: u64 = 5;
 
@@ -84,7 +83,7 @@ struct SeenEvents {
 }
 
 impl SeenEvents {
-    fn of(cache: &Cache) -> SeenEvents {
+    fn of(cache: &TestCache) -> SeenEvents {
         let stats = cache.stats();
         let from = |tier: TierId| {
             let moves = stats.moves.iter();
@@ -135,9 +134,9 @@ fn open(
     disks: [&SimulatedDisk; 2],
     clock: &Arc<VirtualClock>,
     (numbers, faults): (&mut SplitMix64, TierFaults),
-) -> Cache {
+) -> TestCache {
     let settings = settings(HOST_BLOCKS).workers(0).queue_capacity(8);
-    let builder = Cache::builder(settings).clock(Arc::clone(clock) as Arc<dyn Clock>);
+    let builder = keeper::builder(settings).clock(Arc::clone(clock) as Arc<dyn Clock>);
     let mut left = vec![TierChoice::Memory, TierChoice::Disk, TierChoice::Bad];
     let mut builder = builder;
     while !left.is_empty() {
@@ -148,11 +147,11 @@ fn open(
 }
 
 fn add(
-    builder: CacheBuilder,
+    builder: TestBuilder,
     below: TierChoice,
     disks: [&SimulatedDisk; 2],
     (numbers, faults): (&mut SplitMix64, TierFaults),
-) -> CacheBuilder {
+) -> TestBuilder {
     let writes = [
         TierWrites::OnEviction,
         TierWrites::AtOnce,
@@ -194,7 +193,7 @@ fn add(
 }
 
 /// The misbehaving tier.
-fn bad_id(cache: &Cache) -> TierId {
+fn bad_id(cache: &TestCache) -> TierId {
     let mut tiers = cache.tiers().into_iter();
     let is_bad = |tier: &TierId| {
         let tier = cache.tier(*tier);
@@ -203,7 +202,7 @@ fn bad_id(cache: &Cache) -> TierId {
     tiers.find(is_bad).unwrap()
 }
 
-fn bad(cache: &Cache) -> &MisbehavingTier {
+fn bad(cache: &TestCache) -> &MisbehavingTier {
     let tier = cache.tier(bad_id(cache)).unwrap();
     tier.as_any().downcast_ref().unwrap()
 }
@@ -278,7 +277,7 @@ fn play(seed: u64) -> SeenEvents {
 }
 
 /// Nothing is pinned, so every tier can be cleared completely.
-fn is_empty_once_cleared(cache: &Cache) {
+fn is_empty_once_cleared(cache: &TestCache) {
     cache.clear().unwrap();
     for tier in cache.tiers() {
         let stats = cache.tier_stats(tier).unwrap();
@@ -287,7 +286,7 @@ fn is_empty_once_cleared(cache: &Cache) {
 }
 
 /// Random operations.
-fn live(cache: &Cache, clock: &VirtualClock, numbers: &mut SplitMix64) {
+fn live(cache: &TestCache, clock: &VirtualClock, numbers: &mut SplitMix64) {
     let mut engine = TestEngine::new(cache);
     let tiers = cache.tiers();
     for _ in 0..60 {
@@ -337,7 +336,7 @@ fn live(cache: &Cache, clock: &VirtualClock, numbers: &mut SplitMix64) {
     }
 }
 
-fn adds_up(cache: &Cache) {
+fn adds_up(cache: &TestCache) {
     let stats = cache.stats();
     let hits: u64 = stats.hits.values().sum();
     let misses: u64 = stats.misses.values().sum();
@@ -352,7 +351,7 @@ fn adds_up(cache: &Cache) {
 
 /// There always is a durable tier: each block is durable or has a reason, and each tier reports its
 /// blocks.
-fn flush_adds_up(cache: &Cache, report: &FlushReport) {
+fn flush_adds_up(cache: &TestCache, report: &FlushReport) {
     let volatile = report.no_tier + report.no_room + report.late + report.failed;
     assert!(volatile <= report.wanted, "{report:?}");
     assert_eq!(report.durable, volatile == 0, "{report:?}");
@@ -384,7 +383,7 @@ fn load_adds_up(report: &LoadReport) {
 }
 
 /// A load that is cancelled at a random point.
-fn cancelled(cache: &Cache, keys: &[BlockKey], numbers: &mut SplitMix64) {
+fn cancelled(cache: &TestCache, keys: &[BlockKey], numbers: &mut SplitMix64) {
     let found = cache.lookup(keys);
     let blocks: Vec<usize> = (40..40 + found.blocks()).collect();
     let Ok(load) = cache.load(found, &blocks) else {
@@ -403,7 +402,7 @@ fn cancelled(cache: &Cache, keys: &[BlockKey], numbers: &mut SplitMix64) {
 }
 
 /// The durable blocks of each chain on the disk, from the head on.
-fn durable_on_disk(cache: &Cache) -> Vec<(u64, usize)> {
+fn durable_on_disk(cache: &TestCache) -> Vec<(u64, usize)> {
     while cache.step() {}
     cache.flush();
     let disk = cache.tier(TierId::DISK).unwrap();
@@ -416,7 +415,7 @@ fn durable_on_disk(cache: &Cache) -> Vec<(u64, usize)> {
 
 /// Ends the late batches, one by one in seeded order or all together. Then no host block and no pin
 /// is held.
-fn come_to_rest(cache: &Cache, one_by_one: Option<&mut SplitMix64>) {
+fn come_to_rest(cache: &TestCache, one_by_one: Option<&mut SplitMix64>) {
     let bad = bad(cache);
     bad.set_faults(TierFaults::default());
     if let Some(numbers) = one_by_one {

@@ -16,11 +16,14 @@ use kvtile_blocks::{
     pool::{TenantId, TenantQuota},
 };
 use kvtile_tiers::{
-    cache::{Cache, CacheSettings, Clock, LoadOptions, LoadStop, LookupOptions, StoreOptions},
+    cache::{Clock, LoadStop, LookupOptions, StoreOptions},
     metrics::MissReason,
 };
 
-use super::common::{TestEngine, chain, engine_layout, identity, settings, with_disk};
+use super::{
+    common::{TestEngine, chain, engine_layout, settings, with_disk},
+    keeper,
+};
 
 const DISK: u64 = 4 << 20;
 
@@ -42,7 +45,7 @@ impl Clock for VirtualClock {
 }
 
 fn saved(folder: &Path, keys: &[kvtile_blocks::BlockKey]) {
-    let cache = Cache::open(with_disk(16, folder, DISK), engine_layout()).unwrap();
+    let cache = keeper::open(with_disk(16, folder, DISK), engine_layout()).unwrap();
     TestEngine::new(&cache).store(keys, 0);
     assert!(cache.flush().durable);
 }
@@ -65,8 +68,8 @@ fn flipped_bits_on_disk_are_a_miss_that_is_counted_and_not_offered_again() {
     let mut bytes = fs::read(&slots).unwrap();
     bytes[3 * 4096 + 100] ^= 0x10;
     fs::write(&slots, bytes).unwrap();
-    let settings = with_disk(16, folder.path(), DISK).workers(1);
-    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let settings = with_disk(32, folder.path(), DISK).workers(1);
+    let cache = keeper::open(settings, engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     let found = cache.lookup(&keys);
     let blocks: Vec<usize> = (0..found.blocks()).collect();
@@ -92,7 +95,7 @@ fn a_data_file_that_was_cut_is_a_miss() {
         .write(true)
         .open(folder.path().join("slots"));
     slots.unwrap().set_len(2 * 4096).unwrap();
-    let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
+    let cache = keeper::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     assert!(engine.load(&keys, 0) <= 2);
     assert!(engine.store(&keys, 20) >= 4);
@@ -104,7 +107,7 @@ fn a_data_file_that_was_cut_is_a_miss() {
 fn the_disk_stays_within_its_capacity() {
     let folder = tempfile::tempdir().unwrap();
     let capacity = 300_000;
-    let cache = Cache::open(with_disk(4, folder.path(), capacity), engine_layout()).unwrap();
+    let cache = keeper::open(with_disk(4, folder.path(), capacity), engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     for number in 0..60 {
         engine.store(&chain(number, 4), 0);
@@ -125,7 +128,7 @@ fn disk_blocks_that_load_slower_than_computing_count_as_missing() {
     let keys = chain(1, 8);
     saved(folder.path(), &keys);
     let settings = with_disk(16, folder.path(), DISK).recompute_tokens_per_second(1e12);
-    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let cache = keeper::open(settings, engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     // Without a measurement, the first blocks are loaded.
     assert_eq!(engine.load(&keys[..2], 0), 2);
@@ -135,33 +138,13 @@ fn disk_blocks_that_load_slower_than_computing_count_as_missing() {
 }
 
 #[test]
-fn a_load_that_is_too_late_touches_nothing() {
-    let clock = Arc::new(VirtualClock::default());
-    let builder =
-        Cache::builder(settings(8).workers(0)).clock(Arc::clone(&clock) as Arc<dyn Clock>);
-    let cache = builder.open(engine_layout()).unwrap();
-    let mut engine = TestEngine::new(&cache);
-    let keys = chain(1, 2);
-    engine.store(&keys, 0);
-    engine.poison(20);
-    let options = LoadOptions::new().within(Duration::from_millis(5));
-    let found = cache.lookup(&keys);
-    let load = cache.load_with(found, &[20, 21], &options).unwrap();
-    clock.advance(Duration::from_millis(6));
-    while cache.step() {}
-    assert!(matches!(load.wait().stopped, Some(LoadStop::Deadline)));
-    assert!(!engine.holds(&keys[0], 20));
-    assert_eq!(cache.stats().lost_hits[&MissReason::Deadline], 2);
-}
-
-#[test]
 fn one_tenant_cannot_push_out_another() {
     let mut settings = settings(16);
     settings.quotas = vec![TenantQuota {
         tenant: TenantId(7),
         blocks: 4,
     }];
-    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let cache = keeper::open(settings, engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     let theirs = chain(1, 10);
     engine.store(&theirs, 0);
@@ -177,30 +160,10 @@ fn one_tenant_cannot_push_out_another() {
     cache.check_integrity();
 }
 
-/// Resident bytes of this process.
-fn resident_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kibibytes = line.and_then(|line| line.split_whitespace().nth(1));
-    kibibytes.unwrap().parse::<u64>().unwrap() << 10
-}
-
-#[test]
-fn prefault_makes_host_memory_resident_at_open() {
-    const HOST: u64 = 512 << 20;
-    let before = resident_bytes();
-    let asked = CacheSettings::new(identity()).host_bytes(HOST).prefault();
-    let cache = Cache::open(asked, engine_layout()).unwrap();
-    let grown = resident_bytes().saturating_sub(before);
-    // Other tests run concurrently and use some megabytes each.
-    assert!(grown > HOST * 3 / 4, "the process grew by {grown} bytes");
-    drop(cache);
-}
-
 #[test]
 fn blocks_whose_lifetime_is_over_leave_first() {
     let clock = Arc::new(VirtualClock::default());
-    let builder = Cache::builder(settings(16)).clock(Arc::clone(&clock) as Arc<dyn Clock>);
+    let builder = keeper::builder(settings(16)).clock(Arc::clone(&clock) as Arc<dyn Clock>);
     let cache = builder.open(engine_layout()).unwrap();
     let engine = TestEngine::new(&cache);
     let [forever, short, extended] = [1, 2, 3].map(|number| chain(number, 4));

@@ -3,9 +3,10 @@
 use std::{path::Path, sync::Barrier, thread};
 
 use kvtile_blocks::{BlockKey, events::TierId, policy::PolicyKind};
-use kvtile_tiers::cache::{Cache, CacheSettings, Priority, StoreOptions, StoreStop, TierWrites};
+use kvtile_tiers::cache::{CacheSettings, Priority, StoreOptions, StoreStop, TierWrites};
 
 use super::common::{TestEngine, chain, engine_layout, settings, with_disk};
+use super::keeper::{self, TestCache};
 
 const POLICIES: [PolicyKind; 4] = [
     PolicyKind::Gittins,
@@ -20,13 +21,13 @@ const WRITES: [TierWrites; 3] = [
     TierWrites::AfterUses(1),
 ];
 
-fn found(cache: &Cache, keys: &[BlockKey]) -> usize {
+fn found(cache: &TestCache, keys: &[BlockKey]) -> usize {
     let found = cache.lookup(keys);
     found.blocks()
 }
 
 /// Stores a chain in pieces. Returns the reported numbers of stored and dropped blocks.
-fn store_in_pieces(cache: &Cache, keys: &[BlockKey], piece: usize) -> (usize, usize) {
+fn store_in_pieces(cache: &TestCache, keys: &[BlockKey], piece: usize) -> (usize, usize) {
     let engine = TestEngine::new(cache);
     let (mut stored, mut dropped) = (0, 0);
     for first in (0..keys.len()).step_by(piece) {
@@ -51,7 +52,7 @@ fn the_head_of_a_chain_that_does_not_fit_is_found_whatever_the_policy_and_the_pi
         for (blocks, room) in [(17, 16), (40, 16), (60, 1), (60, 59), (16, 16)] {
             for piece in [1, 3, 16, 60] {
                 let settings = settings(room as u64).policies(policy, policy).workers(0);
-                let cache = Cache::open(settings, engine_layout()).unwrap();
+                let cache = keeper::open(settings, engine_layout()).unwrap();
                 let engine = TestEngine::new(&cache);
                 let what =
                     format!("{policy:?}: {blocks} blocks, room for {room}, pieces of {piece}");
@@ -69,7 +70,7 @@ fn the_head_of_a_chain_that_does_not_fit_is_found_whatever_the_policy_and_the_pi
                         blocks - known.min(blocks - 1)
                     );
                     if round == 0 {
-                        let again = Cache::open(
+                        let again = keeper::open(
                             CacheSettings::clone(&super::common::settings(room as u64))
                                 .policies(policy, policy)
                                 .workers(0),
@@ -129,7 +130,7 @@ fn with_a_disk_as_much_of_a_chain_is_found_as_either_tier_holds_and_after_a_rest
                     let folder = folders.path().join(number.to_string());
                     let open = || {
                         let settings = two_tiers(&folder, host, disk_bytes, writes, policy);
-                        Cache::open(settings, engine_layout()).unwrap()
+                        keeper::open(settings, engine_layout()).unwrap()
                     };
                     let keys = chain(1, blocks);
                     let what = format!(
@@ -175,7 +176,7 @@ fn with_a_disk_as_much_of_a_chain_is_found_as_either_tier_holds_and_after_a_rest
 fn a_block_whose_ancestors_are_in_no_tier_is_not_kept() {
     let folder = tempfile::tempdir().unwrap();
     for settings in [settings(16), with_disk(16, folder.path(), 4 << 20)] {
-        let cache = Cache::open(settings.workers(0), engine_layout()).unwrap();
+        let cache = keeper::open(settings.workers(0), engine_layout()).unwrap();
         let engine = TestEngine::new(&cache);
         let keys = chain(1, 8);
         let report = engine.store_from(&keys, 3, 0);
@@ -195,7 +196,7 @@ fn the_disk_keeps_the_ancestors_of_host_blocks() {
     for policy in POLICIES {
         let folder = tempfile::tempdir().unwrap();
         let settings = two_tiers(folder.path(), 16, 120_000, TierWrites::OnEviction, policy);
-        let cache = Cache::open(settings, engine_layout()).unwrap();
+        let cache = keeper::open(settings, engine_layout()).unwrap();
         let mut engine = TestEngine::new(&cache);
         let keys = chain(1, 12);
         engine.store(&keys[..8], 0);
@@ -219,7 +220,7 @@ fn the_disk_keeps_the_ancestors_of_host_blocks() {
 #[test]
 fn pieces_of_a_chain_may_come_at_once_and_in_any_order_of_the_queue() {
     for round in 0..40 {
-        let cache = Cache::open(settings(64).workers(3), engine_layout()).unwrap();
+        let cache = keeper::open(settings(64).workers(3), engine_layout()).unwrap();
         let engine = TestEngine::new(&cache);
         let keys = chain(round, 48);
         for (at, key) in keys.iter().enumerate() {
@@ -258,10 +259,10 @@ fn pieces_of_a_chain_may_come_at_once_and_in_any_order_of_the_queue() {
 fn parked_pieces_keep_their_places_in_the_queue_and_end_with_the_cache() {
     let open = || {
         let settings = settings(64).workers(0).queue_capacity(4);
-        Cache::open(settings, engine_layout()).unwrap()
+        keeper::open(settings, engine_layout()).unwrap()
     };
     let keys = chain(1, 16);
-    let store = |cache: &Cache, first: usize, priority| {
+    let store = |cache: &TestCache, first: usize, priority| {
         let options = StoreOptions::new().priority(priority);
         let blocks: Vec<usize> = (first..first + 4).collect();
         cache.store_with(&keys, &blocks, &options.first(first))
@@ -298,7 +299,7 @@ fn parked_pieces_keep_their_places_in_the_queue_and_end_with_the_cache() {
 #[test]
 fn two_requests_store_long_chains_at_once_and_both_keep_their_heads() {
     for policy in POLICIES {
-        let cache = Cache::open(settings(24).policies(policy, policy), engine_layout()).unwrap();
+        let cache = keeper::open(settings(24).policies(policy, policy), engine_layout()).unwrap();
         let barrier = Barrier::new(2);
         thread::scope(|scope| {
             for number in 0..2 {
@@ -322,18 +323,4 @@ fn two_requests_store_long_chains_at_once_and_both_keep_their_heads() {
         );
         cache.check_integrity();
     }
-}
-
-#[test]
-fn a_chain_of_a_million_keys_is_taken_at_once() {
-    let cache = Cache::open(settings(4).workers(0), engine_layout()).unwrap();
-    let keys = chain(1, 1_000_000);
-    // Such a long chain is not looked up on the caller's thread.
-    let lookups = cache.pool_stats(TierId::HOST).unwrap().lookups;
-    let refused = cache.store_with(&keys, &[0, 1, 2], &StoreOptions::new().first(999_990));
-    let store = refused.unwrap();
-    assert!(!store.is_complete());
-    assert_eq!(cache.pool_stats(TierId::HOST).unwrap().lookups, lookups);
-    while cache.step() {}
-    assert!(matches!(store.wait().stopped, Some(StoreStop::NoAncestors)));
 }

@@ -1,7 +1,6 @@
 //! Closing a cache: it keeps the stored blocks, releases all resources, and works on any thread.
 
 use std::{
-    fs,
     future::Future,
     pin::pin,
     sync::{Arc, mpsc},
@@ -10,12 +9,13 @@ use std::{
 };
 
 use kvtile_blocks::events::TierId;
-use kvtile_tiers::cache::{Cache, Clock, TierWrites};
+use kvtile_tiers::cache::{Clock, TierWrites};
 use parking_lot::Mutex;
 
 use super::{
     bounds::VirtualClock,
-    common::{TestEngine, chain, engine_layout, with_disk},
+    common::{TestEngine, chain, engine_layout, settings, with_disk},
+    keeper::{self, TestCache},
 };
 
 const DISK: u64 = 4 << 20;
@@ -33,7 +33,7 @@ fn closing_writes_host_memory_to_the_disk() {
                 let open = || {
                     let settings = with_disk(32, folder.path(), DISK);
                     let settings = settings.disk_writes(writes).workers(workers);
-                    Cache::open(settings, engine_layout()).unwrap()
+                    keeper::open(settings, engine_layout()).unwrap()
                 };
                 let keys = chain(1, 20);
                 let cache = open();
@@ -78,7 +78,7 @@ fn closing_stops_at_its_time_limit_and_reports_late_blocks() {
     let open = |seconds| {
         let settings = settings.clone().close_within(Duration::from_secs(seconds));
         let clock = Arc::new(HastyClock(VirtualClock::default()));
-        Cache::builder(settings)
+        keeper::builder(settings)
             .clock(clock)
             .open(engine_layout())
             .unwrap()
@@ -101,47 +101,37 @@ fn closing_stops_at_its_time_limit_and_reports_late_blocks() {
     assert!(!report.durable, "{report:?}");
 }
 
-/// Resident bytes of this process.
-fn resident_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kibibytes = line.and_then(|line| line.split_whitespace().nth(1));
-    kibibytes.unwrap().parse::<u64>().unwrap() << 10
-}
-
 #[test]
-fn closing_releases_everything_while_matches_live() {
-    const HOST: u64 = 512 << 20;
-    let folder = tempfile::tempdir().unwrap();
-    let mut settings = with_disk(16, folder.path(), DISK).prefault();
-    settings.host_bytes = HOST;
-    let cache = Cache::open(settings, engine_layout()).unwrap();
-    let keys = chain(1, 8);
+fn a_match_outlives_its_cache_without_blocks_and_no_other_cache_loads_it() {
+    let open = || keeper::open(settings(16), engine_layout()).unwrap();
+    let (cache, keys) = (open(), chain(1, 8));
     TestEngine::new(&cache).store(&keys, 0);
-    cache.evict(TierId::HOST, 4).unwrap();
     let nothing = cache.lookup(&chain(2, 3));
-    let found = cache.lookup(&keys);
-    assert_eq!((nothing.blocks(), found.blocks()), (0, 8));
-    let before = resident_bytes();
+    let mut found = cache.lookup(&keys);
+    let tail = found.split_off(5);
+    assert_eq!((nothing.blocks(), found.blocks(), tail.blocks()), (0, 5, 3));
+    // Both parts can be loaded, in any order.
+    let mut engine = TestEngine::new(&cache);
+    assert_eq!(cache.load(tail, &[45, 46]).unwrap().wait().blocks, 2);
+    assert!(engine.holds(&keys[6], 46));
+    let tail = found.split_off(4);
+    assert_eq!(cache.load(found, &[40, 41]).unwrap().wait().blocks, 2);
+    assert!(engine.holds(&keys[1], 41));
+    drop(engine);
     drop(cache);
-    let released = before.saturating_sub(resident_bytes());
-    assert!(released > HOST / 2, "{released} bytes were released");
-    assert_eq!((nothing.blocks(), found.blocks()), (0, 0));
-    assert_eq!(
-        (found.blocks_in(TierId::HOST), found.tiers().count()),
-        (0, 0)
-    );
-    let found = found.skip(1).truncate(3);
-    let again = Cache::open(with_disk(16, folder.path(), DISK), engine_layout());
-    let again = again.expect("the folder is free");
-    assert_eq!(TestEngine::new(&again).load(&keys, 0), 8);
-    let error = again.load(found, &[]).unwrap_err();
-    assert!(error.to_string().contains("another cache"), "{error}");
+    assert_eq!((nothing.blocks(), tail.blocks()), (0, 0));
+    assert_eq!((tail.blocks_in(TierId::HOST), tail.tiers().count()), (0, 0));
+    let tail = tail.skip(1).truncate(3);
+    let again = open();
+    for (found, destinations) in [(tail, &[1][..]), (nothing, &[])] {
+        let error = again.load(found, destinations).unwrap_err();
+        assert!(error.to_string().contains("another cache"), "{error}");
+    }
 }
 
 /// A waker that closes the cache, on any thread.
 struct ClosingWaker {
-    cache: Mutex<Option<Cache>>,
+    cache: Mutex<Option<TestCache>>,
     closed: mpsc::Sender<()>,
 }
 
@@ -159,7 +149,7 @@ impl Wake for ClosingWaker {
 fn a_cache_may_be_closed_on_its_own_threads() {
     for is_load in [false, true] {
         let folder = tempfile::tempdir().unwrap();
-        let open = || Cache::open(with_disk(16, folder.path(), DISK), engine_layout());
+        let open = || keeper::open(with_disk(16, folder.path(), DISK), engine_layout());
         let cache = open().unwrap();
         let keys = chain(1, 8);
         TestEngine::new(&cache).store(&keys, 0);

@@ -7,8 +7,10 @@ use kvtile_layout::{
     Shape, Unit, Word,
     identity::{Fingerprint, Identity, Rope},
 };
-use kvtile_tiers::cache::{Cache, CacheSettings, StoreOptions, StoreReport};
+use kvtile_tiers::cache::{CacheSettings, StoreOptions, StoreReport};
 use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout, TransferManager};
+
+use super::keeper::TestCache;
 
 /// Number of blocks of the test engine.
 pub(crate) const ENGINE_BLOCKS: u64 = 64;
@@ -79,19 +81,19 @@ fn seed(key: &BlockKey) -> u64 {
 
 /// The test engine: it fills blocks with the content of their keys, and checks that content.
 pub(crate) struct TestEngine<'a> {
-    cache: &'a Cache,
+    cache: &'a TestCache,
     reference: TransferManager,
     handle: LayoutHandle,
     known: HashMap<BlockKey, Fingerprint>,
 }
 
 impl<'a> TestEngine<'a> {
-    pub(crate) fn new(cache: &'a Cache) -> TestEngine<'a> {
+    pub(crate) fn new(cache: &'a TestCache) -> TestEngine<'a> {
         TestEngine::of(cache, shape(1))
     }
 
     /// An engine for blocks of the shape `one`, a shape of one block.
-    pub(crate) fn of(cache: &'a Cache, one: Shape) -> TestEngine<'a> {
+    pub(crate) fn of(cache: &'a TestCache, one: Shape) -> TestEngine<'a> {
         let reference = TransferManager::new();
         let word: Word = "BHLKNC".parse().unwrap();
         let layout = PhysicalLayout::builder()

@@ -15,18 +15,19 @@ use kvtile_blocks::{
 };
 use kvtile_testkit::tier::{MemoryTier, MisbehavingTier, TierFaults};
 use kvtile_tiers::{
-    cache::{Cache, CacheBuilder, Clock, LoadStop, TierSettings},
+    cache::{Clock, LoadStop, TierSettings},
     tier::Tier,
 };
 
 use super::bounds::VirtualClock;
 use super::common::{TestEngine, chain, engine_layout, settings, with_disk};
+use super::keeper::{self, TestBuilder, TestCache};
 
 fn id(name: &str) -> TierId {
     TierId::new(TierKind::Remote, name).unwrap()
 }
 
-fn memory(builder: CacheBuilder, name: &str, room: usize) -> CacheBuilder {
+fn memory(builder: TestBuilder, name: &str, room: usize) -> TestBuilder {
     let id = id(name);
     builder.tier(TierSettings::default(), move |context| {
         Ok(Arc::new(MemoryTier::new(id, room, context).unwrap()))
@@ -34,7 +35,7 @@ fn memory(builder: CacheBuilder, name: &str, room: usize) -> CacheBuilder {
 }
 
 /// A tier whose batches wait until they are released, while its gate is closed.
-fn gated(builder: CacheBuilder, answer_within: Duration) -> CacheBuilder {
+fn gated(builder: TestBuilder, answer_within: Duration) -> TestBuilder {
     let settings = TierSettings::default().answer_within(answer_within);
     builder.tier(settings, |context| {
         let inner = MemoryTier::new(id("gated"), 64, context).unwrap();
@@ -42,7 +43,7 @@ fn gated(builder: CacheBuilder, answer_within: Duration) -> CacheBuilder {
     })
 }
 
-fn gate(cache: &Cache) -> &MisbehavingTier {
+fn gate(cache: &TestCache) -> &MisbehavingTier {
     let tier = cache.tier(id("gated")).unwrap();
     tier.as_any().downcast_ref().unwrap()
 }
@@ -62,12 +63,12 @@ const CLOSED: TierFaults = TierFaults {
     keeps_memory: 0,
 };
 
-fn open_gate(cache: &Cache, faults: TierFaults) {
+fn open_gate(cache: &TestCache, faults: TierFaults) {
     gate(cache).set_faults(faults);
     gate(cache).release_all();
 }
 
-fn found(cache: &Cache, keys: &[BlockKey]) -> usize {
+fn found(cache: &TestCache, keys: &[BlockKey]) -> usize {
     cache.lookup(keys).blocks()
 }
 
@@ -83,7 +84,7 @@ fn wait_until(what: impl Fn() -> bool) {
 }
 
 /// Evicts `blocks` blocks, and calls `during` while their writes to the tier are in flight.
-fn while_evicting(cache: &Cache, blocks: usize, during: impl FnOnce()) {
+fn while_evicting(cache: &TestCache, blocks: usize, during: impl FnOnce()) {
     gate(cache).set_faults(CLOSED);
     thread::scope(|scope| {
         let evicts = scope.spawn(|| cache.evict(TierId::HOST, blocks).unwrap());
@@ -96,7 +97,7 @@ fn while_evicting(cache: &Cache, blocks: usize, during: impl FnOnce()) {
 #[test]
 fn every_lookup_finds_the_whole_chain_while_a_write_waits_and_a_load_gets_the_right_bytes() {
     for evicted in [1, 3, 6] {
-        let builder = Cache::builder(settings(8).workers(2));
+        let builder = keeper::builder(settings(8).workers(2));
         let cache = gated(builder, Duration::from_secs(60));
         let cache = memory(cache, "behind", 64).open(engine_layout()).unwrap();
         let mut engine = TestEngine::new(&cache);
@@ -131,7 +132,7 @@ fn every_lookup_finds_the_whole_chain_while_a_write_waits_and_a_load_gets_the_ri
 
 #[test]
 fn where_the_write_fails_a_load_that_waited_ends_and_gives_nothing_wrong() {
-    let builder = Cache::builder(settings(8).workers(2));
+    let builder = keeper::builder(settings(8).workers(2));
     let cache = gated(builder, Duration::from_secs(60));
     let cache = cache.open(engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
@@ -163,7 +164,7 @@ fn where_the_write_fails_a_load_that_waited_ends_and_gives_nothing_wrong() {
 
 #[test]
 fn a_late_write_keeps_its_memory_until_it_ends_and_its_blocks_are_misses_until_then() {
-    let builder = Cache::builder(settings(8).workers(2));
+    let builder = keeper::builder(settings(8).workers(2));
     let cache = gated(builder, Duration::from_millis(100));
     let cache = cache.open(engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
@@ -202,7 +203,7 @@ impl Drop for OverOnDrop<'_> {
 }
 
 /// Stores chains and evicts them, while other threads look up the latest chain.
-fn stress(cache: &Cache, tier: TierId, rounds: u64) {
+fn stress(cache: &TestCache, tier: TierId, rounds: u64) {
     const BLOCKS: usize = 6;
     let stored = AtomicU64::new(0);
     let is_over = AtomicBool::new(false);
@@ -261,7 +262,7 @@ fn stress(cache: &Cache, tier: TierId, rounds: u64) {
 
 #[test]
 fn no_lookup_sees_a_chain_shorter_while_it_moves_from_host_memory_to_another_tier() {
-    let builder = memory(Cache::builder(settings(64).workers(2)), "memory", 4000);
+    let builder = memory(keeper::builder(settings(64).workers(2)), "memory", 4000);
     let cache = builder.open(engine_layout()).unwrap();
     stress(&cache, id("memory"), 300);
 }
@@ -270,7 +271,7 @@ fn no_lookup_sees_a_chain_shorter_while_it_moves_from_host_memory_to_another_tie
 fn no_lookup_sees_a_chain_shorter_while_it_moves_from_host_memory_to_disk() {
     let folder = tempfile::tempdir().unwrap();
     let settings = with_disk(64, folder.path(), 16 << 20).workers(2);
-    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let cache = keeper::open(settings, engine_layout()).unwrap();
     stress(&cache, TierId::DISK, 200);
 }
 
@@ -279,7 +280,7 @@ fn no_lookup_sees_a_chain_shorter_while_it_moves_from_host_memory_to_disk() {
 #[test]
 fn no_lookup_sees_a_chain_shorter_while_it_moves_up_and_down() {
     const BLOCKS: usize = 4;
-    let builder = memory(Cache::builder(settings(64).workers(2)), "memory", 64);
+    let builder = memory(keeper::builder(settings(64).workers(2)), "memory", 64);
     let cache = builder.open(engine_layout()).unwrap();
     let keys = chain(1, BLOCKS);
     let mut engine = TestEngine::new(&cache);
@@ -324,7 +325,7 @@ fn a_tier_that_keeps_host_memory_gets_no_more_of_it() {
     };
     for faults in [CLOSED, keeps] {
         let clock = Arc::new(VirtualClock::default());
-        let builder = Cache::builder(settings(8).workers(0));
+        let builder = keeper::builder(settings(8).workers(0));
         let builder = builder.clock(Arc::clone(&clock) as Arc<dyn Clock>);
         let cache = gated(builder, Duration::ZERO)
             .open(engine_layout())

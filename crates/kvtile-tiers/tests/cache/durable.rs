@@ -15,19 +15,20 @@ use std::{
 use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::{DiskFaults, SimulatedDisk};
 use kvtile_tiers::{
-    cache::{Cache, CacheBuilder, CacheSettings, Clock, SYNC_BLOCKS, SYNC_WITHIN, TierWrites},
+    cache::{CacheSettings, Clock, SYNC_BLOCKS, SYNC_WITHIN, TierWrites},
     disk::medium::Medium,
 };
 
 use super::{
     bounds::VirtualClock,
     common::{TestEngine, chain, engine_layout, with_disk},
+    keeper::{self, TestBuilder, TestCache},
 };
 
 const DISK: u64 = 4 << 20;
 
-fn on(disk: &SimulatedDisk, settings: CacheSettings) -> CacheBuilder {
-    Cache::builder(settings).medium(Arc::new(disk.clone()) as Arc<dyn Medium>)
+fn on(disk: &SimulatedDisk, settings: CacheSettings) -> TestBuilder {
+    keeper::builder(settings).medium(Arc::new(disk.clone()) as Arc<dyn Medium>)
 }
 
 fn simulated(host: u64, disk_bytes: u64) -> CacheSettings {
@@ -35,7 +36,7 @@ fn simulated(host: u64, disk_bytes: u64) -> CacheSettings {
 }
 
 /// The number of leading blocks of chain 1 that survive a power cut now.
-fn after_a_crash(disk: &SimulatedDisk, cache: Cache) -> usize {
+fn after_a_crash(disk: &SimulatedDisk, cache: TestCache) -> usize {
     disk.crash();
     drop(cache);
     let cache = on(disk, simulated(64, DISK).workers(0))
@@ -207,7 +208,7 @@ fn a_flush_of_a_folder_that_was_removed_is_not_durable() {
     for gone in ["records", "slots", "manifest.json", ""] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("cache");
-        let cache = Cache::open(with_disk(16, &path, DISK).workers(0), engine_layout()).unwrap();
+        let cache = keeper::open(with_disk(16, &path, DISK).workers(0), engine_layout()).unwrap();
         TestEngine::new(&cache).store(&chain(1, 8), 0);
         assert!(cache.flush().durable);
         match gone {

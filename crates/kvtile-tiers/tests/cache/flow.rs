@@ -1,6 +1,6 @@
 //! Stored blocks are found and loaded from every tier, in every layout.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvtile_blocks::{
     GroupId,
@@ -8,22 +8,23 @@ use kvtile_blocks::{
 };
 use kvtile_layout::{Shape, Unit, Word};
 use kvtile_tiers::{
-    cache::{Cache, LoadOptions, LoadStop, LookupOptions, StoreOptions, StoreStop, TierWrites},
+    cache::{LoadOptions, LoadStop, LookupOptions, StoreOptions, StoreStop, TierWrites},
     metrics::{MissReason, MoveStats},
 };
 use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout};
 
 use super::common::{TestEngine, chain, engine_layout, settings, shape, with_disk};
+use super::keeper::{self, TestCache};
 
 const DISK: u64 = 4 << 20;
 
-fn blocks_in(cache: &Cache, keys: &[kvtile_blocks::BlockKey], tier: TierId) -> usize {
+fn blocks_in(cache: &TestCache, keys: &[kvtile_blocks::BlockKey], tier: TierId) -> usize {
     let found = cache.lookup(keys);
     found.blocks_in(tier)
 }
 
 /// Number of blocks moved from one tier to another.
-fn moved(cache: &Cache, source: TierId, destination: TierId) -> u64 {
+fn moved(cache: &TestCache, source: TierId, destination: TierId) -> u64 {
     let stats = cache.stats();
     let route = |m: &&MoveStats| m.source == source && m.destination == destination;
     stats
@@ -35,7 +36,7 @@ fn moved(cache: &Cache, source: TierId, destination: TierId) -> u64 {
 
 #[test]
 fn stored_blocks_are_found_and_loaded() {
-    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let cache = keeper::open(settings(16), engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 6);
     assert_eq!(engine.load(&keys, 0), 0);
@@ -56,7 +57,7 @@ fn stored_blocks_are_found_and_loaded() {
 
 #[test]
 fn storing_again_copies_nothing() {
-    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let cache = keeper::open(settings(16), engine_layout()).unwrap();
     let engine = TestEngine::new(&cache);
     let keys = chain(1, 4);
     assert_eq!(engine.store(&keys, 0), 4);
@@ -71,14 +72,14 @@ fn blocks_survive_a_restart_on_disk() {
     let folder = tempfile::tempdir().unwrap();
     let keys = chain(7, 9);
     {
-        let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
+        let cache = keeper::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
         let engine = TestEngine::new(&cache);
         engine.store(&keys, 0);
         let flushed = cache.flush();
         assert_eq!((flushed.written, flushed.failed), (9, 0));
         assert!(flushed.durable);
     }
-    let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
+    let cache = keeper::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     assert_eq!(blocks_in(&cache, &keys, TierId::DISK), 9);
     assert_eq!(engine.load(&keys, 0), 9);
@@ -93,7 +94,7 @@ fn blocks_survive_a_restart_on_disk() {
 #[test]
 fn evicted_blocks_go_to_disk_in_whole_prefixes() {
     let folder = tempfile::tempdir().unwrap();
-    let cache = Cache::open(with_disk(4, folder.path(), DISK), engine_layout()).unwrap();
+    let cache = keeper::open(with_disk(4, folder.path(), DISK), engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     for number in 0..8 {
         assert_eq!(engine.store(&chain(number, 3), 0), 3);
@@ -113,7 +114,7 @@ fn a_chain_longer_than_host_memory_comes_from_disk_in_pieces() {
     let settings = with_disk(3, folder.path(), DISK)
         .disk_writes(writes)
         .workers(1);
-    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let cache = keeper::open(settings, engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 20);
     // The chain exceeds host memory; its stores evict blocks to disk.
@@ -131,7 +132,7 @@ fn a_chain_longer_than_host_memory_comes_from_disk_in_pieces() {
 fn what_is_on_disk_can_be_loaded_while_all_host_memory_is_in_use() {
     let folder = tempfile::tempdir().unwrap();
     let settings = with_disk(3, folder.path(), DISK).workers(0);
-    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let cache = keeper::open(settings, engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     let (on_disk, held) = (chain(1, 5), chain(2, 3));
     assert_eq!(engine.store(&on_disk, 0), 5);
@@ -158,7 +159,7 @@ fn blocks_are_written_to_disk_at_once_or_after_uses() {
         let settings = with_disk(16, folder.path(), DISK)
             .disk_writes(writes)
             .workers(0);
-        let cache = Cache::open(settings, engine_layout()).unwrap();
+        let cache = keeper::open(settings, engine_layout()).unwrap();
         let mut engine = TestEngine::new(&cache);
         let keys = chain(3, 4);
         engine.store(&keys, 0);
@@ -178,7 +179,7 @@ fn blocks_that_are_to_be_written_take_no_place_in_the_queue() {
         .disk_writes(TierWrites::AtOnce)
         .workers(0)
         .queue_capacity(1);
-    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let cache = keeper::open(settings, engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     let keys = chain(3, 6);
     let store = |first: usize| {
@@ -201,11 +202,11 @@ fn prefetching_brings_blocks_to_host_memory() {
     let folder = tempfile::tempdir().unwrap();
     let keys = chain(7, 5);
     {
-        let cache = Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap();
+        let cache = keeper::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap();
         TestEngine::new(&cache).store(&keys, 0);
         cache.flush();
     }
-    let cache = Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap();
+    let cache = keeper::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap();
     let report = cache.prefetch(&keys).unwrap().wait();
     assert_eq!(
         (
@@ -220,7 +221,7 @@ fn prefetching_brings_blocks_to_host_memory() {
 
 #[test]
 fn layers_can_be_waited_for_one_by_one() {
-    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let cache = keeper::open(settings(16), engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 6);
     engine.store(&keys, 0);
@@ -238,7 +239,7 @@ fn layers_can_be_waited_for_one_by_one() {
 }
 
 /// A layout of the same identity, in another order and with other blocks than the engine's.
-fn another_layout(cache: &Cache, blocks: u64) -> LayoutHandle {
+fn another_layout(cache: &TestCache, blocks: u64) -> LayoutHandle {
     let word: Word = "BLKNHC".parse().unwrap();
     let layout = PhysicalLayout::builder().with_shape(shape(blocks));
     let layout = layout.layout(word).allocate_system().build().unwrap();
@@ -247,7 +248,7 @@ fn another_layout(cache: &Cache, blocks: u64) -> LayoutHandle {
 
 #[test]
 fn blocks_may_come_from_and_go_to_another_layout_than_the_engines() {
-    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let cache = keeper::open(settings(16), engine_layout()).unwrap();
     let (manager, keys) = (cache.manager(), chain(1, 6));
     let other = another_layout(&cache, 6);
     let pattern = FillPattern::Distinct { seed: 4 };
@@ -282,7 +283,7 @@ fn blocks_may_come_from_and_go_to_another_layout_than_the_engines() {
 
 #[test]
 fn a_layout_of_another_identity_is_refused() {
-    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let cache = keeper::open(settings(16), engine_layout()).unwrap();
     let manager = cache.manager();
     let unit = Unit::new("f32", 4, 1).unwrap();
     let wider = Shape::key_value(4, 3, 4, 2, 16, &unit).unwrap();
@@ -303,7 +304,7 @@ fn a_layout_of_another_identity_is_refused() {
 
 #[test]
 fn the_engines_own_hits_are_skipped() {
-    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let cache = keeper::open(settings(16), engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 6);
     engine.store(&keys, 0);
@@ -318,7 +319,7 @@ fn the_engines_own_hits_are_skipped() {
 
 #[test]
 fn a_cancelled_load_touches_nothing() {
-    let cache = Cache::open(settings(16).workers(0), engine_layout()).unwrap();
+    let cache = keeper::open(settings(16).workers(0), engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 3);
     engine.store(&keys, 0);
@@ -341,7 +342,7 @@ fn a_cancelled_load_touches_nothing() {
 /// Pitfall 19: a completion that never resolves.
 #[test]
 fn jobs_that_wait_when_a_cache_is_closed_complete() {
-    let cache = Cache::open(settings(16).workers(0), engine_layout()).unwrap();
+    let cache = keeper::open(settings(16).workers(0), engine_layout()).unwrap();
     let engine = TestEngine::new(&cache);
     let keys = chain(1, 3);
     engine.store(&keys, 0);
@@ -356,7 +357,7 @@ fn jobs_that_wait_when_a_cache_is_closed_complete() {
 
 #[test]
 fn a_store_that_began_before_a_clearing_keeps_nothing() {
-    let cache = Cache::open(settings(16).workers(0), engine_layout()).unwrap();
+    let cache = keeper::open(settings(16).workers(0), engine_layout()).unwrap();
     let engine = TestEngine::new(&cache);
     let keys = chain(1, 3);
     for (block, key) in keys.iter().enumerate() {
@@ -379,12 +380,12 @@ fn concurrent_loads_of_a_block_share_one_flight() {
     let folder = tempfile::tempdir().unwrap();
     let keys = chain(7, 12);
     {
-        let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
+        let cache = keeper::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
         TestEngine::new(&cache).store(&keys, 0);
         cache.flush();
     }
     let settings = with_disk(16, folder.path(), DISK).workers(4);
-    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let cache = keeper::open(settings, engine_layout()).unwrap();
     let mut loads = Vec::new();
     for copy in 0..4 {
         let found = cache.lookup(&keys);
@@ -406,7 +407,7 @@ fn concurrent_loads_of_a_block_share_one_flight() {
 #[test]
 fn events_and_snapshots_agree_with_what_is_stored() {
     let folder = tempfile::tempdir().unwrap();
-    let cache = Cache::open(with_disk(4, folder.path(), DISK), engine_layout()).unwrap();
+    let cache = keeper::open(with_disk(4, folder.path(), DISK), engine_layout()).unwrap();
     let engine = TestEngine::new(&cache);
     let mut events = cache.subscribe();
     let mut mirror = EventMirror::new();
@@ -414,12 +415,18 @@ fn events_and_snapshots_agree_with_what_is_stored() {
         engine.store(&chain(number, 3), 0);
     }
     cache.flush();
-    let mut list = Vec::new();
-    while events.poll(&mut list, 100).unwrap() > 0 {}
-    for event in &list {
-        assert!(mirror.apply(event));
-    }
     let fresh = EventMirror::from_snapshot(&cache.snapshot());
+    let mut list = Vec::new();
+    let (start, mut applied) = (Instant::now(), 0);
+    // Events of a daemon come some milliseconds later.
+    while mirror.len(TierId::DISK) < 15 || mirror.len(TierId::HOST) > 4 {
+        assert!(start.elapsed() < Duration::from_secs(30), "{list:?}");
+        events.poll(&mut list, 100).unwrap();
+        for event in &list[applied..] {
+            assert!(mirror.apply(event));
+        }
+        applied = list.len();
+    }
     for number in 0..5 {
         for key in chain(number, 3) {
             for tier in [TierId::HOST, TierId::DISK] {
@@ -438,20 +445,20 @@ fn clearing_forgets_everything_in_every_tier() {
     let folder = tempfile::tempdir().unwrap();
     let keys = chain(1, 6);
     {
-        let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
+        let cache = keeper::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
         TestEngine::new(&cache).store(&keys, 0);
         cache.flush();
         assert_eq!(cache.clear().unwrap(), 12);
         assert_eq!(cache.lookup(&keys).blocks(), 0);
     }
-    let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
+    let cache = keeper::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
     assert_eq!(cache.lookup(&keys).blocks(), 0);
 }
 
 /// Pitfall 39: pins that are never released if no load follows the lookup.
 #[test]
 fn pins_that_are_held_too_long_are_reported() {
-    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let cache = keeper::open(settings(16), engine_layout()).unwrap();
     let engine = TestEngine::new(&cache);
     let keys = chain(1, 3);
     engine.store(&keys, 0);
@@ -470,7 +477,7 @@ fn pins_that_are_held_too_long_are_reported() {
 /// Pitfall 20: a block that is reused before a pending read of it.
 #[test]
 fn a_pinned_match_is_never_evicted() {
-    let cache = Cache::open(settings(4), engine_layout()).unwrap();
+    let cache = keeper::open(settings(4), engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     let keys = chain(1, 3);
     engine.store(&keys, 0);

@@ -9,20 +9,21 @@ use kvtile_testkit::{
     tier::{MemoryTier, MisbehavingTier, TierFaults},
 };
 use kvtile_tiers::{
-    cache::{Cache, CacheBuilder, DiskSettings, FlushReport, TierFlush, TierSettings, TierWrites},
+    cache::{DiskSettings, FlushReport, TierFlush, TierSettings, TierWrites},
     disk::{DiskTier, medium::Medium},
     tier::Tier,
 };
 
 use super::common::{TestEngine, chain, engine_layout, settings};
+use super::keeper::{self, TestBuilder, TestCache};
 
 const BLOCKS: usize = 4;
 
-fn builder() -> CacheBuilder {
-    Cache::builder(settings(8).workers(0))
+fn builder() -> TestBuilder {
+    keeper::builder(settings(8).workers(0))
 }
 
-fn open(builder: CacheBuilder) -> Cache {
+fn open(builder: TestBuilder) -> TestCache {
     builder.open(engine_layout()).unwrap()
 }
 
@@ -34,7 +35,7 @@ fn memory() -> TierId {
     id(TierKind::Remote, "memory")
 }
 
-fn with_memory(builder: CacheBuilder) -> CacheBuilder {
+fn with_memory(builder: TestBuilder) -> TestBuilder {
     builder.tier(TierSettings::default(), |context| {
         Ok(Arc::new(MemoryTier::new(memory(), 16, context).unwrap()))
     })
@@ -42,10 +43,10 @@ fn with_memory(builder: CacheBuilder) -> CacheBuilder {
 
 /// Adds a disk with a name, and with faults.
 fn with_disk(
-    builder: CacheBuilder,
+    builder: TestBuilder,
     (disk, name, bytes): (&SimulatedDisk, &'static str, u64),
     (tier, faults): (TierSettings, TierFaults),
-) -> CacheBuilder {
+) -> TestBuilder {
     let medium: Arc<dyn Medium> = Arc::new(disk.clone());
     builder.tier(tier, move |context| {
         let mut settings = DiskSettings::new("simulated", bytes);

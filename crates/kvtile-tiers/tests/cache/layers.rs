@@ -4,13 +4,12 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use kvtile_blocks::{BlockKey, events::TierId};
-use kvtile_tiers::cache::{
-    Cache, CacheSettings, Clock, Completion, LoadOptions, LoadReport, LoadStop,
-};
+use kvtile_tiers::cache::{CacheSettings, Clock, Completion, LoadOptions, LoadReport, LoadStop};
 
 use super::{
     bounds::VirtualClock,
     common::{TestEngine, chain, engine_layout, with_disk},
+    keeper::{self, TestCache},
 };
 
 const BLOCKS: usize = 12;
@@ -23,8 +22,8 @@ fn alternating(
     settings: CacheSettings,
     clock: &Arc<VirtualClock>,
     (head, tail): (usize, usize),
-) -> Cache {
-    let builder = Cache::builder(settings.workers(0)).clock(Arc::clone(clock) as Arc<dyn Clock>);
+) -> TestCache {
+    let builder = keeper::builder(settings.workers(0)).clock(Arc::clone(clock) as Arc<dyn Clock>);
     let cache = builder.open(engine_layout()).unwrap();
     let mut engine = TestEngine::new(&cache);
     let keys = chain(1, BLOCKS);

@@ -2,10 +2,11 @@
 
 use kvtile_blocks::BlockKey;
 use kvtile_layout::{Axis, Plane, Shape, Unit, Word, identity::Identity};
-use kvtile_tiers::cache::{Cache, CacheSettings};
+use kvtile_tiers::cache::CacheSettings;
 use kvtile_transfer::{FillPattern, PhysicalLayout};
 
 use super::common::chain;
+use super::keeper::{self, TestCache};
 
 /// Number of blocks of the chain.
 const BLOCKS: usize = 6;
@@ -40,7 +41,7 @@ fn engine(shape: &Shape, word: &str) -> PhysicalLayout {
 }
 
 /// Fills the blocks from 0 on and stores them. Returns their digests.
-fn store(cache: &Cache, keys: &[BlockKey]) -> Vec<String> {
+fn store(cache: &TestCache, keys: &[BlockKey]) -> Vec<String> {
     let manager = cache.manager();
     let blocks: Vec<usize> = (0..keys.len()).collect();
     let pattern = FillPattern::Distinct { seed: 11 };
@@ -51,7 +52,7 @@ fn store(cache: &Cache, keys: &[BlockKey]) -> Vec<String> {
 }
 
 /// The digests of the blocks of the chain, which starts at block `first`.
-fn digests(cache: &Cache, first: usize) -> Vec<String> {
+fn digests(cache: &TestCache, first: usize) -> Vec<String> {
     let digest = |block| cache.manager().block_digest(cache.engine(), block).unwrap();
     (first..first + BLOCKS)
         .map(|block| digest(block).to_string())
@@ -59,7 +60,7 @@ fn digests(cache: &Cache, first: usize) -> Vec<String> {
 }
 
 /// Loads the whole chain to the last blocks of the engine.
-fn load(cache: &Cache, keys: &[BlockKey]) -> Vec<String> {
+fn load(cache: &TestCache, keys: &[BlockKey]) -> Vec<String> {
     let first = ENGINE_BLOCKS - BLOCKS;
     let blocks: Vec<usize> = (first..ENGINE_BLOCKS).collect();
     let pattern = FillPattern::Constant(0xa5);
@@ -89,12 +90,12 @@ fn blocks_that_no_config_describes_survive_in_host_memory_and_on_disk() {
                 .disk(folder.path(), 4 << 20)
         };
         let keys = chain(1, BLOCKS);
-        let cache = Cache::open(settings(), engine(&shape, word)).unwrap();
+        let cache = keeper::open(settings(), engine(&shape, word)).unwrap();
         let stored = store(&cache, &keys);
         assert_eq!(load(&cache, &keys), stored, "{word} from host memory");
         drop(cache);
 
-        let cache = Cache::open(settings(), engine(&shape, other)).unwrap();
+        let cache = keeper::open(settings(), engine(&shape, other)).unwrap();
         assert_eq!(load(&cache, &keys), stored, "{word} to {other} from disk");
     }
 }

@@ -3,12 +3,12 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use kvtile_blocks::events::TierId;
-use kvtile_tiers::cache::Cache;
 use parking_lot::{Condvar, Mutex};
 
 use super::{
     common::{TestEngine, chain, engine_layout, with_disk},
     hooked::{HookedFolder, HookedOperation},
+    keeper,
 };
 
 /// A gate for writes: whether it is closed, and the number of writes that wait at it.
@@ -50,7 +50,7 @@ fn a_flush_waits_for_what_another_thread_is_bringing_to_the_disk() {
             hook.pass();
         }
     });
-    let builder = Cache::builder(with_disk(8, folder.path(), 4 << 20)).medium(Arc::new(medium));
+    let builder = keeper::builder(with_disk(8, folder.path(), 4 << 20)).medium(Arc::new(medium));
     let cache = builder.open(engine_layout()).unwrap();
     let keys = chain(1, 4);
     assert_eq!(TestEngine::new(&cache).store(&keys, 0), 4);

@@ -5,21 +5,23 @@ use std::{sync::Arc, time::Duration};
 use kvtile_blocks::events::{TierId, TierKind};
 use kvtile_testkit::tier::{MemoryTier, MisbehavingTier, TierFaults};
 use kvtile_tiers::{
-    cache::{Cache, Clock, LoadReport, LoadStop, Match, TierSettings},
+    cache::{Clock, LoadReport, LoadStop, Match, TierSettings},
     tier::GroupId,
 };
 
 use super::{
     bounds::VirtualClock,
     common::{TestEngine, chain, engine_layout, settings},
+    keeper::{self, TestCache},
 };
 
 fn remote(name: &str) -> TierId {
     TierId::new(TierKind::Remote, name).unwrap()
 }
 
-fn open(clock: &Arc<VirtualClock>) -> Cache {
-    let builder = Cache::builder(settings(4).workers(0)).clock(Arc::clone(clock) as Arc<dyn Clock>);
+fn open(clock: &Arc<VirtualClock>) -> TestCache {
+    let builder =
+        keeper::builder(settings(4).workers(0)).clock(Arc::clone(clock) as Arc<dyn Clock>);
     let hasty = TierSettings::default().answer_within(Duration::ZERO);
     let builder = builder.tier(hasty, |context| {
         let inner = MemoryTier::new(remote("silent"), 16, context).unwrap();
@@ -33,7 +35,7 @@ fn open(clock: &Arc<VirtualClock>) -> Cache {
     builder.open(engine_layout()).unwrap()
 }
 
-fn load(cache: &Cache, found: Match) -> LoadReport {
+fn load(cache: &TestCache, found: Match) -> LoadReport {
     let load = cache.load(found, &[40, 41]);
     let load = load.unwrap();
     while cache.step() {}

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::SplitMix64;
-use kvtile_tiers::{RequestError, TierError, cache::Cache};
+use kvtile_tiers::{RequestError, TierError};
 
 use super::{
     bounds::folder_bytes,
     common::{TestEngine, chain, engine_layout, number, with_disk},
+    keeper::{self, TestCache},
 };
 
 #[test]
@@ -17,7 +18,7 @@ fn random_work_of_several_threads_gives_no_wrong_byte_and_leaks_nothing() {
     println!("seed {SEED}");
     let folder = tempfile::tempdir().unwrap();
     let settings = with_disk(12, folder.path(), 300_000).queue_capacity(64);
-    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let cache = keeper::open(settings, engine_layout()).unwrap();
     std::thread::scope(|scope| {
         for thread in 0..4_u64 {
             let cache = &cache;
@@ -56,7 +57,7 @@ fn a_mixed_load_grows_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let open = || {
         let settings = with_disk(12, folder.path(), CAPACITY).queue_capacity(64);
-        Cache::open(settings, engine_layout()).unwrap()
+        keeper::open(settings, engine_layout()).unwrap()
     };
     let mut cache = open();
     let start = Instant::now();
@@ -95,7 +96,7 @@ fn a_mixed_load_grows_nothing() {
 }
 
 /// Waits until no operation is in flight, and checks that nothing is held.
-fn ended(cache: &Cache) {
+fn ended(cache: &TestCache) {
     let start = Instant::now();
     while cache.stats().pinned.values().any(|pins| *pins > 0) {
         cache.step();
@@ -143,7 +144,7 @@ fn open_files() -> usize {
 }
 
 /// Each thread uses sixteen engine blocks of its own.
-fn work(cache: &Cache, thread: u64, seed: u64) {
+fn work(cache: &TestCache, thread: u64, seed: u64) {
     let mut numbers = SplitMix64::new(seed * 1000 + thread);
     let mut engine = TestEngine::new(cache);
     let first = usize::try_from(thread).unwrap() * 16;

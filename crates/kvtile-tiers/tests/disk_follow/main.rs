@@ -19,6 +19,7 @@ mod faults;
 mod following;
 #[path = "../cache/hooked.rs"]
 mod hooked;
+mod keeper;
 mod large;
 mod model;
 mod process;

@@ -15,10 +15,21 @@ from kvtile._errors import IdentityError
 from kvtile._hf import rope as _rope
 from kvtile._hf.attention import heads_and_size, refuse_other_kinds
 from kvtile._hf.config import Config
-from kvtile._hf.fields import text
-from kvtile._kvtile import Identity, Shape
+from kvtile._hf.fields import empty, text
+from kvtile._hf.groups import FAMILIES, grouped_model_of, refuse_unknown
+from kvtile._hf.models import table
+from kvtile._kvtile import Identity, ModelIdentity, Shape
 
-__all__ = ["config_digest", "identity_of", "kv_fields", "length_dependence", "length_limit", "rope_of", "shape_of"]
+__all__ = [
+    "config_digest",
+    "identity_of",
+    "kv_fields",
+    "length_dependence",
+    "length_limit",
+    "model_of",
+    "rope_of",
+    "shape_of",
+]
 
 
 def identity_of(
@@ -37,17 +48,52 @@ def identity_of(
 ) -> Identity:
     """The identity of a model's KV: see Identity.from_hf_config."""
     read = Config(config, text_only=text_only)
+    name, commit = _named(read, model, revision)
+    shape = _shape(read, page_size, 1, dtype, tp_rank, tp_size, layers)
+    # The identity already has these fields from the shape and the rotary embedding.
+    said = {f"config.{field}" for field in ("rope", "num_hidden_layers", "num_key_value_heads", "head_dim")}
+    more = {name: value for name, value in _kv_fields(read, max_model_len).items() if name not in said}
+    return Identity(name, commit, shape, rope=_rope.rope_of(read, max_model_len), extra={**more, **(extra or {})})
+
+
+def model_of(
+    config: Any,
+    page_size: Any,
+    *,
+    dtype: Any = None,
+    state_dtype: Any = None,
+    model: str | None = None,
+    revision: str | None = None,
+    extra: Mapping[str, str] | None = None,
+    max_model_len: int | None = None,
+    text_only: bool = False,
+) -> ModelIdentity:
+    """The identity of a model with groups of layers: see ModelIdentity.from_hf_config."""
+    read = Config(config, text_only=text_only, known=False, groups=True)
+    if read.model_type in table() and not _has_groups(read):
+        page = page_size["full"] if isinstance(page_size, Mapping) and list(page_size) == ["full"] else page_size
+        settings = {"dtype": dtype, "model": model, "revision": revision, "extra": extra, "max_model_len": max_model_len}
+        return ModelIdentity.of(identity_of(config, page, text_only=text_only, **settings))
+    refuse_unknown(read)
+    name, commit = _named(read, model, revision)
+    more = {"config.model_type": str(read.model_type), **read.kv_fields(), **(extra or {})}
+    return grouped_model_of(read, page_size, dtype=dtype, state_dtype=state_dtype, name=name, revision=commit, extra=more)
+
+
+def _has_groups(read: Config) -> bool:
+    """Whether a model of a type in both lists has layers of several kinds."""
+    return read.model_type in FAMILIES and not empty(read.fields.get("sliding_window"))
+
+
+def _named(read: Config, model: str | None, revision: str | None) -> tuple[str, str]:
+    """The model's name and the revision of its weights."""
     name = model or read.name
     if not name:
         raise IdentityError("the config does not name its model; give model=")
     commit = revision or read.commit
     if not commit:
         raise IdentityError("the config does not identify its weights; give revision=, a commit or a digest")
-    shape = _shape(read, page_size, 1, dtype, tp_rank, tp_size, layers)
-    # The identity already has these fields from the shape and the rotary embedding.
-    said = {f"config.{field}" for field in ("rope", "num_hidden_layers", "num_key_value_heads", "head_dim")}
-    more = {name: value for name, value in _kv_fields(read, max_model_len).items() if name not in said}
-    return Identity(str(name), str(commit), shape, rope=_rope.rope_of(read, max_model_len), extra={**more, **(extra or {})})
+    return str(name), str(commit)
 
 
 def shape_of(

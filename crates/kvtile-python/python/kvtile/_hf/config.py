@@ -7,13 +7,13 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kvtile._errors import ArgumentError, IdentityError
 from kvtile._hf.fields import ROPE, SHAPE, empty, text, unimportant
-from kvtile._hf.models import DERIVED, LAYERS, PLAIN, table
+from kvtile._hf.models import DERIVED, GROUPED, LAYERS, PLAIN, table
 
 BY_HAND = "make a Shape and an Identity by hand if its KV is one group of full causal attention"
 LARGEST = (1 << 31) - 1
@@ -56,17 +56,19 @@ class Config:
         config: a ``PretrainedConfig``, the ``config.json`` as a dict, or the path of that file or of its folder.
         text_only: read the text part of a model that also takes images or sound.
         known: refuse model types that are not in the list.
+        groups: read all types as those with groups: no defaults are filled in, and parts other than text are refused.
     """
 
-    def __init__(self, config: Any, *, text_only: bool = False, known: bool = True) -> None:
+    def __init__(self, config: Any, *, text_only: bool = False, known: bool = True, groups: bool = False) -> None:
         config = _read(config)
         outer = _fields(config)
-        inner = _text_part(outer, text_only=text_only, known=known)
+        types = (*PLAIN, *GROUPED) if groups else PLAIN
+        inner = _text_part(outer, types, text_only=text_only, known=known or groups)
         self.name = _first(outer, inner, "_name_or_path", "name_or_path")
         self.commit = _first(outer, inner, "_commit_hash")
         self.dtype = _first(inner, outer, "dtype", "torch_dtype")
         self.model_type = inner.get("model_type")
-        self.listed = isinstance(self.model_type, str) and self.model_type in table()
+        self.listed = not groups and isinstance(self.model_type, str) and self.model_type in table()
         if known:
             self._refuse_unknown(config, inner)
         self.fields = self._filled(inner)
@@ -80,7 +82,7 @@ class Config:
                 f"kvtile knows the KV of transformers' own models only; load it without trust_remote_code, or {BY_HAND}"
             )
         if not self.listed:
-            because = _other_kind(fields)
+            because = other_kind(fields)
             raise IdentityError(
                 f"model type {self.model_type!r} is not known to keep plain keys and values"
                 f"{f' ({because})' if because else ''}; {BY_HAND} (docs/models.md has the list)"
@@ -149,7 +151,7 @@ def _fields(config: Any) -> dict[str, Any]:
     return {name: value for name, value in {**fields, **vars(config)}.items() if not callable(value)}
 
 
-def _text_part(outer: Mapping[str, Any], *, text_only: bool, known: bool) -> dict[str, Any]:
+def _text_part(outer: Mapping[str, Any], types: Sequence[str], *, text_only: bool, known: bool) -> dict[str, Any]:
     """The fields of the text part. A model of several parts is refused unless ``text_only`` is set."""
     name = outer.get("model_type")
     if outer.get("is_encoder_decoder"):
@@ -160,18 +162,18 @@ def _text_part(outer: Mapping[str, Any], *, text_only: bool, known: bool) -> dic
     part = outer.get("text_config")
     if hasattr(part, "to_dict"):
         part = _fields(part)
-    composite = bool(media) or (part is not None and name not in (None, "") and name not in PLAIN)
+    composite = bool(media) or (part is not None and name not in (None, "") and name not in types)
     if composite and known and not text_only:
         parts = f" ({', '.join(media)})" if media else ""
         inner = part.get("model_type") if isinstance(part, Mapping) else f"{name}_text"
-        hint = "; if the model gets text only, set text_only=True" if inner in PLAIN else ""
+        hint = "; if the model gets text only, set text_only=True" if inner in types else ""
         raise IdentityError(
             f"{_named(name)} takes images, sound or more besides text{parts}: KV depends on them, and keys made of tokens "
             f"do not{hint}"
         )
     if part is None:
         fields = {key: value for key, value in outer.items() if key not in media}
-        if media and f"{name}_text" in PLAIN:
+        if media and f"{name}_text" in types:
             fields["model_type"] = f"{name}_text"
         return fields
     if not isinstance(part, Mapping):
@@ -183,7 +185,7 @@ def _text_part(outer: Mapping[str, Any], *, text_only: bool, known: bool) -> dic
     return fields
 
 
-def _other_kind(fields: Mapping[str, Any]) -> str | None:
+def other_kind(fields: Mapping[str, Any]) -> str | None:
     """What kind of KV an unknown type seems to have, for the error message only."""
     if fields.get("kv_lora_rank"):
         return "its KV is a latent (kv_lora_rank), whose planes only its engine knows; make a Shape with planes"

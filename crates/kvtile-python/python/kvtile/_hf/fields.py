@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -88,11 +89,16 @@ def empty(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
+        if set(value) == {"__float__"}:
+            # transformers writes numbers that JSON does not have in this form.
+            return str(value["__float__"])
         return {str(key): _plain(each) for key, each in value.items() if not empty(each)}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     if isinstance(value, (set, frozenset)):
         return sorted((_plain(each) for each in value), key=repr)
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, (str, int, float, bool)) or value is None:

@@ -27,6 +27,13 @@ PLAIN = (
 ).split()
 """Model types, as in ``model_type`` of a config."""
 
+GROUPED = (
+    "bailing_hybrid cohere2 deepseek_v3 deepseek_v32 deepseek_v4 exaone4 falcon_h1 gemma3_text gemma3n_text gemma4_text glm_moe_dsa gpt_oss "
+    "granitemoehybrid jamba kimi_k2 kimi_linear lfm2 lfm2_moe lfm3 llama4_text mimo_v2_flash minimax_m3 minimax_m3_vl_text "
+    "mistral4 muse_glimmer_text muse_spark_text nemotron_h olmo3 qwen3_5_moe_text qwen3_5_text qwen3_next step3p5 step3p7"
+).split()
+"""Model types with groups of layers, as in ``model_type`` of a config; ``groups`` has what their layers keep."""
+
 LAYERS = 1 << 16
 """The maximum number of layers."""
 

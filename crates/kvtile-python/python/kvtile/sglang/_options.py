@@ -40,6 +40,7 @@ class HiCacheOptions:
         shared_within: seconds that a request waits for the answers of the shared store; default: 1. After that SGLang computes
             what the folder does not have.
         shared_lifetime: seconds for which the shared store keeps pages, where its values expire; default: for ever.
+        shared_compress: compress pages for the shared store, without loss. Every engine reads compressed pages.
         model: the model's name in the identity of the pages; default: the name that SGLang gives.
         revision: identifies the weights; default: a commit of the hub, or a digest of the files.
         kv_cache_dtype: the data type of KV that SGLang keeps as bytes, if SGLang's own option is not visible.
@@ -57,6 +58,7 @@ class HiCacheOptions:
     shared: str | None = None
     shared_within: float | None = None
     shared_lifetime: float | None = None
+    shared_compress: bool | None = None
     model: str | None = None
     revision: str | None = None
     kv_cache_dtype: str | None = None

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PrefixCache"]
 
-_GIB = 1 << 30
 
 _log = logging.getLogger("kvtile.transformers")
 
@@ -46,8 +45,8 @@ class PrefixCache:
         connect: the socket of a node daemon (``kvtile serve``), which then has host memory, disk and shared store, of its
             own sizes; default: none. With ``shared_within`` prompts wait for the daemon's shared store.
         disk: folder that keeps blocks for later processes; default: none.
-        host_gib: host memory for blocks, in GiB.
-        disk_gib: limit for the size of the folder, in GiB.
+        host_gib: host memory for blocks, in GiB; default: 1.
+        disk_gib: limit for the size of the folder, in GiB; default: 8.
         close_within: seconds that closing may take to write blocks that are only in host memory; default: 30.
         shared: a store that other caches use too: a URL (``s3://bucket/prefix``, ``redis://host``), the path of a folder,
             or a ``kvtile.SharedTier``; default: none.
@@ -72,9 +71,9 @@ class PrefixCache:
         TensorError: a model that is not on the CPU.
         DiskError: a folder that cannot be used.
         SharedTierError: a shared store that cannot be opened.
-        SettingsError: ``shared_within`` or ``shared_bundle_blocks`` without ``shared``; ``disk`` or ``shared`` with
-            ``connect``; ``stops`` or ``every`` for a model with full attention alone, ``connect`` or ``shared`` for
-            another one.
+        SettingsError: ``shared_within`` or ``shared_bundle_blocks`` without ``shared``; a setting of host memory, disk or
+            shared store with ``connect``; ``stops`` or ``every`` for a model with full attention alone, ``connect`` or
+            ``shared`` for another one.
         DaemonError: no daemon answers at the socket.
     """
 
@@ -84,8 +83,8 @@ class PrefixCache:
         *,
         connect: str | os.PathLike[str] | None = None,
         disk: str | os.PathLike[str] | None = None,
-        host_gib: float = 1.0,
-        disk_gib: float = 8.0,
+        host_gib: float | None = None,
+        disk_gib: float | None = None,
         close_within: float | None = None,
         shared: str | os.PathLike[str] | SharedTier | None = None,
         shared_within: float | None = None,
@@ -101,8 +100,8 @@ class PrefixCache:
         settings = Settings(
             connect=connect,
             disk=disk,
-            host_bytes=int(host_gib * _GIB),
-            disk_bytes=int(disk_gib * _GIB),
+            host_gib=host_gib,
+            disk_gib=disk_gib,
             close_within=close_within,
             shared=shared,
             shared_within=shared_within,

@@ -59,8 +59,10 @@ class OneGroup:
         self._shape = Shape.from_hf_config(model.config, page_size=self._page_size, dtype=model.dtype)
         self._dtype = model.dtype
         connect, disk, shared = settings.connect, settings.disk, settings.shared
-        if connect is not None and (disk is not None or shared is not None or settings.shared_bundle_blocks is not None):
-            raise SettingsError("disk and shared have no effect with connect; give them to kvtile serve")
+        names = ("disk", "host_gib", "disk_gib", "close_within", "shared", "shared_bundle_blocks")
+        given = [name for name in names if getattr(settings, name) is not None]
+        if connect is not None and given:
+            raise SettingsError(f"{', '.join(given)} has no effect with connect; give it to kvtile serve")
         if connect is None and shared is None and settings.shared_within is not None:
             raise SettingsError("shared_within has no effect without shared, the store")
         # Seconds that a lookup waits for the shared store; None without one.
@@ -78,7 +80,7 @@ class OneGroup:
             self._layout(list(engine), 1),
             host_bytes=settings.host_bytes,
             disk=disk,
-            disk_bytes=None if disk is None else settings.disk_bytes,
+            disk_bytes=settings.disk_bytes,
             disk_writes=None if disk is None else "at_once",
             close_within=settings.close_within,
             shared=shared,

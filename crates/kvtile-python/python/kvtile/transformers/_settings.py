@@ -12,16 +12,17 @@ if TYPE_CHECKING:
 
 # The caller waits for its own operations, so a large batch must not exceed the queue.
 QUEUE = 1 << 16
+_GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Settings:
-    """As the arguments of ``PrefixCache``, with sizes in bytes."""
+    """The arguments of ``PrefixCache``."""
 
     connect: str | os.PathLike[str] | None
     disk: str | os.PathLike[str] | None
-    host_bytes: int
-    disk_bytes: int
+    host_gib: float | None
+    disk_gib: float | None
     close_within: float | None
     shared: str | os.PathLike[str] | SharedTier | None
     shared_within: float | None
@@ -32,3 +33,13 @@ class Settings:
     revision: str | None
     salt: str
     extra: Mapping[str, str]
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory for blocks."""
+        return int((1.0 if self.host_gib is None else self.host_gib) * _GIB)
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """The limit for the size of the folder; None without one."""
+        return None if self.disk is None else int((8.0 if self.disk_gib is None else self.disk_gib) * _GIB)

@@ -157,7 +157,7 @@ class SeveralGroups:
             lambda name, shape: Identity(whole.model, whole.revision, shape, extra={**whole.extra, "part": name}),
             host_bytes=settings.host_bytes,
             disk=None if settings.disk is None else Path(settings.disk),
-            disk_bytes=None if settings.disk is None else settings.disk_bytes,
+            disk_bytes=settings.disk_bytes,
             close_within=settings.close_within,
         )
 

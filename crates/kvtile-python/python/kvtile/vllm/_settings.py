@@ -26,8 +26,8 @@ _OF_THE_DAEMON = (
     "shared",
     "shared_lifetime",
     "shared_bundle_blocks",
+    "shared_compress",
     "policy",
-    "recompute_tokens_per_second",
 )
 
 
@@ -54,6 +54,7 @@ class Settings:
         shared_lifetime: seconds for which the shared store keeps blocks, where its values expire; default: for ever.
         shared_bundle_blocks: blocks of one value, 1 to 64, the same for all engines; default: as many as the store reads
             well, 8 MiB for a bucket. Prompts with fewer full blocks are not shared.
+        shared_compress: compress blocks for the shared store, without loss. Every engine reads compressed blocks.
         policy: eviction policy: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
         workers: worker threads that move blocks, per rank.
         recompute_tokens_per_second: prompt tokens that the engine computes per second. Blocks on disk that take longer
@@ -77,6 +78,7 @@ class Settings:
     shared_within: float | None = None
     shared_lifetime: float | None = None
     shared_bundle_blocks: int | None = None
+    shared_compress: bool | None = None
     policy: str | None = None
     workers: int | None = None
     recompute_tokens_per_second: float | None = None
@@ -145,7 +147,8 @@ class Settings:
     def of_cache(self, rank: Rank, identity: Identity) -> dict[str, Any]:
         """The keyword arguments of a rank's ``kvtile.Cache``, without those that were not given."""
         if self.connect is not None:
-            return {"connect": self.connect} | ({} if self.workers is None else {"workers": self.workers})
+            own = {"workers": self.workers, "recompute_tokens_per_second": self.recompute_tokens_per_second}
+            return {"connect": self.connect} | {name: value for name, value in own.items() if value is not None}
         told = {
             "host_bytes": int(self.host_gib * _GIB) // rank.size,
             "prefault": self.prefault,
@@ -155,6 +158,7 @@ class Settings:
             "shared": self.shared,
             "shared_lifetime": self.shared_lifetime,
             "shared_bundle_blocks": self.shared_bundle_blocks,
+            "shared_compress": self.shared_compress,
         }
         if self.disk_path is not None and self.disk_gib is not None:
             told |= {

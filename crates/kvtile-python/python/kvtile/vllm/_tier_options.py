@@ -33,6 +33,7 @@ class TierOptions:
             what the folder does not have.
         shared_lifetime: seconds for which the shared store keeps blocks, where its values expire; default: for ever.
         shared_bundle_blocks: rows of one value, 1 to 64, the same for all engines; default: 1.
+        shared_compress: compress rows for the shared store, without loss. Every engine reads compressed rows.
         staging: memory for blocks that are on their way to the disk; at least four rows.
         policy: eviction policy of the disk; default: that of ``BlockStore``.
         workers: threads that move blocks; default: that of ``BlockStore``.
@@ -54,6 +55,7 @@ class TierOptions:
     shared_within: float | None = None
     shared_lifetime: float | None = None
     shared_bundle_blocks: int | None = None
+    shared_compress: bool | None = None
     staging: int = 256 << 20
     policy: Policy | None = None
     workers: int | None = None

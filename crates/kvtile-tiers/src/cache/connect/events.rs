@@ -158,14 +158,20 @@ impl ConnectedEvents {
         EventSource::new(&this.log, list, owner, [page_size])
     }
 
-    /// The blocks that the daemon has reported so far, after the first report has come or `within` has
-    /// passed.
+    /// The blocks that the daemon has now; those that it has reported so far if it does not answer within
+    /// `within`.
     pub(super) fn snapshot(
         &self,
         session: Option<&Arc<DaemonSession>>,
         within: Duration,
     ) -> EventSnapshot {
         self.want(session);
+        if let Some(session) = session {
+            let frame = |number| FrameHeader::frame(FrameKind::Settle, number, |_| {});
+            let reply = session.link.request(frame, None);
+            // Without an answer the events so far are all that there is.
+            let _ = reply.and_then(|reply| reply.wait(within));
+        }
         let mut state = self.state.lock();
         if session.is_some_and(|session| !session.link.is_closed()) {
             let is_waiting = |state: &mut EventState| !state.has_come;

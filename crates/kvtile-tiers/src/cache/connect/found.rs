@@ -6,7 +6,7 @@ use std::{
 };
 
 use kvtile_blocks::events::TierId;
-use kvtile_daemon_wire::{FoundFrame, FrameKind, NarrowFrame};
+use kvtile_daemon_wire::{FoundFrame, FrameKind, NarrowFrame, SplitFrame};
 
 use super::{
     link::{LinkError, LinkReply, PendingReply},
@@ -78,22 +78,36 @@ impl ConnectedMatch {
             return;
         }
         self.first += skip;
-        let mut runs = Vec::new();
-        let mut left = blocks;
-        for &(tier, count) in &self.runs {
-            let skipped = skip.min(count);
-            skip -= skipped;
-            let kept = left.min(count - skipped);
-            left -= kept;
-            if kept > 0 {
-                runs.push((tier, kept));
-            }
-        }
-        self.runs = runs;
-        self.tell(blocks);
+        self.runs = part_of(&self.runs, skip, blocks);
+        self.narrowed(blocks);
     }
 
-    fn tell(&self, blocks: usize) {
+    /// Splits off the blocks after the first `blocks`.
+    pub(in crate::cache) fn split_off(&mut self, blocks: usize) -> ConnectedMatch {
+        let all = self.found_blocks();
+        let kept = blocks.min(all);
+        let first = self.first + kept;
+        let frame = SplitFrame {
+            found: self.number,
+            first: u32::try_from(first).unwrap_or(u32::MAX),
+        };
+        let number = self.session.upgrade().map_or(0, |session| {
+            let number = session.link.number();
+            session.link.post(&frame.encode(number));
+            number
+        });
+        let runs = part_of(&self.runs, kept, all - kept);
+        self.runs = part_of(&self.runs, 0, kept);
+        ConnectedMatch {
+            session: Weak::clone(&self.session),
+            cache: self.cache,
+            number,
+            first,
+            runs,
+        }
+    }
+
+    fn narrowed(&self, blocks: usize) {
         if let Some(session) = self.session.upgrade() {
             let frame = NarrowFrame {
                 found: self.number,
@@ -107,8 +121,37 @@ impl ConnectedMatch {
 
 impl Drop for ConnectedMatch {
     fn drop(&mut self) {
-        self.tell(0);
+        self.narrowed(0);
     }
+}
+
+impl Drop for ConnectedSeek {
+    /// The daemon ends a seek that nothing waits for.
+    fn drop(&mut self) {
+        if !self.is_taken {
+            let frame = NarrowFrame {
+                found: self.reply.number,
+                first: 0,
+                blocks: 0,
+            };
+            self.session.link.post(&frame.encode(0));
+        }
+    }
+}
+
+/// The runs of `blocks` blocks from block `skip` on.
+fn part_of(runs: &[(TierId, usize)], mut skip: usize, mut blocks: usize) -> Vec<(TierId, usize)> {
+    let mut part = Vec::new();
+    for &(tier, count) in runs {
+        let skipped = skip.min(count);
+        skip -= skipped;
+        let kept = blocks.min(count - skipped);
+        blocks -= kept;
+        if kept > 0 {
+            part.push((tier, kept));
+        }
+    }
+    part
 }
 
 /// A seek that the daemon runs.
@@ -118,6 +161,8 @@ pub(in crate::cache) struct ConnectedSeek {
     pub(super) reply: PendingReply,
     /// When the match is given up.
     pub(super) end: Instant,
+    /// Whether the match was taken.
+    pub(super) is_taken: bool,
 }
 
 impl ConnectedSeek {
@@ -132,8 +177,9 @@ impl ConnectedSeek {
     }
 
     /// The match, if the daemon has answered.
-    pub(in crate::cache) fn end(self) -> Option<ConnectedMatch> {
+    pub(in crate::cache) fn end(mut self) -> Option<ConnectedMatch> {
         let reply = self.reply.take()?.ok()?;
+        self.is_taken = true;
         let found = (self.reply.number, reply);
         ConnectedMatch::of(&self.session, self.cache, found).ok()
     }

@@ -147,6 +147,11 @@ impl DaemonLink {
         self.unanswered.lock().is_closed
     }
 
+    /// A number that no request has.
+    pub(super) fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Sends a request. `kept` is dropped once the daemon has answered, however late, or once the
     /// connection has ended.
     pub(super) fn request(
@@ -154,7 +159,7 @@ impl DaemonLink {
         frame: impl FnOnce(u64) -> Vec<u8>,
         kept: Option<Box<dyn Send>>,
     ) -> Result<PendingReply, LinkError> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let number = self.number();
         let slot = Arc::new(ReplySlot::default());
         let request = UnansweredRequest {
             slot: Arc::clone(&slot),

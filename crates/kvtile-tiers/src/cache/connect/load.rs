@@ -7,6 +7,9 @@
 //!
 //! The daemon takes a hold back when its lease has ended, and all of them with the connection. So
 //! after each copy, before it counts, the load makes sure that the pins were still there.
+//!
+//! Where host memory has no room, a hold ends early, and the daemon keeps the rest of its blocks in the
+//! match. The load then holds one piece at a time, and each release makes room for the next.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +19,7 @@ use std::{
 };
 
 use kvtile_blocks::events::TierId;
-use kvtile_daemon_wire::{FrameKind, HoldFrame, LoadFrame, NumberFrame, ReleaseFrame};
+use kvtile_daemon_wire::{FrameKind, HoldFrame, LoadFrame, NumberFrame, RefusalCode, ReleaseFrame};
 use kvtile_transfer::{LayoutHandle, TransferOptions, completion::Completer};
 
 use super::{
@@ -25,9 +28,12 @@ use super::{
     link::{LinkError, PendingReply},
     session::DaemonSession,
 };
-use crate::cache::{
-    LoadOptions, LoadReport, LoadStop, Priority,
-    serving::{load_stop_of, milliseconds},
+use crate::{
+    cache::{
+        LoadOptions, LoadReport, LoadStop, Priority,
+        serving::{load_stop_of, milliseconds},
+    },
+    metrics::{MissReason, Queue},
 };
 
 /// Blocks of tiers below host memory that one hold brings.
@@ -54,7 +60,8 @@ pub(super) struct ConnectedLoad {
 
 #[derive(Default)]
 struct ConnectedLoadProgress {
-    blocks: usize,
+    /// The blocks that came.
+    came: Vec<bool>,
     from_host: usize,
     from_below: Vec<(TierId, usize)>,
     bytes: u64,
@@ -62,11 +69,20 @@ struct ConnectedLoadProgress {
     is_reported: bool,
 }
 
+impl ConnectedLoadProgress {
+    /// Number of leading blocks that came.
+    fn leading(&self) -> usize {
+        self.came.iter().take_while(|came| **came).count()
+    }
+}
+
 /// A hold that the daemon has not answered yet.
 struct HoldOnTheWay {
     blocks: Range<usize>,
     reply: PendingReply,
     sent: Instant,
+    /// Whether the load had no other hold.
+    is_alone: bool,
 }
 
 /// Blocks that the daemon pins for this load; dropping it releases them.
@@ -138,7 +154,10 @@ impl ConnectedLoad {
             start,
             deadline: options.within.and_then(|within| start.checked_add(within)),
             has_begun: false,
-            progress: ConnectedLoadProgress::default(),
+            progress: ConnectedLoadProgress {
+                came: vec![false; destinations.len()],
+                ..ConnectedLoadProgress::default()
+            },
         }
     }
 
@@ -166,56 +185,101 @@ impl ConnectedLoad {
         let session = self.found.session.upgrade().ok_or(LoadStop::Closed)?;
         let mut pieces = self.pieces(session.pool_blocks);
         let mut on_the_way = VecDeque::new();
+        let mut ahead = HOLDS_AHEAD;
         loop {
-            self.check_time()?;
-            while on_the_way.len() < HOLDS_AHEAD
+            self.check_time(parts)?;
+            while on_the_way.len() < ahead
                 && let Some(blocks) = pieces.pop_front()
             {
-                on_the_way.push_back(self.hold(&session, blocks).map_err(stop_of)?);
+                let hold = self.hold(&session, blocks, ahead == 1);
+                on_the_way.push_back(hold.map_err(|error| self.lost(parts, error))?);
             }
-            let Some(HoldOnTheWay {
-                blocks,
-                reply,
-                sent,
-            }) = on_the_way.pop_front()
-            else {
-                return match self.progress.blocks < self.destinations.len() {
+            let Some(hold) = on_the_way.pop_front() else {
+                return match self.progress.leading() < self.destinations.len() {
                     // The connection ended before the pieces were cut.
                     true => Err(LoadStop::Closed),
                     false => Ok(()),
                 };
             };
-            let within = self.time_left(parts.settings.work_within);
-            let (kind, payload) = reply.wait(within).map_err(stop_of)?;
-            let frame = match kind {
-                FrameKind::Loaded => LoadFrame::decode(&payload).map_err(|e| stop_of(e.into()))?,
-                _ => return Err(LoadStop::Closed),
-            };
-            let mut hold = DaemonHold {
-                session: Arc::clone(&session),
-                number: reply.number,
-                since: sent,
-                copied: (0, 0, Duration::ZERO),
-            };
-            self.copy(parts, &mut hold, &frame)?;
-            let came = frame.ids.len();
-            if let Some(stop) = load_stop_of(&frame.stop) {
-                return Err(stop);
-            }
-            if came < blocks.len() {
-                return Err(LoadStop::Lost);
+            let (came, stop) = self.bring(parts, &session, &hold)?;
+            let HoldOnTheWay {
+                blocks, is_alone, ..
+            } = hold;
+            let left = blocks.start + came..blocks.end;
+            match stop {
+                Some(LoadStop::HostFull) if !left.is_empty() && (came > 0 || !is_alone) => {
+                    // What was held is released, so there is room again.
+                    ahead = 1;
+                    pieces.push_front(left);
+                }
+                Some(LoadStop::HostFull) => {
+                    parts.metrics.lost(MissReason::HostFull, 1);
+                    return Err(LoadStop::HostFull);
+                }
+                Some(stop) => return Err(stop),
+                None if !left.is_empty() => return Err(LoadStop::Lost),
+                None => {}
             }
         }
     }
 
-    fn check_time(&self) -> Result<(), LoadStop> {
-        if self.completer.is_cancelled() {
-            return Err(LoadStop::Cancelled);
+    /// Waits for a hold, copies its blocks, and releases it. Returns their number and why not all
+    /// came.
+    fn bring(
+        &mut self,
+        parts: &ConnectedParts,
+        session: &Arc<DaemonSession>,
+        hold: &HoldOnTheWay,
+    ) -> Result<(usize, Option<LoadStop>), LoadStop> {
+        let within = self.time_left(parts.settings.work_within);
+        let (kind, payload) = hold
+            .reply
+            .wait(within)
+            .map_err(|error| self.lost(parts, error))?;
+        let frame = match kind {
+            FrameKind::Loaded => LoadFrame::decode(&payload).map_err(|e| stop_of(e.into()))?,
+            _ => return Err(LoadStop::Closed),
+        };
+        let mut held = DaemonHold {
+            session: Arc::clone(session),
+            number: hold.reply.number,
+            since: hold.sent,
+            copied: (0, 0, Duration::ZERO),
+        };
+        self.copy(parts, (&mut held, hold.blocks.start), &frame)?;
+        Ok((frame.ids.len(), load_stop_of(&frame.stop)))
+    }
+
+    /// Number of blocks that have not come.
+    fn missing(&self) -> u64 {
+        let missing = self.progress.came.iter().filter(|came| !**came);
+        missing.count() as u64
+    }
+
+    /// Counts the blocks that the daemon did not deliver.
+    fn lost(&self, parts: &ConnectedParts, error: LinkError) -> LoadStop {
+        let stop = stop_of(error);
+        let reason = match &stop {
+            LoadStop::Lost => Some(MissReason::Evicted),
+            LoadStop::Late => Some(MissReason::Late),
+            LoadStop::Closed if !parts.is_closed() => Some(MissReason::Late),
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            parts.metrics.lost(reason, self.missing());
         }
-        match self.deadline {
-            Some(deadline) if Instant::now() > deadline => Err(LoadStop::Deadline),
-            _ => Ok(()),
-        }
+        stop
+    }
+
+    fn check_time(&self, parts: &ConnectedParts) -> Result<(), LoadStop> {
+        let is_past = self.deadline.is_some_and(|end| Instant::now() > end);
+        let (reason, stop) = match (self.completer.is_cancelled(), is_past) {
+            (true, _) => (MissReason::Cancelled, LoadStop::Cancelled),
+            (false, true) => (MissReason::Deadline, LoadStop::Deadline),
+            (false, false) => return Ok(()),
+        };
+        parts.metrics.lost(reason, self.missing());
+        Err(stop)
     }
 
     fn time_left(&self, most: Duration) -> Duration {
@@ -227,6 +291,7 @@ impl ConnectedLoad {
         &self,
         session: &Arc<DaemonSession>,
         blocks: Range<usize>,
+        is_alone: bool,
     ) -> Result<HoldOnTheWay, LinkError> {
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let within = self.deadline.map(|_| self.time_left(Duration::MAX));
@@ -243,18 +308,18 @@ impl ConnectedLoad {
             blocks,
             reply,
             sent,
+            is_alone,
         })
     }
 
-    /// Copies the blocks of a hold to their destinations, and reports each layer once it is certain
-    /// that its bytes are those of the blocks.
+    /// Copies the blocks of a hold to their destinations from index `at` on, and reports each layer once
+    /// it is certain that its bytes are those of the blocks.
     fn copy(
         &mut self,
         parts: &ConnectedParts,
-        hold: &mut DaemonHold,
+        (hold, at): (&mut DaemonHold, usize),
         frame: &LoadFrame,
     ) -> Result<(), LoadStop> {
-        let at = self.progress.blocks;
         let came = frame.ids.len();
         let there = self.destinations.get(at..at + came);
         let is_known = |id: &u32| u64::from(*id) < hold.session.blocks;
@@ -287,6 +352,7 @@ impl ConnectedLoad {
                 // The load must not end while the copy still writes the engine's blocks. Its bytes do
                 // not count, so neither does its outcome.
                 let _ = transfer.wait();
+                parts.metrics.lost(MissReason::Evicted, self.missing());
                 return Err(LoadStop::Lost);
             }
             self.completer.layer_came(layer, came);
@@ -295,7 +361,8 @@ impl ConnectedLoad {
         let blocks = u32::try_from(came).unwrap_or(u32::MAX);
         hold.copied = (blocks, report.bytes, report.elapsed);
         let progress = &mut self.progress;
-        progress.blocks += came;
+        let marks = progress.came.iter_mut().skip(at).take(came);
+        marks.for_each(|mark| *mark = true);
         progress.bytes += report.bytes;
         progress.from_host += usize::try_from(frame.from_host).unwrap_or(0).min(came);
         for run in &frame.from_below {
@@ -315,7 +382,7 @@ impl ConnectedLoad {
         let progress = std::mem::take(&mut self.progress);
         self.progress.is_reported = true;
         self.completer.finish(LoadReport {
-            blocks: progress.blocks,
+            blocks: progress.leading(),
             wanted: self.destinations.len(),
             from_host: progress.from_host,
             from_below: progress.from_below,
@@ -327,6 +394,10 @@ impl ConnectedLoad {
 }
 
 impl ConnectedJob for ConnectedLoad {
+    fn label(&self) -> Queue {
+        Queue::Load
+    }
+
     fn run(mut self: Box<Self>, parts: &ConnectedParts) {
         self.has_begun = true;
         self.progress.stopped = self.load(parts).err();
@@ -353,6 +424,8 @@ pub(super) fn stop_of(error: LinkError) -> LoadStop {
     match error {
         LinkError::Closed => LoadStop::Closed,
         LinkError::Late { .. } => LoadStop::Late,
+        // The lease of the match has ended, and its blocks may be others now.
+        LinkError::Refused(refusal) if refusal.code == RefusalCode::Revoked => LoadStop::Lost,
         LinkError::Refused(refusal) => LoadStop::Refused(refusal.text.into()),
         LinkError::Wire(error) => LoadStop::Refused(error.to_string().into()),
     }

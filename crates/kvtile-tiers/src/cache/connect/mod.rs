@@ -24,6 +24,7 @@ mod store;
 mod threads;
 
 use std::{
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -52,11 +53,13 @@ pub use settings::ConnectSettings;
 use super::{
     Cache, CacheBackend, FlushReport, LoadOptions, LoadReport, LookupOptions, Priority,
     StoreOptions, StoreReport,
+    chains::StoresInFlight,
     serving::{CallAnswer, CallMessage, codes},
 };
 use crate::{
+    below::TierHealth,
     error::{RequestError, TierError},
-    metrics::{CacheStats, MissReason},
+    metrics::{CacheMetrics, CacheStats, MissReason, Queue},
     opening::check_identity,
     queue::JobQueue,
     source::EventSource,
@@ -72,11 +75,17 @@ use store::ConnectedStore;
 /// The longest pause before connecting again.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 
+/// How long a store or a call waits before it goes to a busy daemon again.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
+
 /// How much longer than its own time a seek waits for the daemon.
 const SEEK_GRACE: Duration = Duration::from_millis(100);
 
 /// A job of a connected cache. Dropping it completes it.
 trait ConnectedJob: Send {
+    /// The kind of job in the metrics.
+    fn label(&self) -> Queue;
+
     fn run(self: Box<Self>, parts: &ConnectedParts);
 }
 
@@ -84,8 +93,23 @@ trait ConnectedJob: Send {
 #[derive(Default)]
 struct ConnectionState {
     session: Option<Arc<DaemonSession>>,
+    /// The socket of a handshake that is in progress.
+    connecting: Option<UnixStream>,
     is_closed: bool,
 }
+
+impl ConnectionState {
+    /// Ends the handshake of a cache that is closed.
+    fn end_if_closed(&self) {
+        if let Some(socket) = self.connecting.as_ref().filter(|_| self.is_closed) {
+            // An error means that it has ended already.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+/// A job in the queue.
+type BoxedConnectedJob = Box<dyn ConnectedJob>;
 
 /// What the threads of a connected cache share.
 struct ConnectedParts {
@@ -97,11 +121,17 @@ struct ConnectedParts {
     engine_layout: PhysicalLayout,
     layers: usize,
     owns_engine: bool,
-    queue: JobQueue<Box<dyn ConnectedJob>>,
+    queue: JobQueue<BoxedConnectedJob>,
+    /// Stores of this process that are in flight.
+    chains: StoresInFlight<(Priority, BoxedConnectedJob)>,
+    /// Number of clearings of this process. Its lock orders stores and clearings on the socket.
+    clearings: Mutex<u64>,
+    /// Held by the one call that does I/O in the daemon.
+    calls: Mutex<()>,
     state: Mutex<ConnectionState>,
     changed: Condvar,
-    /// Lookups and blocks that found no daemon.
-    missed: (AtomicU64, AtomicU64),
+    /// What this process counts: its queue, lookups that found no daemon, and hits that it lost.
+    metrics: CacheMetrics,
     /// The last counters that the daemon reported, and its tiers.
     stats: Mutex<CacheStats>,
     events: Arc<ConnectedEvents>,
@@ -164,7 +194,8 @@ impl ConnectedCache {
         settings.check()?;
         let engine_layout = manager.layout(engine)?;
         check_identity(&settings.identity, &engine_layout)?;
-        let session = DaemonSession::open(socket, &settings, (&manager, &engine_layout))?;
+        let engine_of = (&manager, &engine_layout);
+        let session = DaemonSession::open(socket, &settings, engine_of, |_| {})?;
         let layers = engine_layout.shape().num_layers();
         let Ok(layers) = usize::try_from(layers) else {
             broken(format_args!("{layers} layers in an engine's memory"))
@@ -175,13 +206,16 @@ impl ConnectedCache {
             socket: socket.to_path_buf(),
             layers,
             queue: JobQueue::new(settings.queue_capacity),
+            chains: StoresInFlight::default(),
+            clearings: Mutex::new(0),
+            calls: Mutex::new(()),
             tiers: Mutex::new(session.tiers.clone()),
             state: Mutex::new(ConnectionState {
                 session: Some(Arc::new(session)),
-                is_closed: false,
+                ..ConnectionState::default()
             }),
             changed: Condvar::new(),
-            missed: (AtomicU64::new(0), AtomicU64::new(0)),
+            metrics: CacheMetrics::new(&[]),
             stats: Mutex::default(),
             events: Arc::new(ConnectedEvents::new()?),
             block_bytes: engine_layout.shape().block_bytes()?,
@@ -191,6 +225,10 @@ impl ConnectedCache {
             engine_layout,
             owns_engine,
         });
+        for queue in [Queue::Load, Queue::Store, Queue::Prefetch] {
+            let capacity = parts.settings.queue_capacity as u64;
+            parts.metrics.queue_capacity(queue, capacity);
+        }
         let mut cache = ConnectedCache {
             parts,
             threads: Vec::new(),
@@ -226,7 +264,7 @@ impl ConnectedCache {
         let (leading, _) = keys.split_at(keys.len().min(KEYS_MAX));
         let found = || -> Result<ConnectedMatch, LinkError> {
             let session = self.parts.answering()?;
-            let frame = codes::lookup_frame(leading, options, Duration::ZERO);
+            let frame = codes::lookup_frame(leading, &self.at_rate(options), Duration::ZERO);
             let request = |number| frame.encode(FrameKind::Lookup, number);
             let reply = session.link.request(request, None)?;
             let answer = reply.wait(self.parts.settings.answer_within)?;
@@ -241,9 +279,14 @@ impl ConnectedCache {
 
     /// Counts a lookup that found no daemon.
     fn missed(&self, blocks: usize) {
-        let (lookups, missed) = &self.parts.missed;
-        lookups.fetch_add(1, Ordering::Relaxed);
-        missed.fetch_add(blocks as u64, Ordering::Relaxed);
+        let misses = [(MissReason::Late, blocks as u64)];
+        self.parts.metrics.looked_up(&[], &misses);
+    }
+
+    /// The options with this engine's rate of computing, if they have none.
+    fn at_rate(&self, options: &LookupOptions) -> LookupOptions {
+        let rate = self.parts.settings.recompute_tokens_per_second;
+        options.recompute_tokens_per_second(options.rate().or(rate))
     }
 
     pub(super) fn seek(
@@ -254,7 +297,7 @@ impl ConnectedCache {
         let (leading, _) = keys.split_at(keys.len().min(KEYS_MAX));
         let seek = || -> Result<ConnectedSeek, LinkError> {
             let session = self.parts.answering()?;
-            let frame = codes::lookup_frame(leading, options, within);
+            let frame = codes::lookup_frame(leading, &self.at_rate(options), within);
             let request = |number| frame.encode(FrameKind::Seek, number);
             let now = Instant::now();
             Ok(ConnectedSeek {
@@ -264,6 +307,7 @@ impl ConnectedCache {
                 end: now
                     .checked_add(within.saturating_add(SEEK_GRACE))
                     .unwrap_or(now),
+                is_taken: false,
             })
         };
         let seek = seek().ok();
@@ -293,11 +337,23 @@ impl ConnectedCache {
         }
         let layout = self.parts.check_blocks(options.layout, destinations)?;
         found.narrow(0, destinations.len());
+        if destinations.is_empty() {
+            return Ok(self.load_nothing());
+        }
         let completer = Completer::new(self.parts.layers, destinations.len());
         let completion = completer.completion();
         let job = ConnectedLoad::new(completer, found, (layout, destinations), options);
-        self.parts.push(options.priority, Box::new(job))?;
+        let pushed = self.parts.push(options.priority, Box::new(job));
+        pushed.inspect_err(|_| {
+            let wanted = destinations.len() as u64;
+            self.parts.metrics.lost(MissReason::QueueFull, wanted);
+        })?;
         Ok(completion)
+    }
+
+    /// A load of no blocks.
+    pub(super) fn load_nothing(&self) -> Completion<LoadReport> {
+        Completion::ended(self.parts.layers, LoadReport::nothing())
     }
 
     pub(super) fn store(
@@ -323,8 +379,11 @@ impl ConnectedCache {
         let layout = self.parts.check_blocks(options.layout, blocks)?;
         let completer = Completer::new(0, 0);
         let completion = completer.completion();
-        let job = ConnectedStore::new(completer, chain, (layout, blocks), options);
-        self.parts.push(options.priority, Box::new(job))?;
+        let mut job = ConnectedStore::new(completer, chain, (layout, blocks), options);
+        match blocks.is_empty() {
+            true => job.finish(),
+            false => job.enter(&self.parts)?,
+        }
         Ok(completion)
     }
 
@@ -350,7 +409,7 @@ impl ConnectedCache {
     }
 
     fn blocks_of(&self, call: &CallMessage) -> Result<usize, TierError> {
-        match self.parts.call(call, self.parts.settings.work_within)? {
+        match self.parts.io_call(call)? {
             CallAnswer::Blocks(blocks) => Ok(blocks),
             _ => Err(session::refused("the answer is of another call".to_owned())),
         }
@@ -358,8 +417,7 @@ impl ConnectedCache {
 
     /// The report of a flush; one that is not durable if the daemon does not answer.
     pub(super) fn flush(&self) -> FlushReport {
-        let within = self.parts.settings.work_within;
-        match self.parts.call(&CallMessage::Flush, within) {
+        match self.parts.io_call(&CallMessage::Flush) {
             Ok(CallAnswer::Flushed(report)) => report,
             Ok(_) => FlushReport::default(),
             Err(error) => {
@@ -369,8 +427,8 @@ impl ConnectedCache {
         }
     }
 
-    /// The counters of the daemon's cache, the last known ones if it does not answer, with the
-    /// lookups of this process that found no daemon.
+    /// The counters of the daemon's cache, the last known ones if it does not answer, with what this
+    /// process counts. The queues of loads, stores and prefetches are those of this process.
     pub(super) fn stats(&self) -> CacheStats {
         let within = self.parts.settings.answer_within;
         let mut last = self.parts.stats.lock();
@@ -379,14 +437,28 @@ impl ConnectedCache {
         }
         let mut stats = last.clone();
         drop(last);
-        let (lookups, missed) = &self.parts.missed;
-        stats.lookups += lookups.load(Ordering::Relaxed);
-        let missed = missed.load(Ordering::Relaxed);
-        stats.lookup_blocks += missed;
-        if missed > 0 {
-            *stats.misses.entry(MissReason::Late).or_default() += missed;
+        let mine = self.parts.metrics.stats();
+        stats.lookups += mine.lookups;
+        stats.lookup_blocks += mine.lookup_blocks;
+        for (reason, blocks) in mine.misses {
+            *stats.misses.entry(reason).or_default() += blocks;
         }
+        for (reason, blocks) in mine.lost_hits {
+            *stats.lost_hits.entry(reason).or_default() += blocks;
+        }
+        let is_theirs = |queue: &crate::metrics::QueueStats| queue.queue == Queue::Spill;
+        stats.queues.retain(is_theirs);
+        stats.queues.splice(..0, mine.queues);
         stats
+    }
+
+    /// The health of a tier; `None` if the daemon has no such tier, or does not answer.
+    pub(super) fn tier_health(&self, tier: TierId) -> Option<TierHealth> {
+        let within = self.parts.settings.answer_within;
+        match self.parts.call(&CallMessage::TierHealth { tier }, within) {
+            Ok(CallAnswer::TierHealth(health)) => health,
+            _ => None,
+        }
     }
 
     pub(super) fn tier_stats(&self, tier: TierId) -> Option<TierStats> {
@@ -461,8 +533,10 @@ impl ConnectedCache {
     pub(super) fn step(&self) -> bool {
         match self.parts.queue.try_next() {
             Some(job) => {
-                job.run(&self.parts);
-                self.parts.queue.done();
+                // On this thread a panic belongs to the caller.
+                if let Err(panic) = self.parts.run(job) {
+                    std::panic::resume_unwind(panic);
+                }
                 true
             }
             None => false,
@@ -476,13 +550,14 @@ impl Drop for ConnectedCache {
         let session = {
             let mut state = self.parts.state.lock();
             state.is_closed = true;
+            state.end_if_closed();
             state.session.clone()
         };
         self.parts.changed.notify_all();
         if let Some(session) = session {
             session.link.close();
         }
-        drop(self.parts.queue.close());
+        self.parts.drop_jobs();
         for thread in self.threads.drain(..) {
             // A thread cannot wait for itself.
             if thread.thread().id() != std::thread::current().id() {

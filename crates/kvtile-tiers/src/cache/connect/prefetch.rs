@@ -7,9 +7,12 @@ use kvtile_daemon_wire::{FrameKind, LoadFrame, PrefetchFrame};
 use kvtile_transfer::completion::Completer;
 
 use super::{ConnectedJob, ConnectedParts, link::LinkError, load};
-use crate::cache::{
-    LoadReport, LoadStop,
-    serving::{codes, load_stop_of},
+use crate::{
+    cache::{
+        LoadReport, LoadStop,
+        serving::{codes, load_stop_of},
+    },
+    metrics::Queue,
 };
 
 /// A prefetch that waits for the daemon.
@@ -20,6 +23,10 @@ pub(super) struct ConnectedPrefetch {
 }
 
 impl ConnectedJob for ConnectedPrefetch {
+    fn label(&self) -> Queue {
+        Queue::Prefetch
+    }
+
     fn run(self: Box<Self>, parts: &ConnectedParts) {
         let frame = PrefetchFrame {
             keys: codes::bytes_of(&self.keys),

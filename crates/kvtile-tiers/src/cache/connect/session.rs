@@ -79,11 +79,12 @@ impl DaemonSession {
     }
 
     /// Connects to the daemon and shakes hands, each step within the time of a job: the first client of
-    /// an identity waits until its cache is open.
+    /// an identity waits until its cache is open. `connected` gets the socket before the handshake.
     pub(super) fn open(
         socket: &Path,
         settings: &ConnectSettings,
         (manager, engine): (&Arc<TransferManager>, &PhysicalLayout),
+        connected: impl FnOnce(&UnixStream),
     ) -> Result<DaemonSession, TierError> {
         let path = socket.display().to_string();
         let no_daemon = |source| {
@@ -94,6 +95,7 @@ impl DaemonSession {
         };
         let stream = UnixStream::connect(socket).map_err(no_daemon)?;
         check_peer(&stream, &path)?;
+        connected(&stream);
         let within = Some(settings.work_within);
         stream.set_read_timeout(within).map_err(no_daemon)?;
         stream.set_write_timeout(within).map_err(no_daemon)?;

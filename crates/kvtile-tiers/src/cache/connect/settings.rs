@@ -36,13 +36,19 @@ pub struct ConnectSettings {
     /// The first pause before connecting again (default 100 ms). Each failure doubles it, up to 5 s.
     #[serde(default = "retry_after")]
     pub retry_after: Duration,
-    /// Worker threads that copy blocks (default 2; 1 to [`WORKERS_MAX`]).
+    /// Worker threads that copy blocks (default 2, at most [`WORKERS_MAX`]). With 0 only calls of
+    /// [`Cache::step`](super::super::Cache::step) run jobs.
     #[serde(default = "workers")]
     pub workers: usize,
     /// Capacity of the job queue (default 256; 1 to [`QUEUE_CAPACITY_MAX`]). A full queue refuses
     /// jobs; no call waits.
     #[serde(default = "queue_capacity")]
     pub queue_capacity: usize,
+    /// Tokens per second at which this engine computes KV itself, a finite number above 0 (default:
+    /// unknown). With it, lookups miss blocks that take longer to load from the daemon's tiers below
+    /// host memory than to compute.
+    #[serde(default)]
+    pub recompute_tokens_per_second: Option<f64>,
 }
 
 impl ConnectSettings {
@@ -58,6 +64,7 @@ impl ConnectSettings {
             retry_after: retry_after(),
             workers: workers(),
             queue_capacity: queue_capacity(),
+            recompute_tokens_per_second: None,
         }
     }
 
@@ -110,12 +117,20 @@ impl ConnectSettings {
         self
     }
 
+    /// Sets [`recompute_tokens_per_second`](Self::recompute_tokens_per_second).
+    #[must_use]
+    pub fn recompute_tokens_per_second(mut self, rate: f64) -> ConnectSettings {
+        self.recompute_tokens_per_second = Some(rate);
+        self
+    }
+
     /// Refuses values out of range.
     pub(super) fn check(&self) -> Result<(), TierError> {
-        use crate::cache::settings::check_range;
+        use crate::cache::settings::{check_range, check_rate};
+        check_rate(self.recompute_tokens_per_second)?;
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let day = 86_400_000;
-        check_range("workers", self.workers as u64, (1, WORKERS_MAX as u64))?;
+        check_range("workers", self.workers as u64, (0, WORKERS_MAX as u64))?;
         let queue = (1, QUEUE_CAPACITY_MAX as u64);
         check_range("queue_capacity", self.queue_capacity as u64, queue)?;
         check_range("staging_bytes", self.staging_bytes, (1, 1 << 40))?;

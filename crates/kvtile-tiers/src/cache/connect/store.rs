@@ -12,21 +12,26 @@ use kvtile_daemon_wire::{FrameKind, NumberFrame, PrefetchFrame, RefusalCode, Sto
 use kvtile_transfer::{LayoutHandle, TransferOptions, completion::Completer};
 
 use super::{
-    ConnectedJob, ConnectedParts,
+    BUSY_PAUSE, BoxedConnectedJob, ConnectedJob, ConnectedParts,
     link::LinkError,
     session::{DaemonSession, StagedSlots},
 };
-use crate::cache::{
-    StoreOptions, StoreReport, StoreStop,
-    serving::{codes, store_stop_of},
+use crate::{
+    cache::{
+        StoreOptions, StoreReport, StoreStop,
+        serving::{codes, store_stop_of},
+    },
+    error::TierError,
+    metrics::Queue,
 };
-
-/// How long a store waits before it sends its request to a busy daemon again.
-const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// A store that waits in the queue.
 pub(super) struct ConnectedStore {
     completer: Completer<StoreReport>,
+    /// Its number among the stores in flight.
+    number: u64,
+    /// Number of clearings before it.
+    clearings: u64,
     /// The chain up to its last block.
     keys: Vec<BlockKey>,
     layout: LayoutHandle,
@@ -49,6 +54,8 @@ impl ConnectedStore {
         let start = Instant::now();
         ConnectedStore {
             completer,
+            number: 0,
+            clearings: 0,
             keys: keys.to_vec(),
             layout,
             sources: sources.to_vec(),
@@ -68,7 +75,39 @@ impl ConnectedStore {
         }
     }
 
+    /// Puts it into the queue.
+    pub(super) fn enter(mut self, parts: &ConnectedParts) -> Result<(), TierError> {
+        let (_, blocks) = self.keys.split_at(self.options.first.min(self.keys.len()));
+        let number = parts.chains.enter(blocks.into());
+        self.number = number;
+        self.clearings = *parts.clearings.lock();
+        let priority = self.options.priority;
+        let pushed = parts.push(priority, Box::new(self));
+        pushed.inspect_err(|_| store_ended(parts, number))
+    }
+
+    /// Parks the job until the older store of the block before its first one ends: the daemon drops
+    /// blocks whose ancestors have not come. Returns the job if there is no such store.
+    fn park(mut self: Box<Self>, parts: &ConnectedParts) -> Option<Box<ConnectedStore>> {
+        let parent = self.options.first.checked_sub(1);
+        let Some(parent) = parent.and_then(|at| self.keys.get(at)).copied() else {
+            return Some(self);
+        };
+        parts.queue.park();
+        self.has_begun = false;
+        let (number, priority) = (self.number, self.options.priority);
+        let mut left = Some(self);
+        parts.chains.park(number, &parent, || {
+            left.take().map(|job| (priority, job as BoxedConnectedJob))
+        });
+        if left.is_some() {
+            parts.queue.unpark();
+        }
+        left
+    }
+
     fn store(&mut self, parts: &ConnectedParts) -> Result<(), StoreStop> {
+        self.check_time()?;
         let session = parts.session().ok_or(StoreStop::Closed)?;
         let mut at = self.leading_present(parts, &session)?;
         self.report.present += at;
@@ -164,14 +203,16 @@ impl ConnectedStore {
         let frame = codes::store_frame(keys, (first, numbers), &options, within);
         let kept = Arc::new(slots);
         loop {
-            let reply = session
-                .link
-                .request(
-                    |number| frame.encode(number),
-                    Some(Box::new(Arc::clone(&kept))),
-                )
-                .and_then(|reply| reply.wait(self.time_left(parts.settings.work_within)));
-            match reply {
+            let sent = {
+                let clearings = parts.clearings.lock();
+                if *clearings != self.clearings {
+                    return Err(StoreStop::Cleared);
+                }
+                let kept = Some(Box::new(Arc::clone(&kept)) as Box<dyn Send>);
+                session.link.request(|number| frame.encode(number), kept)
+            };
+            let within = self.time_left(parts.settings.work_within);
+            match sent.and_then(|reply| reply.wait(within)) {
                 Ok((FrameKind::Stored, payload)) => {
                     let frame = StoredFrame::decode(&payload).map_err(|e| stop_of(e.into()))?;
                     return self.add(&frame);
@@ -204,7 +245,7 @@ impl ConnectedStore {
         }
     }
 
-    fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         self.is_reported = true;
         let report = &mut self.report;
         report.dropped = self.sources.len() - report.stored - report.present;
@@ -214,10 +255,46 @@ impl ConnectedStore {
 }
 
 impl ConnectedJob for ConnectedStore {
-    fn run(mut self: Box<Self>, parts: &ConnectedParts) {
-        self.has_begun = true;
-        self.report.stopped = self.store(parts).err();
-        self.finish();
+    fn label(&self) -> Queue {
+        Queue::Store
+    }
+
+    fn run(self: Box<Self>, parts: &ConnectedParts) {
+        let number = self.number;
+        let Some(mut job) = self.park(parts) else {
+            return;
+        };
+        // Dropping the guard resumes the stores that wait for this one, also after a panic.
+        let _end = ConnectedStoreEnd { parts, number };
+        job.has_begun = true;
+        job.report.stopped = job.store(parts).err();
+        job.finish();
+    }
+}
+
+/// Ends a store when it is dropped.
+struct ConnectedStoreEnd<'a> {
+    parts: &'a ConnectedParts,
+    number: u64,
+}
+
+impl Drop for ConnectedStoreEnd<'_> {
+    fn drop(&mut self) {
+        store_ended(self.parts, self.number);
+    }
+}
+
+/// Ends a store, and queues the stores that were parked for it.
+fn store_ended(parts: &ConnectedParts, number: u64) {
+    let parked = parts.chains.leave(number);
+    if parked.is_empty() {
+        return;
+    }
+    for _ in &parked {
+        parts.metrics.queued(Queue::Store);
+    }
+    for job in parts.queue.resume(parked) {
+        parts.metrics.unqueued(job.label());
     }
 }
 

@@ -1,12 +1,16 @@
 //! What the threads of a connected cache do: connect, serve replies, run jobs.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kvtile_daemon_wire::{FrameHeader, FrameKind};
 use kvtile_transfer::LayoutHandle;
 
 use super::{
-    ConnectedJob, ConnectedParts, RETRY_AFTER_MAX,
+    BUSY_PAUSE, BoxedConnectedJob, ConnectedParts, RETRY_AFTER_MAX,
     link::LinkError,
     session::{self, DaemonSession},
 };
@@ -22,6 +26,11 @@ use crate::{
 };
 
 impl ConnectedParts {
+    /// Whether the owner of the cache has closed it.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().is_closed
+    }
+
     /// The session, if the daemon is connected.
     pub(super) fn session(&self) -> Option<Arc<DaemonSession>> {
         let state = self.state.lock();
@@ -82,23 +91,25 @@ impl ConnectedParts {
         }
     }
 
-    pub(super) fn open_session(&self) -> Result<DaemonSession, TierError> {
-        DaemonSession::open(
-            &self.socket,
-            &self.settings,
-            (&self.manager, &self.engine_layout),
-        )
+    /// Connects again. Closing the cache ends it, also in the handshake.
+    fn open_session(&self) -> Result<DaemonSession, TierError> {
+        let engine = (&self.manager, &self.engine_layout);
+        let session = DaemonSession::open(&self.socket, &self.settings, engine, |stream| {
+            let mut state = self.state.lock();
+            state.connecting = stream.try_clone().ok();
+            state.end_if_closed();
+        });
+        self.state.lock().connecting = None;
+        session
     }
 
     pub(super) fn work(&self) {
         loop {
             match self.queue.next(Duration::from_secs(1)) {
                 NextJob::Job(job) => {
-                    let run = std::panic::AssertUnwindSafe(|| job.run(self));
-                    if std::panic::catch_unwind(run).is_err() {
+                    if self.run(job).is_err() {
                         log::error!("a job of a connected cache panicked; this is a defect");
                     }
-                    self.queue.done();
                 }
                 NextJob::Idle => {}
                 NextJob::Closed => return,
@@ -106,23 +117,40 @@ impl ConnectedParts {
         }
     }
 
-    pub(super) fn push(
-        &self,
-        priority: Priority,
-        job: Box<dyn ConnectedJob>,
-    ) -> Result<(), TierError> {
-        self.queue
-            .push(priority, vec![job])
-            .map_err(|(refused, jobs)| {
-                drop(jobs);
-                TierError::Request(match refused {
-                    QueueRefusal::Full { waiting } => RequestError::Busy {
+    /// Runs a job that was taken from the queue. A panic drops the job, which completes it, and is the
+    /// result.
+    pub(super) fn run(&self, job: BoxedConnectedJob) -> std::thread::Result<()> {
+        self.metrics.unqueued(job.label());
+        let ran = catch_unwind(AssertUnwindSafe(|| job.run(self)));
+        self.queue.done();
+        ran
+    }
+
+    pub(super) fn push(&self, priority: Priority, job: BoxedConnectedJob) -> Result<(), TierError> {
+        let label = job.label();
+        // Counted before the push, because a worker may take the job at once.
+        self.metrics.queued(label);
+        let pushed = self.queue.push(priority, vec![job]);
+        pushed.map_err(|(refused, jobs)| {
+            drop(jobs);
+            self.metrics.unqueued(label);
+            TierError::Request(match refused {
+                QueueRefusal::Full { waiting } => {
+                    self.metrics.refused(label);
+                    RequestError::Busy {
                         waiting,
                         capacity: self.settings.queue_capacity,
-                    },
-                    QueueRefusal::Closed => RequestError::Closed,
-                })
+                    }
+                }
+                QueueRefusal::Closed => RequestError::Closed,
             })
+        })
+    }
+
+    /// Completes all jobs that wait or are parked, as closed.
+    pub(super) fn drop_jobs(&self) {
+        drop(self.queue.close());
+        drop(self.chains.close());
     }
 
     pub(super) fn check_blocks(
@@ -142,6 +170,24 @@ impl ConnectedParts {
         Ok(handle)
     }
 
+    /// Makes a call that does I/O, and waits for its answer. The daemon makes one at a time for each
+    /// client, so further ones wait here.
+    pub(super) fn io_call(&self, call: &CallMessage) -> Result<CallAnswer, TierError> {
+        let (begin, within) = (Instant::now(), self.settings.work_within);
+        let late = || TierError::Request(RequestError::NoAnswer { within });
+        let _turn = self.calls.try_lock_for(within).ok_or_else(late)?;
+        loop {
+            let left = within.saturating_sub(begin.elapsed());
+            match self.call(call, left) {
+                // An earlier call of this client, for whose answer nothing waits any more.
+                Err(TierError::Request(RequestError::Busy { .. })) if !left.is_zero() => {
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+                answered => return answered,
+            }
+        }
+    }
+
     /// Makes a call and waits for its answer.
     pub(super) fn call(
         &self,
@@ -155,7 +201,15 @@ impl ConnectedParts {
                 out.extend_from_slice(&message);
             })
         };
-        let (kind, payload) = session.link.request(frame, None)?.wait(within)?;
+        let sent = match call {
+            CallMessage::Clear => {
+                let mut clearings = self.clearings.lock();
+                *clearings += 1;
+                session.link.request(frame, None)
+            }
+            _ => session.link.request(frame, None),
+        };
+        let (kind, payload) = sent?.wait(within)?;
         match kind {
             FrameKind::Answer => serde_json::from_slice(&payload)
                 .map_err(|error| session::refused(error.to_string())),

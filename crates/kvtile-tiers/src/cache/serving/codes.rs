@@ -60,6 +60,7 @@ pub(in crate::cache) fn lookup_frame(
         lifetime_ms: milliseconds(options.lifetime),
         expires: options.hints.expires.map_or(NO_TIME, |tick| tick.0),
         within_ms: milliseconds(Some(within)),
+        tokens_per_second: options.rate().unwrap_or(0.0),
         output_tokens: options.hints.output_tokens,
         priority: options.hints.priority,
         partial_tail: options.hints.partial_tail,
@@ -81,6 +82,7 @@ pub fn lookup_options_of(frame: &LookupFrame) -> LookupOptions {
         .hold(time_of(frame.hold_ms))
         .hints(hints)
         .lifetime(time_of(frame.lifetime_ms))
+        .recompute_tokens_per_second(frame.tokens_per_second)
 }
 
 /// The frame of a store of the blocks in `slots`.

@@ -7,7 +7,7 @@ use kvtile_layout::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{cache::FlushReport, metrics::CacheStats, tier::TierStats};
+use crate::{below::TierHealth, cache::FlushReport, metrics::CacheStats, tier::TierStats};
 
 /// The version in a hello, which is read before anything else of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +74,11 @@ pub enum CallMessage {
         /// The tier.
         tier: TierId,
     },
+    /// [`Cache::tier_health`](crate::cache::Cache::tier_health).
+    TierHealth {
+        /// The tier.
+        tier: TierId,
+    },
     /// [`Cache::overdue`](crate::cache::Cache::overdue).
     Overdue,
 }
@@ -103,6 +108,8 @@ pub enum CallAnswer {
     Stats(Box<CacheStats>),
     /// The counters of a tier; `None` if the cache has no such tier.
     TierStats(Option<Box<TierStats>>),
+    /// The health of a tier; `None` if the cache has no such tier.
+    TierHealth(Option<TierHealth>),
     /// Pins held past their deadline.
     Overdue(Vec<PinMessage>),
 }

@@ -1,20 +1,19 @@
 //! Layouts: a word or a preset, a shape, and the tensors that hold the bytes.
 
+mod given;
+
 use std::sync::Arc;
 
 use kvtile::{
     layout::{
-        LayoutError, LayoutSpec, PhysicalLayout, Plane, PlaneDigits, Shape, StridedLayout, Unit,
-        Word, word_over_tensors,
+        LayoutError, LayoutSpec, PhysicalLayout, Plane, PlaneDigits, Shape, StridedLayout, Word,
+        word_over_tensors,
     },
     presets::{self, RequestedLayout},
     transfer::LayoutHandle,
 };
 use parking_lot::{Mutex, MutexGuard};
-use pyo3::{
-    prelude::*,
-    types::{PyDict, PyList, PyTuple},
-};
+use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
     arguments::{
@@ -48,8 +47,10 @@ use crate::{
 ///     word: the layout word.
 ///     shape: the shape of the blocks.
 ///     tensors: one for each region of the word, in its order: numpy arrays, torch or jax tensors
-///         on the CPU, or any object with a buffer. A single tensor needs no list. Without tensors,
-///         the layout supports planning but holds nothing.
+///         on the CPU, or any object with a buffer. A single tensor needs no list. For a word that gives
+///         each plane tensors of its own, such as ``"LK|BNHC"``, also a dict by plane: ``{"k": [...],
+///         "v": [...]}``, each in the word's order. Without tensors, the layout supports planning but holds
+///         nothing.
 ///
 /// Raises:
 ///     LayoutError: an invalid word, or one that does not fit the shape.
@@ -300,7 +301,7 @@ fn build(
 ) -> PyResult<PyLayout> {
     let shape = &shape.get().0;
     let tensors = tensors
-        .map(|tensors| described(shape, tensors))
+        .map(|tensors| given::described(&word, shape, tensors))
         .transpose()?;
     let shared = build_over(py, (word, preset), shape, tensors)?;
     Ok(PyLayout {
@@ -343,55 +344,6 @@ pub(crate) fn build_over(
         memory,
         handle: Mutex::new(None),
     }))
-}
-
-/// Describes the tensors and checks their dtypes against the planes.
-fn described(shape: &Shape, tensors: &Bound<'_, PyAny>) -> PyResult<Vec<ForeignTensor>> {
-    // Only lists and tuples hold several tensors: iterating over another object would split it.
-    let list: Vec<Bound<'_, PyAny>> = match tensors.cast::<PyList>() {
-        Ok(list) => list.iter().collect(),
-        Err(_) => match tensors.cast::<PyTuple>() {
-            Ok(tuple) => tuple.iter().collect(),
-            Err(_) => vec![tensors.clone()],
-        },
-    };
-    let mut found = Vec::with_capacity(list.len());
-    for (index, object) in list.iter().enumerate() {
-        let tensor = tensor::describe(index, object)?;
-        check_dtype(index, &tensor.unit, shape.planes())?;
-        found.push(tensor);
-    }
-    Ok(found)
-}
-
-/// Checks that the elements match the planes. Byte tensors may also hold records, one-byte values,
-/// and planes of several dtypes.
-fn check_dtype(index: usize, unit: &Unit, planes: &[Plane]) -> PyResult<()> {
-    if planes.iter().all(|plane| plane.unit() == unit) {
-        return Ok(());
-    }
-    let first = planes.first().map(Plane::unit);
-    let mixed = planes.iter().any(|plane| Some(plane.unit()) != first);
-    let is_byte = matches!(unit.codec(), "uint8" | "int8");
-    let held_as_bytes = |plane: &Plane| {
-        let unit = plane.unit();
-        unit.is_opaque()
-            || unit.values() != 1
-            || unit.bytes() == 1
-            || Unit::named(unit.codec()).as_ref() != Some(unit)
-    };
-    if is_byte && (mixed || planes.iter().all(held_as_bytes)) {
-        return Ok(());
-    }
-    let planes: Vec<String> = planes
-        .iter()
-        .map(|plane| format!("{} is {}", plane.name(), plane.unit().codec()))
-        .collect();
-    Err(python::TensorError::new_err(format!(
-        "tensor {index} has dtype {}, but plane {}",
-        unit.codec(),
-        planes.join(", plane ")
-    )))
 }
 
 fn check_planes(name: &str, wanted: &[Plane], given: &[Plane]) -> PyResult<()> {
