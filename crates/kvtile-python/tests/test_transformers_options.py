@@ -19,7 +19,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from tiny import GREEDY, llama, padded, prompt  # noqa: E402
 
 from kvtile.transformers import PrefixCache  # noqa: E402
-from kvtile.transformers import _cache as under_test  # noqa: E402
+from kvtile.transformers import _one as under_test  # noqa: E402
 from kvtile.transformers._options import INPUTS, NO_MATTER, WITHOUT  # noqa: E402
 
 DOCUMENT = Path(__file__).parents[3] / "docs/transformers.md"
@@ -338,7 +338,7 @@ def test_a_failed_store_loses_no_answer(
         raise error
 
     with PrefixCache(model, **SETTINGS) as cache:
-        monkeypatch.setattr(under_test, "check_first_layer", fail)
+        monkeypatch.setattr(under_test, "check_first_tensors", fail)
         for _ in range(3):
             assert torch.equal(cache.generate(model, TOKENS, **GREEDY), wanted)
     messages = [record.getMessage() for record in caplog.records if record.name == "kvtile.transformers"]

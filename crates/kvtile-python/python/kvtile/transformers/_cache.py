@@ -6,38 +6,25 @@ returns and ``save`` takes.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
-from kvtile._errors import ClosedError, ForkError, IdentityError, KvtileError, RequestError, SettingsError
-from kvtile._kvtile import (
-    Cache,
-    Completion,
-    Identity,
-    Layout,
-    LoadReport,
-    Match,
-    Shape,
-    StoreReport,
-    TokenHasher,
-    TraceRecorder,
-)
-from kvtile.transformers._first_layer import TOLERANCES, check_first_layer, first_layer
-from kvtile.transformers._loaded import Loaded
-from kvtile.transformers._model import bare, check_kind, state_of, weights_digest
+from kvtile._errors import ClosedError, ForkError, IdentityError, KvtileError, RequestError
+from kvtile._kvtile import StoreReport, TraceRecorder
+from kvtile.transformers._kinds import cache_name, several_groups
+from kvtile.transformers._one import OneGroup
 from kvtile.transformers._options import ends_of, padding_of, read_request
 from kvtile.transformers._prompts import Prompt, end_of_answer, prompts_of, token_lists
-from kvtile.transformers._watch import ModelWatch
+from kvtile.transformers._several import SeveralGroups
+from kvtile.transformers._settings import Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,10 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PrefixCache"]
 
-_GIB = 1 << 30
-# The caller waits for its own operations, so a large batch must not exceed the queue.
-_QUEUE = 1 << 16
-_WORD = "LK|HBNC"  # DynamicCache: for each layer keys and values of one sequence, [heads, tokens, head size]
 
 _log = logging.getLogger("kvtile.transformers")
 
@@ -58,7 +41,7 @@ class PrefixCache:
     """Keeps the KV of one model's prompts and reuses it. Several threads may use it at once.
 
     Args:
-        model: a causal language model of transformers on the CPU, whose layers all have full attention.
+        model: a causal language model of transformers on the CPU.
         connect: the socket of a node daemon (``kvtile serve``), which then has host memory, disk and shared store, of its
             own sizes; default: none. With ``shared_within`` prompts wait for the daemon's shared store.
         disk: folder that keeps blocks for later processes; default: none.
@@ -71,6 +54,10 @@ class PrefixCache:
         shared_bundle_blocks: blocks of one value of the store, the same for all its caches; default: as many as the
             store reads well.
         page_size: tokens per block; prefixes are reused in whole blocks.
+        stops: for a model with windows, chunks or states, which of the positions are kept from which a later prompt can
+            continue: ``prompt``, the last multiple of page_size before the last token of a prompt; ``answer``, the last
+            one in an answer; ``branch``, where a prompt leaves those known. Default: all three.
+        every: for such a model, also each multiple of so many tokens.
         revision: a name for the weights, such as a commit; the caller vouches for it. Default: a digest of all
             weights in memory. Adapters and other changes of the model are detected in both cases; weights that were
             changed in place beforehand only with the digest.
@@ -80,12 +67,13 @@ class PrefixCache:
             model do.
 
     Raises:
-        IdentityError: a model without plain causal attention, or a folder of another model.
+        IdentityError: a model whose KV is not kept (docs/transformers.md names them), or a folder of another model.
         TensorError: a model that is not on the CPU.
         DiskError: a folder that cannot be used.
         SharedTierError: a shared store that cannot be opened.
         SettingsError: ``shared_within`` or ``shared_bundle_blocks`` without ``shared``; a setting of host memory, disk or
-            shared store with ``connect``.
+            shared store with ``connect``; ``stops`` or ``every`` for a model with full attention alone, ``connect`` or
+            ``shared`` for another one.
         DaemonError: no daemon answers at the socket.
     """
 
@@ -102,66 +90,36 @@ class PrefixCache:
         shared_within: float | None = None,
         shared_bundle_blocks: int | None = None,
         page_size: int = 16,
+        stops: Collection[str] | None = None,
+        every: int | None = None,
         revision: str | None = None,
         salt: str = "",
         record: str | os.PathLike[str] | None = None,
         extra: Mapping[str, str] | None = None,
     ) -> None:
-        extra = dict(extra or {})
-
-        def identity_of(model: Any) -> Identity:
-            check_kind(model, hooks="hooks" in extra)
-            return Identity.from_hf_config(
-                model.config,
-                page_size=page_size,
-                dtype=model.dtype,
-                model=model.config._name_or_path or type(bare(model)).__name__,
-                revision=revision or weights_digest(model),
-                extra={**extra, **state_of(model)},
-            )
-
-        self._watch = ModelWatch(model, identity_of)
-        self.identity = self._watch.identity
-        self._shape = Shape.from_hf_config(model.config, page_size=page_size, dtype=model.dtype)
-        self._dtype = model.dtype
-        self._page_size = page_size
-        of_daemon = {
-            "disk": disk,
-            "host_gib": host_gib,
-            "disk_gib": disk_gib,
-            "close_within": close_within,
-            "shared": shared,
-            "shared_bundle_blocks": shared_bundle_blocks,
-        }
-        given = [name for name, value in of_daemon.items() if value is not None]
-        if connect is not None and given:
-            raise SettingsError(f"{', '.join(given)} has no effect with connect; give it to kvtile serve")
-        if connect is None and shared is None and shared_within is not None:
-            raise SettingsError("shared_within has no effect without shared, the store")
-        # Seconds that a lookup waits for the shared store; None without one.
-        self._seek_within = shared_within if shared is None else 1.0 if shared_within is None else shared_within
-        self._hasher = TokenHasher(self.identity, salt=salt)
-        self._recorder = None if record is None else TraceRecorder(record, page_size)
-        self._warned: set[str] = set()
-        self._warned_lock = threading.Lock()
-        self._check_layers(model)
-        # Blocks are copied from and to each request's own tensors; the cache's engine layout is one dummy block.
-        engine = torch.zeros(self._sizes(1, page_size), dtype=self._dtype)[0]
-        if connect is not None:
-            self.cache = Cache(self.identity, self._layout(list(engine), 1), connect=connect, queue_capacity=_QUEUE)
-            return
-        self.cache = Cache(
-            self.identity,
-            self._layout(list(engine), 1),
-            host_bytes=int((1.0 if host_gib is None else host_gib) * _GIB),
+        settings = Settings(
+            connect=connect,
             disk=disk,
-            disk_bytes=None if disk is None else int((8.0 if disk_gib is None else disk_gib) * _GIB),
-            disk_writes=None if disk is None else "at_once",
+            host_gib=host_gib,
+            disk_gib=disk_gib,
             close_within=close_within,
             shared=shared,
+            shared_within=shared_within,
             shared_bundle_blocks=shared_bundle_blocks,
-            queue_capacity=_QUEUE,
+            page_size=page_size,
+            stops=stops,
+            every=every,
+            revision=revision,
+            salt=salt,
+            extra=dict(extra or {}),
         )
+        self._warned: set[str] = set()
+        self._warned_lock = threading.Lock()
+        self._cache_name = cache_name(model)
+        self._recorder = None if record is None else TraceRecorder(record, page_size)
+        self._kept = (SeveralGroups if several_groups(model.config) else OneGroup)(model, settings)
+        self._watch, self.cache = self._kept.watch, self._kept.cache
+        self.identity = self._watch.identity
 
     def prefill(self, inputs: Any) -> DynamicCache:
         """Loads the known prefix of a prompt, or of a batch, as the ``past_key_values`` of a ``generate`` or
@@ -174,14 +132,16 @@ class PrefixCache:
         Returns:
             A ``DynamicCache`` of the longest stored prefix, in whole blocks and without the last token; an empty one
             without a hit. All rows of a batch continue from the same column: that of the row with the shortest hit.
+            For a model with windows, chunks or states, one of the prompt up to its last stop, computed and stored where
+            it was not known.
 
         Raises:
             IdentityError: the model has changed since the cache was opened.
-            RequestError: inputs that are not a batch of tokens with padding on the left; a model with active dropout;
-                autocast.
+            RequestError: inputs that are not a batch of tokens with padding on the left; several prompts for a model
+                with windows, chunks or states; a model with active dropout; autocast.
         """
         model = self._watch.check()
-        return self._prefill(model, self._prompts(model, inputs))
+        return self._kept.prefill(model, self._prompts(model, inputs))
 
     def save(self, inputs: Any, outputs: Any, past_key_values: Any = None) -> list[StoreReport]:
         """Stores the KV of prompts and their answers, in whole blocks; known blocks are not copied again.
@@ -200,7 +160,7 @@ class PrefixCache:
                 recomputes and compares the first layer of the new tokens.
         """
         model = self._watch.check()
-        past = getattr(outputs, "past_key_values", None)
+        past = getattr(outputs, self._cache_name, None)
         if past is None:
             past = past_key_values
         elif past_key_values is not None and past_key_values is not past:
@@ -240,7 +200,7 @@ class PrefixCache:
         if past is None:
             return model.generate(**asked)
         arrived = time.time()
-        outputs = model.generate(**asked, past_key_values=past)
+        outputs = model.generate(**asked, **{self._cache_name: past})
         try:
             self._watch.check()
             self._save(model, prompts, outputs, past, ends_of(model, asked), arrived)
@@ -281,7 +241,7 @@ class PrefixCache:
             return [], None
         try:
             self._watch.check()
-            return read, self._prefill(model, read)
+            return read, self._kept.prefill(model, read)
         except (IdentityError, ClosedError, ForkError):
             raise
         except KvtileError as error:
@@ -291,48 +251,6 @@ class PrefixCache:
     def _prompts(self, model: Any, inputs: Any) -> list[Prompt]:
         return prompts_of(inputs, padding_of(model, {}))
 
-    def _prefill(self, model: Any, rows: list[Prompt]) -> DynamicCache:
-        past = DynamicCache(config=model.config)
-        # The last token is always computed, because it gives the first logits.
-        keys = [self._hasher.keys(row.tokens)[: (len(row.tokens) - 1) // self._page_size] for row in rows]
-        with contextlib.ExitStack() as stack:
-            found = [stack.enter_context(match) for match in self._lookup(keys)]
-            length = min(row.start + match.blocks * self._page_size for row, match in zip(rows, found, strict=True))
-            blocks = [max(0, -(-(length - row.start) // self._page_size)) for row in rows]
-            width = max(row.start + count * self._page_size for row, count in zip(rows, blocks, strict=True))
-            if any(blocks):
-                pool = torch.zeros(self._sizes(len(rows), width), dtype=self._dtype)
-                loads = [
-                    (row, self._load(match, count, pool[at, :, :, row.start :]))
-                    for at, (row, match, count) in enumerate(zip(rows, found, blocks, strict=True))
-                    if count
-                ]
-                came = [row.start + load.wait().blocks * self._page_size for row, load in loads]
-                # Columns before the first loaded token are padding, which attention ignores.
-                length = min(length, *came)
-                if any(length > row.start for row in rows):
-                    # The pool is laid out by row for loading; each layer needs a view of all rows.
-                    layers = pool[..., :length, :].unflatten(1, (-1, 2)).permute(1, 2, 0, 3, 4, 5)
-                    for layer, pair in zip(past.layers, layers, strict=True):
-                        layer.lazy_initialization(*pair)
-                        layer.keys, layer.values = pair
-                    Loaded.of(self.identity, rows, length).mark(past)
-        _log.debug("%d of %d tokens of %d prompts were known", past.get_seq_length(), rows[0].end, len(rows))
-        return past
-
-    def _lookup(self, keys: list[list[bytes]]) -> list[Match]:
-        """The stored prefix of each prompt. The queries of the shared store overlap."""
-        within = self._seek_within
-        if within is None:
-            return [self.cache.lookup(of_row) for of_row in keys]
-        seeks = [self.cache.seek(of_row, within) for of_row in keys]
-        return [seek.wait() for seek in seeks]
-
-    def _load(self, found: Match, blocks: int, halves: Any) -> Completion[LoadReport]:
-        """Starts loading ``blocks`` blocks into the first tokens of a row."""
-        halves = list(halves[:, :, : blocks * self._page_size])
-        return self.cache.load(found, range(blocks), layout=self._layout(halves, blocks))
-
     def _save(
         self, model: Any, prompts: list[Prompt], outputs: Any, past: Any, ends: set[int], arrived: float | None = None
     ) -> list[StoreReport]:
@@ -341,7 +259,7 @@ class PrefixCache:
             raise RequestError(f"{len(prompts)} prompts have {len(answered)} outputs; there must be one of each")
         if any(tokens[row.start : row.end] != row.tokens for row, tokens in zip(prompts, answered, strict=True)):
             raise RequestError("the outputs do not begin with the inputs")
-        length = self._length(past, len(prompts))
+        length = self._kept.length(past, len(prompts))
         if not prompts[0].end <= length <= len(answered[0]):
             raise RequestError(
                 f"the cache holds {length} tokens, which is not what {prompts[0].end} tokens of inputs and "
@@ -351,16 +269,9 @@ class PrefixCache:
             tokens[row.start : end_of_answer(tokens, row.end, length, ends)]
             for row, tokens in zip(prompts, answered, strict=True)
         ]
-        keys = [self._hasher.keys(tokens) for tokens in kept]
-        self._check_content(model, prompts, kept, keys, past)
+        reports = self._kept.store(model, prompts, kept, past)
         self._record(prompts, kept, arrived)
-        halves = [half for layer in past.layers for half in (layer.keys, layer.values)]
-        stores = []
-        for at, (row, keys_) in enumerate(zip(prompts, keys, strict=True)):
-            stop = row.start + len(keys_) * self._page_size
-            layout = self._layout([half[at, :, row.start : stop] for half in halves], len(keys_)) if keys_ else None
-            stores.append(self.cache.store(keys_, range(len(keys_)), layout=layout))
-        return [store.wait() for store in stores]
+        return reports
 
     def _record(self, prompts: list[Prompt], kept: list[list[int]], arrived: float | None) -> None:
         """Adds a request, a line for each prompt, to the trace."""
@@ -368,61 +279,7 @@ class PrefixCache:
             return
         for row, tokens in zip(prompts, kept, strict=True):
             new = max(0, len(tokens) - len(row.tokens))
-            self._recorder.record(self._hasher.keys(row.tokens), len(row.tokens), new, arrived=arrived)
-
-    def _length(self, past: Any, rows: int) -> int:
-        """The number of tokens in a cache, with padding; refuses all but a DynamicCache of this model's sizes."""
-        layers = getattr(past, "layers", None)
-        if not layers or any(type(layer) is not DynamicLayer for layer in layers):
-            raise RequestError(f"a {type(past).__name__} is not a DynamicCache with layers of full attention")
-        length = int(past.get_seq_length())
-        _, halves, heads, _, head_size = self._sizes(rows, length)
-        sizes = (rows, heads, length, head_size)
-        if len(layers) * 2 != halves:
-            raise RequestError(f"the cache has {len(layers)} layers, and the model {halves // 2}")
-        for at, layer in enumerate(layers if length else ()):
-            for name, half in (("keys", layer.keys), ("values", layer.values)):
-                if tuple(half.shape) != sizes or half.dtype != self._dtype or half.device.type != "cpu":
-                    raise RequestError(
-                        f"{name} of layer {at} are {tuple(half.shape)} of {half.dtype} on {half.device}, and "
-                        f"{rows} prompts with {length} tokens of this model are {sizes} of {self._dtype} on the CPU"
-                    )
-        return length
-
-    def _check_content(
-        self, model: Any, prompts: list[Prompt], kept: list[list[int]], keys: list[Any], past: Any
-    ) -> None:
-        """Checks that the new KV in a cache was computed from these tokens."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        halves: list[tuple[Any, Any]] = []
-        layer, loaded = past.layers[0], Loaded.in_cache(past, self.identity)
-        for at, (row, row_tokens, row_keys) in enumerate(zip(prompts, kept, keys, strict=True)):
-            begin = loaded.known(at, row) if loaded is not None else 0
-            end = len(row_keys) * self._page_size
-            if begin < end:
-                tokens += row_tokens[begin:end]
-                positions += range(begin, end)
-                columns = slice(row.start + begin, row.start + end)
-                halves.append((layer.keys[at, :, columns], layer.values[at, :, columns]))
-        if halves:
-            first = [torch.cat(half, dim=1).transpose(0, 1) for half in zip(*halves, strict=True)]
-            check_first_layer(model, tokens, positions, *first)
-
-    def _check_layers(self, model: Any) -> None:
-        """Checks that the model's own cache has the layers and sizes that this cache reads and writes."""
-        others = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers} - {"DynamicLayer"}
-        if others:
-            raise IdentityError(f"its cache has layers of other kinds than full attention ({', '.join(sorted(others))})")
-        _, halves, heads, _, head_size = self._sizes(1, 1)
-        if self._dtype not in TOLERANCES:
-            raise IdentityError(f"the model computes in {self._dtype}; load it in one of {', '.join(map(str, TOLERANCES))}")
-        for name, half in zip(("keys", "values"), first_layer(model, [0, 1], [0, 1]), strict=True):
-            if tuple(half.shape) != (2, heads, head_size) or half.dtype != self._dtype:
-                raise IdentityError(
-                    f"the config gives {heads} KV heads of {head_size} in {self._dtype}, and {name} of the first layer are "
-                    f"{half.shape[1]} of {half.shape[2]} in {half.dtype}"
-                )
+            self._recorder.record(self._kept.hasher.keys(row.tokens), len(row.tokens), new, arrived=arrived)
 
     def _warn(self, message: str, kind: str) -> None:
         """Logs the first message of each kind."""
@@ -431,13 +288,3 @@ class PrefixCache:
             self._warned.add(kind)
         if not known:
             _log.warning("%s (further ones of this kind are not logged)", message)
-
-    def _layout(self, halves: list[Any], blocks: int) -> Layout:
-        return Layout(_WORD, shape=self._shape.with_num_blocks(blocks), tensors=halves)
-
-    def _sizes(self, rows: int, tokens: int) -> tuple[int, int, int, int, int]:
-        """Dimensions of the KV of all layers for ``tokens`` tokens of each row: rows, halves, heads, tokens, head
-        size."""
-        halves, heads = 2 * self._shape.num_layers, self._shape.num_heads
-        head_bytes = self._shape.block_bytes // (halves * heads * self._page_size)
-        return rows, halves, heads, tokens, head_bytes // self._dtype.itemsize

@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from kvtile._errors import IdentityError, RequestError
+from kvtile.transformers._kinds import cache_name
 from kvtile.transformers._model import bare
 
 # The largest relative error, by the norm, of a token's key or value: a few times the rounding error of the dtype.
@@ -26,64 +27,70 @@ class _Computed(Exception):  # noqa: N818  it ends a forward pass, and is not an
 
 
 class _FirstLayer(DynamicCache):  # type: ignore[misc]
-    """A cache that records the keys and values of the first layer, and ends the forward pass."""
+    """A cache that records the first tensors that a layer gives it, and ends the forward pass."""
 
     def update(self, key_states: Any, value_states: Any, layer_idx: int, *_: Any, **__: Any) -> Any:
-        self.halves = (key_states, value_states)
+        self.given = {"keys": key_states[:, :, 0], "values": value_states[:, :, 0]}
+        raise _Computed
+
+    def update_conv_state(self, conv_states: Any, layer_idx: int, *_: Any, **__: Any) -> Any:
+        self.given = {"conv_states.0": conv_states[..., -1]}
         raise _Computed
 
 
-def first_layer(model: Any, tokens: list[int], positions: list[int]) -> tuple[Any, Any]:
-    """Keys and values of the first layer, each ``[tokens, heads, head size]``.
+def first_tensors(model: Any, tokens: list[int], positions: list[int]) -> dict[str, Any]:
+    """What the first layer that keeps anything keeps of tokens: ``keys`` and ``values``, each ``[tokens, heads, head
+    size]``, or the columns of ``conv_states.0``, ``[tokens, channels]``.
 
     Raises:
         IdentityError: a model that does not compute its first layer token by token.
     """
     parts = []
     for at in range(0, len(tokens), _AT_ONCE):
-        cache = _FirstLayer()
+        cache = _FirstLayer(config=bare(model).config)
         try:
             # Each token is a sequence of its own, so attention is trivial and the mask has one element.
             with torch.no_grad():
                 bare(model)(
                     input_ids=torch.tensor(tokens[at : at + _AT_ONCE])[:, None],
                     position_ids=torch.tensor(positions[at : at + _AT_ONCE])[:, None],
-                    past_key_values=cache,
                     use_cache=True,
+                    **{cache_name(model): cache},
                 )
         except _Computed:
-            parts.append([half[:, :, 0] for half in cache.halves])
+            parts.append(cache.given)
         except Exception as error:
             raise IdentityError(
                 f"{type(model).__name__} does not compute its first layer from tokens and positions ({error}), so kvtile "
                 "cannot check which tokens a cache holds"
             ) from error
         else:
-            raise IdentityError(f"{type(model).__name__} does not fill the past_key_values that it is given")
-    keys, values = (torch.cat(half) for half in zip(*parts, strict=True))
-    return keys, values
+            raise IdentityError(f"{type(model).__name__} does not fill the cache object that it is given")
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def check_first_layer(model: Any, tokens: list[int], positions: list[int], keys: Any, values: Any) -> None:
-    """Refuses keys and values that are not those of these tokens at these positions.
+def check_first_tensors(
+    tokens: list[int], positions: list[int], found: dict[str, Any], computed: dict[str, Any]
+) -> None:
+    """Refuses tensors of the first layer that are not those of these tokens at these positions.
 
     Args:
-        keys: of the first layer, ``[tokens, heads, head size]``; ``values`` likewise.
+        found: by name, ``[tokens, ...]``; ``computed`` likewise.
 
     Raises:
         RequestError: names the first token that differs.
     """
-    tolerance = TOLERANCES[keys.dtype]
-    for name, found, computed in zip(("key", "value"), (keys, values), first_layer(model, tokens, positions), strict=True):
-        found, computed = found.flatten(1).double(), computed.flatten(1).double()
-        length = computed.norm(dim=1)
-        apart = (found - computed).norm(dim=1)
+    for name, of_tokens in computed.items():
+        tolerance = TOLERANCES[of_tokens.dtype]
+        ours, theirs = found[name].flatten(1).double(), of_tokens.flatten(1).double()
+        length = theirs.norm(dim=1)
+        apart = (ours - theirs).norm(dim=1)
         # Written so that NaN is refused too.
         wrong = ~(apart <= tolerance * length)
         if wrong.any():
             at = int(wrong.nonzero()[0])
             raise RequestError(
                 f"the cache holds other KV: in its first layer the {name} of token {tokens[at]} at position "
-                f"{positions[at]} is {float(apart[at] / length[at]):.2g} of its length away from the model's; "
+                f"{positions[at]} are {float(apart[at] / length[at]):.2g} of their length away from the model's; "
                 "give the cache that generate worked on, and the inputs and outputs of that call"
             )

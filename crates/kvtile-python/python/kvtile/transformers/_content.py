@@ -1,0 +1,141 @@
+"""Copies what a stop needs out of a cache object, and puts it into another one.
+
+The tensors of full groups are read and written in place, in pages of all layers of one size. All other tensors of a
+stop are one record of bytes: window tails and states, one after the other in the order of the groups.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kvtile._errors import RequestError
+from kvtile.transformers._groups import FULL, Group, Part, put_back, stop_unit
+
+_ALIGNED = 64  # bytes: every part of a record begins at a multiple
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Tensors of full groups that have one size, and so are pages of one layout: ``[heads, entries, width]`` each."""
+
+    heads: int
+    width: int
+    every: int
+    dtype: Any
+    parts: tuple[Part, ...]
+
+    def empty(self, stop: int) -> list[Any]:
+        """Tensors for the entries of a stop, one for each part."""
+        return list(torch.zeros((len(self.parts), self.heads, stop // self.every, self.width), dtype=self.dtype))
+
+    def of(self, past: Any, stop: int) -> list[Any]:
+        """The tensors of a cache object, up to a stop."""
+        whole = [_get(past, part)[0, ..., : stop // self.every, :] for part in self.parts]
+        return [entries.reshape(self.heads, -1, self.width) for entries in whole]
+
+
+class Contents:
+    """Where the tensors of a model's groups lie in pages and in records."""
+
+    def __init__(self, groups: tuple[Group, ...]) -> None:
+        self.groups = groups
+        self.unit = stop_unit(groups)
+        by_size: dict[tuple[int, int, int, Any], list[Part]] = {}
+        self._record: list[tuple[int, Part]] = []
+        end = 0
+        for part in (part for group in groups for part in group.parts):
+            if part.place.rule == FULL:
+                # [heads, entries, width], or [entries, width] of one head.
+                heads = part.sizes[0] if part.place.axis == 2 else 1
+                by_size.setdefault((heads, part.sizes[-1], part.place.tokens, part.dtype), []).append(part)
+                continue
+            begin = -(-end // _ALIGNED) * _ALIGNED
+            self._record.append((begin, part))
+            end = begin + math.prod(part.sizes) * part.record_entries * part.dtype.itemsize
+        self.pages = tuple(Pages(*size, tuple(parts)) for size, parts in by_size.items())
+        self.record_bytes = end
+
+    def record(self, past: Any, stop: int) -> Any:
+        """A copy of the window tails and states of a cache object, as bytes.
+
+        Raises:
+            RequestError: the cache object is not at this stop.
+        """
+        record = torch.zeros(self.record_bytes, dtype=torch.uint8)
+        for begin, part in self._record:
+            self._view(record, begin, part, stop).copy_(_get(past, part))
+        return record
+
+    def put(self, past: Any, pages: list[list[Any]], record: Any, stop: int) -> None:
+        """Makes an unused cache object continue at a stop.
+
+        Args:
+            pages: for each of ``self.pages``, a tensor for each part.
+            record: as from ``record``; the cache object keeps parts of it.
+        """
+        tensors: list[dict[str, Any]] = [{} for _ in past.layers]
+        for kind, halves in zip(self.pages, pages, strict=True):
+            for part, half in zip(kind.parts, halves, strict=True):
+                tensors[part.layer][part.place.name] = half.reshape(part.shape(part.entries(stop)))
+        for begin, part in self._record:
+            tensors[part.layer][part.place.name] = self._view(record, begin, part, stop)
+        for layer, of_layer in zip(past.layers, tensors, strict=True):
+            if of_layer:
+                put_back(layer, of_layer, stop)
+
+    def check(self, past: Any, stop: int) -> None:
+        """Refuses a cache object that is not one of this model with one sequence of ``stop`` tokens.
+
+        Raises:
+            RequestError: names the first difference.
+        """
+        layers = getattr(past, "layers", None)
+        if not layers:
+            raise RequestError(f"a {type(past).__name__} is not a cache of this model: it has no layers")
+        for part in (part for group in self.groups for part in group.parts):
+            if part.layer >= len(layers):
+                raise RequestError(f"the cache has {len(layers)} layers, and the model keeps KV in layer {part.layer}")
+            found, wanted = _get(past, part), part.shape(part.entries(stop))
+            if found is None or tuple(found.shape) != wanted or found.dtype != part.dtype or found.device.type != "cpu":
+                what = "none" if found is None else f"{tuple(found.shape)} of {found.dtype} on {found.device}"
+                raise RequestError(
+                    f"{part.place.name} of layer {part.layer} are {what}, and one prompt of {stop} tokens has "
+                    f"{wanted} of {part.dtype} on the CPU; give the cache that prefill returned"
+                )
+
+    def last_tokens(self, past: Any, stop: int, most: int) -> tuple[int, dict[str, Any]]:
+        """What the first layer that keeps anything has of the last tokens, and of how many: keys, values and columns of
+        the first convolution, each ``[tokens, ...]``.
+
+        Args:
+            most: of at most so many tokens.
+        """
+        first = min((part for group in self.groups for part in group.parts), key=lambda part: part.layer).layer
+        layer, found = past.layers[first], {}
+        for part in (part for group in self.groups for part in group.parts if part.layer == first):
+            if part.place.name == "conv_states.0":
+                most = min(most, part.sizes[-1])
+            elif part.place.name in ("keys", "values"):
+                most = min(most, part.entries(stop))
+        if getattr(layer, "keys", None) is not None:
+            for name in ("keys", "values"):
+                half = getattr(layer, name)[0]
+                found[name] = half[:, half.shape[1] - most :].transpose(0, 1)
+        states = getattr(layer, "conv_states", {}).get(0)
+        if states is not None:
+            found["conv_states.0"] = states[0, :, states.shape[-1] - most :].T
+        return most, found
+
+    @staticmethod
+    def _view(record: Any, begin: int, part: Part, stop: int) -> Any:
+        shape = part.shape(part.entries(stop))
+        size = math.prod(shape)
+        return record[begin : begin + size * part.dtype.itemsize].view(part.dtype).view(shape)
+
+
+def _get(past: Any, part: Part) -> Any:
+    return part.place.get(past.layers[part.layer])

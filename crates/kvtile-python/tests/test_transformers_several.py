@@ -1,0 +1,311 @@
+"""Models with windows, chunks, states and latents continue from kept stops as from the live cache, bit by bit."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kvtile
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import hybrids  # noqa: E402
+from tiny import GREEDY, llama, prompt  # noqa: E402
+
+from kvtile.transformers import PrefixCache  # noqa: E402
+from kvtile.transformers import _tiers as tiers  # noqa: E402
+from kvtile.transformers._kinds import SEVERAL, cache_name, forward, groups_of_model, new_cache  # noqa: E402
+
+PAGE = 8
+PROMPT = 57  # the last stop before its last token is 56
+SMALL = {"page_size": PAGE, "host_gib": 0.02, "disk_gib": 0.02}
+MEMORY = {"page_size": PAGE, "host_gib": 0.02}
+# For what does not depend on the type: a window, states, both in one layer.
+SOME = ["gemma3_text", "qwen3_next", "inkling_text"]
+
+
+def steps(model: Any, past: Any, tokens: list[int], more: int = 4) -> list[Any]:
+    """The logits of the rest of a prompt and of some greedy tokens."""
+    found = []
+    with torch.no_grad():
+        for _ in range(more):
+            rest = torch.tensor([tokens[past.get_seq_length() :]])
+            given = {"input_ids": rest, cache_name(model): past, "use_cache": True}
+            found.append(model(**given).logits[0, -1])
+            tokens = [*tokens, int(found[-1].argmax())]
+    return found
+
+
+def same(left: list[Any], right: list[Any]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("kind", hybrids.KINDS)
+def test_a_kept_stop_continues_as_the_live_cache(kind: str, tmp_path: Path) -> None:
+    model, inputs, disk = hybrids.model(kind), prompt(1, PROMPT), tmp_path / "kv"
+    tokens = inputs[0].tolist()
+    with PrefixCache(model, disk=disk, **SMALL) as cache:
+        past = cache.prefill(inputs)
+        computed = past.get_seq_length()
+        live = steps(model, past, tokens)
+        answer = cache.generate(model, inputs, **GREEDY)
+        before = cache.stats()["found_tokens"]
+        past = cache.prefill(inputs)
+        assert past.get_seq_length() == 56 and cache.stats()["found_tokens"] - before == 56
+        # A model whose every page's end is a stop computed the whole prompt at once.
+        assert computed == 0 or same(steps(model, past, tokens), live)
+        assert torch.equal(cache.generate(model, inputs, **GREEDY), answer)
+        # The answer ends at 69 tokens, so its last stop is 64: the live cache came there token by token.
+        longer = [*answer[0].tolist(), *prompt(2, 10)[0].tolist()]
+        by_hand = cache.prefill(inputs) if computed else new_cache(model)
+        for begin, end in [(computed, 57), *((at, at + 1) for at in range(57, 64))]:
+            forward(model, longer[begin:end], by_hand)
+        if computed:
+            forward(model, longer[64:72], by_hand)
+        found = cache.prefill(torch.tensor([longer]))
+        assert cache.stats()["found_tokens"] - before >= 56 + 64
+        assert same(steps(model, found, longer), steps(model, by_hand, longer))
+    kept = tmp_path / "kept"
+    shutil.copytree(disk, kept)
+    with PrefixCache(model, disk=disk, **SMALL) as cache:
+        past = cache.prefill(inputs)
+        assert past.get_seq_length() == 56 and cache.stats()["found_tokens"] == 56
+        assert computed == 0 or same(steps(model, past, tokens), live)
+    for part in sorted(kept.iterdir()):
+        broken = tmp_path / part.name
+        shutil.copytree(kept, broken)
+        slots = bytearray((broken / part.name / "slots").read_bytes())
+        slots[:] = bytes(byte ^ 1 for byte in slots)
+        (broken / part.name / "slots").write_bytes(slots)
+        with PrefixCache(model, disk=broken, **SMALL) as cache:
+            past = cache.prefill(inputs)
+            assert cache.stats()["found_tokens"] == 0 and cache.stats()["lost"] > 0
+            assert past.get_seq_length() == computed and same(steps(model, past, tokens), live)
+
+
+def found_tokens(cache: PrefixCache) -> int:
+    return cache.stats()["found_tokens"]
+
+
+@pytest.mark.parametrize("kind", SOME)
+def test_what_was_evicted_makes_an_earlier_stop_or_none(kind: str) -> None:
+    model, inputs = hybrids.model(kind), prompt(1, PROMPT)
+    tokens = inputs[0].tolist()
+    with PrefixCache(model, stops=("prompt",), every=16, **MEMORY) as cache:
+        live = steps(model, cache.prefill(inputs), tokens)
+        parts = set(cache.stats()["groups"])
+        assert {"pages", "stops"} <= parts
+        for part, left in (("stops", 0), ("pages", 0)):
+            assert cache.cache.evict(part, "host", 1 << 20) > 0
+            before = found_tokens(cache)
+            assert same(steps(model, cache.prefill(inputs), tokens), live), part
+            assert found_tokens(cache) == before + left
+            assert same(steps(model, cache.prefill(inputs), tokens), live)
+            assert found_tokens(cache) == before + left + 56
+        # The newest record alone: the stop before it is taken, and the rest is computed in the same steps.
+        match = cache.cache._caches["pages"].lookup(cache._kept.hasher.keys(tokens)[:7])
+        with match:
+            assert cache.cache.evict("pages", "host", 1 << 20) == 0, "a lookup holds its pages"
+        records = cache.cache._caches["stops"]
+        assert records.evict("host", 1) == 1
+        before = found_tokens(cache)
+        assert same(steps(model, cache.prefill(inputs), tokens), live)
+        assert found_tokens(cache) - before in (16, 32, 48, 56)
+
+
+def test_a_crash_between_the_groups_leaves_no_half_stop(tmp_path: Path) -> None:
+    model, inputs = hybrids.model("inkling_text"), prompt(1, PROMPT)
+    tokens = inputs[0].tolist()
+    with PrefixCache(model, **MEMORY) as cache:
+        live = steps(model, cache.prefill(inputs), tokens)
+    program = f"import test_transformers_several as tests; tests.die({str(tmp_path)!r})"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, timeout=300)
+    assert ended.returncode == -signal.SIGKILL
+    for after in ("record", "pages"):
+        with PrefixCache(model, disk=tmp_path / after, **SMALL) as cache:
+            groups = cache.stats()["groups"]
+            assert groups["stops"]["present"].get("disk", 0) == (after == "record")
+            assert groups["pages"]["present"].get("disk", 0) == (7 if after == "pages" else 0)
+            assert same(steps(model, cache.prefill(inputs), tokens), live) and found_tokens(cache) == 0
+            assert same(steps(model, cache.prefill(inputs), tokens), live) and found_tokens(cache) == 56
+
+
+def die(folder: str) -> None:
+    """In another process: writes the record of a stop into one folder and its pages into another, and dies."""
+    model = hybrids.model("inkling_text")
+    caches = {after: PrefixCache(model, disk=Path(folder, after), **SMALL) for after in ("record", "pages")}
+    after = ""
+
+    def store(self: Any, keys: list[bytes], past: Any, record: Any) -> None:
+        if after == "record":
+            layout = kvtile.Layout("L|BC", shape=self._shapes["stops"], tensors=[record[None]])
+            self._caches["stops"].store(keys[-1:], [0], layout=layout).wait()
+            self._caches["stops"].flush()
+            return
+        for kind, (name, each) in zip(self._contents.pages, list(self._of_pages()), strict=True):
+            layout = self._layout(name, kind.of(past, PAGE * len(keys)), len(keys))
+            each.store(keys, range(len(keys)), layout=layout).wait()
+            each.flush()
+
+    tiers.GroupTiers.store = store
+    for after, cache in caches.items():
+        cache.prefill(prompt(1, PROMPT))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_damaged_record_makes_an_earlier_stop(tmp_path: Path) -> None:
+    model, inputs, settings = hybrids.model("qwen3_next"), prompt(1, PROMPT), {"disk": tmp_path / "kv", **SMALL}
+    tokens = inputs[0].tolist()
+    with PrefixCache(model, every=16, **settings) as cache:
+        live = steps(model, cache.prefill(inputs), tokens)
+    slots = tmp_path / "kv" / "stops" / "slots"
+    data, ways = bytearray(slots.read_bytes()), set()
+    # One bit at a time, in the places of the records.
+    for at in range(0, len(data), len(data) // 12):
+        data[at] ^= 4
+        slots.write_bytes(data)
+        data[at] ^= 4
+        with PrefixCache(model, every=16, **settings) as cache:
+            assert same(steps(model, cache.prefill(inputs), tokens), live), at
+            ways.add(found_tokens(cache))
+        slots.write_bytes(data)
+    assert ways <= {0, 16, 32, 48, 56} and 56 in ways
+
+
+def test_each_stop_that_is_asked_for_is_kept() -> None:
+    model, first = hybrids.model("gemma3_text"), prompt(1, PROMPT)
+    second = torch.cat([first[:, :37], prompt(3, 20)], dim=1)
+    third = torch.cat([first[:, :37], prompt(4, 20)], dim=1)
+
+    def known(cache: PrefixCache, inputs: Any) -> int:
+        before = found_tokens(cache)
+        cache.prefill(inputs)
+        return found_tokens(cache) - before
+
+    with PrefixCache(model, stops=("prompt", "branch"), **MEMORY) as cache:
+        assert [known(cache, first), known(cache, second), known(cache, third), known(cache, first)] == [0, 0, 32, 56]
+    with PrefixCache(model, stops=("prompt",), **MEMORY) as cache:
+        assert [known(cache, first), known(cache, second), known(cache, third), known(cache, first)] == [0, 0, 0, 56]
+    with PrefixCache(model, stops=(), every=16, **MEMORY) as cache:
+        assert [known(cache, first), known(cache, second), known(cache, first)] == [0, 32, 48]
+    with PrefixCache(model, stops=("answer",), **MEMORY) as cache:
+        answer = cache.generate(model, first, **GREEDY)
+        assert [known(cache, first), known(cache, torch.cat([answer, prompt(5, 3)], dim=1))] == [0, 64]
+    # A prompt that is whole pages is kept at its end too: it is the beginning of a longer one.
+    with PrefixCache(model, stops=("prompt",), **MEMORY) as cache:
+        answer = cache.generate(model, first[:, :48], **GREEDY)
+        assert [known(cache, first[:, :48]), known(cache, first)] == [40, 48]
+    with PrefixCache(model, **MEMORY) as cache:
+        cache.generate(model, first[:, :3], **GREEDY)
+        assert known(cache, first[:, :3]) == 0
+
+
+def test_conversations_get_the_tokens_that_the_model_gives_alone() -> None:
+    for kind in SOME:
+        model = hybrids.model(kind)
+        with PrefixCache(model, **MEMORY) as cache:
+            talk = prompt(7, 30)
+            for turn in range(3):
+                wanted = model.generate(talk, **GREEDY)
+                before = found_tokens(cache)
+                assert torch.equal(cache.generate(model, talk, **GREEDY), wanted), (kind, turn)
+                assert found_tokens(cache) - before == [0, 40, 56][turn]
+                talk = torch.cat([wanted, prompt(20 + turn, 5)], dim=1)
+
+
+def test_the_groups_of_a_model_say_what_a_stop_needs() -> None:
+    def described(kind: str) -> dict[str, tuple[list[int], int]]:
+        return {group.name: (group.layers, len(group.parts)) for group in groups_of_model(hybrids.model(kind))}
+
+    assert described("gemma3_text") == {"full": ([1, 3], 4), "window16": ([0, 2], 4)}
+    assert described("llama4_text") == {"full": ([1, 3], 4), "chunk16": ([0, 2], 4)}
+    assert described("gemma3n_text") == {"full": ([1], 2), "window16": ([0], 2)}, "two layers share the KV of these"
+    assert described("falcon_h1") == {"full": ([0, 1, 2, 3], 8), "state": ([0, 1, 2, 3], 8)}
+    assert described("inkling_text") == {"full": ([1, 3], 4), "window16": ([0, 2], 4), "state": ([0, 1, 2, 3], 16)}
+    assert described("nemotron_h") == {"full": ([1], 2), "state": ([0, 2], 4)}, "an MLP keeps nothing"
+    assert described("deepseek_v3") == {"full": ([0, 1, 2, 3], 8)}
+    assert described("deepseek_v4") == {
+        "full4": ([1, 3], 4), "full8": ([0, 2], 2), "window16": ([0, 1, 2, 3], 4), "state": ([1, 3], 8),
+    }  # fmt: skip
+    lines = [str(group) for group in groups_of_model(hybrids.model("qwen3_next"))]
+    assert lines[1].startswith("state: 0.conv_states.0 float32[48, 4], 0.recurrent_states.0 float32[2, 8, 8]")
+
+
+def test_models_and_settings_that_cannot_be_are_refused_by_name(tmp_path: Path) -> None:
+    for kind, why in [
+        ("recurrent_gemma", "in its modules"),
+        ("mamba", "ignores the state"),
+        ("jamba", "ignores the state"),
+        ("mamba2", "states alone"),
+    ]:
+        model = hybrids.model("gemma3_text")
+        model.config.model_type = kind
+        with pytest.raises(kvtile.IdentityError, match=f"{kind}: .*{why}"):
+            PrefixCache(model, **MEMORY)
+    rope = {"full_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}  # fmt: skip
+    with pytest.raises(kvtile.IdentityError, match="dynamic"):
+        PrefixCache(hybrids.model("gemma3_text", rope_parameters=rope), **MEMORY)
+    model = hybrids.model("gemma3_text")
+    for settings, why in [
+        ({"connect": tmp_path / "socket"}, "connect: a model with several groups"),
+        ({"shared": tmp_path}, "shared: a model with several groups"),
+        ({"stops": ("end",)}, "prompt, answer, branch"),
+        ({"stops": "prompt"}, "prompt, answer, branch"),
+        ({"every": 12}, "multiples of the page_size 8"),
+        ({"every": 0}, "multiples of the page_size 8"),
+    ]:
+        with pytest.raises(kvtile.SettingsError, match=why):
+            PrefixCache(model, **MEMORY, **settings)
+    with pytest.raises(kvtile.SettingsError, match="entries of 8 tokens"):
+        PrefixCache(hybrids.model("deepseek_v4"), page_size=4, host_gib=0.02)
+    with pytest.raises(kvtile.SettingsError, match="stops and every have no effect"):
+        PrefixCache(llama(), every=16, **MEMORY)
+    PrefixCache(model, disk=tmp_path / "kv", **SMALL).close()
+    narrow = hybrids.model("gemma3_text", sliding_window=8)
+    for other, field in [(hybrids.model("gemma3_text", 1), "revision"), (narrow, "window")]:
+        with pytest.raises(kvtile.IdentityError, match=field):
+            PrefixCache(other, disk=tmp_path / "kv", **SMALL)
+
+
+def test_other_caches_and_batches_are_refused_or_computed_without() -> None:
+    model, inputs = hybrids.model("gemma3_text"), prompt(1, PROMPT)
+    with PrefixCache(model, **MEMORY) as cache:
+        past = cache.prefill(inputs)
+        other = copy.deepcopy(past)
+        outputs = model.generate(inputs, **{cache_name(model): past}, **GREEDY)
+        options = {**GREEDY, "suppress_tokens": [0, int(outputs[0, 60])]}
+        sampled = model.generate(inputs, **{cache_name(model): other}, **options)
+        assert not torch.equal(sampled, outputs)
+        static = transformers.StaticCache(model.config, max_cache_len=99)
+        refused: list[tuple[Callable[[], Any], str]] = [
+            (lambda: cache.save(inputs, outputs, new_cache(model)), "not a cache that prefill returned"),
+            (lambda: cache.save(inputs, outputs, static), "not a cache that prefill returned"),
+            (lambda: cache.save(inputs, sampled, past), "holds other KV"),
+            (lambda: cache.save(outputs[:, :60], outputs, past), "of another prompt"),
+            (lambda: cache.prefill(torch.cat([inputs, inputs])), "one prompt"),
+        ]
+        for call, why in refused:
+            with pytest.raises(kvtile.RequestError, match=why):
+                call()
+        (report,) = cache.save(inputs, outputs, past)
+        assert report.stored > 0
+        batch = torch.cat([inputs, prompt(2, PROMPT)])
+        assert torch.equal(cache.generate(model, batch, **GREEDY), model.generate(batch, **GREEDY))
+
+
+def test_every_type_of_the_list_is_tried_here() -> None:
+    assert {kind for kind in SEVERAL if kind in hybrids.CONFIG_MAPPING} == set(hybrids.KINDS)
+    text = (Path(__file__).parents[3] / "docs/transformers.md").read_text()
+    for kind in hybrids.KINDS:
+        assert f"`{kind}`" in text, kind
