@@ -110,7 +110,7 @@ pub(crate) fn group_match<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py,
 }
 
 /// The groups of a cache.
-pub(crate) fn groups<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+pub(crate) fn groups_by_name<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
     mapping("groups", value)?.ok_or_else(|| wrong_type("groups", "a dict", value))
 }
 

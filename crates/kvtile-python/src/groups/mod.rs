@@ -135,7 +135,7 @@ impl PyGroupCache {
     #[new]
     #[pyo3(signature = (groups, layouts, **settings))]
     fn new(
-        #[pyo3(from_py_with = object::groups)] groups: Bound<'_, PyDict>,
+        #[pyo3(from_py_with = object::groups_by_name)] groups: Bound<'_, PyDict>,
         #[pyo3(from_py_with = object::layouts)] layouts: Bound<'_, PyDict>,
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyGroupCache> {
