@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import queue
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +140,11 @@ def test_loads_and_stores_are_awaited_and_called_back(engine: Engine) -> None:
             return int(report.tokens)
 
         assert asyncio.run(run()) == 16
-        ended: list[bool] = []
+        ended: queue.Queue[bool] = queue.Queue()
         done = cache.load(cache.lookup(chain), {"full": [5, 6, 7], "state": [8]}, have={"full": 4})
-        done.add_done_callback(lambda completion: ended.append(completion.done()))
+        done.add_done_callback(lambda completion: ended.put(completion.done()))
         assert done.wait(5).tokens == 16 and done.wait_layer(0) and done.cancel()
-        assert ended == [True]
+        assert ended.get(timeout=5) is True
 
 
 def test_what_cannot_be_meant_is_refused_with_the_values(engine: Engine) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from kvtile._errors import IdentityError
 from kvtile._hf.config import Config, short
@@ -19,7 +19,7 @@ class KeptLayer:
     """One thing that a layer keeps. Layers of equal things are a group."""
 
     group: str
-    rule: str
+    rule: Literal["full", "window", "chunk", "stop"]
     planes: tuple[Plane, ...]
     tokens: int | None = None
     rope: Mapping[str, Any] | None = None
@@ -90,7 +90,7 @@ class Reader:
             raise IdentityError(f"the config's convolution has a kernel of {kernel}; a state needs at least 2 columns")
         return Plane("conv", self.dtype, per_page=True, W=kernel - 1, C=channels)
 
-    def recurrent(self, default: str | None, **axes: int) -> Plane:
+    def recurrent(self, default: str | None, **axes: Any) -> Plane:
         """A recurrent state."""
         named = self.get("mamba_ssm_dtype", self.get("mamba_ssm_cache_dtype", default))
         dtype = self.state_dtype or (self.dtype if named == "auto" else named)
