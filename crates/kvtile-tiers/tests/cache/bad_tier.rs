@@ -57,8 +57,10 @@ fn a_cache_over_a_misbehaving_tier_serves_no_wrong_byte_and_loses_no_durable_blo
         seen.kept,
         seen.durable,
     ];
+    // With few seeds, rare outcomes are rarer by chance.
+    let least = seeds / (10 * keeper::SLOWER.min(4));
     assert!(
-        seeds < SEEDS || one.is_some() || all.iter().all(|count| *count > seeds / 10),
+        seeds < SEEDS || one.is_some() || all.iter().all(|count| *count > least),
         "the seeds do not cover every outcome: {seen:?}"
     );
 }
