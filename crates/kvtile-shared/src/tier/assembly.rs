@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::{
     counts::count,
-    known::{BlockPlace, ChainedBlock},
+    known::{BlockPlace, ChainedBlock, StagedBlock},
     parts::SharedTierParts,
     staged::StagedBytes,
     upload,
@@ -92,18 +92,21 @@ pub(super) fn stage(
         return Err(NotWritten::Removed);
     }
     let mut open = parts.open.0.lock();
+    let is_next = |bundle: &OpenBundle| bundle.blocks.len() as u64 == u64::from(index);
+    let continued = parent.filter(|parent| index > 0 && open.get(parent).is_some_and(is_next));
     let mut before = match (index, parent) {
         (0, _) => Vec::new(),
-        (_, Some(parent)) => match open.get(&parent) {
-            Some(bundle) if bundle.blocks.len() as u64 == u64::from(index) => {
-                open.remove(&parent).map_or(Vec::new(), |open| open.blocks)
-            }
-            _ => shared(parts, parent, block.position, index)?,
-        },
+        _ if continued.is_some() => Vec::new(),
+        (_, Some(parent)) => shared(parts, parent, block.position, index)?,
         (_, None) => return Err(NotWritten::NoParent),
     };
-    if !parts.known.add_staged(chained, &staged) {
-        return Ok(WriteSuccess::Present);
+    match parts.known.add_staged(chained, &staged) {
+        StagedBlock::New => {}
+        StagedBlock::Present => return Ok(WriteSuccess::Present),
+        StagedBlock::NoParent => return Err(NotWritten::NoParent),
+    }
+    if let Some(bundle) = continued.and_then(|parent| open.remove(&parent)) {
+        before = bundle.blocks;
     }
     before.push(AssembledBlock {
         chained,

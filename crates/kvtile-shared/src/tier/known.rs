@@ -80,6 +80,25 @@ struct KnownState {
     stats: TierStats,
 }
 
+impl KnownState {
+    /// Whether the block before this one is known, or there is none.
+    fn follows(&self, block: &ChainedBlock) -> bool {
+        let parent = block.parent.map(|key| BlockName { key, ..block.name });
+        parent.is_none_or(|parent| self.blocks.contains_key(&parent))
+    }
+}
+
+/// What became of a block to stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StagedBlock {
+    /// It is in the index.
+    New,
+    /// The index has it already.
+    Present,
+    /// The index does not have the block before it.
+    NoParent,
+}
+
 /// The index of a tier.
 #[derive(Debug)]
 pub(super) struct KnownBlocks {
@@ -141,15 +160,19 @@ impl KnownBlocks {
         Some((block.chained, block.place.clone()))
     }
 
-    /// Adds a staged block, also if it was removed before. False if the index has the block.
-    pub(super) fn add_staged(&self, block: ChainedBlock, bytes: &Arc<StagedBytes>) -> bool {
+    /// Adds a staged block, also if it was removed before. The block before it may have been evicted since the caller
+    /// looked.
+    pub(super) fn add_staged(&self, block: ChainedBlock, bytes: &Arc<StagedBytes>) -> StagedBlock {
         let mut state = self.lock();
         if state.blocks.contains_key(&block.name) {
-            return false;
+            return StagedBlock::Present;
+        }
+        if !state.follows(&block) {
+            return StagedBlock::NoParent;
         }
         state.removed.remove(&block.name);
         self.insert(&mut state, block, BlockPlace::Staged(Arc::clone(bytes)));
-        true
+        StagedBlock::New
     }
 
     /// The store has a bundle, whose blocks are `blocks`.
@@ -401,5 +424,38 @@ fn remember_removed(state: &mut KnownState, name: BlockName) {
         if let Some(oldest) = state.removed_order.pop_front() {
             state.removed.remove(&oldest);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::{super::staged::StagingRoom, *};
+
+    #[test]
+    fn a_block_whose_parent_was_evicted_since_is_not_added() {
+        let events = Arc::new(EventLog::new(NonZeroUsize::new(64).unwrap()).unwrap());
+        let known = KnownBlocks::new(TierId::SHARED, events, 16);
+        let group = GroupId(0);
+        let [one, two] = [1, 2].map(|byte| BlockKey::from_bytes([byte; 16]));
+        let block = |key, parent, position| ChainedBlock {
+            name: BlockName { group, key },
+            parent,
+            tenant: 0,
+            position,
+        };
+        let bytes = StagingRoom::new(1 << 20).copy(&one, 0, &[7; 64]).unwrap();
+        let (first, second) = (block(one, None, 0), block(two, Some(one), 1));
+        assert_eq!(known.add_staged(first, &bytes), StagedBlock::New);
+        assert_eq!(known.evict(1), 1);
+        assert_eq!(known.add_staged(second, &bytes), StagedBlock::NoParent);
+        assert!(!known.has(&second.name));
+        assert_eq!(known.add_staged(first, &bytes), StagedBlock::New);
+        assert_eq!(known.add_staged(second, &bytes), StagedBlock::New);
+        assert_eq!(known.add_staged(second, &bytes), StagedBlock::Present);
+        // Now it is no leaf any more.
+        assert_eq!(known.evict(1), 1);
+        assert!(known.has(&first.name) && !known.has(&second.name));
     }
 }

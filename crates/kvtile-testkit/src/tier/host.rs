@@ -245,13 +245,14 @@ pub fn content(name: &BlockName, bytes: usize) -> Vec<u8> {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
         });
     let mut numbers = SplitMix64::new(seed);
+    let is_smooth = numbers.once_in(2);
     let mut content: Vec<u8> = Vec::with_capacity(bytes + 8);
     while content.len() < bytes {
         content.extend(numbers.any().to_le_bytes());
     }
     content.truncate(bytes);
     // Half of the blocks can be compressed.
-    if numbers.once_in(2) {
+    if is_smooth {
         for byte in content.iter_mut().skip(1).step_by(2) {
             *byte &= 3;
         }
