@@ -25,6 +25,7 @@ use super::{
     staged::StagedBytes,
     upload,
 };
+use crate::bundle::BundleForm;
 
 /// A block of a bundle, with the place of its bytes.
 #[derive(Clone, Debug)]
@@ -86,23 +87,50 @@ pub(super) fn stage(
         tenant: block.tenant,
         position: block.position,
     };
-    let index = group.form.index_of(block.position);
     let removals = ticket.lock();
     if removals.is_removed(&name) {
         return Err(NotWritten::Removed);
     }
     let mut open = parts.open.0.lock();
+    let blocks = with_those_before(parts, &mut open, (chained, staged), &group.form)?;
+    drop(removals);
+    let Some(blocks) = blocks else {
+        return Ok(WriteSuccess::Present);
+    };
+    if blocks.len() as u64 == u64::from(group.form.blocks) {
+        drop(open);
+        upload::start(parts, blocks);
+    } else {
+        let touched = Instant::now();
+        open.insert(name, OpenBundle { blocks, touched });
+    }
+    Ok(WriteSuccess::New)
+}
+
+/// Adds a staged block to the index. Returns the blocks of its bundle up to it, from the open bundle that it continues or
+/// from the index; `None` if the index has the block already.
+fn with_those_before(
+    parts: &SharedTierParts,
+    open: &mut HashMap<BlockName, OpenBundle>,
+    (chained, staged): (ChainedBlock, Arc<StagedBytes>),
+    form: &BundleForm,
+) -> Result<Option<Vec<AssembledBlock>>, NotWritten> {
+    let index = form.index_of(chained.position);
+    let parent = chained.parent.map(|key| BlockName {
+        key,
+        ..chained.name
+    });
     let is_next = |bundle: &OpenBundle| bundle.blocks.len() as u64 == u64::from(index);
     let continued = parent.filter(|parent| index > 0 && open.get(parent).is_some_and(is_next));
     let mut before = match (index, parent) {
         (0, _) => Vec::new(),
         _ if continued.is_some() => Vec::new(),
-        (_, Some(parent)) => shared(parts, parent, block.position, index)?,
+        (_, Some(parent)) => shared(parts, parent, chained.position, index)?,
         (_, None) => return Err(NotWritten::NoParent),
     };
     match parts.known.add_staged(chained, &staged) {
         StagedBlock::New => {}
-        StagedBlock::Present => return Ok(WriteSuccess::Present),
+        StagedBlock::Present => return Ok(None),
         StagedBlock::NoParent => return Err(NotWritten::NoParent),
     }
     if let Some(bundle) = continued.and_then(|parent| open.remove(&parent)) {
@@ -112,18 +140,7 @@ pub(super) fn stage(
         chained,
         place: BlockPlace::Staged(staged),
     });
-    drop(removals);
-    if before.len() as u64 == u64::from(group.form.blocks) {
-        drop(open);
-        upload::start(parts, before);
-    } else {
-        let bundle = OpenBundle {
-            blocks: before,
-            touched: Instant::now(),
-        };
-        open.insert(name, bundle);
-    }
-    Ok(WriteSuccess::New)
+    Ok(Some(before))
 }
 
 /// The first `count` blocks of the bundle, whose last one is `parent`, from the index.
