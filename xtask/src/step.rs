@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -34,6 +34,21 @@ impl fmt::Display for StepFailure {
 pub(crate) fn root() -> PathBuf {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     here.parent().map_or(here.clone(), PathBuf::from)
+}
+
+/// Prints a command of a built program and runs it.
+pub(crate) fn run_program(program: &Path, arguments: &[&str]) -> Result<(), StepFailure> {
+    let text = format!("{} {}", program.display(), arguments.join(" "));
+    println!("$ {text}");
+    let status = Command::new(program)
+        .args(arguments)
+        .current_dir(root())
+        .status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err(StepFailure::Step(text)),
+        Err(error) => Err(StepFailure::Tool(format!("cannot start {text}: {error}"))),
+    }
 }
 
 /// One `cargo` command.
