@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
@@ -28,6 +29,17 @@ _COUNTS = {
     "stored_bytes": "bytes that were stored",
     "stores_refused": "stores that were put off because too many were waiting",
 }
+
+
+def blocks_by_tier(blocks: int, from_tiers: Mapping[str, int]) -> dict[str, int]:
+    """The counts of the tiers that the ``blocks`` leading blocks of a load came from. Their sum is ``blocks``.
+
+    ``from_tiers`` has all blocks of the load. If one is missing, those after it were of no use although a tier had them,
+    and the counts take host memory first, then the shared store.
+    """
+    host = min(from_tiers.get("host", 0), blocks)
+    shared = min(from_tiers.get("shared", 0), blocks - host)
+    return {"from_host_blocks": host, "from_shared_blocks": shared, "from_disk_blocks": blocks - host - shared}
 
 
 class KvtileStats(KVConnectorStats):  # type: ignore[misc]

@@ -31,7 +31,7 @@ from kvtile.vllm._messages import Change, Hello, LoadOrder, Orders, RankReport, 
 from kvtile.vllm._processors import processors_of_engine
 from kvtile.vllm._rank import Rank, rank_of
 from kvtile.vllm._settings import Settings
-from kvtile.vllm._stats import KvtileStats
+from kvtile.vllm._stats import KvtileStats, blocks_by_tier
 
 if TYPE_CHECKING:
     import torch
@@ -322,11 +322,9 @@ class Worker:
     def _loaded(self, request: str, load: Load, report: LoadReport) -> None:
         self.stats.add(
             loaded_blocks=report.blocks,
-            from_host_blocks=report.from_tiers.get("host", 0),
-            from_disk_blocks=report.blocks - sum(report.from_tiers.get(tier, 0) for tier in ("host", "shared")),
-            from_shared_blocks=report.from_tiers.get("shared", 0),
             loaded_bytes=report.bytes,
             load_seconds=report.seconds,
+            **blocks_by_tier(report.blocks, report.from_tiers),
         )
         missing = load.blocks[report.blocks :]
         if missing:
