@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::{
     counts::count,
-    known::{BlockPlace, ChainedBlock, StagedBlock},
+    known::{BlockPlace, ChainedBlock, StagedAs},
     parts::SharedTierParts,
     staged::StagedBytes,
     upload,
@@ -129,9 +129,9 @@ fn with_those_before(
         (_, None) => return Err(NotWritten::NoParent),
     };
     match parts.known.add_staged(chained, &staged) {
-        StagedBlock::New => {}
-        StagedBlock::Present => return Ok(None),
-        StagedBlock::NoParent => return Err(NotWritten::NoParent),
+        StagedAs::New => {}
+        StagedAs::Present => return Ok(None),
+        StagedAs::NoParent => return Err(NotWritten::NoParent),
     }
     if let Some(bundle) = continued.and_then(|parent| open.remove(&parent)) {
         before = bundle.blocks;

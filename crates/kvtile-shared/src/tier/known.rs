@@ -90,7 +90,7 @@ impl KnownState {
 
 /// What became of a block to stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StagedBlock {
+pub(super) enum StagedAs {
     /// It is in the index.
     New,
     /// The index has it already.
@@ -162,17 +162,17 @@ impl KnownBlocks {
 
     /// Adds a staged block, also if it was removed before. The block before it may have been evicted since the caller
     /// looked.
-    pub(super) fn add_staged(&self, block: ChainedBlock, bytes: &Arc<StagedBytes>) -> StagedBlock {
+    pub(super) fn add_staged(&self, block: ChainedBlock, bytes: &Arc<StagedBytes>) -> StagedAs {
         let mut state = self.lock();
         if state.blocks.contains_key(&block.name) {
-            return StagedBlock::Present;
+            return StagedAs::Present;
         }
         if !state.follows(&block) {
-            return StagedBlock::NoParent;
+            return StagedAs::NoParent;
         }
         state.removed.remove(&block.name);
         self.insert(&mut state, block, BlockPlace::Staged(Arc::clone(bytes)));
-        StagedBlock::New
+        StagedAs::New
     }
 
     /// The store has a bundle, whose blocks are `blocks`.
@@ -447,13 +447,13 @@ mod tests {
         };
         let bytes = StagingRoom::new(1 << 20).copy(&one, 0, &[7; 64]).unwrap();
         let (first, second) = (block(one, None, 0), block(two, Some(one), 1));
-        assert_eq!(known.add_staged(first, &bytes), StagedBlock::New);
+        assert_eq!(known.add_staged(first, &bytes), StagedAs::New);
         assert_eq!(known.evict(1), 1);
-        assert_eq!(known.add_staged(second, &bytes), StagedBlock::NoParent);
+        assert_eq!(known.add_staged(second, &bytes), StagedAs::NoParent);
         assert!(!known.has(&second.name));
-        assert_eq!(known.add_staged(first, &bytes), StagedBlock::New);
-        assert_eq!(known.add_staged(second, &bytes), StagedBlock::New);
-        assert_eq!(known.add_staged(second, &bytes), StagedBlock::Present);
+        assert_eq!(known.add_staged(first, &bytes), StagedAs::New);
+        assert_eq!(known.add_staged(second, &bytes), StagedAs::New);
+        assert_eq!(known.add_staged(second, &bytes), StagedAs::Present);
         // Now it is no leaf any more.
         assert_eq!(known.evict(1), 1);
         assert!(known.has(&first.name) && !known.has(&second.name));
