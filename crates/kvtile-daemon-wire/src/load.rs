@@ -15,7 +15,7 @@ pub struct TierRun {
 }
 
 /// Brings blocks of a match to host memory and pins them there for the client. The blocks leave the
-/// match; where host memory has no room for all of them, the others come back to it.
+/// match; where host memory has no room for all of them, the rest comes back to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HoldFrame {
     /// The match.

@@ -9,7 +9,7 @@ use crate::{
     tokens::PtxCursor,
 };
 
-/// The shared variables of a module, at fixed places. One of unknown size starts where the others end.
+/// The shared variables of a module, at fixed places. A variable of unknown size starts behind all variables of known size.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SharedVariables {
     places: HashMap<String, u64>,

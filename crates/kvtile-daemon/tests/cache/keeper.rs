@@ -37,7 +37,7 @@ pub(crate) fn open(
     builder(settings).open(engine)
 }
 
-/// A builder of a cache. The client has the settings of a process, and the daemon the others.
+/// A builder of a cache. The client has the settings of a process, and the daemon those of the tiers.
 pub(crate) fn builder(mut settings: CacheSettings) -> TestBuilder {
     let mut connect = ConnectSettings::new(settings.identity.clone())
         .answer_within(Duration::from_secs(60))

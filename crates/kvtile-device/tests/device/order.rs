@@ -454,7 +454,7 @@ unsafe extern "C" {
     fn libc_exit(status: i32) -> !;
 }
 
-/// Random programs over several queues, with the waits that their accesses need and no others, are free of races; and
+/// Random programs over several queues, with only the waits that their accesses need, are free of races; and
 /// their result is that of the same program done at once.
 #[test]
 fn random_programs_with_the_needed_waits_equal_the_program_done_at_once() {

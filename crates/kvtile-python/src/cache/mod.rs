@@ -209,7 +209,7 @@ impl PyCache {
     ///     owner: a number that reports of pins show.
     ///     hold: seconds within which the match should be loaded or released; ``overdue`` lists the
     ///         matches that exceed it.
-    ///     priority: how much longer than others to keep the blocks; each step doubles their value.
+    ///     priority: how much longer to keep the blocks than blocks without a priority; each step doubles their value.
     ///     lifetime: seconds after which the blocks are evicted first, accurate to about a second;
     ///         None for no limit. The longest lifetime of all users of a block counts, and no limit
     ///         is the longest.
@@ -338,7 +338,7 @@ impl PyCache {
     ///     tenant: the tenant that owns the blocks.
     ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
     ///     within: deadline in seconds; a store that has not begun by then does not begin.
-    ///     keep: how much longer than others to keep the blocks; each step doubles their value.
+    ///     keep: how much longer to keep the blocks than blocks without a priority; each step doubles their value.
     ///     lifetime: seconds after which the blocks are evicted first, accurate to about a second;
     ///         None for no limit. The longest lifetime of all users of a block counts, and no limit
     ///         is the longest.

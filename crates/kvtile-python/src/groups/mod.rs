@@ -214,7 +214,7 @@ impl PyGroupCache {
     ///     at_most: the most tokens of the stop; default: those of the chain.
     ///     owner: a number that reports of pins show.
     ///     hold: seconds within which the match should be loaded or released.
-    ///     priority: how much longer than others to keep the pages; each step doubles their value.
+    ///     priority: how much longer to keep the pages than pages without a priority; each step doubles their value.
     ///     lifetime: seconds after which the pages are evicted first; None for no limit.
     ///
     /// Returns:
@@ -301,11 +301,11 @@ impl PyGroupCache {
     ///         ``(first + i) * page_size`` on.
     ///     stop: the position in tokens at which requests may resume, several of them, or None. Of groups
     ///         without the rule ``"full"`` only the pages that one of them needs are stored, so these need a
-    ///         stop. Pages of the others are stored as given.
+    ///         stop. Pages of groups with the rule full are stored as given.
     ///     tenant: the tenant that owns the pages.
     ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
     ///     within: deadline in seconds; what has not begun by then does not begin.
-    ///     keep: how much longer than others to keep the pages; each step doubles their value.
+    ///     keep: how much longer to keep the pages than pages without a priority; each step doubles their value.
     ///     lifetime: seconds after which the pages are evicted first; None for no limit.
     ///
     /// Returns:

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kvtile_layout::broken;
 use kvtile_transfer::LayoutHandle;
 
 use super::{
@@ -98,7 +99,13 @@ pub(super) fn start(
             continue;
         };
         let Some(pins) = found.take(at, one.blocks.len()) else {
-            continue;
+            // Without them the report would count pages that no job brings.
+            broken(format_args!(
+                "group {} needs {} pages of the stop at {} and has no pins",
+                facts.name,
+                one.blocks.len(),
+                found.stop()
+            ))
         };
         let begun = cache.bring(pins, one.blocks, &options.layout(one.layout));
         if begun.is_err() && jobs.is_empty() {

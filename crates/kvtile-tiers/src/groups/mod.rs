@@ -20,7 +20,7 @@
 //! and what only a lost stop needed is removed (`stops`).
 //!
 //! Presence in all groups is what makes a stop, so a store needs no transaction across groups: if a
-//! page is lost, evicted or damaged, the stops that need it are gone, and shorter ones remain.
+//! page is lost, evicted or damaged, the stops that need it end, and shorter ones remain.
 
 mod found;
 mod load;
@@ -51,7 +51,7 @@ pub use load::LoadBlocks;
 pub use open::GroupCacheBuilder;
 pub use operation::GroupOperation;
 pub use report::{GroupLoadReport, GroupOutcome, GroupStop, GroupStoreReport};
-pub use settings::{CacheGroup, GROUPS_MAX, GroupCacheSettings};
+pub use settings::{CacheGroup, GroupCacheSettings};
 pub use shared::GroupFacts;
 pub use store::{GroupStoreOptions, StoreBlocks};
 

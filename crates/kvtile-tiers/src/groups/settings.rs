@@ -5,16 +5,13 @@ use kvtile_layout::{GroupRule, Word, identity::Identity};
 
 use crate::{
     cache::{EVENT_CAPACITY_MAX, HOST_BYTES_MAX, QUEUE_CAPACITY_MAX, WORKERS_MAX},
-    disk::DiskSettings,
+    disk::{DiskSettings, GROUPS_MAX},
     error::{SettingsError, TierError},
     tier::TierGroup,
 };
 
 /// Default size of host memory: 1 GiB.
 const HOST_BYTES: u64 = 1 << 30;
-
-/// The largest number of groups.
-pub const GROUPS_MAX: usize = 64;
 
 /// A group of layers of a cache over groups.
 #[derive(Clone, Debug, PartialEq)]

@@ -91,7 +91,7 @@ impl StopBook {
     }
 }
 
-/// Adds a stop of a chain to the book.
+/// Adds a stop of a chain to the book, if all of it is stored.
 pub(super) fn record(shared: &GroupsShared, chain: &[BlockKey], stop: u64) {
     let units = usize::try_from(stop / shared.unit).ok();
     let end = units.and_then(|units| units.checked_sub(1));
@@ -101,6 +101,9 @@ pub(super) fn record(shared: &GroupsShared, chain: &[BlockKey], stop: u64) {
     if shared.book.lock().stops.contains_key(&key) {
         return;
     }
+    let Some(caches) = shared.open() else {
+        return;
+    };
     let mut known = KnownStop {
         spine: Vec::new(),
         pages: Vec::new(),
@@ -121,7 +124,13 @@ pub(super) fn record(shared: &GroupsShared, chain: &[BlockKey], stop: u64) {
             false => known.pages.extend(keys),
         }
     }
-    shared.book.lock().add(key, known);
+    let is_kept =
+        |(at, key): &StopPage| caches.get(*at).is_some_and(|cache| cache.keeps_block(key));
+    // A store may bring one group of a stop before another store brings the rest. If the book had the stop then, it
+    // would remove these pages as those of a stop that has lost some.
+    if known.pages.iter().chain(&known.spine).all(is_kept) {
+        shared.book.lock().add(key, known);
+    }
 }
 
 /// Reads the events of the cache and keeps the stops whole.
@@ -154,7 +163,7 @@ impl StopKeeper {
             .is_none_or(|shared| shared.is_closing.load(Ordering::Acquire))
     }
 
-    /// Does what new events ask for; false if there is no event.
+    /// Follows new events; false if there is none.
     pub(super) fn step(&mut self) -> bool {
         let Some(shared) = self.shared.upgrade() else {
             return false;

@@ -1,10 +1,13 @@
-//! Stops stay whole over the groups: written together, and gone together.
+//! Stops stay whole over the groups: written together, and removed together.
 
 use std::{path::Path, sync::Arc};
 
 use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::SimulatedDisk;
-use kvtile_tiers::{disk::medium::Medium, groups::GroupCache};
+use kvtile_tiers::{
+    disk::medium::Medium,
+    groups::{GroupCache, StoreBlocks},
+};
 
 use super::common::{GroupEngine, chain, in_host, settings, settle, with_disk};
 
@@ -75,4 +78,34 @@ fn a_stop_that_lost_a_page_leaves_its_spine_and_the_pages_of_other_stops() {
         (3, 1)
     );
     cache.check_integrity();
+}
+
+/// An engine may store the groups of a stop with several calls. Until the last one it is no stop that has lost a page.
+#[test]
+fn a_stop_that_comes_in_parts_is_known_once_all_of_it_is_stored() {
+    let engine = GroupEngine::new(&[0, 1, 3]);
+    let cache = engine.open(settings(&[0, 1, 3], &[40, 40, 4]));
+    let keys = chain(1, 0, 0, 8);
+    let store = |blocks: StoreBlocks<'_>| {
+        let stored = cache.store(&keys, &[blocks], 32).unwrap();
+        settle(&cache);
+        let report = stored.try_result().expect("the store has ended");
+        assert!(report.stopped().is_none(), "{report:?}");
+    };
+    store(StoreBlocks::new("state", 3, &[0]));
+    store(StoreBlocks::new("full", 0, &[0, 1, 2, 3, 4, 5, 6, 7]));
+    assert_eq!(cache.stats().known_stops, 0);
+    assert_eq!(cache.lookup(&keys).stop(), 0);
+    // A page that leaves does not take the state of the unknown stop along.
+    let other = chain(2, 0, 0, 8);
+    engine.store(&cache, &other, &[32]);
+    cache.evict("window", TierId::HOST, 1).unwrap();
+    settle(&cache);
+    assert_eq!(
+        (cache.stats().known_stops, in_host(&cache, "state")),
+        (0, 1)
+    );
+    store(StoreBlocks::new("window", 5, &[5, 6, 7]));
+    assert_eq!(cache.stats().known_stops, 1);
+    assert_eq!(cache.lookup(&keys).stop(), 32);
 }

@@ -105,7 +105,7 @@ def _gemma3_rope(reader: Reader, kind: str) -> Mapping[str, Any]:
 
 
 def gemma3(reader: Reader) -> Layers:
-    """Gemma 3, and Gemma 3n without the layers that use the keys and values of others."""
+    """Gemma 3, and Gemma 3n without the layers that use the keys and values of another layer."""
     full = every(5) if reader.config.model_type == "gemma3n_text" else every(6)
     layers = windows(full, rope=_gemma3_rope)(reader)
     if reader.config.model_type != "gemma3n_text":
@@ -217,7 +217,7 @@ def indexer_planes(reader: Reader) -> tuple[Plane, ...]:
 
 
 def indexed_latent(reader: Reader) -> Layers:
-    """Latents, and an indexer on all layers or on some whose choice the others share."""
+    """Latents, and an indexer on all layers or on some, whose choice the layers after them share."""
     count = reader.layers()
     kinds = reader.get("indexer_types")
     if kinds is None:
