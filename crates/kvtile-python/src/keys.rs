@@ -65,7 +65,7 @@ struct HasherSettings {
 
 /// What the keys of a hasher are of.
 pub(crate) enum HashedIdentity {
-    Blocks(Identity),
+    Blocks(Box<Identity>),
     Model(Box<ModelIdentity>),
 }
 
@@ -152,7 +152,7 @@ impl PyTokenHasher {
         #[pyo3(from_py_with = optional::page_size)] page_size: Option<usize>,
     ) -> PyResult<PyTokenHasher> {
         let (identity, chain) = match identity {
-            HashedIdentity::Blocks(identity) => (Some(identity), None),
+            HashedIdentity::Blocks(identity) => (Some(*identity), None),
             HashedIdentity::Model(model) => (None, Some(chain_of(&model))),
         };
         let made_of = HasherSettings {

@@ -68,7 +68,7 @@ pub(crate) fn hashed(value: &Bound<'_, PyAny>) -> PyResult<HashedIdentity> {
     }
     let wanted = "an Identity or a ModelIdentity";
     let identity = read::<PyIdentity>("identity", wanted, value)?;
-    Ok(HashedIdentity::Blocks(identity.get().0.clone()))
+    Ok(HashedIdentity::Blocks(Box::new(identity.get().0.clone())))
 }
 
 /// A list of groups.
