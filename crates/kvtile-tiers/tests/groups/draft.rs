@@ -50,7 +50,7 @@ fn stops_are_those_of_the_model_whatever_the_draft_group_has() {
 fn look_up(cache: &GroupCache, keys: &[BlockKey], seed: u64) -> u64 {
     let stored = cache.snapshot().blocks.into_iter();
     let stored: HashSet<(u32, BlockKey)> = stored
-        .map(|block| (u32::from(block.group.0), block.key))
+        .map(|block| (block.group.0, block.key))
         .collect();
     let has = |at: u32, group: usize, stop: u64| {
         needed(group, stop).into_iter().all(|number| {
