@@ -46,8 +46,8 @@ use kvtile_tiers::{
     RequestError, TierError,
     tier::{
         AnswerTime, BatchPart, BlockName, BlockRead, BlockWrite, GroupId, NotWritten,
-        OutcomeGather, PromisedHold, ReadReport, RemovalTicket, SyncReport, Tier, TierAbilities,
-        TierAnswer, TierContext, TierHold, TierStats, WriteReport, WriteSuccess,
+        OutcomeGather, PromisedHold, ReadReport, RefusedBlocks, RemovalTicket, SyncReport, Tier,
+        TierAbilities, TierAnswer, TierContext, TierHold, TierStats, WriteReport, WriteSuccess,
     },
 };
 use kvtile_transfer::completion::{Completer, Completion};
@@ -292,18 +292,14 @@ fn stage_all(
     let start = Instant::now();
     let until = start.checked_add(parts.settings.write_within);
     let until = until.unwrap_or(start);
-    let mut without_room: Vec<BlockName> = Vec::new();
+    let mut refused = RefusedBlocks::default();
     let mut outcomes = Vec::with_capacity(blocks.len());
     for block in blocks {
-        let parent = block.parent.map(|key| BlockName { key, ..block.name });
-        let follows = parent.is_some_and(|parent| without_room.contains(&parent));
-        let outcome = match follows {
-            true => Err(NotWritten::NoRoom),
-            false => assembly::stage(parts, &block, (until, &ticket)),
-        };
-        if matches!(outcome, Err(NotWritten::NoRoom)) {
-            without_room.push(block.name);
-        }
+        let outcome = parts.group_to_write(block.name.group).and_then(|group| {
+            refused.check(&block)?;
+            assembly::stage(parts, &block, (group, until, &ticket))
+        });
+        refused.note(block.name, &outcome);
         // Its memory is free again while the blocks after it wait for room.
         drop(block.from);
         outcomes.push(outcome);

@@ -12,9 +12,9 @@ use std::{
 
 use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_tiers::{
-    RequestError, TierError,
+    BatchError, RequestError, TierError,
     cache::Clock,
-    tier::{BlockName, GroupId, Removals},
+    tier::{BlockName, GroupId, NotWritten, Removals},
 };
 use parking_lot::Mutex;
 
@@ -86,6 +86,16 @@ impl fmt::Debug for SharedTierParts {
 impl SharedTierParts {
     pub(super) fn group(&self, group: GroupId) -> Option<&GroupBundles> {
         self.groups.get(usize::try_from(group.0).ok()?)
+    }
+
+    /// The group of a block to write.
+    pub(super) fn group_to_write(&self, group: GroupId) -> Result<&GroupBundles, NotWritten> {
+        let unknown = BatchError::NoSuchGroup {
+            tier: self.id,
+            group: group.0,
+        };
+        let found = self.group(group);
+        found.ok_or_else(|| NotWritten::Failed(TierError::Batch(unknown)))
     }
 
     /// The name of the bundle with this last block; `None` for a group that the tier does not have.

@@ -298,7 +298,8 @@ impl BundleUpload {
             keys: chained.iter().map(|block| block.name.key).collect(),
             renewed: Mutex::new(Some(Instant::now())),
         };
-        self.parts.known.add_stored(&Arc::new(bundle), &chained);
+        let bundle = Arc::new(bundle);
+        self.parts.known.add_stored(&bundle, &chained, false);
     }
 
     /// The bytes and checksums of the blocks that are only in another bundle of the store.

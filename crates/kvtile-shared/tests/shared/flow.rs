@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kvtile_blocks::Tick;
 use kvtile_shared::{
     memory::MemoryStore,
     store::{Deadline, SharedStore},
@@ -97,6 +98,28 @@ fn open_bundles_make_room_for_others_and_are_dropped_after_a_time() {
         assert_eq!(SharedTierRig::names(&*store).len(), 1);
         writer.tier().check_integrity();
     }
+}
+
+#[test]
+fn an_open_bundle_that_is_dropped_leaves_the_blocks_that_another_one_has() {
+    let store = SimulatedStore::new(MemoryStore::new(), 1);
+    let writer = rig(&store, settings().staging_bytes(5 * 1024), 0);
+    let chain = SharedTierRig::chain(1, 4);
+    writer.write(&chain[..3]);
+    // The last two blocks are evicted and one of them comes again: two bundles begin with the first block.
+    assert_eq!(writer.tier().evict(2, Tick(0)), 2);
+    assert!(writer.write(&chain[..2]).iter().all(Result::is_ok));
+    // The older one makes room.
+    let other = SharedTierRig::chain(2, 2);
+    assert!(writer.write(&other).iter().all(Result::is_ok));
+    writer.read_all(&chain[..2]);
+    assert_eq!(writer.tier().stats().present, 4);
+    assert_eq!(writer.ask(&chain).leading, 2);
+    // It becomes whole, without a hole.
+    assert!(writer.write(&chain).iter().all(Result::is_ok));
+    assert_eq!(SharedTierRig::names(&*store).len(), 1);
+    writer.read_all(&chain);
+    writer.tier().check_integrity();
 }
 
 #[test]
