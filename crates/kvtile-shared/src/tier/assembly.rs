@@ -66,10 +66,7 @@ pub(super) fn stage(
     }
     let bytes = block.from.bytes();
     let bytes = bytes.map_err(|error| NotWritten::Failed(error.into()))?;
-    let staged = copy(parts, block, bytes, (parent, until)).ok_or_else(|| {
-        count(&parts.counts.no_room_blocks, 1);
-        NotWritten::NoRoom
-    })?;
+    let staged = copy(parts, block, bytes, (parent, until)).ok_or(NotWritten::NoRoom)?;
     let chained = ChainedBlock {
         name,
         parent: block.parent,

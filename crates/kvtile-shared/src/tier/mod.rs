@@ -59,13 +59,15 @@ pub use error::SharedTierError;
 pub use settings::SharedTierSettings;
 
 use crate::{
-    bundle::{BUNDLE_BLOCKS_MAX, BundleForm, BundleName, BundlePacking},
+    bundle::{BUNDLE_BLOCKS_MAX, BundleForm, BundleName, BundlePacking, manifest_name},
     guard::{StoreBreaker, StorePace},
+    manifest::StoreManifest,
     store::SharedStore,
 };
 use alarm::DeadlineAlarm;
+use counts::count;
 use known::{BlockPlace, KnownBlocks};
-use parts::{GroupBundles, SharedTierParts};
+use parts::{GroupBundles, ManifestWrite, SharedTierParts};
 use staged::StagingRoom;
 use threads::StoreThreads;
 
@@ -76,8 +78,17 @@ const CLOSE_STEP: Duration = Duration::from_micros(200);
 
 /// Work of the thread that stages blocks, in the order of the calls.
 enum StageWork {
-    Write(Vec<BlockWrite>, WritePart, RemovalTicket),
+    Write(StagedBatch),
     Sync(Completer<SyncReport>),
+}
+
+/// A batch of writes to stage.
+struct StagedBatch {
+    blocks: Vec<BlockWrite>,
+    part: WritePart,
+    ticket: RemovalTicket,
+    /// Until when its blocks wait for room.
+    until: Instant,
 }
 
 /// The current state of a shared tier, beside its [counters](SharedTierCounters).
@@ -249,7 +260,9 @@ fn groups(
             });
         }
         let names = BundleName::new(&settings.prefix, &form)?;
+        let manifest = manifest_name(&settings.prefix, form.identity)?;
         Ok(GroupBundles {
+            manifest: ManifestWrite::new(manifest, &StoreManifest::new(&group.identity)),
             form,
             packing: BundlePacking::for_blocks_of(&group.identity.logical),
             names,
@@ -278,20 +291,20 @@ fn start_stager(
 
 fn run_stage(parts: &Arc<SharedTierParts>, work: StageWork) {
     match work {
-        StageWork::Write(blocks, part, ticket) => stage_all(parts, blocks, (part, ticket)),
+        StageWork::Write(batch) => stage_all(parts, batch),
         StageWork::Sync(completer) => parts.uploads.sync_with(completer),
     }
 }
 
 /// Stages the blocks of a batch in their order.
-fn stage_all(
-    parts: &Arc<SharedTierParts>,
-    blocks: Vec<BlockWrite>,
-    (part, ticket): (WritePart, RemovalTicket),
-) {
+fn stage_all(parts: &Arc<SharedTierParts>, batch: StagedBatch) {
     let start = Instant::now();
-    let until = start.checked_add(parts.settings.write_within);
-    let until = until.unwrap_or(start);
+    let StagedBatch {
+        blocks,
+        part,
+        ticket,
+        until,
+    } = batch;
     let mut refused = RefusedBlocks::default();
     let mut outcomes = Vec::with_capacity(blocks.len());
     for block in blocks {
@@ -299,6 +312,9 @@ fn stage_all(
             refused.check(&block)?;
             assembly::stage(parts, &block, (group, until, &ticket))
         });
+        if matches!(outcome, Err(NotWritten::NoRoom)) {
+            count(&parts.counts.no_room_blocks, 1);
+        }
         refused.note(block.name, &outcome);
         // Its memory is free again while the blocks after it wait for room.
         drop(block.from);
@@ -353,7 +369,15 @@ impl Tier for SharedTier {
                 blocks: blocks.into(),
                 elapsed,
             });
-        let work = StageWork::Write(blocks, part, self.parts.removals.begin());
+        // From here on, and not from when the thread comes to it: batches do not wait one after the other.
+        let now = Instant::now();
+        let until = now.checked_add(self.parts.settings.room_within);
+        let work = StageWork::Write(StagedBatch {
+            blocks,
+            part,
+            ticket: self.parts.removals.begin(),
+            until: until.unwrap_or(now),
+        });
         match &self.stager {
             None => run_stage(&self.parts, work),
             // The thread ends only after the sender was dropped; a batch that is not sent ends as

@@ -33,6 +33,7 @@ use super::{
 use crate::{
     bundle::{BundleForm, BundleName, BundlePacking},
     guard::{StoreBreaker, StorePace},
+    manifest::StoreManifest,
     store::{Deadline, SharedStore, SharedStoreAbilities, SharedStoreError, ValueName},
 };
 
@@ -46,6 +47,47 @@ pub(super) struct GroupBundles {
     /// How blocks are compressed, where the settings say so.
     pub(super) packing: BundlePacking,
     pub(super) names: BundleName,
+    pub(super) manifest: ManifestWrite,
+}
+
+/// The manifest of a group, which is written before its first bundle.
+#[derive(Debug)]
+pub(super) struct ManifestWrite {
+    name: ValueName,
+    text: Option<Vec<u8>>,
+    /// Whether this tier has written it, or tried to.
+    is_begun: AtomicBool,
+}
+
+impl ManifestWrite {
+    pub(super) fn new(name: ValueName, manifest: &StoreManifest) -> ManifestWrite {
+        ManifestWrite {
+            name,
+            text: manifest.encode(),
+            is_begun: AtomicBool::new(false),
+        }
+    }
+
+    /// Writes it unless the store has one. It is for people, so a failure is no failure of the bundle.
+    pub(super) fn write_once(&self, store: &dyn SharedStore, by: Deadline) {
+        if self.is_begun.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let Some(text) = &self.text else {
+            return;
+        };
+        let write = || match store.has(std::slice::from_ref(&self.name), by)?.first() {
+            Some(true) => Ok(()),
+            _ => store.write(&self.name, &[text], None, by).map(drop),
+        };
+        if let Err(error) = write() {
+            log::info!(
+                "the manifest {} is not in {}: {error}",
+                self.name,
+                store.name()
+            );
+        }
+    }
 }
 
 /// The parts of a shared tier.
