@@ -87,12 +87,21 @@ impl CacheParts {
         found::lookup(self, keys, (options, MissReason::Absent))
     }
 
-    /// Refuses a layout or ids that a load or a store refuses.
+    /// Refuses a layout or ids that a load or a store of the group refuses.
     pub(crate) fn check_blocks(
         &self,
+        group: &str,
         layout: Option<LayoutHandle>,
         blocks: &[usize],
     ) -> Result<(), TierError> {
+        if layout.is_none() && self.engine.is_none() {
+            return match blocks {
+                [] => Ok(()),
+                _ => Err(TierError::Request(RequestError::NoLayout {
+                    group: group.to_owned(),
+                })),
+            };
+        }
         requests::check_blocks(self, layout, blocks).map(|_| ())
     }
 

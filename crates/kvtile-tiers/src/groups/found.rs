@@ -139,7 +139,7 @@ impl GroupMatch {
     }
 
     /// The pages of a group that a load must bring to an engine that has the group's first `have`
-    /// tokens itself.
+    /// tokens itself. None of a draft group of which a page is missing.
     ///
     /// # Errors
     /// A group that the cache does not have.
@@ -271,7 +271,7 @@ impl<'a> StopSearch<'a> {
         let mut leading = self.most;
         let mut has_spine = false;
         for (facts, cache) in self.groups() {
-            if facts.rule != GroupRule::Full {
+            if !facts.is_spine() {
                 continue;
             }
             has_spine = true;
@@ -301,7 +301,7 @@ impl<'a> StopSearch<'a> {
     ) -> T {
         let others = self
             .groups()
-            .filter(|(facts, _)| facts.rule != GroupRule::Full);
+            .filter(|(facts, _)| facts.gates() && facts.rule != GroupRule::Full);
         let others: Vec<(&GroupFacts, &Arc<CacheParts>)> = others.collect();
         let has: Vec<_> = others
             .iter()
@@ -327,7 +327,8 @@ impl<'a> StopSearch<'a> {
         self.with_stops(most, |stops| stops.next())
     }
 
-    /// Pins what a stop needs of every group; `None` if a page has left meanwhile.
+    /// Pins what a stop needs of every group; `None` if a page has left meanwhile. A draft group of which a page is
+    /// missing needs nothing.
     fn pin(&self, stop: u64, options: &StopOptions) -> Option<Vec<GroupNeed>> {
         let options = LookupOptions::new()
             .owner(options.owner)
@@ -339,13 +340,17 @@ impl<'a> StopSearch<'a> {
             let pages = facts.needs(stop);
             let keys = facts.keys(self.chain, pages.clone())?;
             let found = (!keys.is_empty()).then(|| cache.find(&keys, &options));
-            if found
+            let is_whole = found
                 .as_ref()
-                .is_some_and(|found| found.blocks() < keys.len())
-            {
-                return None;
+                .is_none_or(|found| found.blocks() == keys.len());
+            match (is_whole, facts.gates()) {
+                (true, _) => needs.push(GroupNeed { pages, found }),
+                (false, true) => return None,
+                (false, false) => needs.push(GroupNeed {
+                    pages: pages.end..pages.end,
+                    found: None,
+                }),
             }
-            needs.push(GroupNeed { pages, found });
         }
         Some(needs)
     }

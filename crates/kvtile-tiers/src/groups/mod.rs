@@ -8,7 +8,8 @@
 //! stops           (1)        3                position 1 lacks its window
 //! ```
 //!
-//! A group has a rule, pages of its own size, a pool of host memory and a layout of the engine. A stop
+//! A group has a rule, pages of its own size, a pool of host memory, and a layout of the engine unless each call
+//! brings its own. A group of a draft model is kept and brought beside the others and decides nothing. A stop
 //! is a position at which every group has what its rule needs. A lookup finds the longest one; a load
 //! brings all that it needs, or reports 0 tokens; a store keeps only pages that chosen stops need.
 //!
@@ -194,7 +195,7 @@ impl GroupCache {
         self.shared.unit.get()
     }
 
-    /// Tokens between two possible stops: the least common multiple of the pages of all groups.
+    /// Tokens between two possible stops: the least common multiple of the pages of the model's own groups.
     #[must_use]
     pub fn stop_unit(&self) -> u64 {
         self.shared.stop_unit.get()
@@ -209,11 +210,14 @@ impl GroupCache {
         TokenHasher::of_chain(&self.chain_identity(), self.unit(), options)
     }
 
-    /// The bytes that identify a chain of this cache: the names, rules and identities of all groups. All
-    /// ranks of a model have the same.
+    /// The bytes that identify a chain of this cache: those of the model's [`chain`](GroupCacheSettings::chain), or the
+    /// names, rules and identities of its own groups. All ranks of a model have the same.
     #[must_use]
     pub fn chain_identity(&self) -> Vec<u8> {
-        shared::chain_identity(&self.shared.facts)
+        match &self.shared.chain {
+            Some(chain) => chain.as_bytes().to_vec(),
+            None => shared::chain_identity(&self.shared.facts),
+        }
     }
 
     /// Finds the longest stop of the chain at which every group has what its rule needs, and pins that.
@@ -244,7 +248,7 @@ impl GroupCache {
     }
 
     /// As [`load`](Self::load), with a priority and a deadline. The layout of the options is not used:
-    /// [`LoadBlocks::layout`] is.
+    /// [`LoadBlocks::layout`] is. Draft groups may be left out.
     ///
     /// # Errors
     /// As for [`load`](Self::load).

@@ -108,7 +108,8 @@ pub(super) fn record(shared: &GroupsShared, chain: &[BlockKey], stop: u64) {
         spine: Vec::new(),
         pages: Vec::new(),
     };
-    for (at, facts) in shared.facts.iter().enumerate() {
+    let groups = shared.facts.iter().enumerate();
+    for (at, facts) in groups.filter(|(_, facts)| facts.gates()) {
         let pages = facts.needs(stop);
         let is_spine = facts.rule == GroupRule::Full;
         let wanted = match is_spine {

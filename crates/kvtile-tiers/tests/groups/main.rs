@@ -4,6 +4,7 @@
 
 mod common;
 mod crash;
+mod draft;
 mod flow;
 mod refusals;
 mod restart;
