@@ -1,15 +1,21 @@
 //! Blocks that are longer than a piece may be: written, read and verified piece by piece.
+//!
+//! `KVTILE_LONG_FOLDER=DIR` also measures reads of a block of 147 MiB there, in turns with a block of one
+//! piece.
 
-use std::{fs::OpenOptions, ops::Range, os::unix::fs::FileExt, path::Path, sync::Arc};
+use std::{
+    fs::OpenOptions, ops::Range, os::unix::fs::FileExt, path::Path, sync::Arc, time::Instant,
+};
 
 use kvtile_layout::{
     Axis, Plane, Shape, StridedLayout, Unit,
     identity::{Identity, LayoutIdentity},
 };
+use kvtile_memory::AlignedBuffer;
 use kvtile_testkit::disk::{DiskFaults, SimulatedDisk, SplitMix64};
 use kvtile_tiers::{
     MismatchError, TierError,
-    disk::{Inspection, SlotMiss, SlotRead, SlotStore, StoreIdentity},
+    disk::{Inspection, SlotMiss, SlotRead, SlotStore, SlotStoreSettings, StoreIdentity},
     tier::{BlockPieces, STORAGE_WORD},
 };
 
@@ -248,4 +254,73 @@ fn a_program_without_cuts_within_layers_refuses_a_folder_that_has_them() {
     let (store, recovered) = SlotStore::create_or_open(folder.path(), &settings, &new).unwrap();
     assert_eq!(recovered.entries.len(), 2);
     check_offered(&store, &recovered, &new);
+}
+
+/// The time of a read by several threads beside that of one piece, which is read by one and verified when
+/// all of it has come.
+#[test]
+fn reads_of_147_mib_in_turns() {
+    let Some(folder) = std::env::var_os("KVTILE_LONG_FOLDER") else {
+        return;
+    };
+    let folder = tempfile::tempdir_in(folder).unwrap();
+    let bytes = 147 * MIB;
+    let ends: Vec<u64> = (1..=48)
+        .map(|layer| layer * (3 * MIB + 64 * 1024))
+        .collect();
+    assert_eq!(ends.last(), Some(&bytes));
+    let of = |pieces| StoreIdentity { pieces, ..usual() };
+    let cuts = [
+        ("one piece", of(BlockPieces::whole(bytes)), 1),
+        (
+            "pieces, 1 thread",
+            of(BlockPieces::ending_at(&ends).unwrap()),
+            1,
+        ),
+        (
+            "pieces, 2 threads",
+            of(BlockPieces::ending_at(&ends).unwrap()),
+            2,
+        ),
+    ];
+    let mut buffer = AlignedBuffer::new(usize::try_from(bytes).unwrap(), 4096).unwrap();
+    crate::common::fill(0, &mut buffer);
+    for direct_io in [true, false] {
+        let stores: Vec<(&str, SlotStore, usize)> = cuts
+            .iter()
+            .map(|(name, identity, threads)| {
+                let path = folder.path().join(format!("{name} {direct_io}"));
+                // Longer records than those of three pieces.
+                let capacity = room_for(3, identity).capacity_bytes + (64 << 10);
+                let settings = SlotStoreSettings::new(capacity).direct_io(direct_io);
+                let (store, _) = SlotStore::create_or_open(&path, &settings, identity).unwrap();
+                assert!(store.write(&[write(0, 0, &buffer)]).failed.is_empty());
+                assert!(store.sync().failure.is_none());
+                (*name, store, *threads)
+            })
+            .collect();
+        let mut times = vec![Vec::new(); stores.len()];
+        for _ in 0..9 {
+            for ((_, store, threads), times) in stores.iter().zip(&mut times) {
+                let read = SlotRead {
+                    slot: 0,
+                    key: key(0),
+                    start: 0,
+                    buffer: &mut buffer,
+                };
+                let begin = Instant::now();
+                let outcome = store.read_with(*threads, &mut [read]).pop().unwrap();
+                times.push(begin.elapsed());
+                outcome.unwrap();
+            }
+        }
+        for ((name, store, _), times) in stores.iter().zip(&mut times) {
+            times.sort();
+            let (is_direct, middle) = (store.is_direct(), times[4]);
+            println!(
+                "{name}, direct {is_direct}: {middle:?} ({:?} to {:?})",
+                times[0], times[8]
+            );
+        }
+    }
 }
