@@ -76,6 +76,9 @@ type WritePart = BatchPart<Result<WriteSuccess, NotWritten>, WriteReport>;
 /// How often closing looks whether the blocks of the last batches are staged.
 const CLOSE_STEP: Duration = Duration::from_micros(200);
 
+/// The part of the identity in the names of bundles that is the name of a group.
+const GROUP_NAME: &str = "kvtile.cache-group";
+
 /// Work of the thread that stages blocks, in the order of the calls.
 enum StageWork {
     Write(StagedBatch),
@@ -249,9 +252,21 @@ fn groups(
     }
     let group = |group: &kvtile_tiers::tier::TierGroup| {
         let block_bytes = group.identity.block_bytes();
-        let within = || BundleForm::blocks_within(block_bytes, best_bytes);
-        let blocks = settings.bundle_blocks.unwrap_or_else(within);
-        let form = BundleForm::new(&group.identity, settings.part.clone(), blocks);
+        let blocks = match (group.is_rootless, settings.bundle_blocks) {
+            // Blocks that are no chain come and go one by one.
+            (true, _) => 1,
+            (false, Some(blocks)) => blocks,
+            (false, None) => BundleForm::blocks_within(block_bytes, best_bytes),
+        };
+        let mut named = group.identity.clone();
+        if group.shares_keys {
+            let name = named.logical.clone().with_extra(GROUP_NAME, &group.name);
+            named.logical = name.map_err(|source| SharedTierError::GroupName {
+                group: group.name.clone(),
+                source,
+            })?;
+        }
+        let form = BundleForm::new(&named, settings.part.clone(), blocks);
         let bundle_bytes = block_bytes.saturating_mul(u64::from(form.blocks));
         if settings.staging_bytes < bundle_bytes {
             return Err(SharedTierError::Staging {
@@ -266,6 +281,7 @@ fn groups(
             form,
             packing: BundlePacking::for_blocks_of(&group.identity.logical),
             names,
+            is_rootless: group.is_rootless,
         })
     };
     context.groups.iter().map(group).collect()

@@ -48,6 +48,8 @@ pub(super) struct GroupBundles {
     pub(super) packing: BundlePacking,
     pub(super) names: BundleName,
     pub(super) manifest: ManifestWrite,
+    /// Whether each block is a bundle of its own, because none has a parent.
+    pub(super) is_rootless: bool,
 }
 
 /// The manifest of a group, which is written before its first bundle.
@@ -256,9 +258,14 @@ impl SharedTierParts {
         group: GroupId,
         keys: &'a [BlockKey],
     ) -> Vec<(u32, Option<BlockKey>, &'a [BlockKey])> {
-        let Some(form) = self.group(group).map(|group| &group.form) else {
+        let Some(of_group) = self.group(group) else {
             return Vec::new();
         };
+        if of_group.is_rootless {
+            let alone = |key| (0, None, std::slice::from_ref(key));
+            return keys.iter().map(alone).collect();
+        }
+        let form = &of_group.form;
         let Some(&first) = keys.first() else {
             return Vec::new();
         };

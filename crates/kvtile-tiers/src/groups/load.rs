@@ -56,6 +56,29 @@ impl<'a> LoadBlocks<'a> {
     }
 }
 
+/// Starts a prefetch: what a stop needs, to host memory.
+pub(super) fn prefetch(
+    shared: &Arc<GroupsShared>,
+    mut found: GroupMatch,
+) -> Result<GroupOperation<GroupLoadReport>, TierError> {
+    if !found.is_of(shared) {
+        return Err(TierError::Request(RequestError::OtherCache));
+    }
+    let stop = found.stop();
+    let caches = shared.opened()?;
+    let of_groups = shared.facts.iter().zip(&caches).enumerate();
+    let jobs = of_groups.filter_map(|(at, (facts, cache))| {
+        let pins = found.take(at, usize::MAX)?;
+        Some(GroupJob {
+            group: facts.name.clone(),
+            begun: cache.warm(pins),
+        })
+    });
+    let jobs: Vec<GroupJob<_>> = jobs.collect();
+    let report = move |groups| GroupLoadReport::of(stop, groups);
+    Ok(GroupOperation::begin(jobs, None, report))
+}
+
 /// Starts a load.
 pub(super) fn start(
     shared: &Arc<GroupsShared>,
