@@ -184,7 +184,7 @@ impl GroupMatch {
         Some(found.skip(skipped))
     }
 
-    fn nothing(
+    pub(super) fn nothing(
         shared: Weak<GroupsShared>,
         chain: Arc<[BlockKey]>,
         options: StopOptions,
@@ -237,7 +237,7 @@ pub(super) fn lookup(
 }
 
 /// A search for stops in the current contents of the caches.
-struct StopSearch<'a> {
+pub(super) struct StopSearch<'a> {
     shared: &'a GroupsShared,
     caches: &'a [Arc<CacheParts>],
     chain: &'a [BlockKey],
@@ -246,7 +246,7 @@ struct StopSearch<'a> {
 }
 
 impl<'a> StopSearch<'a> {
-    fn new(
+    pub(super) fn new(
         shared: &'a GroupsShared,
         caches: &'a [Arc<CacheParts>],
         chain: &'a [BlockKey],
@@ -267,7 +267,7 @@ impl<'a> StopSearch<'a> {
 
     /// Tokens up to which every group with the rule full is stored, a multiple of the stops' unit. 0
     /// where no group has that rule.
-    fn spine(&self) -> u64 {
+    pub(super) fn spine(&self) -> u64 {
         let mut leading = self.most;
         let mut has_spine = false;
         for (facts, cache) in self.groups() {
@@ -290,6 +290,17 @@ impl<'a> StopSearch<'a> {
     fn has(&self, facts: &GroupFacts, cache: &CacheParts, page: u64) -> bool {
         let key = facts.key(self.chain, page);
         key.is_some_and(|key| cache.has_block(&key))
+    }
+
+    /// The keys of those pages of a group that no lookup finds now.
+    pub(super) fn absent(&self, at: usize, pages: Range<u64>) -> Vec<BlockKey> {
+        let keys = self.shared.facts(at).keys(self.chain, pages);
+        let keys = keys.unwrap_or_default().into_iter();
+        let is_absent = |key: &BlockKey| {
+            let cache = self.caches.get(at);
+            cache.is_none_or(|cache| !cache.has_block(key))
+        };
+        keys.filter(is_absent).collect()
     }
 
     /// Calls `search` with the stops of at most `spine` tokens, the longest first. The groups with the

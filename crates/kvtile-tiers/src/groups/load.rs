@@ -56,6 +56,30 @@ impl<'a> LoadBlocks<'a> {
     }
 }
 
+/// Starts a prefetch: what a stop needs, to host memory.
+pub(super) fn prefetch(
+    shared: &Arc<GroupsShared>,
+    mut found: GroupMatch,
+) -> Result<GroupOperation<GroupLoadReport>, TierError> {
+    if !found.is_of(shared) {
+        return Err(TierError::Request(RequestError::OtherCache));
+    }
+    let stop = found.stop();
+    let caches = shared.opened()?;
+    let of_groups = shared.facts.iter().zip(&caches).enumerate();
+    let jobs = of_groups.filter_map(|(at, (facts, cache))| {
+        let pins = found.take(at, usize::MAX)?;
+        Some(GroupJob {
+            group: facts.name.clone(),
+            begun: cache.warm(pins),
+        })
+    });
+    let jobs: Vec<GroupJob<_>> = jobs.collect();
+    let draft = draft_names(shared);
+    let report = move |groups| GroupLoadReport::of(stop, groups, &draft);
+    Ok(GroupOperation::begin(jobs, None, report))
+}
+
 /// Starts a load.
 pub(super) fn start(
     shared: &Arc<GroupsShared>,
@@ -134,8 +158,13 @@ pub(super) fn start(
         }
     }
     let stop = found.stop();
-    let draft = shared.facts.iter().filter(|facts| !facts.gates());
-    let draft: Vec<String> = draft.map(|facts| facts.name.clone()).collect();
+    let draft = draft_names(shared);
     let report = move |groups| GroupLoadReport::of(stop, groups, &draft);
     Ok(GroupOperation::begin(jobs, None, report))
+}
+
+/// The groups that decide nothing.
+fn draft_names(shared: &GroupsShared) -> Vec<String> {
+    let draft = shared.facts.iter().filter(|facts| !facts.gates());
+    draft.map(|facts| facts.name.clone()).collect()
 }

@@ -28,6 +28,7 @@ mod load;
 mod open;
 mod operation;
 mod report;
+mod seek;
 mod settings;
 mod shared;
 mod stops;
@@ -37,6 +38,7 @@ mod view;
 use std::{
     sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use kvtile_blocks::{
@@ -52,6 +54,7 @@ pub use load::LoadBlocks;
 pub use open::GroupCacheBuilder;
 pub use operation::GroupOperation;
 pub use report::{GroupLoadReport, GroupOutcome, GroupStop, GroupStoreReport};
+pub use seek::GroupSeek;
 pub use settings::{CacheGroup, GroupCacheSettings};
 pub use shared::GroupFacts;
 pub use store::{GroupStoreOptions, StoreBlocks};
@@ -147,6 +150,9 @@ pub struct GroupCacheStats {
     pub found_tokens: u64,
     /// Stops that are known to be stored now. After a restart the cache learns them from lookups.
     pub known_stops: u64,
+    /// How often the cache read its events to keep stops whole. It does so when pages come or go, and not
+    /// while nothing changes.
+    pub keeper_turns: u64,
     /// The counters of each group's cache, by name, in the order of the settings. They count lookups of
     /// pages that were needed.
     pub groups: Vec<(String, CacheStats)>,
@@ -231,6 +237,23 @@ impl GroupCache {
         found::lookup(&self.shared, chain.into(), options)
     }
 
+    /// As [`lookup`](Self::lookup), but first queries the tiers that answer over a network
+    /// ([`AnswerTime::Later`](crate::tier::AnswerTime)) for stops, and waits for their answers, at most
+    /// `within`. The call itself returns at once. Without such a tier the seek is ready at once.
+    pub fn seek(&self, chain: &[BlockKey], within: Duration) -> GroupSeek {
+        self.seek_with(chain, within, &StopOptions::default())
+    }
+
+    /// As [`seek`](Self::seek), with the options of a lookup.
+    pub fn seek_with(
+        &self,
+        chain: &[BlockKey],
+        within: Duration,
+        options: &StopOptions,
+    ) -> GroupSeek {
+        GroupSeek::begin(&self.shared, chain.into(), (within, options))
+    }
+
     /// Starts loading what the stop of a match needs and returns at once. The report has the tokens of
     /// the stop if all of it arrived, and otherwise 0: the engine then computes from the start, or from
     /// what it has itself.
@@ -259,6 +282,19 @@ impl GroupCache {
         options: &LoadOptions,
     ) -> Result<GroupOperation<GroupLoadReport>, TierError> {
         load::start(&self.shared, found, blocks, options)
+    }
+
+    /// Starts bringing what the stop of a match needs to host memory, with the lowest priority, so that a
+    /// later load does not wait for a tier. The report has the tokens of the stop if all of it is there
+    /// then; a group whose queue is full is an outcome in it.
+    ///
+    /// # Errors
+    /// A match of another cache.
+    pub fn prefetch(
+        &self,
+        found: GroupMatch,
+    ) -> Result<GroupOperation<GroupLoadReport>, TierError> {
+        load::prefetch(&self.shared, found)
     }
 
     /// Starts storing what the stop at `stop` tokens needs and returns at once. The caller must not
@@ -334,6 +370,7 @@ impl GroupCache {
             hits: counts.hits.load(Ordering::Relaxed),
             found_tokens: counts.found_tokens.load(Ordering::Relaxed),
             known_stops: self.shared.book.lock().len() as u64,
+            keeper_turns: counts.keeper_turns.load(Ordering::Relaxed),
             groups: self.shared.named(self.caches.iter().map(Cache::stats)),
         }
     }
@@ -418,7 +455,7 @@ impl GroupCache {
 
     /// Closes the caches of all groups, those with the rule full last.
     fn end(&mut self) -> Vec<(String, FlushReport)> {
-        self.shared.is_closing.store(true, Ordering::Release);
+        self.events.end_waits();
         if let KeeperPlace::Thread(thread) = &mut self.keeper
             && let Some(thread) = thread.take()
         {

@@ -1,9 +1,6 @@
 //! Opening a cache over groups: the shared tiers, and a cache for each group.
 
-use std::{
-    num::NonZeroUsize,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::{num::NonZeroUsize, sync::Arc};
 
 use kvtile_blocks::{BlockKey, events::EventLog};
 use kvtile_layout::{
@@ -203,7 +200,6 @@ impl GroupCacheBuilder {
             stop_unit,
             counts: GroupCounts::default(),
             book: Mutex::default(),
-            is_closing: AtomicBool::new(false),
         };
         GroupCache::of(shared, caches, (manager, events)).keep_stops(settings.workers > 0)
     }
@@ -243,9 +239,13 @@ fn group_settings(
 
 fn tier_groups(groups: &[CacheGroup], plans: &[GroupPlan]) -> Vec<TierGroup> {
     let groups = groups.iter().zip(plans);
-    groups
-        .map(|(group, plan)| TierGroup::new(&group.name, plan.identity.clone()).share(plan.share))
-        .collect()
+    let tier_group = |(group, plan): (&CacheGroup, &GroupPlan)| {
+        TierGroup::new(&group.name, plan.identity.clone())
+            .share(plan.share)
+            .shares_keys(true)
+            .is_rootless(group.rule != GroupRule::Full)
+    };
+    groups.map(tier_group).collect()
 }
 
 /// The disk, in a folder of its own for the part of a model.

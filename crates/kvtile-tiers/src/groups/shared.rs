@@ -13,7 +13,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -93,6 +93,8 @@ pub(super) struct GroupCounts {
     pub(super) lookups: AtomicU64,
     pub(super) hits: AtomicU64,
     pub(super) found_tokens: AtomicU64,
+    /// How often the events were read to keep stops whole.
+    pub(super) keeper_turns: AtomicU64,
 }
 
 impl GroupCounts {
@@ -117,8 +119,6 @@ pub(super) struct GroupsShared {
     pub(super) counts: GroupCounts,
     /// The stops that are known to be stored.
     pub(super) book: Mutex<StopBook>,
-    /// Whether the cache is about to close its parts.
-    pub(super) is_closing: AtomicBool,
 }
 
 impl std::fmt::Debug for GroupsShared {

@@ -13,8 +13,6 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Weak, atomic::Ordering},
-    thread,
-    time::Duration,
 };
 
 use kvtile_blocks::{
@@ -25,9 +23,6 @@ use kvtile_layout::GroupRule;
 
 use super::shared::GroupsShared;
 use crate::cache::CacheParts;
-
-/// How often the thread of the book reads the events.
-const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The most stops that the book has; more are not recorded.
 const STOPS_MAX: usize = 1 << 20;
@@ -150,18 +145,11 @@ impl StopKeeper {
         }
     }
 
-    /// Follows the events until the cache closes.
+    /// Follows the events until the cache closes and ends the waits for them.
     pub(super) fn serve(mut self) {
-        while self.shared.strong_count() > 0 && !self.is_closing() {
+        while self.events.wait() {
             while self.step() {}
-            thread::sleep(PATIENCE);
         }
-    }
-
-    fn is_closing(&self) -> bool {
-        self.shared
-            .upgrade()
-            .is_none_or(|shared| shared.is_closing.load(Ordering::Acquire))
     }
 
     /// Follows new events; false if there is none.
@@ -173,6 +161,7 @@ impl StopKeeper {
             return false;
         };
         self.read.clear();
+        shared.counts.keeper_turns.fetch_add(1, Ordering::Relaxed);
         let turn = KeeperTurn {
             shared: &shared,
             caches: &caches,

@@ -9,4 +9,5 @@ mod flow;
 mod refusals;
 mod restart;
 mod simulation;
+mod trace;
 mod whole;
