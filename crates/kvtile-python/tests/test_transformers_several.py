@@ -178,7 +178,7 @@ def test_a_damaged_record_makes_an_earlier_stop(tmp_path: Path) -> None:
     slots = tmp_path / "kv" / f"slots-{number}"
     data, ways = bytearray(slots.read_bytes()), set()
     # One bit at a time, in the places of the records.
-    for at in range(0, len(data), len(data) // 12):
+    for at in range(0, len(data), len(data) // 6):
         data[at] ^= 4
         slots.write_bytes(data)
         data[at] ^= 4
