@@ -64,7 +64,9 @@ mod _kvtile {
     #[pymodule_export]
     use crate::directory::{PyTierDirectory, reading_pays};
     #[pymodule_export]
-    use crate::groups::{PyGroupCache, PyGroupLoadReport, PyGroupMatch, PyGroupStoreReport};
+    use crate::groups::{
+        PyGroupCache, PyGroupLoadReport, PyGroupMatch, PyGroupSeek, PyGroupStoreReport,
+    };
     #[pymodule_export]
     use crate::http::{PyHttpServer, serve_http};
     #[pymodule_export]

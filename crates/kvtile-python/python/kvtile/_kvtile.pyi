@@ -20,6 +20,7 @@ __all__ = [
     "GroupCache",
     "GroupLoadReport",
     "GroupMatch",
+    "GroupSeek",
     "GroupStoreReport",
     "HttpServer",
     "Identity",
@@ -534,6 +535,13 @@ class Seek:
     def wait(self) -> Match: ...
 
 @final
+class GroupSeek:
+    @property
+    def ready(self) -> bool: ...
+    def match(self) -> GroupMatch | None: ...
+    def wait(self) -> GroupMatch: ...
+
+@final
 class Event:
     @property
     def sequence(self) -> int: ...
@@ -913,9 +921,16 @@ class GroupCache:
         close_within: float | None = ...,
         answer_within: float | None = ...,
         policy: _Policy | None = ...,
+        shared: str | os.PathLike[str] | SharedTier | None = ...,
+        shared_lifetime: float | None = ...,
+        shared_bundle_blocks: int | None = ...,
+        shared_compress: bool | None = ...,
+        shared_staging_bytes: int | None = ...,
+        shared_within: float | None = ...,
         storage_words: Mapping[str, str] | None = ...,
         workers: int | None = ...,
         queue_capacity: int | None = ...,
+        recompute_tokens_per_second: float | None = ...,
         event_capacity: int | None = ...,
     ) -> Self: ...
     @property
@@ -935,6 +950,17 @@ class GroupCache:
         priority: int = 0,
         lifetime: float | None = None,
     ) -> GroupMatch: ...
+    def seek(
+        self,
+        keys: Sequence[bytes],
+        within: float,
+        *,
+        at_most: int | None = None,
+        owner: int = 0,
+        hold: float | None = None,
+        priority: int = 0,
+        lifetime: float | None = None,
+    ) -> GroupSeek: ...
     def load(
         self,
         found: GroupMatch,

@@ -198,6 +198,7 @@ impl GroupCacheBuilder {
             unit,
             chain: settings.chain,
             stop_unit,
+            recompute_tokens_per_second: settings.recompute_tokens_per_second,
             counts: GroupCounts::default(),
             book: Mutex::default(),
         };

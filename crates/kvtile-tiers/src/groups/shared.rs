@@ -116,6 +116,8 @@ pub(super) struct GroupsShared {
     pub(super) stop_unit: NonZeroU64,
     /// The tiers below host memory, which all groups share.
     pub(super) tiers: Vec<Arc<dyn Tier>>,
+    /// Tokens per second at which the engine computes, if the settings state it.
+    pub(super) recompute_tokens_per_second: Option<f64>,
     pub(super) counts: GroupCounts,
     /// The stops that are known to be stored.
     pub(super) book: Mutex<StopBook>,
