@@ -22,6 +22,7 @@
 //! Presence in all groups is what makes a stop, so a store needs no transaction across groups: if a
 //! page is lost, evicted or damaged, the stops that need it end, and shorter ones remain.
 
+mod division;
 mod found;
 mod load;
 mod open;
@@ -54,6 +55,9 @@ pub use report::{GroupLoadReport, GroupOutcome, GroupStop, GroupStoreReport};
 pub use settings::{CacheGroup, GroupCacheSettings};
 pub use shared::GroupFacts;
 pub use store::{GroupStoreOptions, StoreBlocks};
+
+pub(crate) use division::{GroupPart, divide_host, fill_shares, pages_of_a_stop};
+pub(crate) use shared::facts_of;
 
 use shared::GroupsShared;
 use stops::StopKeeper;
