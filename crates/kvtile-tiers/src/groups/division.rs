@@ -6,6 +6,7 @@ use super::shared::GroupFacts;
 use crate::{
     disk::share_weight,
     error::{SettingsError, TierError},
+    opening,
 };
 
 /// Tokens of the typical request by which groups without shares divide memory.
@@ -21,6 +22,14 @@ pub(crate) struct GroupPart {
     pub(crate) page_bytes: u64,
     /// The share of the settings; after [`fill_shares`] there is one.
     pub(crate) share: Option<f64>,
+}
+
+/// Bytes of a page in memory.
+pub(crate) fn memory_bytes(block_bytes: u64) -> Result<u64, TierError> {
+    let aligned = block_bytes.checked_next_multiple_of(opening::ALIGNMENT);
+    aligned.ok_or(TierError::Settings(SettingsError::BlockBytes {
+        block_bytes,
+    }))
 }
 
 impl GroupPart {

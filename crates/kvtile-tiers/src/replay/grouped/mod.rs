@@ -33,7 +33,7 @@ use crate::{
     groups::{
         CacheGroup, GroupCache, GroupCacheSettings, GroupFacts, GroupOperation, GroupPart,
         GroupStoreOptions, LoadBlocks, StopOptions, StoreBlocks, divide_host, facts_of,
-        fill_shares, pages_of_a_stop,
+        fill_shares, memory_bytes, pages_of_a_stop,
     },
     opening,
 };
@@ -245,9 +245,8 @@ fn host_pages(
         Some(host_bytes) => {
             let mut parts = Vec::with_capacity(groups.len());
             for group in groups {
-                let bytes = group.shape().block_bytes()?;
                 parts.push(GroupPart {
-                    page_bytes: bytes.next_multiple_of(opening::ALIGNMENT),
+                    page_bytes: memory_bytes(group.shape().block_bytes()?)?,
                     share: None,
                 });
             }
