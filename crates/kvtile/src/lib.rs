@@ -32,7 +32,7 @@
 //! | [`memory`] | the owners of bytes: system, shared, file, borrowed |
 //! | [`transfer`] | leases and transfers between registered layouts |
 //! | [`saved`] | caches in files |
-//! | [`device`] | the CUDA driver, queues, memory that devices reach; not run on hardware, and no transfer uses it yet |
+//! | [`device`] | the CUDA driver, queues, memory that devices reach; not run on hardware |
 //! | [`blocks`] | block keys, token sequences, pools, eviction policies, events |
 //! | [`tiers`] | the cache over host memory and tiers, the tier contract, metrics, replays of traces |
 //! | [`shared`] | a tier that many caches share: its stores, settings, sweeps |
@@ -96,10 +96,10 @@ pub mod layout {
 /// Transfers: registered layouts, leases on their blocks, and completions.
 pub mod transfer {
     pub use kvtile_transfer::{
-        BindError, BlockLease, CopyError, DescriptorError, FileBatch, FileIo, FileRead, FileWay,
-        FileWrite, FillPattern, LayoutHandle, LeaseError, LeaseMode, RegisterError, SavedError,
-        TransferCompletion, TransferError, TransferManager, TransferManagerBuilder,
-        TransferOptions, TransferReport, completion::*,
+        BindError, BlockLease, CopyError, DescriptorError, DeviceRoute, FileBatch, FileIo,
+        FileRead, FileWay, FileWrite, FillPattern, LayoutHandle, LeaseError, LeaseMode,
+        RegisterError, SavedError, TransferCompletion, TransferError, TransferManager,
+        TransferManagerBuilder, TransferOptions, TransferReport, completion::*,
     };
 }
 
