@@ -11,7 +11,12 @@ const ARROWS: [(&str, &[&str]); 30] = [
     ("kvtile-memory", &[]),
     (
         "kvtile-transfer",
-        &["kvtile-layout", "kvtile-memory", "kvtile-random"],
+        &[
+            "kvtile-device",
+            "kvtile-layout",
+            "kvtile-memory",
+            "kvtile-random",
+        ],
     ),
     ("kvtile-blocks", &[]),
     (
