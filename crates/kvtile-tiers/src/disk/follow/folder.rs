@@ -196,7 +196,7 @@ pub(super) fn judge(
 ) -> (FollowCondition, Option<Manifest>) {
     match Manifest::from_bytes(bytes, medium) {
         Err(error) => (FollowCondition::Unusable { error }, None),
-        Ok(manifest) => match manifest.check(groups, medium) {
+        Ok(manifest) => match manifest.check(&manifest.cut_as_stored(groups), medium) {
             Ok(()) => (FollowCondition::Followed, Some(manifest)),
             Err(TierError::Mismatch(MismatchError::FolderDiffers { difference, .. })) => {
                 (FollowCondition::Differs { difference }, None)
@@ -212,19 +212,20 @@ impl FollowedFiles {
     pub(super) fn open(
         medium: &dyn Medium,
         manifest: &Manifest,
-        (number, pieces): (usize, &BlockPieces),
+        number: usize,
     ) -> Result<FollowedFiles, TierError> {
-        let form = RecordForm::of(pieces);
+        let group = numbered(manifest, number);
+        let pieces = group.pieces()?;
+        let form = RecordForm::of(&pieces);
         let [records, slots] = lengths(medium, manifest, (number, form))?;
         let places = u32::try_from(records / form.stride()).unwrap_or(u32::MAX);
-        let group = numbered(manifest, number);
         let names = [folder::records_file(number), folder::slots_file(number)];
         let [records_name, slots_name] = &names;
         Ok(FollowedFiles {
             number,
             store: manifest.store(number),
             form,
-            pieces: pieces.clone(),
+            pieces,
             slot_bytes: group.slot_bytes(),
             places: places.min(group.slots()),
             records: FollowedFile::open(medium, (records_name, records), false)?,

@@ -21,7 +21,7 @@ use super::{
         manifest::file_name,
         medium::FileRead,
         record::{DecodedRecord, SlotRecord},
-        store::{ExpectedBlock, is_end, pieces_of, read_expected},
+        store::{ExpectedBlock, ReadSource, is_end, pieces_of, read_expected},
         tier::{BatchReader, set},
     },
     FollowerShared,
@@ -60,7 +60,7 @@ impl BatchReader for FollowerShared {
     }
 
     /// Blocks that are damaged or cannot be read are not found again until their records change.
-    fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<FollowerOutcome>, u64) {
+    fn read_all(&self, blocks: &mut [BlockRead], threads: usize) -> (Vec<FollowerOutcome>, u64) {
         let mut outcomes: Vec<FollowerOutcome> =
             blocks.iter().map(|_| Err(TierMiss::Absent)).collect();
         let mut came = 0;
@@ -68,7 +68,7 @@ impl BatchReader for FollowerShared {
             let (files, found) = look_up(group, blocks);
             if let Some(files) = files {
                 let wanted = wanted(&files, (blocks, found), &mut outcomes);
-                came += self.read_wanted((group, &files), wanted, &mut outcomes);
+                came += self.read_wanted((group, &files, threads), wanted, &mut outcomes);
             }
             let ours = blocks.iter().zip(&outcomes);
             let damaged = ours.filter(|(block, outcome)| {
@@ -134,7 +134,7 @@ impl FollowerShared {
     /// Reads blocks and verifies them with their records. Returns the number of bytes read.
     fn read_wanted(
         &self,
-        (group, files): (&FollowedGroup, &FollowedFiles),
+        (group, files, threads): (&FollowedGroup, &FollowedFiles, usize),
         wanted: Vec<FollowedRead<'_>>,
         outcomes: &mut [FollowerOutcome],
     ) -> u64 {
@@ -168,7 +168,7 @@ impl FollowerShared {
             }
         }
         let mut came = 0;
-        for (read, ended) in self.read_slots(files, &mut reads, &expected) {
+        for (read, ended) in self.read_slots((files, threads), &mut reads, &expected) {
             let (Some((block, record)), Some(bytes)) = (there.get(read), reads.get(read)) else {
                 broken(format_args!("read {read} of {}", there.len()))
             };
@@ -187,7 +187,7 @@ impl FollowerShared {
     /// Reads blocks of the data file and verifies them. Returns the index and the outcome of each.
     fn read_slots(
         &self,
-        files: &FollowedFiles,
+        (files, threads): (&FollowedFiles, usize),
         reads: &mut [FileRead<'_>],
         expected: &[ExpectedBlock],
     ) -> Vec<(usize, Result<(), SlotMiss>)> {
@@ -196,10 +196,14 @@ impl FollowerShared {
             return missing.collect();
         };
         let file = || file_name(&*self.medium, &slots_file(files.number));
-        let failed = |error| TierError::file("read", file(), error);
         let mut ended = Vec::with_capacity(reads.len());
-        let from = (slots, &files.pieces);
-        read_expected(from, (reads, expected), &failed, &mut |read, outcome| {
+        let from = ReadSource {
+            slots,
+            pieces: &files.pieces,
+            threads,
+            failed: &|error| TierError::file("read", file(), error),
+        };
+        read_expected(&from, (reads, expected), &mut |read, outcome| {
             ended.push((read, outcome));
         });
         ended

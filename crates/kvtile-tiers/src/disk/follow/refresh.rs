@@ -181,7 +181,7 @@ impl FollowerShared {
         if view.index.len() > 0 && self.is_open.load(Ordering::Relaxed) {
             self.events.cleared(self.id, group.id);
         }
-        view.index = FollowedIndex::new(RecordForm::of(&group.of.identity.pieces));
+        view.index = FollowedIndex::default();
     }
 
     /// The open files of a group; opens them again if they were replaced or resized.
@@ -198,14 +198,19 @@ impl FollowerShared {
             return Ok(files);
         }
         *watch.compared(group.number) = None;
-        let of = (group.number, &group.of.identity.pieces);
-        let opened = FollowedFiles::open(&*self.medium, manifest, of);
+        let opened = FollowedFiles::open(&*self.medium, manifest, group.number);
         if opened.is_err() {
             // Blocks that no read can get are not offered.
             self.reset(group, false);
         }
         let files = Arc::new(opened?);
-        group.view.write().files = Some(Arc::clone(&files));
+        if !group.view.read().index.takes(files.form) {
+            // A manifest that was changed in place.
+            self.reset(group, false);
+        }
+        let mut view = group.view.write();
+        view.index.expect(files.form);
+        view.files = Some(Arc::clone(&files));
         Ok(files)
     }
 
