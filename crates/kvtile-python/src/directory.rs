@@ -1,15 +1,16 @@
 //! The directory of the blocks of other caches, for schedulers.
 
-use std::time::Duration;
+use std::{num::NonZeroU64, time::Duration};
 
 use kvtile::{
     BlockKey, TierId,
+    layout::{GroupPresence, GroupRule},
     tiers::{DIRECTORY_TIERS_MAX, TierDirectory},
 };
 use parking_lot::{Mutex, MutexGuard};
 use pyo3::{
     prelude::*,
-    types::{PyBytes, PyString},
+    types::{PyBytes, PyRange, PyString},
 };
 
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
         wrong_type,
     },
     error::python::RequestError,
+    groups::rule_of,
     guard, keys, pickle,
 };
 
@@ -209,4 +211,77 @@ pub(crate) fn reading_pays(
     guard::call(py, || {
         kvtile::tiers::reading_pays(reading, tokens, tokens_per_second)
     })
+}
+
+/// A group of a model and the directory of its pages: the rule, tokens of a page, the directory.
+struct ListedGroup<'py> {
+    rule: GroupRule,
+    page: NonZeroU64,
+    directory: Bound<'py, PyTierDirectory>,
+}
+
+impl<'py> ListedGroup<'py> {
+    fn read(item: &Bound<'py, PyAny>) -> PyResult<ListedGroup<'py>> {
+        let expected = "tuples of a rule, a page size and a TierDirectory";
+        let parts = item.extract::<(Bound<'_, PyAny>, NonZeroU64, Bound<'py, PyTierDirectory>)>();
+        let (rule, page, directory) = parts.map_err(|_| wrong_type("groups", expected, item))?;
+        Ok(ListedGroup {
+            rule: rule_of(&text::read("the rule of a group", &rule)?)?,
+            page,
+            directory,
+        })
+    }
+
+    /// Whether a tier has a page: its key is the one at its end.
+    fn has(&self, page: u64, (keys, unit): (&[BlockKey], NonZeroU64)) -> bool {
+        let end = page
+            .checked_add(1)
+            .and_then(|end| end.checked_mul(self.page.get()));
+        let at = end.and_then(|end| usize::try_from(end / unit).ok()?.checked_sub(1));
+        let key = at.and_then(|at| keys.get(at));
+        key.is_some_and(|key| self.directory.get().lock().fastest(key).is_some())
+    }
+}
+
+/// The stops of a chain that the directories of all groups have, the longest first, as `GroupMatch.stops`.
+#[pyfunction]
+pub(crate) fn usable_stops(
+    groups: &Bound<'_, PyAny>,
+    #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
+    unit: NonZeroU64,
+    at_most: u64,
+) -> PyResult<Vec<u64>> {
+    let items = groups.try_iter()?;
+    let groups: Vec<ListedGroup<'_>> = items
+        .map(|item| ListedGroup::read(&item?))
+        .collect::<PyResult<_>>()?;
+    let chain = (keys.as_slice(), unit);
+    let has: Vec<Box<dyn Fn(u64) -> bool + '_>> = groups
+        .iter()
+        .map(|group| Box::new(move |page| group.has(page, chain)) as Box<dyn Fn(u64) -> bool>)
+        .collect();
+    let presences: Vec<GroupPresence<'_>> = groups
+        .iter()
+        .zip(&has)
+        .map(|(group, has)| GroupPresence {
+            rule: group.rule,
+            page: group.page,
+            has,
+        })
+        .collect();
+    let most = at_most.min((keys.len() as u64).saturating_mul(unit.get()));
+    Ok(kvtile::layout::usable_stops(&presences, most, unit).collect())
+}
+
+/// The pages of a group that a stop needs, as `GroupMatch.needs`.
+#[pyfunction]
+pub(crate) fn pages_needed<'py>(
+    py: Python<'py>,
+    #[pyo3(from_py_with = text::rule)] rule: TextArgument,
+    page_size: NonZeroU64,
+    stop: u64,
+) -> PyResult<Bound<'py, PyRange>> {
+    let pages = rule_of(&rule)?.needs(stop, page_size);
+    let end = |page: u64| isize::try_from(page).unwrap_or(isize::MAX);
+    PyRange::new(py, end(pages.start), end(pages.end))
 }

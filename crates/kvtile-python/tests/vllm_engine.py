@@ -55,11 +55,21 @@ def sides() -> Iterator[Any]:
     kept = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:
-        from kvtile.vllm import _directory, _messages, _rank, _scheduler, _settings, _worker
+        from kvtile.vllm import (
+            _directory,
+            _group_scheduler,
+            _group_worker,
+            _groups,
+            _messages,
+            _rank,
+            _scheduler,
+            _settings,
+            _worker,
+        )
 
         yield SimpleNamespace(
             directory=_directory, messages=_messages, rank=_rank, scheduler=_scheduler, settings=_settings,
-            worker=_worker,
+            worker=_worker, groups=_groups, group_scheduler=_group_scheduler, group_worker=_group_worker,
         )
     finally:
         for name in [name for name in sys.modules if name.startswith("kvtile.vllm")]:

@@ -50,7 +50,7 @@ def patch(name: str, value: Any) -> None:
     elif name == "instruction_set":
         from kvtile.vllm import _layout
 
-        _layout._instruction_set = lambda *_: value
+        _layout.instruction_set = lambda *_: value
     else:
         raise ValueError(f"no patch {name}")
 

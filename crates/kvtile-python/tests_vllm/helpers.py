@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 MODEL = Path(os.environ["KVTILE_TEST_MODEL"])
-DRIVER = Path(__file__).with_name("engine.py")
 SECONDS = 600
 REVISION = "a-revision"
 PAGE = 32
@@ -25,9 +24,9 @@ HOST_BLOCKS = 60
 class Process:
     """A process with an engine, and its output."""
 
-    def __init__(self, told: dict[str, Any]) -> None:
+    def __init__(self, told: dict[str, Any], driver: str = "engine.py") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(DRIVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, str(Path(__file__).with_name(driver))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, start_new_session=True, env=os.environ | told.get("environment", {}),
         )
         assert self.process.stdin is not None and self.process.stdout is not None

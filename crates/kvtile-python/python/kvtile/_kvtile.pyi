@@ -49,10 +49,12 @@ __all__ = [
     "close_all",
     "copy_blocks",
     "copy_blocks_async",
+    "pages_needed",
     "plan",
     "reading_pays",
     "run_program",
     "serve_http",
+    "usable_stops",
 ]
 
 STORAGE_WORD: Final[str]
@@ -992,4 +994,8 @@ def serve_http(
 def close_all() -> None: ...
 def run_program(arguments: Sequence[str]) -> int: ...
 
+def pages_needed(rule: str, page_size: int, stop: int) -> range: ...
 def reading_pays(seconds: float, tokens: int, tokens_per_second: float) -> bool: ...
+def usable_stops(
+    groups: Iterable[tuple[str, int, TierDirectory]], keys: Sequence[bytes], unit: int, at_most: int
+) -> list[int]: ...

@@ -7,6 +7,7 @@ mod settings;
 
 pub(crate) use found::PyGroupMatch;
 pub(crate) use report::{PyGroupLoadReport, PyGroupStoreReport};
+pub(crate) use settings::rule_of;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

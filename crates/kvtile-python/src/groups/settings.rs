@@ -160,7 +160,7 @@ fn group_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<CacheGroup> {
 }
 
 /// A rule by its text.
-fn rule_of(text: &str) -> PyResult<GroupRule> {
+pub(crate) fn rule_of(text: &str) -> PyResult<GroupRule> {
     let refused = || {
         ArgumentRefusal::Setting.error(format!(
             "there is no rule {text:?}; there are \"full\", \"window:TOKENS\", \"chunk:TOKENS\" and \"stop\""
