@@ -71,7 +71,7 @@ def a_scheduler(sides: Any, *specs: Any) -> tuple[Any, list[Any]]:
     scheduler = sides.group_scheduler.GroupScheduler(sides.settings.Settings(), groups, 1)
     shape = kvtile.Shape(num_blocks=4, num_layers=1, page_size=scheduler.page_size, num_heads=1, head_size=4, dtype="float32")
     hasher = kvtile.TokenHasher(kvtile.Identity("a-model", "main", shape))
-    scheduler.greet({0: sides.messages.Hello("", hasher=hasher)})
+    scheduler.greet({0: sides.messages.Hello(hasher=hasher)})
     return scheduler, groups
 
 
@@ -120,7 +120,7 @@ def test_both_boundaries_of_an_aligned_prompt_are_stored_without_null_blocks(sid
 def test_ranks_resume_at_a_stop_that_all_have(sides: Any) -> None:
     """The smallest of the longest stops is none here."""
     scheduler, groups = a_scheduler(sides, spec(FullAttentionSpec, 4), window())
-    scheduler.greet({1: sides.messages.Hello("", hasher=scheduler._hashers[0])})
+    scheduler.greet({1: sides.messages.Hello(hasher=scheduler._hashers[0])})
     request = a_request(41)
     scheduler.matched(request, 0)
     keys = scheduler.tracked["one"].keys.of(10)[0]
@@ -152,6 +152,23 @@ def test_a_load_brings_what_vllm_does_not_have(sides: Any) -> None:
     # A request whose load failed computes: vLLM asks again.
     scheduler.take(sides.messages.Report({0: sides.messages.RankReport(failed={"one"})}))
     assert scheduler.matched(request, 0) == (0, False)
+
+
+def test_events_have_the_table_and_the_kind_of_their_group(sides: Any) -> None:
+    """Keys of two groups are equal: a router tells them apart by the table."""
+    scheduler, groups = a_scheduler(sides, spec(FullAttentionSpec, 4), window())
+    scheduler.changes = sides.events.TierChanges()
+    keys = scheduler._hashers[0].keys(list(range(16)))
+    changes = have(scheduler, groups, keys, {0: [0], 1: [0]})
+    scheduler.take(sides.messages.Report({0: sides.messages.RankReport(group_changes=changes)}))
+    events = list(scheduler.changes.take())
+    assert [(one.block_hashes, one.group_idx, one.kv_cache_spec_kind, one.kv_cache_spec_sliding_window) for one in events] == [
+        ([keys[0]], 0, "full_attention", None), ([keys[0]], 1, "sliding_window", 10),
+    ]
+    cleared = {groups[1].name: [("cleared", "host", b"", None)]}
+    scheduler.take(sides.messages.Report({0: sides.messages.RankReport(group_changes=cleared)}))
+    (removed,) = scheduler.changes.take()
+    assert (removed.block_hashes, removed.group_idx, removed.medium) == ([keys[0]], 1, "kvtile:host")
 
 
 def test_states_are_stored_where_vllm_has_them(sides: Any) -> None:

@@ -12,13 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine import connected, engine, play, say
+from engine import connected, engine, patch, play, say
 from helpers import flip_bytes
 
 
 def main() -> None:
     """Runs the orders."""
     told = json.load(sys.stdin)
+    for name, value in told.get("patches", {}).items():
+        patch(name, value)
     for number, turn in enumerate(told["engines"]):
         for path in turn.get("damage", ()):
             for file in sorted(Path(path).rglob("slots")):

@@ -25,8 +25,16 @@ GPT_OSS = {
     "num_local_experts": 2, "num_experts_per_tok": 1,
 }
 
+# Three layers with a recurrent state and a convolution, and one with full attention. vLLM makes blocks of 640 tokens.
+QWEN3_NEXT = {
+    **COMMON, "hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "num_experts": 2,
+    "num_experts_per_tok": 1, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64, "dtype": "bfloat16",
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"], "tie_word_embeddings": False,
+}
 
-def _save(folder: Path, config: Any, architecture: str) -> Path:
+
+def _save(folder: Path, config: Any, architecture: str, dtype: Any = None) -> Path:
     import torch
     import transformers
 
@@ -37,7 +45,7 @@ def _save(folder: Path, config: Any, architecture: str) -> Path:
             if tensor.dim() > 1 or "sinks" in name:
                 # Small compared with what the layers add, so that the layers determine the answer.
                 tensor.normal_(0, STD / 50 if "embed_tokens" in name else STD)
-    model.save_pretrained(folder)
+    (model if dtype is None else model.to(dtype)).save_pretrained(folder)
     return folder
 
 
@@ -53,3 +61,11 @@ def gpt_oss(folder: Path) -> Path:
     from transformers import GptOssConfig
 
     return _save(folder, GptOssConfig(**GPT_OSS), "GptOssForCausalLM")
+
+
+def qwen3_next(folder: Path) -> Path:
+    """Writes a model like Qwen3-Next to a folder."""
+    import torch
+    from transformers import Qwen3NextConfig
+
+    return _save(folder, Qwen3NextConfig(**QWEN3_NEXT), "Qwen3NextForCausalLM", torch.bfloat16)

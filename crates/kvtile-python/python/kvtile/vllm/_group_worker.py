@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,9 +76,8 @@ class GroupWorker(WorkerTransfers):
             )
 
     def hello(self) -> Hello:
-        """The worker's identities and pages, for the scheduler."""
-        identities = json.dumps([self.identities[group.name].to_json() for group in self.groups])
-        return Hello(identities, hasher=self.cache.hasher(salt=self._salt), group_changes=self._everything())
+        """What makes the worker's keys, and its pages, for the scheduler."""
+        return Hello(hasher=self.cache.hasher(salt=self._salt), group_changes=self._everything())
 
     def begin_step(self, orders: Orders) -> None:
         """Starts the loads of a step."""

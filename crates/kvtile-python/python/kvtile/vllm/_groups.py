@@ -118,10 +118,13 @@ def _group(rule: str, table: int, spec: Any, layers: list[str]) -> EngineGroup:
     )
 
 
+# Fields of vLLM's specs that say what is in a block.
+_CONTENT = """num_kv_heads head_size head_size_v dtype kv_quant_mode cache_dtype_str tokens_per_state shapes dtypes mamba_type
+    tp_replicated""".split()
+
+
 def _content_of(spec: Any) -> str:
-    fields = ("num_kv_heads", "head_size", "head_size_v", "dtype", "kv_quant_mode", "cache_dtype_str", "tokens_per_state")
-    fields += ("shapes", "dtypes", "mamba_type", "tp_replicated")
-    said = {field: getattr(spec, field) for field in fields if getattr(spec, field, None) is not None}
+    said = {field: getattr(spec, field) for field in _CONTENT if getattr(spec, field, None) is not None}
     return ", ".join(f"{field} {getattr(value, 'name', value)}" for field, value in said.items())
 
 

@@ -109,12 +109,10 @@ class Orders(KVConnectorMetadata):  # type: ignore[misc]
 
 @dataclass
 class Hello(KVConnectorHandshakeMetadata):  # type: ignore[misc]
-    """A worker's message after opening its cache: the identity of its blocks, and the blocks that it has.
+    """A worker's message after opening its cache: the identity of its blocks, and the blocks that it has."""
 
-    With several groups the identity is the JSON of a list.
-    """
-
-    identity: str
+    # For models with one group.
+    identity: str | None = None
     changes: list[Change] = field(default_factory=list)
     # For models with several groups: what makes the keys, and the blocks by group.
     hasher: TokenHasher | None = None
