@@ -16,6 +16,7 @@ mod names;
 mod python;
 mod sharing;
 mod step;
+mod tests;
 mod vllm;
 mod wheels;
 mod words;
@@ -154,7 +155,7 @@ enum XtaskCommand {
 
 fn main() -> ExitCode {
     let result = match XtaskArguments::parse().command {
-        XtaskCommand::Test => test(),
+        XtaskCommand::Test => tests::run(),
         XtaskCommand::Check { without_tests } => check(without_tests),
         XtaskCommand::Fuzz { seconds } => fuzz(seconds),
         XtaskCommand::Loom => loom(),
@@ -191,10 +192,6 @@ fn main() -> ExitCode {
     }
 }
 
-fn test() -> Result<(), StepFailure> {
-    CargoStep::cargo(["test", "--workspace", "--locked", "--no-fail-fast"]).run()
-}
-
 fn check(without_tests: bool) -> Result<(), StepFailure> {
     rules()?;
     kernels::check()?;
@@ -210,7 +207,7 @@ fn check(without_tests: bool) -> Result<(), StepFailure> {
         .chain(["--all-targets"]);
     CargoStep::cargo(clippy.chain(["--", "-D", "warnings"])).run()?;
     if !without_tests {
-        test()?;
+        tests::run()?;
         let test = ["test"].into_iter().chain(rivals);
         CargoStep::cargo(test.chain(["--test", "cli", "blocks"])).run()?;
     }

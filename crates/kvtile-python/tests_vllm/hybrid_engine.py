@@ -1,13 +1,8 @@
-"""A process with several vLLM engines one after the other: reads orders as JSON from its input, and prints the results.
-
-Its engines share the imports, which take most of the time that an engine takes to start.
-"""
+"""A process with several vLLM engines one after the other: runs orders, and prints the results."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,9 +11,8 @@ from engine import connected, engine, patch, play, say
 from helpers import flip_bytes
 
 
-def main() -> None:
+def main(told: dict[str, Any]) -> None:
     """Runs the orders."""
-    told = json.load(sys.stdin)
     for name, value in told.get("patches", {}).items():
         patch(name, value)
     for number, turn in enumerate(told["engines"]):
@@ -78,7 +72,3 @@ def left(llm: Any) -> dict[str, Any]:
         for key in directory.blocks(tier)
     }
     return {"stats": worker.cache.stats(), "open": [len(things) for things in open_ones], "directory": stored == known}
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import hybrid_engine
 import hybrid_models
 import pytest
 from helpers import PAGE, Process
@@ -41,7 +42,7 @@ CROWD = {"prompts": [TEXT[: 280 + at] + some() for at in range(0, 36, 3)], "max_
 
 def run(engines: list[dict[str, Any]], model: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rounds of each engine by name, and its last line."""
-    process = Process({"model": str(model), "engine": ENGINE, "engines": engines}, "hybrid_engine.py")
+    process = Process({"model": str(model), "engine": ENGINE, "engines": engines}, hybrid_engine.main)
     rounds: list[dict[str, Any]] = [{} for _ in engines]
     ends: list[dict[str, Any]] = []
     for event in process.events():
