@@ -228,6 +228,14 @@ def test_models_and_settings_that_cannot_be_kept_are_refused(sides: Any) -> None
     sides.settings.Settings(host_gib=2, policy="lru", workers=1, salt="a", model="m", revision="r").refuse_with_groups()
 
 
+def test_one_table_that_keeps_all_tokens_is_one_group(sides: Any) -> None:
+    """With vLLM's hybrid manager off, windows are in the table of full attention."""
+    is_one = sides.groups.is_one_full_group
+    assert is_one(config_of(spec(FullAttentionSpec, 4))) and is_one(config_of(spec(FullAttentionSpec, 4, sliding_window=10)))
+    assert not is_one(config_of(window())) and not is_one(config_of(spec(FullAttentionSpec, 4), window()))
+    assert not is_one(config_of(spec(MLAAttentionSpec, 4)))
+
+
 def test_names_of_groups_do_not_depend_on_the_order_of_tables(sides: Any) -> None:
     one = config_of(window(), spec(FullAttentionSpec, 4))
     other = config_of(spec(FullAttentionSpec, 4), window())

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hybrid_models
 from engine import connected, engine, patch, play, say
 from helpers import flip_bytes
 
@@ -15,6 +16,7 @@ def main(told: dict[str, Any]) -> None:
     """Runs the orders."""
     for name, value in told.get("patches", {}).items():
         patch(name, value)
+    getattr(hybrid_models, told["kind"])(Path(told["model"]))
     for number, turn in enumerate(told["engines"]):
         for path in turn.get("damage", ()):
             for file in sorted(Path(path).rglob("slots")):

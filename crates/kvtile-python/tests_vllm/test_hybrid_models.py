@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import hybrid_engine
-import hybrid_models
 import pytest
 from helpers import PAGE, Process
 
@@ -40,9 +39,9 @@ ENGINE = {"max_model_len": 512}
 CROWD = {"prompts": [TEXT[: 280 + at] + some() for at in range(0, 36, 3)], "max_tokens": 60}
 
 
-def run(engines: list[dict[str, Any]], model: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def run(engines: list[dict[str, Any]], kind: str, model: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rounds of each engine by name, and its last line."""
-    process = Process({"model": str(model), "engine": ENGINE, "engines": engines}, hybrid_engine.main)
+    process = Process({"kind": kind, "model": str(model), "engine": ENGINE, "engines": engines}, hybrid_engine.main)
     rounds: list[dict[str, Any]] = [{} for _ in engines]
     ends: list[dict[str, Any]] = []
     for event in process.events():
@@ -61,7 +60,6 @@ def counted(round_: dict[str, Any]) -> dict[str, int]:
 
 @pytest.mark.parametrize(("kind", "small", "ends_answers"), [("gemma3", 110, False), ("gpt_oss", 60, True)])
 def test_answers_are_those_without_the_connector(kind: str, small: int, ends_answers: bool, tmp_path: Path) -> None:
-    model = getattr(hybrid_models, kind)(tmp_path / "model")
     disk = tmp_path / "kv"
     kvtile = {"host_gib": 0.02, "prefault": False, "disk_path": str(disk), "disk_gib": 0.05}
     first = {name: ROUNDS[name] for name in ("first", "again")}
@@ -73,7 +71,7 @@ def test_answers_are_those_without_the_connector(kind: str, small: int, ends_ans
             {"kvtile": kvtile, "rounds": {"first": ROUNDS["first"], "siblings": ROUNDS["siblings"], "crowd": CROWD}, "engine": {**ENGINE, "num_gpu_blocks_override": small}},
             {"kvtile": kvtile, "rounds": {**first, **CLEARED}, "damage": [str(disk)], "damage_every": 1 << 10},
         ],
-        model,
+        kind, tmp_path / "model",
     )
     for rounds in (warm, restarted, damaged):
         for name, round_ in rounds.items():
