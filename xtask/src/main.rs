@@ -8,6 +8,7 @@ mod cached;
 mod circles;
 mod engines;
 mod files;
+mod gpu_check;
 mod kernels;
 mod licences;
 mod links;
@@ -77,6 +78,9 @@ enum XtaskCommand {
         #[arg(long)]
         write: bool,
     },
+    /// Builds the program that checks kvtile on a machine with a GPU, for glibc 2.28 or later, and runs it with the
+    /// stand-in for a driver.
+    GpuCheck,
     /// Only the rules for dependencies, licences, files and rooms.
     Rules,
     /// Builds the Python package into its own environment and tests it there.
@@ -167,6 +171,7 @@ fn main() -> ExitCode {
             seed,
         } => soak((kills, seeds, seconds), seed),
         XtaskCommand::Kernels { write } => kernels::run(write),
+        XtaskCommand::GpuCheck => gpu_check::run(),
         XtaskCommand::Rules => rules(),
         XtaskCommand::TestPython => python::test(),
         XtaskCommand::Wheel { check: true, .. } => wheels::check(),

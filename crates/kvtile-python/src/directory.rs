@@ -4,13 +4,13 @@ use std::{num::NonZeroU64, time::Duration};
 
 use kvtile::{
     BlockKey, TierId,
-    layout::{GroupPresence, GroupRule},
+    layout::GroupPresence,
     tiers::{DIRECTORY_TIERS_MAX, TierDirectory},
 };
 use parking_lot::{Mutex, MutexGuard};
 use pyo3::{
     prelude::*,
-    types::{PyBytes, PyRange, PyString},
+    types::{PyBytes, PyString},
 };
 
 use crate::{
@@ -20,8 +20,9 @@ use crate::{
         wrong_type,
     },
     error::python::RequestError,
-    groups::rule_of,
-    guard, keys, pickle,
+    guard, keys,
+    model::PyModelGroup,
+    pickle,
 };
 
 /// Which tiers of a cache have which blocks, from its events. The scheduler of an engine keeps one for each worker.
@@ -213,30 +214,30 @@ pub(crate) fn reading_pays(
     })
 }
 
-/// A group of a model and the directory of its pages: the rule, tokens of a page, the directory.
+/// A group of a model, and the directory of its pages.
 struct ListedGroup<'py> {
-    rule: GroupRule,
-    page: NonZeroU64,
+    group: Bound<'py, PyModelGroup>,
     directory: Bound<'py, PyTierDirectory>,
 }
 
 impl<'py> ListedGroup<'py> {
     fn read(item: &Bound<'py, PyAny>) -> PyResult<ListedGroup<'py>> {
-        let expected = "tuples of a rule, a page size and a TierDirectory";
-        let parts = item.extract::<(Bound<'_, PyAny>, NonZeroU64, Bound<'py, PyTierDirectory>)>();
-        let (rule, page, directory) = parts.map_err(|_| wrong_type("groups", expected, item))?;
-        Ok(ListedGroup {
-            rule: rule_of(&text::read("the rule of a group", &rule)?)?,
-            page,
-            directory,
-        })
+        let parts = item.extract::<(Bound<'py, PyModelGroup>, Bound<'py, PyTierDirectory>)>();
+        let expected = "pairs of a ModelGroup and a TierDirectory";
+        let (group, directory) = parts.map_err(|_| wrong_type("groups", expected, item))?;
+        Ok(ListedGroup { group, directory })
+    }
+
+    fn page_size(&self) -> PyResult<NonZeroU64> {
+        let tokens = self.group.get().0.shape().page_size();
+        NonZeroU64::new(tokens).ok_or_else(|| RequestError::new_err("a page of 0 tokens"))
     }
 
     /// Whether a tier has a page: its key is the one at its end.
-    fn has(&self, page: u64, (keys, unit): (&[BlockKey], NonZeroU64)) -> bool {
+    fn has(&self, page: u64, size: NonZeroU64, (keys, unit): (&[BlockKey], NonZeroU64)) -> bool {
         let end = page
             .checked_add(1)
-            .and_then(|end| end.checked_mul(self.page.get()));
+            .and_then(|end| end.checked_mul(size.get()));
         let at = end.and_then(|end| usize::try_from(end / unit).ok()?.checked_sub(1));
         let key = at.and_then(|at| keys.get(at));
         key.is_some_and(|key| self.directory.get().lock().fastest(key).is_some())
@@ -256,32 +257,21 @@ pub(crate) fn usable_stops(
         .map(|item| ListedGroup::read(&item?))
         .collect::<PyResult<_>>()?;
     let chain = (keys.as_slice(), unit);
-    let has: Vec<Box<dyn Fn(u64) -> bool + '_>> = groups
-        .iter()
-        .map(|group| Box::new(move |page| group.has(page, chain)) as Box<dyn Fn(u64) -> bool>)
-        .collect();
-    let presences: Vec<GroupPresence<'_>> = groups
-        .iter()
-        .zip(&has)
-        .map(|(group, has)| GroupPresence {
-            rule: group.rule,
-            page: group.page,
+    let mut has: Vec<Box<dyn Fn(u64) -> bool + '_>> = Vec::with_capacity(groups.len());
+    let mut pages = Vec::with_capacity(groups.len());
+    for group in &groups {
+        let size = group.page_size()?;
+        pages.push(size);
+        has.push(Box::new(move |page| group.has(page, size, chain)));
+    }
+    let of_groups = groups.iter().zip(&pages).zip(&has);
+    let presences: Vec<GroupPresence<'_>> = of_groups
+        .map(|((group, page), has)| GroupPresence {
+            rule: group.group.get().0.rule(),
+            page: *page,
             has,
         })
         .collect();
     let most = at_most.min((keys.len() as u64).saturating_mul(unit.get()));
     Ok(kvtile::layout::usable_stops(&presences, most, unit).collect())
-}
-
-/// The pages of a group that a stop needs, as `GroupMatch.needs`.
-#[pyfunction]
-pub(crate) fn pages_needed<'py>(
-    py: Python<'py>,
-    #[pyo3(from_py_with = text::rule)] rule: TextArgument,
-    page_size: NonZeroU64,
-    stop: u64,
-) -> PyResult<Bound<'py, PyRange>> {
-    let pages = rule_of(&rule)?.needs(stop, page_size);
-    let end = |page: u64| isize::try_from(page).unwrap_or(isize::MAX);
-    PyRange::new(py, end(pages.start), end(pages.end))
 }

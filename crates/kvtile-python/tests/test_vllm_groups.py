@@ -15,6 +15,7 @@ from vllm_group_engine import (
     FullAttentionSpec,
     HybridEngine,
     MLAAttentionSpec,
+    chunks,
     config_of,
     spec,
     state,
@@ -27,6 +28,7 @@ MODELS = {
     "windows": lambda: config_of(window(), spec(FullAttentionSpec, 4), window()),
     "states": lambda: config_of(state(), spec(FullAttentionSpec, 8), state()),
     "all": lambda: config_of(spec(FullAttentionSpec, 4), window(4), state(8)),
+    "chunks": lambda: config_of(spec(FullAttentionSpec, 4), chunks()),
     "windows alone": lambda: config_of(window(), window()),
     "latents": lambda: config_of(spec(MLAAttentionSpec, 4)),
 }
@@ -34,7 +36,7 @@ MODELS = {
 
 @pytest.mark.parametrize(("model", "ranks", "on_disk"), [
     ("windows", 1, False), ("windows", 2, True), ("states", 1, True), ("states", 2, False), ("all", 1, True), ("all", 2, False),
-    ("windows alone", 1, False), ("latents", 1, True),
+    ("chunks", 1, False), ("windows alone", 1, False), ("latents", 1, True),
 ])
 def test_every_token_that_a_step_reads_is_right(
     sides: Any, model: str, ranks: int, on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -65,13 +67,20 @@ def test_every_token_that_a_step_reads_is_right(
         engine.close()
 
 
+def model_with(sides: Any, groups: list[Any]) -> str:
+    members = []
+    for group in groups:
+        plane = kvtile.Plane("p", "bytes", unit_bytes=64, opaque=True, per_page=True)
+        shape = kvtile.Shape(num_blocks=4, num_layers=1, page_size=group.page_size, planes=[plane])
+        members.append(sides.group_layout.member_of(group, shape, "here"))
+    return kvtile.ModelIdentity("a-model", "main", members).to_json()
+
+
 def a_scheduler(sides: Any, *specs: Any) -> tuple[Any, list[Any]]:
     """A scheduler of one worker without pages, and its groups."""
     groups = sides.groups.groups_of(config_of(*specs))
     scheduler = sides.group_scheduler.GroupScheduler(sides.settings.Settings(), groups, 1)
-    shape = kvtile.Shape(num_blocks=4, num_layers=1, page_size=scheduler.page_size, num_heads=1, head_size=4, dtype="float32")
-    hasher = kvtile.TokenHasher(kvtile.Identity("a-model", "main", shape))
-    scheduler.greet({0: sides.messages.Hello(hasher=hasher)})
+    scheduler.greet({0: sides.messages.Hello(model_with(sides, groups))})
     return scheduler, groups
 
 
@@ -120,7 +129,7 @@ def test_both_boundaries_of_an_aligned_prompt_are_stored_without_null_blocks(sid
 def test_ranks_resume_at_a_stop_that_all_have(sides: Any) -> None:
     """The smallest of the longest stops is none here."""
     scheduler, groups = a_scheduler(sides, spec(FullAttentionSpec, 4), window())
-    scheduler.greet({1: sides.messages.Hello(hasher=scheduler._hashers[0])})
+    scheduler.greet({1: sides.messages.Hello(model_with(sides, groups))})
     request = a_request(41)
     scheduler.matched(request, 0)
     keys = scheduler.tracked["one"].keys.of(10)[0]
@@ -213,7 +222,7 @@ def test_models_and_settings_that_cannot_be_kept_are_refused(sides: Any) -> None
     groups_of = sides.groups.groups_of
     ring = type("CircularBufferSpec", (SimpleNamespace,), {})
     refused = {
-        "working memory": spec(ring, 4) .__class__(**{**vars(spec(ring, 4)), "prefix_cacheable": False}),
+        "working memory": ring(block_size=4, prefix_cacheable=False),
         "CircularBufferSpec, which is not supported yet": spec(ring, 4),
         "enable prefix caching": spec(type("MambaSpec", (SimpleNamespace,), {}), 4, mamba_cache_mode="none", num_speculative_blocks=0),
         "speculative": spec(type("MambaSpec", (SimpleNamespace,), {}), 4, mamba_cache_mode="align", num_speculative_blocks=2),

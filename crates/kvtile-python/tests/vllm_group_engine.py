@@ -22,7 +22,7 @@ import kvtile
 from vllm_engine import POISON, Request
 
 BLOCKS = 160
-WINDOW = 10
+WINDOW, CHUNK = 10, 12
 
 
 class FullAttentionSpec(SimpleNamespace):
@@ -37,6 +37,10 @@ class SlidingWindowSpec(SimpleNamespace):
     """The same of a sliding window."""
 
 
+class ChunkedLocalAttentionSpec(SimpleNamespace):
+    """The same of attention within chunks."""
+
+
 class MambaSpec(SimpleNamespace):
     """The same of a recurrent state."""
 
@@ -48,6 +52,10 @@ def spec(kind: type, page_size: int, **fields: Any) -> Any:
 
 def window(page_size: int = 4) -> Any:
     return spec(SlidingWindowSpec, page_size, sliding_window=WINDOW, extra_retained_tokens=0)
+
+
+def chunks(page_size: int = 4) -> Any:
+    return spec(ChunkedLocalAttentionSpec, page_size, attention_chunk_size=CHUNK)
 
 
 def state(page_size: int = 8) -> Any:
@@ -84,7 +92,7 @@ class HybridEngine:
             disk_path=disk and str(disk), disk_gib=disk and ranks / 32,
         )
         patch.setattr(sides.group_worker, "group_layouts", self.layouts)
-        patch.setattr(sides.group_worker, "group_identities", self.identities)
+        patch.setattr(sides.group_worker, "model_of", self.model)
         config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=32))
         self.workers = []
         for number in range(ranks):
@@ -111,9 +119,10 @@ class HybridEngine:
             made[group] = kvtile.Layout("L|Bp", shape=shape, tensors=[array.view(np.uint8)])
         return made
 
-    def identities(self, _: Any, __: Any, layouts: Any, rank: Any) -> Any:
+    def model(self, _: Any, __: Any, layouts: Any, rank: Any) -> kvtile.ModelIdentity:
         extra = {"rank": str(rank)} if rank.size > 1 else {}
-        return {group.name: kvtile.Identity("a-model", "main", layout.shape, extra=extra) for group, layout in layouts.items()}
+        members = [self.sides.group_layout.member_of(group, layout.shape, "here") for group, layout in layouts.items()]
+        return kvtile.ModelIdentity("a-model", "main", members, extra=extra)
 
     # The model.
 
@@ -129,12 +138,18 @@ class HybridEngine:
                 table = request.tables[group.table]
                 if group.is_state:
                     block = table[(at - 1) // group.page_size] if at else 0
-                    assert not at or array[block, 0] == self.content(request, rank, group, at), f"{request.request_id}: state at {at}"
+                    right = not at or array[block, 0] == self.content(request, rank, group, at)
+                    assert right, f"{request.request_id}: state at {at}"
                     continue
-                first = max(0, at - WINDOW + 1) if group.rule.startswith("window") else 0
-                for token in range(first, at):
+                for token in range(self.first_read(group, at), at):
                     value = array[table[token // group.page_size], token % group.page_size]
-                    assert value == self.content(request, rank, group, token + 1), f"{request.request_id}: {group.rule}, token {token} of {at}"
+                    right = value == self.content(request, rank, group, token + 1)
+                    assert right, f"{request.request_id}: {group.rule}, token {token} of {at}"
+
+    def first_read(self, group: Any, at: int) -> int:
+        """The first token that the token ``at`` attends to."""
+        firsts = {"full": 0, "window": max(0, at - WINDOW + 1), "chunk": at // CHUNK * CHUNK}
+        return firsts[group.rule]
 
     def compute(self, request: HybridRequest, count: int) -> None:
         self.check(request)
@@ -145,7 +160,8 @@ class HybridEngine:
                     array[table[(end - 1) // group.page_size], 0] = self.content(request, rank, group, end)
                     continue
                 for token in range(request.computed, end):
-                    array[table[token // group.page_size], token % group.page_size] = self.content(request, rank, group, token + 1)
+                    block, slot = table[token // group.page_size], token % group.page_size
+                    array[block, slot] = self.content(request, rank, group, token + 1)
 
     # The scheduler.
 
@@ -158,10 +174,8 @@ class HybridEngine:
 
     def skipped(self, group: Any, computed: int) -> int:
         """The first page that vLLM keeps for a request with ``computed`` tokens."""
-        if group.is_full:
-            return 0
-        behind = computed - 1 if group.is_state else computed - WINDOW + 1
-        return max(0, behind) // group.page_size
+        behind = max(0, computed - 1) if group.is_state else self.first_read(group, computed)
+        return behind // group.page_size
 
     def drop_behind(self, request: HybridRequest) -> None:
         for group in self.groups:

@@ -39,9 +39,11 @@ ENGINE = {"max_model_len": 512}
 CROWD = {"prompts": [TEXT[: 280 + at] + some() for at in range(0, 36, 3)], "max_tokens": 60}
 
 
-def run(engines: list[dict[str, Any]], kind: str, model: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def run(
+    engines: list[dict[str, Any]], kind: str, model: Path, **changes: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rounds of each engine by name, and its last line."""
-    process = Process({"kind": kind, "model": str(model), "engine": ENGINE, "engines": engines}, hybrid_engine.main)
+    process = Process({"kind": kind, "model": str(model), "engine": ENGINE, "engines": engines, **changes}, hybrid_engine.main)
     rounds: list[dict[str, Any]] = [{} for _ in engines]
     ends: list[dict[str, Any]] = []
     for event in process.events():
@@ -68,7 +70,10 @@ def test_answers_are_those_without_the_connector(kind: str, small: int, ends_ans
         [
             {"rounds": {**plain, **CLEARED, "crowd": CROWD}},
             {"kvtile": kvtile, "rounds": ROUNDS},
-            {"kvtile": kvtile, "rounds": {"first": ROUNDS["first"], "siblings": ROUNDS["siblings"], "crowd": CROWD}, "engine": {**ENGINE, "num_gpu_blocks_override": small}},
+            {
+                "kvtile": kvtile, "engine": {**ENGINE, "num_gpu_blocks_override": small},
+                "rounds": {"first": ROUNDS["first"], "siblings": ROUNDS["siblings"], "crowd": CROWD},
+            },
             {"kvtile": kvtile, "rounds": {**first, **CLEARED}, "damage": [str(disk)], "damage_every": 1 << 10},
         ],
         kind, tmp_path / "model",
@@ -99,5 +104,31 @@ def test_answers_are_those_without_the_connector(kind: str, small: int, ends_ans
     assert damaged["first"]["cached"] == [0] and counted(damaged["first"])["failed_blocks"] > 0
     assert damaged["again"]["cached"] == [288]
     assert damaged["cleared"]["cached"] == [0] and damaged["after that"]["cached"] == [288]
+    for end in ended[1:]:
+        assert not any(end["open"]) and end["directory"], end
+
+
+def test_states_come_back_at_the_boundaries_of_their_blocks(tmp_path: Path) -> None:
+    """A model like Qwen3-Next: three layers with states, in blocks of 640 tokens."""
+    text = [NUMBERS.randrange(3, 990) for _ in range(1400)]
+    one, aligned = {"prompts": [text[:1289]], "max_tokens": 8}, {"prompts": [text[:1280]], "max_tokens": 8}
+    branches = [{"prompts": [text[:700] + some(), text[:1300] + some()], "max_tokens": 6} for _ in range(2)]
+    rounds = {"first": one, "again": one, "branches": branches[0], "siblings": branches[1], "aligned": aligned}
+    kvtile = {"host_gib": 0.1, "prefault": False, "disk_path": str(tmp_path / "kv"), "disk_gib": 0.2}
+    engine = {"dtype": "bfloat16", "block_size": None, "num_gpu_blocks_override": 64}
+    engine |= dict.fromkeys(("max_model_len", "max_num_batched_tokens"), 1500)
+    (expected, warm, restarted), ended = run(
+        [{"rounds": rounds}, {"kvtile": kvtile, "rounds": rounds}, {"kvtile": kvtile, "rounds": {"again": one}}],
+        # Some virtual machines list AMX but trap on it.
+        "qwen3_next", tmp_path / "model", engine=engine, patches={"amx": False},
+    )
+    for played in (warm, restarted):
+        for name, round_ in played.items():
+            assert round_["tokens"] == expected[name]["tokens"], name
+    cached = {name: round_["cached"] for name, round_ in warm.items()}
+    assert cached["first"] == [0] and cached["again"] == [1280] and cached["aligned"] == [640]
+    # The first to branch off after 700 tokens stored the state at 640.
+    assert cached["siblings"] == [640, 1280]
+    assert restarted["again"]["cached"] == [1280] and counted(restarted["again"])["from_disk_blocks"] == 2 + 3
     for end in ended[1:]:
         assert not any(end["open"]) and end["directory"], end

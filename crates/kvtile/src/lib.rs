@@ -32,7 +32,7 @@
 //! | [`memory`] | the owners of bytes: system, shared, file, borrowed |
 //! | [`transfer`] | leases and transfers between registered layouts |
 //! | [`saved`] | caches in files |
-//! | [`device`] | the CUDA driver, queues, memory that devices reach; not run on hardware, and no transfer uses it yet |
+//! | [`device`] | the CUDA driver, queues, memory that devices reach; not run on hardware |
 //! | [`blocks`] | block keys, token sequences, pools, eviction policies, events |
 //! | [`tiers`] | the cache over host memory and tiers, the tier contract, metrics, replays of traces |
 //! | [`shared`] | a tier that many caches share: its stores, settings, sweeps |

@@ -104,6 +104,12 @@ impl Device {
         self.shared.description.ordinal
     }
 
+    /// Whether both are the same use of one device, which shares queues and events.
+    #[must_use]
+    pub fn is_same(&self, other: &Device) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// What the driver knows about it.
     #[must_use]
     pub fn description(&self) -> &DeviceDescription {

@@ -7,6 +7,20 @@ use kvtile_memory::{MemoryError, MemoryRegion, RegionView, StorageKind};
 use std::ops::Range;
 
 impl Device {
+    /// The device over which `region`, or the region of which it is a view, was allocated, registered or imported. None
+    /// for memory of other owners.
+    #[must_use]
+    pub fn of_region(region: &dyn MemoryRegion) -> Option<&Device> {
+        let any = region.as_any();
+        if let Some(view) = any.downcast_ref::<RegionView>() {
+            return Device::of_region(&**view.parent());
+        }
+        let device = any.downcast_ref().map(DeviceMemory::device);
+        let device = device.or_else(|| any.downcast_ref().map(ImportedMemory::device));
+        let device = device.or_else(|| any.downcast_ref().map(PinnedMemory::device));
+        device.or_else(|| any.downcast_ref().map(RegisteredMemory::device))
+    }
+
     /// The bytes `range` of `region` as devices reach them: address and bytes of each part. No copy may reach from one
     /// part into the next. All kinds of regions have one part, except registered memory, which is cut where its pieces
     /// end.

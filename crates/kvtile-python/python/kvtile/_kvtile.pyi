@@ -49,7 +49,6 @@ __all__ = [
     "close_all",
     "copy_blocks",
     "copy_blocks_async",
-    "pages_needed",
     "plan",
     "reading_pays",
     "run_program",
@@ -369,7 +368,7 @@ class ModelIdentity:
 class TokenHasher:
     def __new__(
         cls,
-        identity: Identity,
+        identity: Identity | ModelIdentity,
         *,
         salt: str = "",
         profile: Literal["blake3", "xxh3", "router"] = "blake3",
@@ -902,8 +901,8 @@ class GroupStoreReport:
 class GroupCache:
     def __new__(
         cls,
-        groups: Mapping[str, tuple[Identity, str]],
-        layouts: Mapping[str, Layout],
+        model: ModelIdentity,
+        layouts: Mapping[str, Layout] | None = None,
         *,
         host_bytes: int | None = ...,
         prefault: bool | None = ...,
@@ -943,6 +942,7 @@ class GroupCache:
         blocks: Mapping[str, Sequence[int]],
         *,
         have: Mapping[str, int] | None = None,
+        layouts: Mapping[str, Layout] | None = None,
         priority: _Priority = "normal",
         within: float | None = None,
     ) -> Completion[GroupLoadReport]: ...
@@ -952,6 +952,7 @@ class GroupCache:
         blocks: Mapping[str, Sequence[int] | tuple[Sequence[int], int]],
         *,
         stop: int | Sequence[int] | None = None,
+        layouts: Mapping[str, Layout] | None = None,
         tenant: int = 0,
         priority: _Priority = "low",
         within: float | None = None,
@@ -994,8 +995,7 @@ def serve_http(
 def close_all() -> None: ...
 def run_program(arguments: Sequence[str]) -> int: ...
 
-def pages_needed(rule: str, page_size: int, stop: int) -> range: ...
 def reading_pays(seconds: float, tokens: int, tokens_per_second: float) -> bool: ...
 def usable_stops(
-    groups: Iterable[tuple[str, int, TierDirectory]], keys: Sequence[bytes], unit: int, at_most: int
+    groups: Iterable[tuple[ModelGroup, TierDirectory]], keys: Sequence[bytes], unit: int, at_most: int
 ) -> list[int]: ...

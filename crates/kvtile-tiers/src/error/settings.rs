@@ -188,6 +188,14 @@ pub enum SettingsError {
         /// The share.
         share: f64,
     },
+    /// A cache over groups whose groups are all of a draft model.
+    #[error(
+        "all {groups} groups are of a draft model, which never decides what a hit is; give the groups of the model"
+    )]
+    GroupsOfDraft {
+        /// Number of groups.
+        groups: usize,
+    },
     /// Pages of groups without a common multiple that fits in 64 bits.
     #[error(
         "group {group} has pages of {page} tokens, and no stop is a multiple of the pages of all groups"

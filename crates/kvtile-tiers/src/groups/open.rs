@@ -1,9 +1,6 @@
 //! Opening a cache over groups: the shared tiers, and a cache for each group.
 
-use std::{
-    num::NonZeroUsize,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::{num::NonZeroUsize, sync::Arc};
 
 use kvtile_blocks::{BlockKey, events::EventLog};
 use kvtile_layout::{
@@ -20,7 +17,7 @@ use super::{
 };
 use crate::{
     below::TendedTier,
-    cache::{Cache, CacheSettings, Clock, GroupPlace, SystemClock},
+    cache::{Cache, CacheSettings, Clock, EngineLayout, GroupPlace, SystemClock},
     disk::{DiskSettings, medium::Medium, share_weight},
     error::{SettingsError, TierError},
     opening,
@@ -118,28 +115,31 @@ impl GroupCacheBuilder {
     /// Those of [`GroupCache::open`]; two tiers with the same name; an error of a tier.
     pub fn open(self, engines: Vec<PhysicalLayout>) -> Result<GroupCache, TierError> {
         let manager = Arc::new(TransferManager::new());
-        let engines = engines.into_iter().map(|engine| manager.register(engine));
-        let engines: Vec<LayoutHandle> = engines.collect::<Result<_, _>>()?;
+        let engines = engines.into_iter();
+        let engines = engines.map(|engine| manager.register(engine).map(Some));
+        let engines: Vec<Option<LayoutHandle>> = engines.collect::<Result<_, _>>()?;
         self.build(manager, &engines, true)
     }
 
-    /// Opens the cache for layouts that are registered with the engine's transfer manager.
+    /// Opens the cache for layouts that are registered with the engine's transfer manager: one for each group, in
+    /// their order. For a group without one, loads and stores give the layout of their blocks.
     ///
     /// # Errors
     /// Those of [`open`](Self::open); a handle that the manager does not know.
     pub fn open_registered(
         self,
         manager: Arc<TransferManager>,
-        engines: &[LayoutHandle],
+        engines: &[impl Copy + Into<Option<LayoutHandle>>],
     ) -> Result<GroupCache, TierError> {
-        self.build(manager, engines, false)
+        let engines: Vec<_> = engines.iter().map(|engine| (*engine).into()).collect();
+        self.build(manager, &engines, false)
     }
 
     fn build(
         self,
         manager: Arc<TransferManager>,
-        engines: &[LayoutHandle],
-        owns_engine: bool,
+        engines: &[Option<LayoutHandle>],
+        is_owned: bool,
     ) -> Result<GroupCache, TierError> {
         let settings = self.settings;
         settings.check()?;
@@ -150,9 +150,12 @@ impl GroupCacheBuilder {
             }));
         }
         let (facts, unit, stop_unit) = facts_of(&settings.groups)?;
-        let layouts = engines.iter().map(|engine| manager.layout(*engine));
-        let layouts: Vec<PhysicalLayout> = layouts.collect::<Result<_, _>>()?;
-        let plans = plans(&settings, &facts, &layouts)?;
+        let engines = settings.groups.iter().zip(engines).map(|(group, handle)| {
+            let engine = handle.map(|handle| engine_layout(&manager, group, (handle, is_owned)));
+            engine.transpose()
+        });
+        let engines: Vec<Option<EngineLayout>> = engines.collect::<Result<_, _>>()?;
+        let plans = plans(&settings, &facts)?;
         let Some(capacity) = NonZeroUsize::new(settings.event_capacity) else {
             broken(format_args!("a log of 0 events passed the check"))
         };
@@ -168,14 +171,13 @@ impl GroupCacheBuilder {
         let below: Vec<TendedTier<BlockKey>> =
             opening::open_below(disk.as_ref(), self.medium, self.tiers, &context)?;
         let mut caches = Vec::with_capacity(plans.len());
-        for (((group, plan), facts), &engine) in
+        for (((group, plan), facts), engine) in
             settings.groups.iter().zip(&plans).zip(&facts).zip(engines)
         {
             let place = GroupPlace {
                 group: facts.id,
                 events: Arc::clone(&events),
                 is_rootless: facts.rule != GroupRule::Full,
-                owns_engine,
             };
             let mut builder = Cache::builder(group_settings(&settings, group, plan))
                 .clock(Arc::clone(&self.clock));
@@ -194,13 +196,29 @@ impl GroupCacheBuilder {
             tiers: below.iter().map(|below| Arc::clone(&below.tier)).collect(),
             facts,
             unit,
+            chain: settings.chain,
             stop_unit,
             counts: GroupCounts::default(),
             book: Mutex::default(),
-            is_closing: AtomicBool::new(false),
         };
         GroupCache::of(shared, caches, (manager, events)).keep_stops(settings.workers > 0)
     }
+}
+
+/// The layout of a group that an engine registered.
+fn engine_layout(
+    manager: &TransferManager,
+    group: &CacheGroup,
+    (handle, is_owned): (LayoutHandle, bool),
+) -> Result<EngineLayout, TierError> {
+    let layout = manager.layout(handle)?;
+    opening::check_identity(&group.identity, &layout)?;
+    let blocks = layout.shape().num_blocks();
+    Ok(EngineLayout {
+        handle,
+        blocks,
+        is_owned,
+    })
 }
 
 /// The settings of the cache of one group.
@@ -221,9 +239,13 @@ fn group_settings(
 
 fn tier_groups(groups: &[CacheGroup], plans: &[GroupPlan]) -> Vec<TierGroup> {
     let groups = groups.iter().zip(plans);
-    groups
-        .map(|(group, plan)| TierGroup::new(&group.name, plan.identity.clone()).share(plan.share))
-        .collect()
+    let tier_group = |(group, plan): (&CacheGroup, &GroupPlan)| {
+        TierGroup::new(&group.name, plan.identity.clone())
+            .share(plan.share)
+            .shares_keys(true)
+            .is_rootless(group.rule != GroupRule::Full)
+    };
+    groups.map(tier_group).collect()
 }
 
 /// The disk, in a folder of its own for the part of a model.
@@ -242,16 +264,14 @@ fn in_own_folder(disk: &DiskSettings, groups: &[CacheGroup]) -> DiskSettings {
 }
 
 /// Plans the groups: what they store, and how they divide memory.
-fn plans(
-    settings: &GroupCacheSettings,
-    facts: &[GroupFacts],
-    layouts: &[PhysicalLayout],
-) -> Result<Vec<GroupPlan>, TierError> {
+fn plans(settings: &GroupCacheSettings, facts: &[GroupFacts]) -> Result<Vec<GroupPlan>, TierError> {
     let mut plans = Vec::with_capacity(facts.len());
-    for ((group, facts), layout) in settings.groups.iter().zip(facts).zip(layouts) {
-        opening::check_identity(&group.identity, layout)?;
-        let identity = stored(group, layout)?;
-        let page_bytes = identity.block_bytes().next_multiple_of(opening::ALIGNMENT);
+    for (group, facts) in settings.groups.iter().zip(facts) {
+        let identity = stored(group)?;
+        let block_bytes = identity.block_bytes();
+        let page_bytes = block_bytes.checked_next_multiple_of(opening::ALIGNMENT);
+        let page_bytes = page_bytes.ok_or(SettingsError::BlockBytes { block_bytes });
+        let page_bytes = page_bytes.map_err(TierError::Settings)?;
         plans.push(GroupPlan {
             page_bytes,
             identity,
@@ -301,13 +321,12 @@ fn part_of(bytes: u64, weight: u128, all: u128) -> u64 {
 }
 
 /// What a tier stores of a group.
-fn stored(group: &CacheGroup, layout: &PhysicalLayout) -> Result<StoreIdentity, TierError> {
+fn stored(group: &CacheGroup) -> Result<StoreIdentity, TierError> {
     let word = match &group.storage_word {
         Some(word) => word.clone(),
         None => Word::parse(STORAGE_WORD).map_err(LayoutError::from)?,
     };
-    let shape = layout.shape().with_num_blocks(1)?;
-    let strided = StridedLayout::resolve(&word, &shape, opening::ALIGNMENT)?;
+    let strided = StridedLayout::resolve(&word, group.identity.shape(), opening::ALIGNMENT)?;
     if !strided.blocks_are_contiguous() {
         return Err(TierError::Settings(SettingsError::StorageNotContiguous {
             layout: strided.describe(),

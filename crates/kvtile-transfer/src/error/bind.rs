@@ -55,8 +55,12 @@ pub enum BindError {
         /// The other kind.
         second: StorageKind,
     },
-    /// The CPU of this process cannot reach the memory.
-    #[error("{kind} cannot be read or written by this process")]
+    /// The CPU of this process cannot reach the memory, and it is not memory of a device that was allocated or imported
+    /// through `kvtile-device`.
+    #[error(
+        "{kind} cannot be read or written by this process; device memory is reached by transfers where it was allocated \
+         or imported as a region of the device crate"
+    )]
     NotReachable {
         /// The kind.
         kind: StorageKind,

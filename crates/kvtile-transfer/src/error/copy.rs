@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use kvtile_layout::identity::Fingerprint;
+use kvtile_memory::StorageKind;
 use thiserror::Error;
 
 /// A transfer that is refused or that failed.
@@ -92,6 +93,16 @@ pub enum CopyError {
     NoThread {
         /// The system's error message.
         problem: String,
+    },
+    /// A transfer after a mark or a stream of a device, in which no device takes part.
+    #[error(
+        "a transfer from {from} to {to} cannot start after work of a device; wait for the mark, then start it without `after`"
+    )]
+    AfterWithoutDevice {
+        /// The kind of the source.
+        from: StorageKind,
+        /// The kind of the destination.
+        to: StorageKind,
     },
     /// The system refused an operation on a file or folder.
     #[error("cannot {operation} {path}: {source}", path = path.display())]

@@ -16,6 +16,7 @@ pub use saved::SavedError;
 
 use std::sync::Arc;
 
+use kvtile_device::DeviceError;
 use kvtile_layout::LayoutError;
 use kvtile_memory::MemoryError;
 use thiserror::Error;
@@ -30,6 +31,9 @@ pub enum TransferError {
     /// Memory or a file failed.
     #[error(transparent)]
     Memory(Arc<MemoryError>),
+    /// A device or its driver failed.
+    #[error(transparent)]
+    Device(Arc<DeviceError>),
     /// Regions that do not fit a layout.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -53,5 +57,11 @@ pub enum TransferError {
 impl From<MemoryError> for TransferError {
     fn from(error: MemoryError) -> TransferError {
         TransferError::Memory(Arc::new(error))
+    }
+}
+
+impl From<DeviceError> for TransferError {
+    fn from(error: DeviceError) -> TransferError {
+        TransferError::Device(Arc::new(error))
     }
 }

@@ -57,6 +57,12 @@ pub(crate) unsafe fn for_each_piece(
             // SAFETY: passed on to the caller.
             take(unsafe { bytes(layout, span) }?);
         }
+        RegionBacking::Device(engine, _) => {
+            let address = layout.address(span.start, span.bytes)?;
+            // SAFETY: the address reaches that many bytes of a region that `layout` keeps alive; the caller keeps
+            // writers away.
+            unsafe { engine.read(address, span.bytes, &mut take) }?;
+        }
         RegionBacking::File => {
             let (file, base) = layout.file(span.start.region)?;
             for start in (0..span.bytes).step_by(READ_BYTES) {

@@ -1,11 +1,16 @@
 //! A layout bound to its regions. Only this module adds offsets to base addresses.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use kvtile_device::Device;
 use kvtile_layout::{Location, StridedLayout};
 use kvtile_memory::{FileMemory, OwnedMemoryRegion, StorageKind, file_of};
 
-use super::{lane::LaneEnd, space::AddressSpace};
+use super::{
+    device::{DeviceEngine, ReachedMemory},
+    lane::LaneEnd,
+    space::AddressSpace,
+};
 use crate::error::{BindError, CopyError, TransferError};
 
 /// One region of memory, as the executors see it.
@@ -21,11 +26,20 @@ unsafe impl Send for RawRegion {}
 // SAFETY: as above.
 unsafe impl Sync for RawRegion {}
 
+/// One region of memory of a device, at an address that only the driver uses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DeviceRegion {
+    pub(super) address: u64,
+    pub(super) bytes: usize,
+}
+
 /// The kind of storage of the bytes.
 #[derive(Debug)]
 pub(super) enum RegionBacking {
     /// Memory that this process can address.
     Memory(Vec<RawRegion>),
+    /// Memory of a device, and what copies from and to it.
+    Device(Arc<DeviceEngine>, Vec<DeviceRegion>),
     /// Files; one entry a region.
     File,
 }
@@ -39,6 +53,8 @@ pub(crate) struct BoundLayout {
     backing: RegionBacking,
     kind: StorageKind,
     bytes: u64,
+    /// Where devices reach memory of this process, from the first transfer with a device on.
+    reached: OnceLock<ReachedMemory>,
 }
 
 impl BoundLayout {
@@ -84,6 +100,7 @@ impl BoundLayout {
             StorageKind::Disk(_) if regions.iter().all(|r| file_of(r.as_ref()).is_some()) => {
                 RegionBacking::File
             }
+            StorageKind::Device(_) => on_device(&regions)?,
             kind => return Err(TransferError::Bind(BindError::NotReachable { kind })),
         };
         check_apart(&regions, kind)?;
@@ -94,6 +111,7 @@ impl BoundLayout {
             regions,
             backing,
             kind,
+            reached: OnceLock::new(),
         })
     }
 
@@ -117,6 +135,7 @@ impl BoundLayout {
     pub(crate) fn end(&self) -> LaneEnd {
         match self.backing {
             RegionBacking::Memory(_) => LaneEnd::Memory,
+            RegionBacking::Device(..) => LaneEnd::Device,
             RegionBacking::File => LaneEnd::File,
         }
     }
@@ -149,31 +168,105 @@ impl BoundLayout {
 
     /// The address of `bytes` bytes at `location`, which must lie inside the region.
     pub(super) fn pointer(&self, location: Location, bytes: u64) -> Result<*mut u8, TransferError> {
-        let outside = TransferError::Copy(CopyError::OutsidePlan {
-            region: location.region,
-        });
         let RegionBacking::Memory(regions) = &self.backing else {
-            return Err(outside);
+            let kind = self.kind;
+            return Err(TransferError::Bind(BindError::NotReachable { kind }));
         };
-        let region = usize::try_from(location.region)
-            .ok()
-            .and_then(|index| regions.get(index));
-        match region {
-            Some(region)
-                if location
-                    .offset
-                    .checked_add(bytes)
-                    .is_some_and(|end| end <= region.bytes as u64) =>
-            {
-                let offset = usize::try_from(location.offset).map_err(|_| outside)?;
-                Ok(region.base.wrapping_add(offset))
-            }
-            _ => Err(outside),
+        let (region, offset) = inside(regions, |region| region.bytes, location, bytes)?;
+        Ok(region.base.wrapping_add(offset))
+    }
+
+    /// The address by which its device reaches `bytes` bytes at `location`, which must lie inside the region.
+    pub(super) fn address(&self, location: Location, bytes: u64) -> Result<u64, TransferError> {
+        let RegionBacking::Device(_, regions) = &self.backing else {
+            let kind = self.kind;
+            return Err(TransferError::Bind(BindError::NotReachable { kind }));
+        };
+        let (region, offset) = inside(regions, |region| region.bytes, location, bytes)?;
+        Ok(region.address.wrapping_add(offset as u64))
+    }
+
+    /// Adds the addresses by which `device` reaches `bytes` bytes at `location`, which must lie inside the region, to
+    /// `parts`: address and bytes of each part, in order.
+    pub(super) fn device_parts(
+        &self,
+        device: &Device,
+        location: Location,
+        bytes: u64,
+        parts: &mut Vec<(u64, u64)>,
+    ) -> Result<(), TransferError> {
+        if let RegionBacking::Device(..) = &self.backing {
+            parts.push((self.address(location, bytes)?, bytes));
+            return Ok(());
         }
+        self.pointer(location, bytes)?;
+        let place = (location.region, location.offset);
+        self.reached(device)?.add_parts(place, bytes, parts);
+        Ok(())
+    }
+
+    /// Where `device` reaches memory of this process.
+    pub(super) fn reached(&self, device: &Device) -> Result<&ReachedMemory, TransferError> {
+        if let Some(reached) = self.reached.get() {
+            return Ok(reached);
+        }
+        let reached = ReachedMemory::of(device, self.kind, &self.regions)?;
+        Ok(self.reached.get_or_init(|| reached))
     }
 }
 
-/// The kind that all regions share. Regions may lie in several files.
+/// The region of `location` and the offset in it, where `bytes` bytes from there on lie inside the region. This is the
+/// only check of a place in memory.
+fn inside<R>(
+    regions: &[R],
+    size: impl Fn(&R) -> usize,
+    location: Location,
+    bytes: u64,
+) -> Result<(&R, usize), TransferError> {
+    let region = usize::try_from(location.region)
+        .ok()
+        .and_then(|index| regions.get(index));
+    let end = location.offset.checked_add(bytes);
+    let found = region.filter(|region| end.is_some_and(|end| end <= size(region) as u64));
+    found
+        .zip(usize::try_from(location.offset).ok())
+        .ok_or(TransferError::Copy(CopyError::OutsidePlan {
+            region: location.region,
+        }))
+}
+
+/// Regions of one device as a backing.
+fn on_device(regions: &[OwnedMemoryRegion]) -> Result<RegionBacking, TransferError> {
+    let mut found = Vec::with_capacity(regions.len());
+    let mut engine = None;
+    for region in regions {
+        let kind = region.storage_kind();
+        let Some(device) = Device::of_region(region.as_ref()) else {
+            return Err(TransferError::Bind(BindError::NotReachable { kind }));
+        };
+        // Memory of a device has one part.
+        let parts = device.ranges_of(region.as_ref(), 0..region.size())?;
+        let [(address, bytes)] = parts.as_slice() else {
+            return Err(TransferError::Bind(BindError::NotReachable { kind }));
+        };
+        found.push(DeviceRegion {
+            address: *address,
+            bytes: *bytes,
+        });
+        if engine.is_none() {
+            engine = Some(DeviceEngine::of(device));
+        }
+    }
+    match engine {
+        Some(engine) => Ok(RegionBacking::Device(engine, found)),
+        None => Err(TransferError::Bind(BindError::RegionCount {
+            given: 0,
+            needed: 1,
+        })),
+    }
+}
+
+/// The kind that all regions share.
 fn one_kind(regions: &[OwnedMemoryRegion]) -> Result<StorageKind, TransferError> {
     let Some(first) = regions.first().map(|region| region.storage_kind()) else {
         return Err(TransferError::Bind(BindError::RegionCount {
@@ -181,8 +274,11 @@ fn one_kind(regions: &[OwnedMemoryRegion]) -> Result<StorageKind, TransferError>
             needed: 1,
         }));
     };
-    let same =
-        |a: StorageKind, b: StorageKind| std::mem::discriminant(&a) == std::mem::discriminant(&b);
+    // Regions may lie in several files, but not on several devices.
+    let same = |a: StorageKind, b: StorageKind| match (a, b) {
+        (StorageKind::Device(one), StorageKind::Device(other)) => one == other,
+        _ => std::mem::discriminant(&a) == std::mem::discriminant(&b),
+    };
     match regions.iter().find(|r| !same(r.storage_kind(), first)) {
         None => Ok(first),
         Some(other) => Err(TransferError::Bind(BindError::MixedStorage {

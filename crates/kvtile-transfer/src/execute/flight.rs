@@ -8,12 +8,17 @@
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use kvtile_device::DeviceMark;
 use kvtile_layout::{CopyPlan, broken};
 
-use super::lane::{Lane, LaneSides, TransferHints};
+use super::{
+    device::LayerMarks,
+    lane::{Lane, LaneSides, TransferHints},
+};
 use crate::{
     completion::Completer,
     error::{CopyError, TransferError},
@@ -47,6 +52,12 @@ pub(crate) unsafe trait TransferCargo: Send {
 
     /// Hints beside the plans.
     fn hints(&self) -> TransferHints;
+
+    /// The marks of devices that must be passed before a byte of a device is read or written.
+    fn after(&self) -> &[DeviceMark];
+
+    /// Whether [`TransferCargo::arrived`] compares source and destination.
+    fn verifies(&self) -> bool;
 
     /// Calls `carry` with each plan in turn.
     fn for_each_plan(
@@ -91,6 +102,7 @@ pub(crate) struct TransferFlight {
     /// `None` after the end.
     cargo: Option<Box<dyn TransferCargo>>,
     completer: Completer<TransferResult>,
+    marks: Option<Arc<LayerMarks>>,
 }
 
 impl fmt::Debug for TransferFlight {
@@ -100,25 +112,42 @@ impl fmt::Debug for TransferFlight {
 }
 
 impl TransferFlight {
-    /// A flight whose result goes to `completer`.
+    /// A flight whose result goes to `completer`, and the marks of its layers to `marks`.
     pub(crate) fn new(
         cargo: Box<dyn TransferCargo>,
         completer: Completer<TransferResult>,
+        marks: Option<Arc<LayerMarks>>,
     ) -> TransferFlight {
         TransferFlight {
             cargo: Some(cargo),
             completer,
+            marks,
         }
+    }
+
+    /// Its plans, with the guarantees that make their execution sound until the end.
+    pub(super) fn cargo(&self) -> &dyn TransferCargo {
+        match &self.cargo {
+            Some(cargo) => &**cargo,
+            None => broken(format_args!("a flight that has ended is executed again")),
+        }
+    }
+
+    /// The marks of its layers, where work of a device may wait for them.
+    pub(super) fn marks(&self) -> Option<&LayerMarks> {
+        self.marks.as_deref()
+    }
+
+    /// Reports that the layer arrived.
+    pub(super) fn layer_arrived(&self, layer: usize) {
+        self.completer.layer_came(layer, 1);
     }
 
     /// Executes the plans on this thread, and ends the flight.
     pub(crate) fn fly(self, lane: &dyn Lane) {
         let mut layer = 0;
-        let Some(cargo) = &self.cargo else {
-            broken(format_args!("a flight that has ended is executed again"))
-        };
-        let end = carry(lane, &**cargo, &mut || {
-            self.completer.layer_came(layer, 1);
+        let end = carry(lane, self.cargo(), &mut || {
+            self.layer_arrived(layer);
             layer += 1;
         });
         self.land(end);
@@ -135,6 +164,9 @@ impl TransferFlight {
         };
         drop(cargo);
         self.completer.finish(end);
+        if let Some(marks) = &self.marks {
+            marks.close();
+        }
     }
 }
 

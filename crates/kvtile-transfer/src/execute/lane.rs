@@ -6,7 +6,7 @@
 //! TransferFlight ──► LaneQueue ──threads of the lane──► Lane::fly ──► TransferFlight::land
 //! ```
 //!
-//! A lane is a trait object, not an enum: a lane for a device is one more implementation, without a
+//! A lane is a trait object, not an enum: the lane of devices is one more implementation, without a
 //! branch elsewhere, and tests use lanes that stop on demand. There is one call through the trait
 //! per plan, which is negligible beside its copy.
 
@@ -19,8 +19,8 @@ use std::{
 use kvtile_layout::CopyPlan;
 
 use super::{
-    bound::BoundLayout, file::FileLane, flight::TransferFlight, lane_queue::LaneQueue,
-    memory::MemoryLane,
+    bound::BoundLayout, device::DeviceLane, file::FileLane, flight::TransferFlight,
+    lane_queue::LaneQueue, memory::MemoryLane,
 };
 use crate::error::{BindError, TransferError};
 
@@ -29,6 +29,8 @@ use crate::error::{BindError, TransferError};
 pub(crate) enum LaneEnd {
     /// Memory that this process can address.
     Memory,
+    /// Memory of a device.
+    Device,
     /// Files.
     File,
 }
@@ -90,6 +92,11 @@ pub(crate) trait Lane: Debug + Send + Sync {
     /// thread.
     fn fly(&self, flight: TransferFlight);
 
+    /// Whether work of a device can wait for its layers, and its transfers for work of a device.
+    fn has_marks(&self) -> bool {
+        false
+    }
+
     /// Waits until every flight that [`Lane::fly`] kept has ended.
     fn settle(&self) {}
 }
@@ -104,10 +111,11 @@ pub(crate) struct LaneThreads {
 }
 
 /// All lanes.
-pub(crate) fn all(threads: LaneThreads) -> [Arc<dyn Lane>; 2] {
+pub(crate) fn all(threads: LaneThreads) -> [Arc<dyn Lane>; 3] {
     [
         Arc::new(MemoryLane::new(threads.copy)),
         Arc::new(FileLane::new(threads.file)),
+        Arc::new(DeviceLane::default()),
     ]
 }
 
@@ -181,7 +189,7 @@ impl Lanes {
 
 /// The lane between two layouts for single blocks, which the calling thread alone copies.
 pub(crate) fn one_thread_lane(sides: LaneSides<'_>) -> Result<&'static dyn Lane, TransferError> {
-    static LANES: OnceLock<[Arc<dyn Lane>; 2]> = OnceLock::new();
+    static LANES: OnceLock<[Arc<dyn Lane>; 3]> = OnceLock::new();
     let lanes = LANES.get_or_init(|| all(LaneThreads { copy: 1, file: 1 }));
     let lane = first_between(lanes, |lane| &**lane, sides)?;
     Ok(&**lane)

@@ -8,6 +8,7 @@
 //! | `flight` | a transfer in progress, from its start to its end |
 //! | `memory` | the lane between memories |
 //! | `file` | the lane from and to files, through staging memory |
+//! | `device` | the lane from and to memory of devices, by their copy engines |
 //! | `bound` | binds a layout to its regions and checks every bound |
 //! | `nest` | chooses the kernel of a nest and the loops around it |
 //! | `pipeline` | the steps of a kernel, with prefetches of the next ones |
@@ -22,6 +23,7 @@
 
 pub(crate) mod access;
 mod bound;
+mod device;
 mod file;
 mod flight;
 #[cfg(test)]
@@ -42,6 +44,7 @@ mod space;
 mod tests;
 
 pub(crate) use bound::BoundLayout;
+pub(crate) use device::LayerMarks;
 pub use file::{FileBatch, FileIo, FileRead, FileWay, FileWrite};
 pub use flight::TransferReport;
 pub(crate) use flight::{TransferCargo, TransferFlight, TransferResult, carry};

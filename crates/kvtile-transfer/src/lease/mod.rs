@@ -40,7 +40,7 @@ pub(crate) use ledger::LeaseLedger;
 pub(crate) use pairs::{SideBlockIds, TransferPairs};
 pub(crate) use routes::RouteKey;
 pub(crate) use scratch::BlockScratch;
-pub(crate) use transfer::{PlannedTransfer, TransferRoute};
+pub(crate) use transfer::{PlannedTransfer, TransferRoute, TransferTerms};
 
 use crate::sync::{Mutex, MutexGuard};
 

@@ -8,6 +8,7 @@
 
 use std::{sync::Arc, time::Instant};
 
+use kvtile_device::DeviceMark;
 use kvtile_layout::{
     BlockPair, CopyPlan, CopyPlanner, LayerPlans, PlanSettings, RangePair, Selection,
 };
@@ -120,6 +121,16 @@ enum TransferPlans {
     Layers(LayerPlans),
 }
 
+/// How a planned transfer is executed.
+pub(crate) struct TransferTerms {
+    /// Compare destination and source after the copy.
+    pub(crate) verify: bool,
+    /// A hint that the destination is read at once.
+    pub(crate) read_next: bool,
+    /// Marks of devices that are passed before a byte of a device is read or written.
+    pub(crate) after: Vec<DeviceMark>,
+}
+
 /// A transfer that was checked and planned, and holds no leases yet.
 pub(crate) struct PlannedTransfer<'a> {
     route: Arc<TransferRoute>,
@@ -197,13 +208,22 @@ impl<'a> PlannedTransfer<'a> {
         }
     }
 
-    /// Leases both sides, or none. `verify` compares destination and source after the copy.
-    /// `read_next` is a hint that the destination is read at once.
+    /// Refuses a transfer that cannot wait for work of a device.
+    pub(crate) fn check_has_marks(&self) -> Result<(), TransferError> {
+        if self.route.lane.lane().has_marks() {
+            return Ok(());
+        }
+        Err(TransferError::Copy(CopyError::AfterWithoutDevice {
+            from: self.route.from.bound()?.kind(),
+            to: self.route.to.bound()?.kind(),
+        }))
+    }
+
+    /// Leases both sides, or none.
     pub(crate) fn lease(
         self,
         ledger: LedgerHandle<'a>,
-        verify: bool,
-        read_next: bool,
+        terms: TransferTerms,
     ) -> Result<LeasedTransfer<'a>, TransferError> {
         let key = self.route.key();
         let [read, written] = &self.route.held;
@@ -217,9 +237,9 @@ impl<'a> PlannedTransfer<'a> {
             ledger,
             hints: TransferHints {
                 bytes: self.bytes(),
-                read_next: read_next || verify,
+                read_next: terms.read_next || terms.verify,
             },
-            verify,
+            terms,
             planned: self,
         })
     }
@@ -230,7 +250,7 @@ pub(crate) struct LeasedTransfer<'a> {
     planned: PlannedTransfer<'a>,
     ledger: LedgerHandle<'a>,
     hints: TransferHints,
-    verify: bool,
+    terms: TransferTerms,
     tickets: [LeaseTicket; 2],
 }
 
@@ -252,6 +272,14 @@ unsafe impl TransferCargo for LeasedTransfer<'_> {
         self.hints
     }
 
+    fn after(&self) -> &[DeviceMark] {
+        &self.terms.after
+    }
+
+    fn verifies(&self) -> bool {
+        self.terms.verify
+    }
+
     fn for_each_plan(
         &self,
         carry: &mut dyn FnMut(&CopyPlan) -> Result<(), TransferError>,
@@ -265,18 +293,18 @@ unsafe impl TransferCargo for LeasedTransfer<'_> {
     fn announces_layers(&self) -> bool {
         let is_by_layer = matches!(self.planned.plans, TransferPlans::Layers(_));
         // Layers that are not yet verified may not be read.
-        (is_by_layer || self.planned.layers() == 1) && !self.verify
+        (is_by_layer || self.planned.layers() == 1) && !self.terms.verify
     }
 
     fn arrived(&self, start: Instant) -> TransferResult {
-        if self.verify {
+        if self.terms.verify {
             self.compare()?;
         }
         Ok(TransferReport {
             bytes: self.planned.bytes(),
             runs: self.planned.runs(),
             elapsed: start.elapsed(),
-            verified: self.verify,
+            verified: self.terms.verify,
         })
     }
 }

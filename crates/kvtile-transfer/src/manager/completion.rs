@@ -3,14 +3,17 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use kvtile_device::{DeviceMark, DeviceQueue};
+
 use crate::{
     completion::{Completer, Completion},
     error::{CopyError, TransferError},
-    execute::{TransferReport, TransferResult},
+    execute::{LayerMarks, TransferReport, TransferResult},
 };
 
 /// The completion of a transfer, also a future.
@@ -21,13 +24,19 @@ use crate::{
 #[must_use = "a transfer without a waiter may fail unseen"]
 pub struct TransferCompletion {
     completion: Completion<TransferResult>,
+    /// The marks of its layers, if a device executes it.
+    marks: Option<Arc<LayerMarks>>,
 }
 
 impl TransferCompletion {
     /// The completion of a transfer that ends on another thread.
-    pub(super) fn pending(completer: &Completer<TransferResult>) -> TransferCompletion {
+    pub(super) fn pending(
+        completer: &Completer<TransferResult>,
+        marks: Option<Arc<LayerMarks>>,
+    ) -> TransferCompletion {
         TransferCompletion {
             completion: completer.completion(),
+            marks,
         }
     }
 
@@ -35,6 +44,7 @@ impl TransferCompletion {
     pub(super) fn ended(layers: usize, end: TransferResult) -> TransferCompletion {
         TransferCompletion {
             completion: Completion::ended(layers, end),
+            marks: None,
         }
     }
 
@@ -114,6 +124,32 @@ impl TransferCompletion {
         layer_end(self.completion.layer(layer).await)
     }
 
+    /// The mark of a device behind layer `layer`, as soon as its copies are enqueued. None before, and for transfers
+    /// that end on the host: without a device, through memory that is not pinned, or verified.
+    ///
+    /// # Errors
+    /// A layer that the transfer does not have.
+    pub fn mark(&self, layer: usize) -> Result<Option<DeviceMark>, TransferError> {
+        self.check_layer(layer)?;
+        let marks = self.marks.as_deref();
+        Ok(marks.and_then(|marks| marks.get(layer)))
+    }
+
+    /// Lets all work that is enqueued on `queue` from now on, such as an engine's stream, wait for layer `layer`. The
+    /// calling thread waits until the copies of the layer are enqueued, and where the transfer ends on the host
+    /// ([`mark`](Self::mark)), until the layer has arrived.
+    ///
+    /// # Errors
+    /// As for [`TransferCompletion::wait_layer`], if the transfer failed before the layer was enqueued; the driver's
+    /// errors. If it fails later, [`wait`](Self::wait) reports it: the layer's bytes are undefined then.
+    pub fn wait_layer_on(&self, queue: &DeviceQueue, layer: usize) -> Result<(), TransferError> {
+        self.check_layer(layer)?;
+        match self.marks.as_ref().and_then(|marks| marks.wait(layer)) {
+            Some(mark) => Ok(queue.wait(&mark)?),
+            None => self.wait_layer(layer),
+        }
+    }
+
     fn check_layer(&self, layer: usize) -> Result<(), TransferError> {
         let layers = self.num_layers();
         if layer < layers {
@@ -161,7 +197,7 @@ mod tests {
     /// The same result twice: known from the start, and set later.
     fn both(result: &Result<TransferReport, TransferError>) -> [TransferCompletion; 2] {
         let completer = Completer::new(3, 1);
-        let pending = TransferCompletion::pending(&completer);
+        let pending = TransferCompletion::pending(&completer, None);
         assert!(!pending.is_complete() && pending.try_result().is_none());
         completer.finish(result.clone());
         [TransferCompletion::ended(3, result.clone()), pending]
@@ -216,7 +252,7 @@ mod tests {
     #[test]
     fn waiting_for_a_layer_ends_at_the_timeout() {
         let completer = Completer::new(2, 1);
-        let done = TransferCompletion::pending(&completer);
+        let done = TransferCompletion::pending(&completer, None);
         let wait = |layer| {
             done.wait_layer_timeout(layer, Duration::from_millis(1))
                 .unwrap()

@@ -24,16 +24,18 @@ pub use builder::TransferManagerBuilder;
 pub use completion::TransferCompletion;
 pub use content::FillPattern;
 pub(crate) use content::checksum;
+use kvtile_device::DeviceMark;
 use kvtile_layout::Selection;
+use options::DeviceWork;
 pub use options::TransferOptions;
 
 use crate::{
     completion::Completer,
     error::{CopyError, TransferError},
-    execute::{Lanes, TransferFlight},
+    execute::{Lanes, LayerMarks, TransferFlight},
     lease::{
         BlockLease, LayoutHandle, LeaseLedger, LeaseMode, LedgerHandle, PlannedTransfer, RouteKey,
-        SharedLedger, TransferPairs, TransferRoute, lock,
+        SharedLedger, TransferPairs, TransferRoute, TransferTerms, lock,
     },
     physical::PhysicalLayout,
     sync::Mutex,
@@ -171,7 +173,7 @@ impl TransferManager {
     /// Copies block `i` of the source list to block `i` of the destination list.
     ///
     /// A small transfer between memories completes before the call returns. Any other is queued:
-    /// transfers between memories and file transfers have separate queues and never block each
+    /// transfers between memories, file transfers and transfers with devices have separate queues and never block each
     /// other. While its queue is full ([`queue_capacity`](TransferManagerBuilder::queue_capacity)),
     /// the call blocks. Transfers in flight complete in any order; leases exclude conflicts
     /// ([`file_transfers`](TransferManagerBuilder::file_transfers)).
@@ -179,7 +181,8 @@ impl TransferManager {
     /// # Errors
     /// All errors that are detectable before the copy, and then no byte is written: handles, remote
     /// layouts, lists of different lengths, ids out of range or written twice, shapes that differ,
-    /// ranges, blocks in use, a read-only destination. The completion reports later errors.
+    /// ranges, blocks in use, a read-only destination, work of a device to wait for where no device takes part. The
+    /// completion reports later errors.
     pub fn execute_transfer(
         &self,
         source: LayoutHandle,
@@ -253,21 +256,37 @@ impl TransferManager {
     ) -> Result<TransferCompletion, TransferError> {
         let planned = PlannedTransfer::new(route, pairs, options.layer_by_layer)?;
         let layers = planned.layers();
-        let (verify, read_next) = (options.verify, options.read_next);
+        let terms = TransferTerms {
+            verify: options.verify,
+            read_next: options.read_next,
+            after: after_marks(&planned, &options.after)?,
+        };
         if planned.is_short() {
-            let transfer =
-                planned.lease(LedgerHandle::Borrowed(&self.ledger), verify, read_next)?;
+            let transfer = planned.lease(LedgerHandle::Borrowed(&self.ledger), terms)?;
             return Ok(TransferCompletion::ended(layers, transfer.fly_here()));
         }
         let lane = Arc::clone(planned.lane());
         lane.open()?;
         let ledger = LedgerHandle::Shared(Arc::clone(&self.ledger));
-        let transfer = planned.into_owned().lease(ledger, verify, read_next)?;
+        let transfer = planned.into_owned().lease(ledger, terms)?;
         let completer = Completer::new(layers, 1);
-        let completion = TransferCompletion::pending(&completer);
-        lane.start(TransferFlight::new(Box::new(transfer), completer));
+        let marks = lane.lane().has_marks().then(|| LayerMarks::new(layers));
+        let completion = TransferCompletion::pending(&completer, marks.clone());
+        lane.start(TransferFlight::new(Box::new(transfer), completer, marks));
         Ok(completion)
     }
+}
+
+/// Marks behind the work that comes before a transfer.
+fn after_marks(
+    planned: &PlannedTransfer<'_>,
+    after: &[DeviceWork],
+) -> Result<Vec<DeviceMark>, TransferError> {
+    if after.is_empty() {
+        return Ok(Vec::new());
+    }
+    planned.check_has_marks()?;
+    after.iter().map(DeviceWork::mark).collect()
 }
 
 impl Drop for TransferManager {

@@ -1,6 +1,9 @@
 //! The options of a transfer.
 
+use kvtile_device::{DeviceMark, DeviceQueue};
 use kvtile_layout::RangePair;
+
+use crate::error::TransferError;
 
 /// Settings of one transfer. The default copies whole blocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,7 +14,39 @@ pub struct TransferOptions {
     pub(super) verify: bool,
     pub(super) layer_by_layer: Option<bool>,
     pub(super) read_next: bool,
+    pub(super) after: Vec<DeviceWork>,
 }
+
+/// Work of a device that comes before a transfer.
+#[derive(Clone, Debug)]
+pub(super) enum DeviceWork {
+    /// All that a mark is behind.
+    Mark(DeviceMark),
+    /// All that is in a queue when the transfer starts.
+    Queue(DeviceQueue),
+}
+
+impl DeviceWork {
+    /// A mark behind the work, as of now.
+    pub(super) fn mark(&self) -> Result<DeviceMark, TransferError> {
+        match self {
+            DeviceWork::Mark(mark) => Ok(mark.clone()),
+            DeviceWork::Queue(queue) => Ok(queue.record()?),
+        }
+    }
+}
+
+impl PartialEq for DeviceWork {
+    fn eq(&self, other: &DeviceWork) -> bool {
+        match (self, other) {
+            (DeviceWork::Mark(one), DeviceWork::Mark(other)) => one.as_raw() == other.as_raw(),
+            (DeviceWork::Queue(one), DeviceWork::Queue(other)) => one.as_raw() == other.as_raw(),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for DeviceWork {}
 
 impl TransferOptions {
     /// Whole blocks, without verification.
@@ -67,6 +102,21 @@ impl TransferOptions {
     #[must_use]
     pub fn layer_by_layer(mut self, layer_by_layer: bool) -> TransferOptions {
         self.layer_by_layer = Some(layer_by_layer);
+        self
+    }
+
+    /// Reads and writes memory of a device only after the work before `mark`. A device must take part in the transfer.
+    /// May be given several times.
+    #[must_use]
+    pub fn after(mut self, mark: DeviceMark) -> TransferOptions {
+        self.after.push(DeviceWork::Mark(mark));
+        self
+    }
+
+    /// As [`after`](Self::after), for all work that is in `queue`, such as an engine's stream, when the transfer starts.
+    #[must_use]
+    pub fn after_queue(mut self, queue: DeviceQueue) -> TransferOptions {
+        self.after.push(DeviceWork::Queue(queue));
         self
     }
 }

@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use kvtile_device::{Device, DeviceMemory, PinnedMemory};
 use kvtile_layout::{
     LayoutError, Shape, ShapeError, StridedLayout,
     identity::Fingerprint,
@@ -31,6 +32,9 @@ const SCRATCH_FOLDER: &str = "/var/tmp";
 
 /// Alignment of the regions of one allocation, in bytes.
 const REGION_ALIGNMENT: u64 = 4096;
+
+/// Alignment of every allocation of the driver, in bytes.
+const DRIVER_ALIGNMENT: u64 = 256;
 
 /// State of the builder: no configuration yet.
 #[derive(Debug)]
@@ -67,6 +71,8 @@ enum MemoryPlan {
     Shared,
     SharedForReaders(Prefault),
     Disk(Option<PathBuf>),
+    Pinned(Device),
+    Device(Device),
     Over(OwnedMemoryRegion),
     Regions(Vec<OwnedMemoryRegion>),
     Registered(String, Vec<OwnedMemoryRegion>),
@@ -224,6 +230,20 @@ impl PhysicalLayoutBuilder<HasLayout> {
         self.memory(MemoryPlan::Disk(path))
     }
 
+    /// Memory of this process that the driver allocates and pins, in one allocation for all regions: `device` and all
+    /// other devices copy from and to it without staging memory. Large pools start faster as
+    /// [`RegisteredMemory`](kvtile_device::RegisteredMemory) with [`over_memory`](Self::over_memory).
+    #[must_use]
+    pub fn allocate_pinned(self, device: &Device) -> PhysicalLayoutBuilder<HasMemory> {
+        self.memory(MemoryPlan::Pinned(device.clone()))
+    }
+
+    /// Memory of `device`, in one allocation for all regions. Its bytes are undefined until they are written.
+    #[must_use]
+    pub fn allocate_device(self, device: &Device) -> PhysicalLayoutBuilder<HasMemory> {
+        self.memory(MemoryPlan::Device(device.clone()))
+    }
+
     /// One region of the caller for all regions of the layout. They lie one after the other at page
     /// boundaries, as in the `allocate_…` steps. Use it for received shared memory, memory with
     /// special options, or an existing file.
@@ -318,7 +338,22 @@ impl MemoryPlan {
                 return Ok((regions, Some(nixl)));
             }
             MemoryPlan::System(prefault) => {
-                let regions = packing.in_system_memory(layout.alignment(), prefault)?;
+                let options = SystemMemory::options().prefault(prefault);
+                let regions = packing.allocate(layout.alignment(), REGION_ALIGNMENT, |bytes| {
+                    Ok(Arc::new(options.allocate(bytes)?))
+                })?;
+                return Ok((regions, None));
+            }
+            MemoryPlan::Pinned(device) => {
+                let regions = packing.allocate(layout.alignment(), DRIVER_ALIGNMENT, |bytes| {
+                    Ok(Arc::new(PinnedMemory::allocate(&device, bytes)?))
+                })?;
+                return Ok((regions, None));
+            }
+            MemoryPlan::Device(device) => {
+                let regions = packing.allocate(layout.alignment(), DRIVER_ALIGNMENT, |bytes| {
+                    Ok(Arc::new(DeviceMemory::allocate(&device, bytes)?))
+                })?;
                 return Ok((regions, None));
             }
             MemoryPlan::Shared => Arc::new(SharedMemory::create(packing.bytes)?),
@@ -399,22 +434,21 @@ impl RegionPacking {
         Ok(RegionPacking { bytes, regions })
     }
 
-    /// The regions in newly allocated memory. Mappings start at a page; for a larger alignment, the
-    /// first region starts inside the mapping.
-    fn in_system_memory(
+    /// The regions in newly allocated memory that starts at a multiple of `start_alignment`. For a larger alignment, the
+    /// first region starts inside the memory.
+    fn allocate(
         &self,
         alignment: u64,
-        prefault: Prefault,
+        start_alignment: u64,
+        allocate: impl FnOnce(usize) -> Result<OwnedMemoryRegion, TransferError>,
     ) -> Result<Vec<OwnedMemoryRegion>, TransferError> {
-        let slack = if alignment > REGION_ALIGNMENT {
+        let slack = if alignment > start_alignment {
             alignment
         } else {
             0
         };
         let slack = usize::try_from(slack).unwrap_or(usize::MAX);
-        let options = SystemMemory::options().prefault(prefault);
-        let memory = options.allocate(self.bytes.saturating_add(slack))?;
-        let memory: OwnedMemoryRegion = Arc::new(memory);
+        let memory = allocate(self.bytes.saturating_add(slack))?;
         let past = memory.addr().checked_rem(slack).unwrap_or(0);
         let shift = if past == 0 { 0 } else { slack - past };
         self.views(&memory, shift)

@@ -39,7 +39,8 @@ class TierChanges:
         of_group: dict[str, Any] = {} if group is None else {"group_idx": group.table}
         spec: dict[str, Any] = {}
         if group is not None:
-            spec = {"kv_cache_spec_kind": group.kind, "kv_cache_spec_sliding_window": group.window}
+            window = group.tokens if group.rule == "window" else None
+            spec = {"kv_cache_spec_kind": group.kind, "kv_cache_spec_sliding_window": window}
         announced = self._announced.setdefault("" if group is None else group.name, directory_of())
         for change in changes:
             kind, tier, key, parent = change

@@ -1,4 +1,4 @@
-"""The layouts and identities of a model's groups, from vLLM's tensors. Blocks are kept whole, for one backend."""
+"""The layouts of a model's groups and its identity, from vLLM's tensors. Blocks are kept whole, for one backend."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from kvtile import Identity, Layout, Plane, Shape
+from kvtile import Layout, ModelGroup, ModelIdentity, Plane, Shape
 from kvtile._errors import LayoutError, SettingsError
 from kvtile._hf import kv_fields
 from kvtile.vllm import _layout
@@ -33,25 +33,21 @@ def group_layouts(
     return {group: _layout_of(caches, group, num_blocks) for group in groups}
 
 
-def group_identities(
-    config: VllmConfig, settings: Settings, groups: Mapping[EngineGroup, Layout], rank: Rank
-) -> dict[str, Identity]:
-    """The identities of the groups by their names: all fields of the config, the options, the backend and the layers."""
+def model_of(config: VllmConfig, settings: Settings, groups: Mapping[EngineGroup, Layout], rank: Rank) -> ModelIdentity:
+    """The identity of the model: all fields of its config, the options, and for each group the backend and the layers."""
     model = config.model_config
-    revision = settings.revision or revision_of(config)
     fields = kv_fields(model.hf_text_config, max_model_len=model.max_model_len, known=False)
     extra = {**fields, **extras_of(config, os.environ)}
     if rank.size != 1:
         extra[OF_RANK] = str(rank)
-    return {
-        group.name: Identity(
-            _layout.name_of(config, settings), revision, layout.shape,
-            extra={
-                **extra, "attention": _backend(config, group), "vllm.layers": _text_of(group.layers), "vllm.content": group.content,
-            },
-        )
-        for group, layout in groups.items()
-    }
+    members = [member_of(group, layout.shape, _backend(config, group)) for group, layout in groups.items()]
+    return ModelIdentity(_layout.name_of(config, settings), settings.revision or revision_of(config), members, extra=extra)
+
+
+def member_of(group: EngineGroup, shape: Shape, backend: str) -> ModelGroup:
+    """A group of the model, with blocks of this shape."""
+    extra = {"attention": backend, "vllm.layers": _text_of(group.layers), "vllm.content": group.content}
+    return ModelGroup(group.name, shape, rule=group.rule, tokens=group.tokens, extra=extra)
 
 
 def _backend(config: VllmConfig, group: EngineGroup) -> str:

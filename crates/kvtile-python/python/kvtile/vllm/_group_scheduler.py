@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvtile import TierDirectory
+from kvtile import ModelGroup, ModelIdentity, TierDirectory, TokenHasher
 from kvtile._errors import InternalError
 from kvtile._kvtile import usable_stops
 from kvtile.vllm._directory import directory_of
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
+# vLLM's tables of blocks of a request.
+Tables = Sequence[Sequence[int]]
 # Pages of one group: their blocks, and the number of the first page.
 Pages = tuple[list[int], int]
 
@@ -37,6 +39,8 @@ class GroupScheduler(Scheduler):
         super().__init__(settings, math.gcd(*pages))
         self.group_directories: dict[int, dict[str, TierDirectory]] = {}
         self._groups = groups
+        # By name. All ranks have the same rules and page sizes.
+        self._members: dict[str, ModelGroup] = {}
         self._full = [group for group in groups if group.is_full]
         self._others = [group for group in groups if not group.is_full]
         self._has_states = any(group.is_state for group in groups)
@@ -45,9 +49,9 @@ class GroupScheduler(Scheduler):
     def greet(self, hellos: Mapping[int, Hello]) -> None:
         """Receives the workers' handshakes, once they have opened their caches."""
         for rank, hello in hellos.items():
-            if hello.hasher is None:
-                raise InternalError(f"kvtile.vllm: the worker of rank {rank} has one group, and the scheduler {len(self._groups)}")
-            self._hashers[rank] = hello.hasher
+            model = ModelIdentity.from_json(hello.identity)
+            self._members = model.groups
+            self._hashers[rank] = TokenHasher(model, salt=self._settings.salt)
             self.group_directories[rank] = {group.name: directory_of() for group in self._groups}
             # The blocks that the folder has kept.
             self._apply(rank, RankReport(group_changes=hello.group_changes))
@@ -81,11 +85,17 @@ class GroupScheduler(Scheduler):
         tracked.first = computed
         return found - computed, True
 
+    def _needs(self, group: EngineGroup, stop: int, have: int = 0) -> range:
+        """The pages that a stop needs of a group, without those of the first ``have`` tokens."""
+        pages = self._members[group.name].needs(stop)
+        first = min(max(pages.start, have // group.page_size), pages.stop)
+        return range(first, pages.stop)
+
     def _stops(self, keys: Keys) -> list[int]:
         """The stops that all workers have. The smallest of their longest stops may be none of some worker."""
         of_ranks = []
         for rank, directories in self.group_directories.items():
-            groups = [(group.rule, group.page_size, directories[group.name]) for group in self._groups]
+            groups = [(self._members[group.name], directories[group.name]) for group in self._groups]
             of_ranks.append(usable_stops(groups, keys[rank], self.page_size, len(keys[rank]) * self.page_size))
         common = set(of_ranks[0]).intersection(*of_ranks[1:])
         return [stop for stop in common if not stop % self._stop_unit]
@@ -118,7 +128,7 @@ class GroupScheduler(Scheduler):
         tracked.loaded = True
         tables = blocks.get_block_ids()
         have = {group.name: 0 if group.is_state else tracked.first for group in self._groups}
-        pages = {group.name: _at(tables[group.table], group.needs(stop, have[group.name])) for group in self._groups}
+        pages = {group.name: _at(tables[group.table], self._needs(group, stop, have[group.name])) for group in self._groups}
         keys = tracked.keys.of(stop // self.page_size)
         load = GroupLoadOrder(request.request_id, keys, stop, pages, have, tracked.adapter)
         self._orders.group_loads.append(load)
@@ -177,7 +187,7 @@ class GroupScheduler(Scheduler):
         return found
 
     def _stores(
-        self, tracked: Tracked, after: int, stops: Iterable[int], tables: Sequence[Sequence[int]], states: Mapping[tuple[int, int], int]
+        self, tracked: Tracked, after: int, stops: Iterable[int], tables: Tables, states: Mapping[tuple[int, int], int]
     ) -> list[GroupStoreOrder]:
         """The orders to store stops, and the pages of full attention up to ``after`` that are not stored."""
         if tracked.keys is None:
@@ -195,7 +205,7 @@ class GroupScheduler(Scheduler):
         return made
 
     def _full_pages(
-        self, tracked: Tracked, keys: Keys, after: int, tables: Sequence[Sequence[int]]
+        self, tracked: Tracked, keys: Keys, after: int, tables: Tables
     ) -> dict[str, Pages]:
         if all(after // group.page_size <= tracked.stored // group.page_size for group in self._full):
             return {}
@@ -214,7 +224,7 @@ class GroupScheduler(Scheduler):
         return min(first, self._spine(before))
 
     def _stop_pages(
-        self, stop: int, is_end: bool, tables: Sequence[Sequence[int]], states: Mapping[tuple[int, int], int]
+        self, stop: int, is_end: bool, tables: Tables, states: Mapping[tuple[int, int], int]
     ) -> dict[str, Pages] | None:
         """The pages of windows, chunks and states that a stop needs; None if vLLM does not have all of them.
 
@@ -223,7 +233,7 @@ class GroupScheduler(Scheduler):
         """
         found: dict[str, Pages] = {}
         for group in self._others:
-            pages = group.needs(stop)
+            pages = self._needs(group, stop)
             offered = states.get((group.table, stop)) if group.is_state else None
             if group.is_state and offered is None and not is_end:
                 return None
@@ -238,7 +248,7 @@ class GroupScheduler(Scheduler):
         orders.group_stores.append(store)
         self.announced[store.request] = self.announced.get(store.request, 0) + len(self.group_directories)
 
-    def finished(self, request: Request, tables: Sequence[Sequence[int]] = ()) -> bool:
+    def finished(self, request: Request, tables: Tables = ()) -> bool:
         """Ends a request, and stores the end of its answer, for the next turn of a conversation. Returns whether vLLM must
         keep its blocks, because stores still read them."""
         name = request.request_id

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kvtile import Completion, GroupCache, GroupLoadReport, GroupStoreReport, KvtileError, LaggedError, WaitTimeoutError
 from kvtile.vllm._adapters import LOADED
 from kvtile.vllm._directory import TIERS
-from kvtile.vllm._group_layout import group_identities, group_layouts
+from kvtile.vllm._group_layout import group_layouts, model_of
 from kvtile.vllm._groups import NULL_BLOCK, groups_of
 from kvtile.vllm._messages import Change, GroupLoadOrder, GroupStoreOrder, Hello, Orders, RankReport
 from kvtile.vllm._rank import Rank
@@ -44,24 +44,20 @@ class GroupWorker(WorkerTransfers):
     ) -> None:
         self.groups = groups_of(kv)
         layouts = group_layouts(caches, self.groups, kv.num_blocks)
-        self.identities = group_identities(config, settings, layouts, rank)
-        members = {group.name: (self.identities[group.name], group.rule) for group in self.groups}
-        first = next(iter(self.identities.values()))
-        self.cache = GroupCache(
-            members, {group.name: layout for group, layout in layouts.items()}, **settings.of_cache(rank, first)
-        )
+        self.model = model_of(config, settings, layouts, rank)
+        by_name = {group.name: layout for group, layout in layouts.items()}
+        self.cache = GroupCache(self.model, by_name, **settings.of_cache(rank, self.model))
         super().__init__(rank)
         self.has_disk = settings.disk_path is not None
         self.loads: dict[str, StopLoad] = {}
-        self._salt = settings.salt
         self._failed: set[str] = set()
         self._names = {facts["number"]: name for name, facts in self.cache.groups.items()}
         self._full = {group.name for group in self.groups if group.is_full}
         self._subscriber = self.cache.subscribe()
         self._warn_of_little_room(config)
-        shown = "; ".join(f"{group.rule} {len(group.layers)} layers, pages of {group.page_size}" for group in self.groups)
+        shown = "; ".join(f"{group.name}: {len(group.layers)} layers, pages of {group.page_size}" for group in self.groups)
         logger.info(
-            "kvtile keeps the KV of %s in %d groups (%s): %s; %d pages on disk", first.model, len(self.groups), shown, settings,
+            "kvtile keeps the KV of %s in %d groups (%s): %s; %d pages on disk", self.model.model, len(self.groups), shown, settings,
             sum(change[:2] == ("stored", "disk") for changes in self._everything().values() for change in changes),
         )
 
@@ -76,8 +72,8 @@ class GroupWorker(WorkerTransfers):
             )
 
     def hello(self) -> Hello:
-        """What makes the worker's keys, and its pages, for the scheduler."""
-        return Hello(hasher=self.cache.hasher(salt=self._salt), group_changes=self._everything())
+        """The identity of the model, and the worker's pages, for the scheduler."""
+        return Hello(self.model.to_json(), group_changes=self._everything())
 
     def begin_step(self, orders: Orders) -> None:
         """Starts the loads of a step."""

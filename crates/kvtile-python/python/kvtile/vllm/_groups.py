@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kvtile._errors import SettingsError
-from kvtile._kvtile import pages_needed
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 NULL_BLOCK = 0
 
 # By the classes of vLLM's specs: the kind of rule, the fields that together are its tokens, and vLLM's name in events.
-_RULES: dict[str, tuple[str, tuple[str, ...], str]] = {
+_RULES: dict[str, tuple[Literal["full", "window", "chunk", "stop"], tuple[str, ...], str]] = {
     "FullAttentionSpec": ("full", (), "full_attention"),
     "MLAAttentionSpec": ("full", (), "mla_attention"),
     # Retained tokens are before the window, for drafters that compute them again.
@@ -39,22 +38,22 @@ class EngineGroup:
     Attributes:
         name: the name of kvtile's group.
         table: the number of the table of blocks.
-        rule: what a request that resumes needs of the layers, as ``kvtile.GroupCache`` takes it.
+        rule: what a request that resumes needs of the layers, as ``kvtile.ModelGroup`` takes it.
+        tokens: those of a window or a chunk.
         page_size: tokens of a block.
         layers: vLLM's names of the layers, from first to last.
         kind: vLLM's name for the kind of the layers, for its events.
-        window: tokens of a sliding window, for its events.
         head_size: that of attention; 0 for states.
         content: what is in a layer's block, for the identity.
     """
 
     name: str
     table: int
-    rule: str
+    rule: Literal["full", "window", "chunk", "stop"]
     page_size: int
     layers: tuple[str, ...]
     kind: str
-    window: int | None = None
+    tokens: int | None = None
     head_size: int = 0
     content: str = ""
 
@@ -67,12 +66,6 @@ class EngineGroup:
     def is_state(self) -> bool:
         """Whether a stop needs one record, which vLLM has for the stop alone."""
         return self.rule == "stop"
-
-    def needs(self, stop: int, have: int = 0) -> range:
-        """The pages that a request needs to resume after ``stop`` tokens, without those of its first ``have`` tokens."""
-        pages = pages_needed(self.rule, self.page_size, stop)
-        # The record of a state replaces the one before it.
-        return pages if self.is_state else range(max(pages.start, have // self.page_size), max(pages.stop, have // self.page_size))
 
 
 def is_one_full_group(kv: KVCacheConfig) -> bool:
@@ -99,23 +92,23 @@ def groups_of(kv: KVCacheConfig) -> list[EngineGroup]:
             )
         # A table may have layers with blocks of unequal size.
         specs: Mapping[str, Any] = getattr(group.kv_cache_spec, "kv_cache_specs", None) or {}
-        by_spec: dict[tuple[str, int], list[str]] = {}
+        by_spec: dict[tuple[str, int | None, int], list[str]] = {}
         for layer in layers:
             spec = specs.get(layer, group.kv_cache_spec)
-            by_spec.setdefault((_rule_of(spec, layer), _content_bytes(spec)), []).append(layer)
-        for (rule, _), of_spec in by_spec.items():
-            found.append(_group(rule, table, specs.get(of_spec[0], group.kv_cache_spec), of_spec))
+            _refuse_spec(spec, layer)
+            by_spec.setdefault((type(spec).__name__, _tokens_of(spec), _content_bytes(spec)), []).append(layer)
+        for of_spec in by_spec.values():
+            found.append(_group(table, specs.get(of_spec[0], group.kv_cache_spec), of_spec))
     return found
 
 
-def _group(rule: str, table: int, spec: Any, layers: list[str]) -> EngineGroup:
-    digest = hashlib.blake2b("\n".join([rule, *layers]).encode(), digest_size=6).hexdigest()
-    kind = _RULES[type(spec).__name__][2]
-    return EngineGroup(
-        f"{rule.replace(':', '-')}.{digest}", table, rule, spec.block_size, tuple(layers), kind,
-        spec.sliding_window if kind.startswith("sliding_window") else None, getattr(spec, "head_size", 0),
-        _content_of(spec),
-    )
+def _group(table: int, spec: Any, layers: list[str]) -> EngineGroup:
+    rule, _, kind = _RULES[type(spec).__name__]
+    tokens = _tokens_of(spec)
+    digest = hashlib.blake2b("\n".join([f"{rule} {tokens}", *layers]).encode(), digest_size=6).hexdigest()
+    name = f"{rule}-{digest}" if tokens is None else f"{rule}-{tokens}-{digest}"
+    head_size, content = getattr(spec, "head_size", 0), _content_of(spec)
+    return EngineGroup(name, table, rule, spec.block_size, tuple(layers), kind, tokens, head_size, content)
 
 
 # Fields of vLLM's specs that say what is in a block.
@@ -128,7 +121,7 @@ def _content_of(spec: Any) -> str:
     return ", ".join(f"{field} {getattr(value, 'name', value)}" for field, value in said.items())
 
 
-def _rule_of(spec: Any, layer: str) -> str:
+def _refuse_spec(spec: Any, layer: str) -> None:
     kind = type(spec).__name__
     if kind not in _RULES:
         raise SettingsError(
@@ -142,9 +135,13 @@ def _rule_of(spec: Any, layer: str) -> str:
         raise SettingsError(
             f"kvtile.vllm: with speculative decoding vLLM has several states of {layer} at one position; switch it off"
         )
-    rule, fields, _ = _RULES[kind]
-    # A table of full attention may have windows too (the hybrid manager is off), and keeps all tokens.
-    return f"{rule}:{sum(getattr(spec, field, 0) or 0 for field in fields)}" if fields else rule
+
+
+def _tokens_of(spec: Any) -> int | None:
+    """The tokens of a rule. A table of full attention may have windows too (the hybrid manager is off), and keeps all
+    tokens."""
+    fields = _RULES[type(spec).__name__][1]
+    return sum(getattr(spec, field, 0) or 0 for field in fields) if fields else None
 
 
 def _content_bytes(spec: Any) -> int:

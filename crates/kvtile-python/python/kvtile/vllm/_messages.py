@@ -12,7 +12,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
-from kvtile import TokenHasher
 from kvtile._errors import InternalError
 
 # Block keys by rank. All ranks have the same keys, unless the order inside their blocks is unknown; then a key depends on
@@ -111,11 +110,9 @@ class Orders(KVConnectorMetadata):  # type: ignore[misc]
 class Hello(KVConnectorHandshakeMetadata):  # type: ignore[misc]
     """A worker's message after opening its cache: the identity of its blocks, and the blocks that it has."""
 
-    # For models with one group.
-    identity: str | None = None
+    identity: str
     changes: list[Change] = field(default_factory=list)
-    # For models with several groups: what makes the keys, and the blocks by group.
-    hasher: TokenHasher | None = None
+    # For models with several groups, whose identity is that of the model: the blocks by group.
     group_changes: dict[str, list[Change]] = field(default_factory=dict)
 
 

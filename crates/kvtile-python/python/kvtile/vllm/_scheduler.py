@@ -101,7 +101,7 @@ class Scheduler:
 
     def greet(self, hellos: Mapping[int, Hello]) -> None:
         """Receives the workers' handshakes, once they have opened their caches."""
-        identities = {rank: _identity_of(rank, hello) for rank, hello in hellos.items()}
+        identities = {rank: Identity.from_json(hello.identity) for rank, hello in hellos.items()}
         models = {identity.model_fingerprint: identity for identity in identities.values()}
         hashers = {model: TokenHasher(identity, salt=self._settings.salt) for model, identity in models.items()}
         self._hashers = {rank: hashers[identity.model_fingerprint] for rank, identity in identities.items()}
@@ -356,9 +356,3 @@ class Scheduler:
             return Tracked(request, None)
         keys = RequestKeys(request, self._hashers, [b"adapter:" + digest, *common])
         return Tracked(request, keys, (lora.lora_int_id, digest))
-
-
-def _identity_of(rank: int, hello: Hello) -> Identity:
-    if hello.identity is None:
-        raise InternalError(f"kvtile.vllm: the worker of rank {rank} has several groups, and the scheduler one")
-    return Identity.from_json(hello.identity)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvtile import Identity
+from kvtile import Identity, ModelIdentity
 from kvtile._errors import SettingsError
 from kvtile.vllm._rank import Rank
 
@@ -163,7 +163,7 @@ class Settings:
         number = int(port) + rank if int(port) else 0
         return f"{host or '127.0.0.1'}:{number}"
 
-    def of_cache(self, rank: Rank, identity: Identity) -> dict[str, Any]:
+    def of_cache(self, rank: Rank, identity: Identity | ModelIdentity) -> dict[str, Any]:
         """The keyword arguments of a rank's ``kvtile.Cache`` or ``kvtile.GroupCache``, without those that were not given."""
         if self.connect is not None:
             own = {"workers": self.workers, "recompute_tokens_per_second": self.recompute_tokens_per_second}

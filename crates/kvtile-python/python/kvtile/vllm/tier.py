@@ -268,6 +268,8 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
 
     def _submit(self, job: TransferJob, *, is_load: bool) -> None:
         """Starts a job. Every job has a result, also one that fails: vLLM pins its rows until then."""
+        operation = "load" if is_load else "store"
+        keys: list[bytes] = []
         try:
             keys, rows = list(job.keys), _rows_of(job)
             refusal = self._refusal(keys, rows, is_load=is_load)
@@ -275,15 +277,14 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
                 self._jobs[job.job_id] = _TierJob(keys, is_load)
                 self._start(job, keys, rows, is_load=is_load)
                 return
-            self._stats.add("blocks", "load" if is_load else "store", refusal, count=max(1, len(keys)))
+            self._stats.add("blocks", operation, refusal, count=max(1, len(keys)))
             # A tier that is not to write has not failed.
             self._end(job.job_id, keys, is_load=is_load, success=refusal == _READ_ONLY)
         except Exception:
-            self._count_error("submit_load" if is_load else "submit_store")
+            self._count_error(f"submit_{operation}")
+            self._stats.add("blocks", operation, "failed", count=max(1, len(keys)))
             self._jobs.pop(job.job_id, None)
-            self._end(job.job_id, [], is_load=is_load, success=False)
-            if is_load:
-                self._fail(job.keys)
+            self._end(job.job_id, keys, is_load=is_load, success=False)
 
     def _refusal(self, keys: list[bytes], rows: list[int], *, is_load: bool) -> str | None:
         """Why a job is not started: it would overrun the rows, or mix two blocks in one."""
@@ -291,7 +292,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
             return "closed"
         if len(keys) != len(rows) or any(not 0 <= row < self._count for row in rows):
             return "refused"
-        if is_load and len(set(rows)) != len(rows):
+        if len(set(rows)) != len(rows):
             return "refused"
         return _READ_ONLY if self.options.read_only and not is_load else None
 

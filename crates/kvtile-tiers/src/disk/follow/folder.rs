@@ -142,13 +142,15 @@ pub(super) fn judge(
 ) -> (FollowCondition, Option<Manifest>) {
     match Manifest::from_bytes(bytes, medium) {
         Err(error) => (FollowCondition::Unusable { error }, None),
-        Ok(manifest) => match manifest.check(std::slice::from_ref(group), medium) {
-            Ok(()) => (FollowCondition::Followed, Some(manifest)),
-            Err(TierError::Mismatch(MismatchError::FolderDiffers { difference, .. })) => {
-                (FollowCondition::Differs { difference }, None)
+        Ok(manifest) => {
+            match manifest.check(&manifest.cut_as_stored(std::slice::from_ref(group)), medium) {
+                Ok(()) => (FollowCondition::Followed, Some(manifest)),
+                Err(TierError::Mismatch(MismatchError::FolderDiffers { difference, .. })) => {
+                    (FollowCondition::Differs { difference }, None)
+                }
+                Err(error) => (FollowCondition::Unusable { error }, None),
             }
-            Err(error) => (FollowCondition::Unusable { error }, None),
-        },
+        }
     }
 }
 
@@ -158,15 +160,15 @@ impl FollowedFiles {
     pub(super) fn open(
         medium: &dyn Medium,
         manifest: &Manifest,
-        pieces: &BlockPieces,
     ) -> Result<FollowedFiles, TierError> {
-        let form = RecordForm::of(pieces);
+        let pieces = only(manifest).pieces()?;
+        let form = RecordForm::of(&pieces);
         let [records, slots] = lengths(medium, manifest, form)?;
         let places = u32::try_from(records / form.stride()).unwrap_or(u32::MAX);
         Ok(FollowedFiles {
             store: manifest.store(0),
             form,
-            pieces: pieces.clone(),
+            pieces,
             slot_bytes: only(manifest).slot_bytes(),
             places: places.min(only(manifest).slots()),
             records: FollowedFile::open(medium, (RECORDS_FILE, records), false)?,

@@ -21,7 +21,7 @@ use super::{
         manifest::file_name,
         medium::FileRead,
         record::{DecodedRecord, SlotRecord},
-        store::{ExpectedBlock, is_end, pieces_of, read_expected},
+        store::{ExpectedBlock, ReadSource, is_end, pieces_of, read_expected},
         tier::{BatchReader, GROUP, set},
     },
     FollowerShared,
@@ -60,14 +60,14 @@ impl BatchReader for FollowerShared {
     }
 
     /// Blocks that are damaged or cannot be read are not found again until their records change.
-    fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<FollowerOutcome>, u64) {
+    fn read_all(&self, blocks: &mut [BlockRead], threads: usize) -> (Vec<FollowerOutcome>, u64) {
         let mut outcomes: Vec<FollowerOutcome> =
             blocks.iter().map(|_| Err(TierMiss::Absent)).collect();
         let mut came = 0;
         let (files, found) = self.look_up(blocks);
         if let Some(files) = files {
             let wanted = wanted(&files, (blocks, found), &mut outcomes);
-            came = self.read_wanted(&files, wanted, &mut outcomes);
+            came = self.read_wanted((&files, threads), wanted, &mut outcomes);
         }
         self.counters.count_reads(&outcomes, came);
         (outcomes, came)
@@ -125,7 +125,7 @@ impl FollowerShared {
     /// Reads blocks and verifies them with their records. Returns the number of bytes read.
     fn read_wanted(
         &self,
-        files: &FollowedFiles,
+        (files, threads): (&FollowedFiles, usize),
         wanted: Vec<FollowedRead<'_>>,
         outcomes: &mut [FollowerOutcome],
     ) -> u64 {
@@ -159,7 +159,7 @@ impl FollowerShared {
             }
         }
         let mut came = 0;
-        for (read, ended) in self.read_slots(files, &mut reads, &expected) {
+        for (read, ended) in self.read_slots((files, threads), &mut reads, &expected) {
             let (Some((block, record)), Some(bytes)) = (there.get(read), reads.get(read)) else {
                 broken(format_args!("read {read} of {}", there.len()))
             };
@@ -178,7 +178,7 @@ impl FollowerShared {
     /// Reads blocks of the data file and verifies them. Returns the index and the outcome of each.
     fn read_slots(
         &self,
-        files: &FollowedFiles,
+        (files, threads): (&FollowedFiles, usize),
         reads: &mut [FileRead<'_>],
         expected: &[ExpectedBlock],
     ) -> Vec<(usize, Result<(), SlotMiss>)> {
@@ -186,10 +186,14 @@ impl FollowerShared {
             let missing = (0..reads.len()).map(|read| (read, Err(SlotMiss::Truncated)));
             return missing.collect();
         };
-        let failed = |error| TierError::file("read", file_name(&*self.medium, SLOTS_FILE), error);
         let mut ended = Vec::with_capacity(reads.len());
-        let from = (slots, &files.pieces);
-        read_expected(from, (reads, expected), &failed, &mut |read, outcome| {
+        let from = ReadSource {
+            slots,
+            pieces: &files.pieces,
+            threads,
+            failed: &|error| TierError::file("read", file_name(&*self.medium, SLOTS_FILE), error),
+        };
+        read_expected(&from, (reads, expected), &mut |read, outcome| {
             ended.push((read, outcome));
         });
         ended

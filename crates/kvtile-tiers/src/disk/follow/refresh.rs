@@ -164,7 +164,7 @@ impl FollowerShared {
         if view.index.len() > 0 && self.is_open.load(Ordering::Relaxed) {
             self.events.cleared(self.id, GROUP);
         }
-        view.index = FollowedIndex::new(RecordForm::of(&self.group.identity.pieces));
+        view.index = FollowedIndex::default();
     }
 
     /// The open files of the folder; opens them again if they were replaced or resized.
@@ -180,13 +180,19 @@ impl FollowerShared {
             return Ok(files);
         }
         watch.compared = None;
-        let opened = FollowedFiles::open(&*self.medium, manifest, &self.group.identity.pieces);
+        let opened = FollowedFiles::open(&*self.medium, manifest);
         if opened.is_err() {
             // Blocks that no read can get are not offered.
             self.reset(false);
         }
         let files = Arc::new(opened?);
-        self.view.write().files = Some(Arc::clone(&files));
+        if !self.view.read().index.takes(files.form) {
+            // A manifest that was changed in place.
+            self.reset(false);
+        }
+        let mut view = self.view.write();
+        view.index.expect(files.form);
+        view.files = Some(Arc::clone(&files));
         Ok(files)
     }
 

@@ -39,7 +39,7 @@ impl Lane for FileLane {
     }
 
     fn carries(&self, from: LaneEnd, to: LaneEnd) -> bool {
-        [from, to].contains(&LaneEnd::File)
+        [from, to].contains(&LaneEnd::File) && ![from, to].contains(&LaneEnd::Device)
     }
 
     /// A read from a file into memory follows the order of the file. Going layer by layer is free

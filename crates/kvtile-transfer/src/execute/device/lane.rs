@@ -1,0 +1,175 @@
+//! The lane from and to memory of devices.
+
+use std::{
+    num::NonZeroUsize,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Instant,
+};
+
+use kvtile_device::{DeviceMark, DeviceQueue};
+use kvtile_layout::CopyPlan;
+
+use super::{
+    super::{
+        flight::TransferFlight,
+        lane::{Lane, LaneEnd, LanePlanning, LaneSides, TransferHints},
+    },
+    engine::{CopyDirection, DeviceEngine, QuiesceOnDrop},
+    reaper::{FlyingCount, Landing},
+    sides::DeviceSides,
+};
+use crate::error::{CopyError, TransferError};
+
+/// Threads that enqueue: a flight that waits for staging memory does not stop the next one.
+const THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
+
+/// The lane between devices, and between devices and memory of this process.
+#[derive(Debug, Default)]
+pub(crate) struct DeviceLane {
+    flying: Arc<FlyingCount>,
+}
+
+impl Lane for DeviceLane {
+    fn name(&self) -> &'static str {
+        "kvtile-device"
+    }
+
+    fn threads(&self) -> NonZeroUsize {
+        THREADS
+    }
+
+    fn carries(&self, from: LaneEnd, to: LaneEnd) -> bool {
+        [from, to].contains(&LaneEnd::Device) && ![from, to].contains(&LaneEnd::File)
+    }
+
+    fn planning(&self, (_, destination): LaneSides<'_>) -> LanePlanning {
+        LanePlanning {
+            source_order: false,
+            layers_are_free: destination.has_region_per_layer(),
+        }
+    }
+
+    /// Enqueueing can block on a full stream, and the caller may be an engine's thread.
+    fn inline_bytes(&self) -> u64 {
+        0
+    }
+
+    fn has_marks(&self) -> bool {
+        true
+    }
+
+    unsafe fn carry(
+        &self,
+        plan: &CopyPlan,
+        sides: LaneSides<'_>,
+        _hints: TransferHints,
+    ) -> Result<(), TransferError> {
+        let sides = DeviceSides::of(sides)?;
+        let queue = sides.queue()?;
+        let mut guard = QuiesceOnDrop(Some(&queue));
+        // SAFETY: passed on to the caller; the guard waits for the copies before this returns or unwinds.
+        unsafe { sides.enqueue(plan, &queue, &[]) }?;
+        if !sides.ends_on_host() {
+            queue.record()?.wait()?;
+        }
+        guard.0 = None;
+        Ok(())
+    }
+
+    /// Enqueues the copies on this thread; a reaper ends the flight.
+    fn fly(&self, flight: TransferFlight) {
+        let counted = self.flying.count();
+        let start = Instant::now();
+        let way = match FlightWay::prepare(&flight) {
+            Ok(way) => way,
+            // Nothing was enqueued.
+            Err(error) => return flight.land(Err(error)),
+        };
+        if way.ends_here {
+            return flight.fly(self);
+        }
+        let mut marks = Vec::new();
+        let enqueued = catch_unwind(AssertUnwindSafe(|| way.enqueue(&flight, &mut marks)));
+        let enqueued = enqueued.unwrap_or(Err(TransferError::Copy(CopyError::Panicked)));
+        let landing = Landing {
+            queue: way.queue,
+            marks,
+            announces: flight.cargo().announces_layers(),
+            start,
+            failed: enqueued.err(),
+            counted,
+            flight,
+        };
+        way.engine.way(way.direction).reaper.push(landing);
+    }
+
+    fn settle(&self) {
+        self.flying.wait();
+    }
+}
+
+/// Where the copies of a flight go.
+struct FlightWay {
+    engine: Arc<DeviceEngine>,
+    direction: CopyDirection,
+    queue: DeviceQueue,
+    /// Whether the flight ends on this thread: the CPU has the last step.
+    ends_here: bool,
+}
+
+impl FlightWay {
+    /// Finds the queue, which then waits for the work before the flight.
+    fn prepare(flight: &TransferFlight) -> Result<FlightWay, TransferError> {
+        let cargo = flight.cargo();
+        let sides = DeviceSides::of(cargo.sides()?)?;
+        let way = FlightWay {
+            engine: Arc::clone(sides.engine),
+            direction: sides.direction,
+            queue: sides.queue()?,
+            // Comparisons take staging memory, for which a reaper must not wait.
+            ends_here: sides.ends_on_host() || cargo.verifies(),
+        };
+        sides.way().reaper.open()?;
+        for mark in cargo.after() {
+            way.queue.wait(mark)?;
+        }
+        Ok(way)
+    }
+
+    /// Enqueues all plans, with a mark behind each layer or behind all of them.
+    fn enqueue(
+        &self,
+        flight: &TransferFlight,
+        marks: &mut Vec<DeviceMark>,
+    ) -> Result<(), TransferError> {
+        let cargo = flight.cargo();
+        let sides = DeviceSides::of(cargo.sides()?)?;
+        let announces = cargo.announces_layers();
+        let mut record = |layer: Option<usize>| {
+            let mark = self.queue.record()?;
+            match (flight.marks(), layer) {
+                (Some(known), Some(layer)) => known.set(layer, &mark),
+                (Some(known), None) => known.set_all(&mark),
+                (None, _) => {}
+            }
+            marks.push(mark);
+            Ok(())
+        };
+        let mut layer = 0;
+        cargo.for_each_plan(&mut |plan| {
+            // SAFETY: guaranteed by the cargo, which lives until the flight lands: behind the last mark, or after an
+            // error when the queue is idle.
+            unsafe { sides.enqueue(plan, &self.queue, cargo.after()) }?;
+            if announces {
+                record(Some(layer))?;
+                layer += 1;
+            }
+            Ok(())
+        })?;
+        match announces {
+            true => Ok(()),
+            false => record(None),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Both ends of a transfer with a device.
+
+use std::sync::Arc;
+
+use kvtile_device::{DeviceMark, DeviceQueue, SourceOrder};
+use kvtile_layout::CopyPlan;
+
+use super::{
+    super::{
+        bound::{BoundLayout, RegionBacking},
+        lane::LaneSides,
+    },
+    bounce, copies,
+    engine::{CopyDirection, DeviceEngine, DeviceWay},
+};
+use crate::error::{BindError, TransferError};
+
+/// A source and a destination of which at least one is memory of a device.
+#[derive(Debug)]
+pub(super) struct DeviceSides<'a> {
+    pub(super) source: &'a BoundLayout,
+    pub(super) destination: &'a BoundLayout,
+    pub(super) engine: &'a Arc<DeviceEngine>,
+    pub(super) direction: CopyDirection,
+    /// Whether the side in memory of this process, if there is one, is pinned.
+    is_pinned: bool,
+}
+
+impl<'a> DeviceSides<'a> {
+    pub(super) fn of(
+        (source, destination): LaneSides<'a>,
+    ) -> Result<DeviceSides<'a>, TransferError> {
+        let (engine, direction, host) = match (source.backing(), destination.backing()) {
+            (RegionBacking::Device(engine, _), RegionBacking::Device(..)) => {
+                (engine, CopyDirection::Across, None)
+            }
+            (RegionBacking::Device(engine, _), RegionBacking::Memory(_)) => {
+                (engine, CopyDirection::Down, Some(destination))
+            }
+            (RegionBacking::Memory(_), RegionBacking::Device(engine, _)) => {
+                (engine, CopyDirection::Up, Some(source))
+            }
+            _ => {
+                let kind = destination.kind();
+                return Err(TransferError::Bind(BindError::NotReachable { kind }));
+            }
+        };
+        let reached = host.map(|host| host.reached(engine.device())).transpose()?;
+        Ok(DeviceSides {
+            source,
+            destination,
+            engine,
+            direction,
+            is_pinned: reached.is_none_or(super::ReachedMemory::is_pinned),
+        })
+    }
+
+    pub(super) fn way(&self) -> &DeviceWay {
+        self.engine.way(self.direction)
+    }
+
+    pub(super) fn queue(&self) -> Result<DeviceQueue, TransferError> {
+        self.engine.queue(self.direction)
+    }
+
+    /// Whether the last step is a copy by the CPU, so that no mark is behind the transfer.
+    pub(super) fn ends_on_host(&self) -> bool {
+        !self.is_pinned && self.direction == CopyDirection::Down
+    }
+
+    /// Enqueues the copies of `plan`. Where the transfer [ends on the host](Self::ends_on_host), all bytes have arrived.
+    ///
+    /// # Safety
+    /// As for [`Lane::carry`](super::super::lane::Lane::carry), until a mark behind the copies is passed or the queue is
+    /// idle, also after an error.
+    pub(super) unsafe fn enqueue(
+        &self,
+        plan: &CopyPlan,
+        queue: &DeviceQueue,
+        after: &[DeviceMark],
+    ) -> Result<(), TransferError> {
+        if !self.is_pinned {
+            // SAFETY: passed on to the caller.
+            return unsafe { bounce::copy_plan(plan, self, queue) };
+        }
+        let order = match self.direction {
+            // The source is leased: no work that was enqueued before writes it, unless the transfer waits for that work.
+            CopyDirection::Up if after.is_empty() => SourceOrder::Any,
+            _ => SourceOrder::Queue,
+        };
+        // SAFETY: passed on to the caller.
+        unsafe { copies::enqueue(plan, self, queue, order) }
+    }
+}
