@@ -75,7 +75,8 @@ pub(super) fn prefetch(
         })
     });
     let jobs: Vec<GroupJob<_>> = jobs.collect();
-    let report = move |groups| GroupLoadReport::of(stop, groups);
+    let draft = draft_names(shared);
+    let report = move |groups| GroupLoadReport::of(stop, groups, &draft);
     Ok(GroupOperation::begin(jobs, None, report))
 }
 
@@ -157,8 +158,13 @@ pub(super) fn start(
         }
     }
     let stop = found.stop();
-    let draft = shared.facts.iter().filter(|facts| !facts.gates());
-    let draft: Vec<String> = draft.map(|facts| facts.name.clone()).collect();
+    let draft = draft_names(shared);
     let report = move |groups| GroupLoadReport::of(stop, groups, &draft);
     Ok(GroupOperation::begin(jobs, None, report))
+}
+
+/// The groups that decide nothing.
+fn draft_names(shared: &GroupsShared) -> Vec<String> {
+    let draft = shared.facts.iter().filter(|facts| !facts.gates());
+    draft.map(|facts| facts.name.clone()).collect()
 }

@@ -231,7 +231,7 @@ fn missing(
     (stop, asked): (u64, &HashSet<(usize, BlockKey)>),
 ) -> MissingPages {
     let others = shared.facts.iter().enumerate();
-    let others = others.filter(|(_, facts)| facts.rule != GroupRule::Full);
+    let others = others.filter(|(_, facts)| facts.gates() && facts.rule != GroupRule::Full);
     let mut others: Vec<_> = others.map(|(at, facts)| (at, facts.needs(stop))).collect();
     others.sort_by_key(|(_, pages)| pages.end - pages.start);
     let mut unasked = None;
