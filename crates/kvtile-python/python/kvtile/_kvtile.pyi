@@ -54,6 +54,7 @@ __all__ = [
     "reading_pays",
     "run_program",
     "serve_http",
+    "usable_stops",
 ]
 
 STORAGE_WORD: Final[str]
@@ -1021,3 +1022,6 @@ def close_all() -> None: ...
 def run_program(arguments: Sequence[str]) -> int: ...
 
 def reading_pays(seconds: float, tokens: int, tokens_per_second: float) -> bool: ...
+def usable_stops(
+    groups: Iterable[tuple[ModelGroup, TierDirectory]], keys: Sequence[bytes], unit: int, at_most: int
+) -> list[int]: ...
