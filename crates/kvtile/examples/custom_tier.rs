@@ -23,8 +23,8 @@ use kvtile::{
     blocks::{GroupId, Tick, events::StoredBlock, events::TierKind, pool::PinClaim},
     tiers::tier::{
         AnswerTime, BlockName, BlockRead, BlockWrite, NotWritten, PromisedHold, ReadReport,
-        ReadSuccess, RefusedBlocks, SyncReport, Tier, TierAbilities, TierContext, TierHold, TierMiss,
-        TierSettings, TierStats, WriteReport, WriteSuccess,
+        ReadSuccess, RefusedBlocks, SyncReport, Tier, TierAbilities, TierContext, TierHold,
+        TierMiss, TierSettings, TierStats, WriteReport, WriteSuccess,
     },
 };
 use parking_lot::Mutex;
