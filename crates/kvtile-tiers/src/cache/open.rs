@@ -395,6 +395,8 @@ fn host_layout(
     };
     let memory = match for_readers {
         true => StorageMemory::ForReaders(prefault),
+        // Copies with a device are direct from and to registered memory, whose pages are there from the start.
+        false if engine.device().is_some() => StorageMemory::ForDeviceOf(engine.clone()),
         false => StorageMemory::Own(prefault),
     };
     let word = settings.storage_word.as_ref();
