@@ -4,7 +4,7 @@
 use crate::metadata::CargoPackage;
 
 /// Every crate of the workspace, and the workspace crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 29] = [
+const ARROWS: [(&str, &[&str]); 30] = [
     ("kvtile-layout", &[]),
     ("kvtile-kernels", &["kvtile-layout"]),
     ("kvtile-ptx", &[]),
@@ -102,6 +102,19 @@ const ARROWS: [(&str, &[&str]); 29] = [
         &["kvtile-blocks", "kvtile-events-wire", "kvtile-tiers"],
     ),
     ("kvtile-events-wire", &[]),
+    (
+        "kvtile-gpu-check",
+        &[
+            "kvtile-bench",
+            "kvtile-device",
+            "kvtile-kernels",
+            "kvtile-layout",
+            "kvtile-memory",
+            "kvtile-ptx",
+            "kvtile-random",
+            "kvtile-testkit",
+        ],
+    ),
     ("kvtile-http", &["kvtile"]),
     (
         "kvtile-program",
@@ -218,7 +231,7 @@ impl DependencyKind {
 
 /// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
 /// has a row without [`DependencyKind::Runtime`] and [`DependencyKind::Network`].
-const REFUSED: [(&str, &[DependencyKind]); 29] = [
+const REFUSED: [(&str, &[DependencyKind]); 30] = [
     ("kvtile-layout", DependencyKind::ALL),
     ("kvtile-kernels", DependencyKind::ALL),
     ("kvtile-ptx", DependencyKind::ALL),
@@ -249,6 +262,7 @@ const REFUSED: [(&str, &[DependencyKind]); 29] = [
     ("kvtile-cli", DependencyKind::ALL),
     ("kvtile-events-publish", DependencyKind::ALL),
     ("kvtile-events-wire", DependencyKind::ALL),
+    ("kvtile-gpu-check", DependencyKind::ALL),
     ("kvtile-http", DependencyKind::ALL),
     ("kvtile-program", DependencyKind::ALL),
     ("kvtile-python", DependencyKind::ALL),

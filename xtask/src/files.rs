@@ -14,9 +14,10 @@ const LINES_MAX: usize = 600;
 /// them sound, the calls of the device driver and the regions that it owns, the stand-in for it (in
 /// tests only, whose functions are called as the driver's), and the file in which the Python
 /// package reads the structures of DLPack and of the buffer protocol.
-const UNSAFE_PLACES: [&str; 7] = [
+const UNSAFE_PLACES: [&str; 8] = [
     "crates/kvtile-device/src/driver",
     "crates/kvtile-device/src/memory",
+    "crates/kvtile-gpu-check/src/rig",
     "crates/kvtile-standin/src",
     "crates/kvtile-memory/src",
     "crates/kvtile-transfer/src/execute",

@@ -8,6 +8,7 @@ mod cached;
 mod circles;
 mod engines;
 mod files;
+mod gpu_check;
 mod kernels;
 mod licences;
 mod links;
@@ -16,6 +17,7 @@ mod names;
 mod python;
 mod sharing;
 mod step;
+mod tests;
 mod vllm;
 mod wheels;
 mod words;
@@ -76,6 +78,9 @@ enum XtaskCommand {
         #[arg(long)]
         write: bool,
     },
+    /// Builds the program that checks kvtile on a machine with a GPU, for glibc 2.28 or later, and runs it with the
+    /// stand-in for a driver.
+    GpuCheck,
     /// Only the rules for dependencies, licences, files and rooms.
     Rules,
     /// Builds the Python package into its own environment and tests it there.
@@ -154,7 +159,7 @@ enum XtaskCommand {
 
 fn main() -> ExitCode {
     let result = match XtaskArguments::parse().command {
-        XtaskCommand::Test => test(),
+        XtaskCommand::Test => tests::run(),
         XtaskCommand::Check { without_tests } => check(without_tests),
         XtaskCommand::Fuzz { seconds } => fuzz(seconds),
         XtaskCommand::Loom => loom(),
@@ -166,6 +171,7 @@ fn main() -> ExitCode {
             seed,
         } => soak((kills, seeds, seconds), seed),
         XtaskCommand::Kernels { write } => kernels::run(write),
+        XtaskCommand::GpuCheck => gpu_check::run(),
         XtaskCommand::Rules => rules(),
         XtaskCommand::TestPython => python::test(),
         XtaskCommand::Wheel { check: true, .. } => wheels::check(),
@@ -191,10 +197,6 @@ fn main() -> ExitCode {
     }
 }
 
-fn test() -> Result<(), StepFailure> {
-    CargoStep::cargo(["test", "--workspace", "--locked", "--no-fail-fast"]).run()
-}
-
 fn check(without_tests: bool) -> Result<(), StepFailure> {
     rules()?;
     kernels::check()?;
@@ -210,7 +212,7 @@ fn check(without_tests: bool) -> Result<(), StepFailure> {
         .chain(["--all-targets"]);
     CargoStep::cargo(clippy.chain(["--", "-D", "warnings"])).run()?;
     if !without_tests {
-        test()?;
+        tests::run()?;
         let test = ["test"].into_iter().chain(rivals);
         CargoStep::cargo(test.chain(["--test", "cli", "blocks"])).run()?;
     }

@@ -191,7 +191,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// PATH with a folder before the others.
-fn path_with(folder: &Path) -> String {
+pub(crate) fn path_with(folder: &Path) -> String {
     let path = env::var("PATH").unwrap_or_default();
     format!("{}:{path}", folder.display())
 }

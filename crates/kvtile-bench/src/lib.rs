@@ -44,6 +44,7 @@ mod walk;
 
 pub use contender::CopyMethod;
 pub use error::BenchError;
+pub use html::{BENCH_STYLE, escaped};
 pub use report::BenchReport;
 pub use run::{BenchProgress, run};
 pub use settings::BenchSettings;

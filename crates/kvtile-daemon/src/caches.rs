@@ -190,6 +190,7 @@ impl ServedCaches {
             .host_bytes(settings.host_bytes / share)
             .workers(settings.workers)
             .queue_capacity(settings.queue_capacity);
+        of_cache.quotas = settings.quotas.clone();
         if settings.prefault {
             of_cache = of_cache.prefault();
         }
@@ -200,6 +201,8 @@ impl ServedCaches {
                 of_cache = of_cache.disk_writes(writes);
             }
         }
+        let on_disk = settings.disk.as_ref().map(|disk| disk.policy);
+        of_cache = of_cache.policies(settings.policy, on_disk.unwrap_or_default());
         let stride_bytes = engine.shape().block_bytes()?.next_multiple_of(ALIGNMENT);
         let builder = (self.maker)(of_cache)?.host_memory_for_readers();
         let cache = builder.open(engine)?;

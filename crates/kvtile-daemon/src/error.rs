@@ -20,6 +20,12 @@ pub enum DaemonError {
         /// The largest value.
         most: u64,
     },
+    /// A tenant has two quotas.
+    #[error("tenant {tenant} has two quotas; give one")]
+    TwoQuotas {
+        /// The tenant.
+        tenant: u32,
+    },
     /// Another daemon serves the socket.
     #[error("another daemon serves {socket}; stop it, or choose another socket")]
     InUse {

@@ -1,8 +1,11 @@
 //! The settings of a daemon.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::HashSet, path::PathBuf, time::Duration};
 
-use kvtile_tiers::cache::{HOST_BYTES_MAX, QUEUE_CAPACITY_MAX, TierWrites, WORKERS_MAX};
+use kvtile_blocks::{policy::PolicyKind, pool::TenantQuota};
+use kvtile_tiers::cache::{
+    HOST_BYTES_MAX, QUEUE_CAPACITY_MAX, QUOTAS_MAX, TierWrites, WORKERS_MAX,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::DaemonError;
@@ -18,6 +21,9 @@ pub struct DaemonDisk {
     /// When blocks are written to it (default: when host memory evicts them, and at the end).
     #[serde(default)]
     pub writes: Option<TierWrites>,
+    /// The eviction policy (default: the learned leaf policy).
+    #[serde(default)]
+    pub policy: PolicyKind,
 }
 
 /// Settings of a daemon.
@@ -32,6 +38,13 @@ pub struct DaemonSettings {
     /// The disk (default: none).
     #[serde(default)]
     pub disk: Option<DaemonDisk>,
+    /// The eviction policy of host memory (default: the learned leaf policy).
+    #[serde(default)]
+    pub policy: PolicyKind,
+    /// Limits on the host blocks of single tenants, of each identity (default: none; at most
+    /// [`QUOTAS_MAX`] tenants, at least one block each). Clients state the tenant of what they store.
+    #[serde(default)]
+    pub quotas: Vec<TenantQuota>,
     /// The largest number of identities at a time (default 1; 1 to 1,024). Each gets an equal, fixed
     /// share of host memory and of the disk, so that one model never evicts the blocks of another.
     /// The ranks of a tensor-parallel model are one identity each.
@@ -73,6 +86,8 @@ impl DaemonSettings {
             socket: socket.into(),
             host_bytes,
             disk: None,
+            policy: PolicyKind::default(),
+            quotas: Vec::new(),
             identities_max: identities_max(),
             lease: lease(),
             match_lease: match_lease(),
@@ -92,7 +107,25 @@ impl DaemonSettings {
             folder: folder.into(),
             bytes,
             writes: None,
+            policy: PolicyKind::default(),
         });
+        self
+    }
+
+    /// Sets the eviction policies of host memory and of the disk.
+    #[must_use]
+    pub fn policies(mut self, host: PolicyKind, on_disk: PolicyKind) -> DaemonSettings {
+        self.policy = host;
+        if let Some(disk) = &mut self.disk {
+            disk.policy = on_disk;
+        }
+        self
+    }
+
+    /// Sets [`quotas`](Self::quotas).
+    #[must_use]
+    pub fn quotas(mut self, quotas: Vec<TenantQuota>) -> DaemonSettings {
+        self.quotas = quotas;
         self
     }
 
@@ -149,6 +182,16 @@ impl DaemonSettings {
     pub(crate) fn check(&self) -> Result<(), DaemonError> {
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let disk = self.disk.as_ref().map_or(1, |disk| disk.bytes);
+        let quota = self.quotas.iter().map(|quota| quota.blocks).min();
+        let quota = quota.unwrap_or(1) as u64;
+        let quotas = self.quotas.len() as u64;
+        let mut tenants = HashSet::new();
+        for quota in &self.quotas {
+            if !tenants.insert(quota.tenant) {
+                let tenant = quota.tenant.0;
+                return Err(DaemonError::TwoQuotas { tenant });
+            }
+        }
         for (setting, value, least, most) in [
             ("host_bytes", self.host_bytes, 1, HOST_BYTES_MAX),
             ("the bytes of the disk", disk, 1, 1 << 60),
@@ -161,6 +204,8 @@ impl DaemonSettings {
                 86_400_000,
             ),
             ("staging_bytes_max", self.staging_bytes_max, 1, 1 << 40),
+            ("the number of quotas", quotas, 0, QUOTAS_MAX as u64),
+            ("the blocks of a quota", quota, 1, u64::MAX),
             ("sessions_max", self.sessions_max as u64, 1, 65_536),
             ("requests_max", self.requests_max as u64, 1, 1 << 20),
             ("workers", self.workers as u64, 1, WORKERS_MAX as u64),

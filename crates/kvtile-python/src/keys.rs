@@ -3,7 +3,7 @@
 use kvtile::{
     BlockKey, HasherOptions, TokenHasher, TokenSequence,
     blocks::key::{ExtraKeys, KeyProfile},
-    identity::Identity,
+    identity::{Identity, ModelIdentity},
 };
 use parking_lot::{Mutex, MutexGuard};
 use pyo3::{
@@ -20,7 +20,6 @@ use crate::{
     },
     error::{CallFailure, python::RequestError},
     guard,
-    identity::PyIdentity,
     pickle::{self, ReducedObject},
 };
 
@@ -30,7 +29,8 @@ use crate::{
 /// only if they and all blocks before them have the same tokens, extra keys, identity and salt.
 ///
 /// Args:
-///     identity: the identity of the blocks.
+///     identity: the identity of the blocks; or that of a model with groups, for one key for each ``unit`` of
+///         its tokens, as ``GroupCache.hasher`` makes them.
 ///     salt: isolates tenants: a lookup finds only blocks of the same salt.
 ///     profile: ``"blake3"``; ``"xxh3"`` is faster, for one tenant whose prompts are trusted;
 ///         ``"router"`` is for routers that use XXH3-64: the first 8 bytes of a key are the
@@ -61,6 +61,17 @@ struct HasherSettings {
     profile: String,
     seed: Option<u64>,
     page_size: Option<usize>,
+}
+
+/// What the keys of a hasher are of.
+pub(crate) enum HashedIdentity {
+    Blocks(Box<Identity>),
+    Model(Box<ModelIdentity>),
+}
+
+/// The identity of a model's chain, and the tokens of a key.
+fn chain_of(model: &ModelIdentity) -> (Vec<u8>, u64) {
+    (model.chain().as_bytes().to_vec(), model.unit())
 }
 
 impl HasherSettings {
@@ -134,15 +145,19 @@ impl PyTokenHasher {
         text_signature = "(identity, *, salt='', profile='blake3', seed=None, page_size=None)"
     )]
     fn new(
-        #[pyo3(from_py_with = object::identity)] identity: Bound<'_, PyIdentity>,
+        #[pyo3(from_py_with = object::hashed)] identity: HashedIdentity,
         #[pyo3(from_py_with = text::salt)] salt: TextArgument,
         #[pyo3(from_py_with = text::profile)] profile: TextArgument,
         #[pyo3(from_py_with = optional::seed)] seed: Option<u64>,
         #[pyo3(from_py_with = optional::page_size)] page_size: Option<usize>,
     ) -> PyResult<PyTokenHasher> {
+        let (identity, chain) = match identity {
+            HashedIdentity::Blocks(identity) => (Some(*identity), None),
+            HashedIdentity::Model(model) => (None, Some(chain_of(&model))),
+        };
         let made_of = HasherSettings {
-            identity: Some(identity.get().0.clone()),
-            chain: None,
+            identity,
+            chain,
             salt: salt.to_string(),
             profile: profile.to_string(),
             seed,

@@ -62,7 +62,7 @@ mod _kvtile {
     #[pymodule_export]
     use crate::completion::PyCompletion;
     #[pymodule_export]
-    use crate::directory::{PyTierDirectory, reading_pays};
+    use crate::directory::{PyTierDirectory, reading_pays, usable_stops};
     #[pymodule_export]
     use crate::groups::{PyGroupCache, PyGroupLoadReport, PyGroupMatch, PyGroupStoreReport};
     #[pymodule_export]

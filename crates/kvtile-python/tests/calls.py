@@ -132,8 +132,9 @@ class World:
         return cache
 
     def group_arguments(self) -> dict[str, Any]:
-        groups = {"full": (self.identity, "full"), "state": (self.identity, "stop")}
-        return {"groups": groups, "layouts": {"full": self.layout, "state": self.other}}
+        groups = [kvtile.ModelGroup("full", self.shape), kvtile.ModelGroup("state", self.shape, rule="stop")]
+        model = kvtile.ModelIdentity("a/model", "1", groups)
+        return {"model": model, "layouts": {"full": self.layout, "state": self.other}}
 
     def open_store(self) -> kvtile.BlockStore:
         store = kvtile.BlockStore(self.group, **self.store_settings())
@@ -399,6 +400,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
                 "found": stop(),
                 "blocks": {"full": [5, 6, 7], "state": [4]},
                 "have": {"full": 4},
+                "layouts": {"full": w.other},
                 "priority": "low",
                 "within": 5.0,
             },
@@ -409,6 +411,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
                 "keys": w.chain,
                 "blocks": {"full": [0, 1], "state": ([1], 1)},
                 "stop": [8],
+                "layouts": {"full": w.other},
                 "tenant": 1,
                 "priority": "low",
                 "within": 5.0,

@@ -67,7 +67,13 @@ OWN: dict[str, dict[str, Any]] = {
         "compress_rates": {"heavily_compressed_attention": 8, "compressed_sparse_attention": 4}},
     "minimax_m3_vl_text": {},
     "deepseek_v32": {"num_key_value_heads": 4, "index_topk": 8},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "mamba": {},
+    "falcon_mamba": {},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2},
 }  # fmt: skip
+# They continue one token at a time, or from states alone.
+STEPWISE = ["jamba", "mamba", "falcon_mamba", "mamba2"]
 
 
 # Those that the installed version of transformers has.

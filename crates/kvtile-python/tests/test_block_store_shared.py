@@ -88,7 +88,8 @@ def test_damaged_values_and_lies_are_misses_and_are_counted() -> None:
     store = DictionaryTier()
     with opened(store) as first:
         stored(first)
-    for name in list(store.values)[:4]:
+    bundles = [name for name in store.values if not name.endswith("/manifest.json")]
+    for name in bundles[:4]:
         value = bytearray(store.values[name])
         value[len(value) // 2] ^= 1
         store.values[name] = bytes(value)

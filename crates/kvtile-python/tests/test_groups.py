@@ -16,37 +16,44 @@ PAGE = 4
 BLOCKS = 32
 SIZES = {"full": (2, 2), "window": (3, 1), "state": (2, 1)}
 RULES = {"full": "full", "window": "window:10", "state": "stop"}
+WORDS = {"full": "BLKNHC", "window": "BLKNHC", "state": "BLHC"}
+
+
+def group(name: str, shape: kvtile.Shape, **settings: Any) -> kvtile.ModelGroup:
+    rule, _, tokens = RULES[name].partition(":")
+    return kvtile.ModelGroup(name, shape, rule=rule, tokens=int(tokens) if tokens else None, **settings)  # type: ignore[arg-type]
 
 
 class Engine:
     """A layout for each group, over arrays whose blocks are told apart by one number."""
 
     def __init__(self) -> None:
-        self.layouts = {}
-        self.identities = {}
-        self.blocks = {}
-        for group, (layers, heads) in SIZES.items():
+        self.shapes, self.layouts, self.blocks = {}, {}, {}
+        for name, (layers, heads) in SIZES.items():
             plane = kvtile.Plane("s", "float32", H=heads, C=24, per_page=True)
-            planes = {"planes": [plane]} if group == "state" else {}
+            planes = {"planes": [plane]} if name == "state" else {}
             counts = {"num_heads": heads, "head_size": 8, "dtype": "float32"}
-            sizes = planes or counts
-            shape = kvtile.Shape(num_blocks=BLOCKS, num_layers=layers, page_size=PAGE, **sizes)
-            array = np.zeros(shape.block_bytes * BLOCKS // 4, "float32")
-            word = "BLHs" if group == "state" else "BLKNHC"
-            word = "BLHC" if group == "state" else word
-            self.layouts[group] = kvtile.Layout(word, shape=shape, tensors=array)
-            self.identities[group] = kvtile.Identity("a/model", "1", shape)
-            self.blocks[group] = array.reshape(BLOCKS, -1)
+            self.shapes[name] = kvtile.Shape(num_blocks=BLOCKS, num_layers=layers, page_size=PAGE, **(planes or counts))
+            self.layouts[name], self.blocks[name] = self.memory(name)
+
+    def memory(self, name: str, blocks: int = BLOCKS) -> tuple[kvtile.Layout, Any]:
+        """Blocks of a group in new memory."""
+        shape = self.shapes[name].with_num_blocks(blocks)
+        array = np.zeros(shape.block_bytes * blocks // 4, "float32")
+        return kvtile.Layout(WORDS[name], shape=shape, tensors=array), array.reshape(blocks, -1)
+
+    def model(self, *names: str, draft: tuple[str, ...] = ()) -> kvtile.ModelIdentity:
+        groups = [group(name, self.shapes[name], draft=name in draft) for name in names or SIZES]
+        return kvtile.ModelIdentity("a/model", "1", groups)
 
     def fill(self, group: str, block: int, page: int) -> None:
         self.blocks[group][block] = page + 1
 
     def open(self, *names: str, **settings: Any) -> kvtile.GroupCache:
         names = names or tuple(SIZES)
-        groups = {name: (self.identities[name], RULES[name]) for name in names}
         layouts = {name: self.layouts[name] for name in names}
         shares = dict.fromkeys(names, 1.0)
-        return kvtile.GroupCache(groups, layouts, **{"host_bytes": 4 << 20, "shares": shares, **settings})
+        return kvtile.GroupCache(self.model(*names), layouts, **{"host_bytes": 4 << 20, "shares": shares, **settings})
 
 
 @pytest.fixture
@@ -166,19 +173,88 @@ def test_what_cannot_be_meant_is_refused_with_the_values(engine: Engine) -> None
             with pytest.raises(kvtile.KvtileError) as refused:
                 call()
             assert all(word in str(refused.value) for word in words), str(refused.value)
-    identity, layout = engine.identities["full"], engine.layouts["full"]
-    for groups, layouts, settings, words in (
-        ({}, {}, {}, ["groups is 0"]),
-        ({"full": (identity, "window")}, {"full": layout}, {}, ["window", "window:TOKENS"]),
-        ({"full": (identity, "window:0")}, {"full": layout}, {}, ["window:0"]),
-        ({"full": identity}, {"full": layout}, {}, ["groups", "pair"]),
-        ({"full": (identity, "full")}, {}, {}, ["layouts", "full"]),
-        ({"full": (identity, "full")}, {"full": layout, "b": layout}, {}, ["layouts", "b"]),
-        ({"full": (identity, "full")}, {"full": layout}, {"shares": {"b": 1.0}}, ["shares", "b"]),
-        ({"full": (identity, "full")}, {"full": layout}, {"share": 1}, ["share", "shares"]),
-        ({"full": (engine.identities["window"], "full")}, {"full": layout}, {}, ["differs"]),
-        ({"full": (identity, "full")}, {"full": layout}, {"host_bytes": 4095}, ["4095", "4096"]),
-    ):
+    model, layout = engine.model("full"), engine.layouts["full"]
+    arguments: list[tuple[Any, Any, dict[str, Any], list[str]]] = [
+        (kvtile.Identity("a/model", "1", engine.shapes["full"]), {}, {}, ["model", "a ModelIdentity"]),
+        (model, {"full": 1}, {}, ['layouts["full"]', "a Layout"]),
+        (model, [layout], {}, ["layouts", "a dict"]),
+        (model, {"full": layout, "b": layout}, {}, ["layouts", "b", "full"]),
+        (model, {"full": layout}, {"shares": {"b": 1.0}}, ["shares", "b"]),
+        (model, {"full": layout}, {"share": 1}, ["share", "shares"]),
+        (model, {"full": engine.layouts["window"]}, {}, ["differs"]),
+        (model, {"full": layout}, {"host_bytes": 4095}, ["4095", "4096"]),
+        (model, {}, {"host_bytes": 4095}, ["4095", "4096"]),
+    ]
+    for model, layouts, settings, words in arguments:
         with pytest.raises(kvtile.KvtileError) as refused:
-            kvtile.GroupCache(groups, layouts, **settings)
+            kvtile.GroupCache(model, layouts, **settings)
         assert all(word in str(refused.value) for word in words), str(refused.value)
+
+
+def test_each_call_may_bring_the_layouts_of_its_blocks(engine: Engine, tmp_path: Path) -> None:
+    settings = {"host_bytes": 4 << 20, "disk": tmp_path / "kv", "disk_bytes": 32 << 20}
+    chain = kvtile.TokenHasher(engine.model()).keys(range(16))
+    with kvtile.GroupCache(engine.model(), **settings) as cache:
+        assert cache.hasher().keys(range(16)) == chain
+        given = {name: engine.memory(name, 4) for name in SIZES}
+        for _, blocks in given.values():
+            blocks[:] = np.arange(1, 5)[:, None]
+        layouts = {name: layout for name, (layout, _) in given.items()}
+        ids = {name: range(4) for name in SIZES}
+        assert cache.store(chain, ids, stop=16, layouts=layouts).wait().stored == 4 + 3 + 1
+    # The folder is that of an engine whose layouts are known from the start.
+    with engine.open(**settings) as cache:
+        assert load(engine, cache, cache.lookup(chain)).tokens == 16
+    with kvtile.GroupCache(engine.model(), {"window": engine.layouts["window"]}, **settings) as cache:
+        full, state = engine.memory("full", 4), engine.memory("state", 1)
+        fresh = {"full": full[0], "state": state[0]}
+        ids = {"full": range(4), "window": [7, 8, 9], "state": [0]}
+        assert cache.load(cache.lookup(chain), ids, layouts=fresh).wait().tokens == 16
+        assert full[1][:, 0].tolist() == [1, 2, 3, 4] and state[1][0, 0] == 4
+        assert engine.blocks["window"][7:10, 0].tolist() == [2, 3, 4]
+        found = cache.lookup(chain)
+        for call, words in (
+            (lambda: cache.load(cache.lookup(chain), ids), ['"full"', "no layout"]),
+            (lambda: cache.store(chain, {"state": [0]}, stop=4), ['"state"', "no layout"]),
+            (lambda: cache.load(cache.lookup(chain), ids, layouts={**fresh, "stat": full[0]}), ["layouts", "stat"]),
+            (lambda: cache.store(chain, {"full": [0]}, layouts={"state": state[0]}), ["layouts", "state"]),
+            (lambda: cache.load(cache.lookup(chain), ids, layouts={**fresh, "state": full[0]}), ["differs"]),
+            (lambda: cache.load(cache.lookup(chain), ids, layouts={"full": 1}), ['layouts["full"]', "a Layout"]),
+            (lambda: cache.load(cache.lookup(chain), {**ids, "state": [1]}, layouts=fresh), ["block 1"]),
+        ):
+            with pytest.raises(kvtile.KvtileError) as refused:
+                call()
+            assert all(word in str(refused.value) for word in words), str(refused.value)
+        found.release()
+
+
+def test_a_draft_group_comes_along_and_decides_nothing(engine: Engine) -> None:
+    """vllm#52735: "every group is a drafter" made all hits 0. sglang#30321: a hit counted the layers of a drafter whose KV
+    was not restored, and the answers were garbled."""
+    with pytest.raises(kvtile.IdentityError, match="none is of the model"):
+        engine.model("full", draft=("full",))
+    model, names = engine.model(draft=("window",)), ("full", "state")
+    assert model.chain == engine.model(*names).chain
+    with kvtile.GroupCache(model, engine.layouts, host_bytes=4 << 20) as cache:
+        assert {name: facts["draft"] for name, facts in cache.groups.items()} == {
+            "full": False, "state": False, "window": True,
+        }  # fmt: skip
+        chain = cache.hasher().keys(range(16))
+        assert chain == kvtile.TokenHasher(engine.model(*names)).keys(range(16))
+        engine.blocks["window"][:4] = 5
+        cache.store(chain, {"full": range(4), "state": ([3], 3)}, stop=16).wait()
+        found = cache.lookup(chain)
+        assert (found.stop, list(found.needs("window"))) == (16, []), "the drafter has to compute its own KV"
+        assert cache.load(found, {"full": range(4), "state": [4]}).wait().tokens == 16
+        assert cache.store(chain, {"window": range(4)}, stop=16).wait().stored == 3
+        found = cache.lookup(chain)
+        assert found.needs("window") == range(1, 4)
+        report = cache.load(found, {"full": range(4), "state": [4], "window": [10, 11, 12]}).wait()
+        assert (report.tokens, report.groups["window"].blocks) == (16, 3)
+        assert (engine.blocks["window"][10:13] == 5).all()
+        # An engine that does not draft leaves the group out.
+        assert cache.load(cache.lookup(chain), {"full": range(4), "state": [4]}).wait().tokens == 16
+        assert cache.evict("host", 1, group="window") == 1
+        found = cache.lookup(chain)
+        assert (found.stop, found.stops, list(found.needs("window"))) == (16, [16], [])
+        found.release()

@@ -417,8 +417,10 @@ def sliding() -> Any:
 
 
 def recurrent() -> Any:
-    return transformers.MambaForCausalLM(
-        transformers.MambaConfig(vocab_size=99, hidden_size=16, num_hidden_layers=1, state_size=4)
+    return transformers.RecurrentGemmaForCausalLM(
+        transformers.RecurrentGemmaConfig(
+            vocab_size=99, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, lru_width=16
+        )
     ).eval()
 
 
@@ -441,7 +443,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (encoder_decoder, "has an encoder"),
     (without_head, "cannot generate"),
     (sliding, "sliding|window"),
-    (recurrent, "mamba"),
+    (recurrent, "in its modules"),
     (with_images, "vision|image"),
 ]
 

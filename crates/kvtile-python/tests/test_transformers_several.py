@@ -20,10 +20,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import hybrids  # noqa: E402
-from tiny import GREEDY, llama, prompt  # noqa: E402
+from tiny import GREEDY, llama, padded, prompt  # noqa: E402
 
 from kvtile.transformers import PrefixCache  # noqa: E402
-from kvtile.transformers import _tiers as tiers  # noqa: E402
+from kvtile.transformers._prompts import prompts_of  # noqa: E402
 from kvtile.transformers._kinds import SEVERAL, cache_name, forward, groups_of_model, new_cache  # noqa: E402
 
 PAGE = 8
@@ -50,8 +50,10 @@ def same(left: list[Any], right: list[Any]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("kind", hybrids.KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in hybrids.KINDS if kind not in hybrids.STEPWISE])
 def test_a_kept_stop_continues_as_the_live_cache(kind: str, tmp_path: Path) -> None:
+    """sglang#32759: after a hit windows were computed again, and not byte for byte. vllm#38230, sglang#23659,
+    sglang#24121: models with states or windows were refused by the tiers below, or ended the engine at its restart."""
     model, inputs, disk = hybrids.model(kind), prompt(1, PROMPT), tmp_path / "kv"
     tokens = inputs[0].tolist()
     with PrefixCache(model, disk=disk, **SMALL) as cache:
@@ -59,9 +61,9 @@ def test_a_kept_stop_continues_as_the_live_cache(kind: str, tmp_path: Path) -> N
         computed = past.get_seq_length()
         live = steps(model, past, tokens)
         answer = cache.generate(model, inputs, **GREEDY)
-        before = cache.stats()["found_tokens"]
+        before = loaded_tokens(cache)
         past = cache.prefill(inputs)
-        assert past.get_seq_length() == 56 and cache.stats()["found_tokens"] - before == 56
+        assert past.get_seq_length() == 56 and loaded_tokens(cache) - before == 56
         # A model whose every page's end is a stop computed the whole prompt at once.
         assert computed == 0 or same(steps(model, past, tokens), live)
         assert torch.equal(cache.generate(model, inputs, **GREEDY), answer)
@@ -73,28 +75,29 @@ def test_a_kept_stop_continues_as_the_live_cache(kind: str, tmp_path: Path) -> N
         if computed:
             forward(model, longer[64:72], by_hand)
         found = cache.prefill(torch.tensor([longer]))
-        assert cache.stats()["found_tokens"] - before >= 56 + 64
+        assert loaded_tokens(cache) - before >= 56 + 64
         assert same(steps(model, found, longer), steps(model, by_hand, longer))
     kept = tmp_path / "kept"
     shutil.copytree(disk, kept)
     with PrefixCache(model, disk=disk, **SMALL) as cache:
         past = cache.prefill(inputs)
-        assert past.get_seq_length() == 56 and cache.stats()["found_tokens"] == 56
+        assert past.get_seq_length() == 56 and loaded_tokens(cache) == 56
         assert computed == 0 or same(steps(model, past, tokens), live)
-    for part in sorted(kept.iterdir()):
-        broken = tmp_path / part.name
+    parts = sorted(part.name for part in kept.glob("slots*"))
+    assert len(parts) == len(cache.identity.groups)
+    for part in parts:
+        broken = tmp_path / part
         shutil.copytree(kept, broken)
-        slots = bytearray((broken / part.name / "slots").read_bytes())
-        slots[:] = bytes(byte ^ 1 for byte in slots)
-        (broken / part.name / "slots").write_bytes(slots)
+        slots = broken / part
+        slots.write_bytes(bytes(byte ^ 1 for byte in slots.read_bytes()))
         with PrefixCache(model, disk=broken, **SMALL) as cache:
             past = cache.prefill(inputs)
-            assert cache.stats()["found_tokens"] == 0 and cache.stats()["lost"] > 0
+            assert loaded_tokens(cache) == 0 and cache.stats()["lost"] > 0
             assert past.get_seq_length() == computed and same(steps(model, past, tokens), live)
 
 
-def found_tokens(cache: PrefixCache) -> int:
-    return cache.stats()["found_tokens"]
+def loaded_tokens(cache: PrefixCache) -> int:
+    return cache.stats()["loaded_tokens"]
 
 
 @pytest.mark.parametrize("kind", SOME)
@@ -106,21 +109,19 @@ def test_what_was_evicted_makes_an_earlier_stop_or_none(kind: str) -> None:
         parts = set(cache.stats()["groups"])
         assert {"pages", "stops"} <= parts
         for part, left in (("stops", 0), ("pages", 0)):
-            assert cache.cache.evict(part, "host", 1 << 20) > 0
-            before = found_tokens(cache)
+            assert cache.cache.evict("host", 1 << 20, group=part) > 0
+            before = loaded_tokens(cache)
             assert same(steps(model, cache.prefill(inputs), tokens), live), part
-            assert found_tokens(cache) == before + left
+            assert loaded_tokens(cache) == before + left
             assert same(steps(model, cache.prefill(inputs), tokens), live)
-            assert found_tokens(cache) == before + left + 56
+            assert loaded_tokens(cache) == before + left + 56
         # The newest record alone: the stop before it is taken, and the rest is computed in the same steps.
-        match = cache.cache._caches["pages"].lookup(cache._kept.hasher.keys(tokens)[:7])
-        with match:
-            assert cache.cache.evict("pages", "host", 1 << 20) == 0, "a lookup holds its pages"
-        records = cache.cache._caches["stops"]
-        assert records.evict("host", 1) == 1
-        before = found_tokens(cache)
+        with cache.cache.lookup(cache._kept.hasher.keys(tokens)[:7]):
+            assert cache.cache.evict("host", 1 << 20, group="pages") == 0, "a lookup holds its pages"
+        assert cache.cache.evict("host", 1, group="stops") == 1
+        before = loaded_tokens(cache)
         assert same(steps(model, cache.prefill(inputs), tokens), live)
-        assert found_tokens(cache) - before in (16, 32, 48, 56)
+        assert loaded_tokens(cache) - before in (16, 32, 48, 56)
 
 
 def test_a_crash_between_the_groups_leaves_no_half_stop(tmp_path: Path) -> None:
@@ -136,29 +137,34 @@ def test_a_crash_between_the_groups_leaves_no_half_stop(tmp_path: Path) -> None:
             groups = cache.stats()["groups"]
             assert groups["stops"]["present"].get("disk", 0) == (after == "record")
             assert groups["pages"]["present"].get("disk", 0) == (7 if after == "pages" else 0)
-            assert same(steps(model, cache.prefill(inputs), tokens), live) and found_tokens(cache) == 0
-            assert same(steps(model, cache.prefill(inputs), tokens), live) and found_tokens(cache) == 56
+            assert same(steps(model, cache.prefill(inputs), tokens), live) and loaded_tokens(cache) == 0
+            assert same(steps(model, cache.prefill(inputs), tokens), live) and loaded_tokens(cache) == 56
 
 
 def die(folder: str) -> None:
     """In another process: writes the record of a stop into one folder and its pages into another, and dies."""
     model = hybrids.model("inkling_text")
     caches = {after: PrefixCache(model, disk=Path(folder, after), **SMALL) for after in ("record", "pages")}
-    after = ""
+    store = kvtile.GroupCache.store
 
-    def store(self: Any, keys: list[bytes], past: Any, record: Any) -> None:
-        if after == "record":
-            layout = kvtile.Layout("L|BC", shape=self._shapes["stops"], tensors=[record[None]])
-            self._caches["stops"].store(keys[-1:], [0], layout=layout).wait()
-            self._caches["stops"].flush()
-            return
-        for kind, (name, each) in zip(self._contents.pages, list(self._of_pages()), strict=True):
-            layout = self._layout(name, kind.of(past, PAGE * len(keys)), len(keys))
-            each.store(keys, range(len(keys)), layout=layout).wait()
-            each.flush()
+    class OneGroup:
+        """Stores the pages of one group alone."""
 
-    tiers.GroupTiers.store = store
+        def __init__(self, cache: Any) -> None:
+            self.cache = cache
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.cache, name)
+
+        def store(self, keys: list[bytes], blocks: Any, *, stop: int, layouts: Any) -> Any:
+            part = {"record": "stops", "pages": "pages"}[after]
+            done = store(self.cache, keys, {part: blocks[part]}, stop=stop, layouts={part: layouts[part]})
+            done.wait()
+            self.cache.flush()
+            return done
+
     for after, cache in caches.items():
+        cache._kept._tiers.cache = OneGroup(cache.cache)
         cache.prefill(prompt(1, PROMPT))
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -168,7 +174,8 @@ def test_a_damaged_record_makes_an_earlier_stop(tmp_path: Path) -> None:
     tokens = inputs[0].tolist()
     with PrefixCache(model, every=16, **settings) as cache:
         live = steps(model, cache.prefill(inputs), tokens)
-    slots = tmp_path / "kv" / "stops" / "slots"
+    (number,) = [at for at, name in enumerate(sorted(cache.identity.groups)) if name == "stops"]
+    slots = tmp_path / "kv" / f"slots-{number}"
     data, ways = bytearray(slots.read_bytes()), set()
     # One bit at a time, in the places of the records.
     for at in range(0, len(data), len(data) // 12):
@@ -177,9 +184,32 @@ def test_a_damaged_record_makes_an_earlier_stop(tmp_path: Path) -> None:
         data[at] ^= 4
         with PrefixCache(model, every=16, **settings) as cache:
             assert same(steps(model, cache.prefill(inputs), tokens), live), at
-            ways.add(found_tokens(cache))
+            ways.add(loaded_tokens(cache))
         slots.write_bytes(data)
     assert ways <= {0, 16, 32, 48, 56} and 56 in ways
+
+
+def test_a_restored_stop_is_not_computed_again(tmp_path: Path) -> None:
+    """llama.cpp#28194, llama.cpp#25913: a restore reported success, and the whole prompt was computed."""
+    model, inputs = hybrids.model("inkling_text"), prompt(1, PROMPT)
+    with PrefixCache(model, disk=tmp_path / "kv", **SMALL) as cache:
+        wanted = cache.generate(model, inputs, **GREEDY)
+    computed = []
+
+    def count(module: Any, arguments: Any) -> None:
+        if isinstance(module, torch.nn.Embedding):
+            computed.append(arguments[0].shape[-1])
+
+    with PrefixCache(model, disk=tmp_path / "kv", **SMALL) as cache:
+        # A hook of all modules, because one of this module would be a change of the model.
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+        try:
+            assert torch.equal(cache.generate(model, inputs, **GREEDY), wanted)
+        finally:
+            hook.remove()
+        # The last token of the prompt, each of the answer but the last one, and what `save` computes to compare.
+        assert computed[:12] == [1] * 12
+        assert all(tokens == 1 for tokens in computed), "each token that save compares is a sequence of its own"
 
 
 def test_each_stop_that_is_asked_for_is_kept() -> None:
@@ -188,9 +218,9 @@ def test_each_stop_that_is_asked_for_is_kept() -> None:
     third = torch.cat([first[:, :37], prompt(4, 20)], dim=1)
 
     def known(cache: PrefixCache, inputs: Any) -> int:
-        before = found_tokens(cache)
+        before = loaded_tokens(cache)
         cache.prefill(inputs)
-        return found_tokens(cache) - before
+        return loaded_tokens(cache) - before
 
     with PrefixCache(model, stops=("prompt", "branch"), **MEMORY) as cache:
         assert [known(cache, first), known(cache, second), known(cache, third), known(cache, first)] == [0, 0, 32, 56]
@@ -211,15 +241,16 @@ def test_each_stop_that_is_asked_for_is_kept() -> None:
 
 
 def test_conversations_get_the_tokens_that_the_model_gives_alone() -> None:
+    """vllm#56972: states of answers were never stored, so each turn continued from the end of its prompt."""
     for kind in SOME:
         model = hybrids.model(kind)
         with PrefixCache(model, **MEMORY) as cache:
             talk = prompt(7, 30)
             for turn in range(3):
                 wanted = model.generate(talk, **GREEDY)
-                before = found_tokens(cache)
+                before = loaded_tokens(cache)
                 assert torch.equal(cache.generate(model, talk, **GREEDY), wanted), (kind, turn)
-                assert found_tokens(cache) - before == [0, 40, 56][turn]
+                assert loaded_tokens(cache) - before == [0, 40, 56][turn]
                 talk = torch.cat([wanted, prompt(20 + turn, 5)], dim=1)
 
 
@@ -244,9 +275,6 @@ def test_the_groups_of_a_model_say_what_a_stop_needs() -> None:
 def test_models_and_settings_that_cannot_be_are_refused_by_name(tmp_path: Path) -> None:
     for kind, why in [
         ("recurrent_gemma", "in its modules"),
-        ("mamba", "ignores the state"),
-        ("jamba", "ignores the state"),
-        ("mamba2", "states alone"),
     ]:
         model = hybrids.model("gemma3_text")
         model.config.model_type = kind
@@ -278,6 +306,81 @@ def test_models_and_settings_that_cannot_be_are_refused_by_name(tmp_path: Path) 
             PrefixCache(other, disk=tmp_path / "kv", **SMALL)
 
 
+def kept_tensors(cache: PrefixCache, past: Any) -> list[Any]:
+    parts = [part for group in cache._kept._contents.groups for part in group.parts]
+    return [part.place.get(past.layers[part.layer]) for part in parts]
+
+
+@pytest.mark.parametrize("kind", hybrids.STEPWISE)
+def test_states_alone_and_models_that_continue_token_by_token(kind: str, tmp_path: Path) -> None:
+    model, inputs, disk = hybrids.model(kind), prompt(1, PROMPT), tmp_path / "kv"
+    rows = prompts_of(inputs)
+    with PrefixCache(model, disk=disk, **SMALL) as cache:
+        live = kept_tensors(cache, cache._kept.begin(model, rows))
+        wanted = model.generate(inputs, **GREEDY)
+        before = loaded_tokens(cache)
+        assert torch.equal(cache.generate(model, inputs, **GREEDY), wanted)
+        assert loaded_tokens(cache) - before == 56
+        assert same(kept_tensors(cache, cache._kept.begin(model, rows)), live)
+        # The last stop of the answer is at 64, and then a conversation goes on.
+        longer = torch.cat([wanted, prompt(2, 10)], dim=1)
+        before = loaded_tokens(cache)
+        assert torch.equal(cache.generate(model, longer, **GREEDY), model.generate(longer, **GREEDY))
+        assert loaded_tokens(cache) - before == 64
+    with PrefixCache(model, disk=disk, **SMALL) as cache:
+        assert same(kept_tensors(cache, cache._kept.begin(model, rows)), live) and loaded_tokens(cache) == 56
+        if kind == "jamba":
+            assert cache.prefill(inputs).get_seq_length() == 56
+        else:
+            with pytest.raises(kvtile.RequestError, match="states alone"):
+                cache.prefill(inputs)
+    slots = sorted(disk.glob("slots*"))[-1]
+    slots.write_bytes(bytes(byte ^ 1 for byte in slots.read_bytes()))
+    with PrefixCache(model, disk=disk, **SMALL) as cache:
+        assert torch.equal(cache.generate(model, inputs, **GREEDY), wanted)
+        assert loaded_tokens(cache) == 0 and cache.stats()["lost"] > 0
+
+
+@pytest.mark.parametrize("kind", ["inkling_text", "deepseek_v3", "llama4_text", "mamba2", "jamba"])
+def test_the_rows_of_a_batch_have_stops_of_their_own(kind: str) -> None:
+    model = hybrids.model(kind)
+    talks = [prompt(seed, length)[0].tolist() for seed, length in ((1, 57), (2, 30), (3, 1), (4, 64))]
+    with PrefixCache(model, **MEMORY) as cache:
+        for turn in range(2):
+            inputs = padded(talks)
+            wanted = model.generate(**inputs, **GREEDY)
+            for _ in range(2):
+                before = loaded_tokens(cache)
+                assert torch.equal(cache.generate(model, inputs, **GREEDY), wanted), turn
+            assert cache.cache.stats()["lookups"] >= 8
+            # 48 of 64, because the last token is always computed.
+            assert loaded_tokens(cache) - before == sum((len(talk) - 1) // PAGE * PAGE for talk in talks)
+            answers = [row[-12:] for row in wanted.tolist()]
+            talks = [[*talk, *answer, 7, 8, 9] for talk, answer in zip(talks, answers, strict=True)]
+            before = loaded_tokens(cache)
+            for talk in talks:
+                cache._kept.begin(model, prompts_of([talk]))
+            # A row continues alone from the last stop that its answer passed in the batch.
+            ends = [(len(talk) - 4) // PAGE * PAGE for talk in talks]
+            assert loaded_tokens(cache) - before == sum(ends), turn
+
+
+def test_a_row_whose_answer_ended_keeps_its_last_stop() -> None:
+    model = hybrids.model("qwen3_next")
+    inputs = padded([prompt(3, 21)[0].tolist(), prompt(23, 30)[0].tolist()])
+    answers = model.generate(**inputs, **GREEDY)[:, 30:].tolist()
+    end = answers[0][4]
+    assert answers[0].index(end) == 4 and end not in answers[1], "the first answer has 5 tokens, the second one 12"
+    with PrefixCache(model, **MEMORY) as cache:
+        options = {**GREEDY, "eos_token_id": end}
+        wanted = model.generate(**inputs, **options)
+        assert torch.equal(cache.generate(model, inputs, **options), wanted)
+        before = loaded_tokens(cache)
+        talk = [*wanted[0, 9 : 30 + 5].tolist(), 5, 6, 7, 8, 9, 10]
+        cache.prefill(torch.tensor([talk]))
+        assert loaded_tokens(cache) - before == 24
+
+
 def test_other_caches_and_batches_are_refused_or_computed_without() -> None:
     model, inputs = hybrids.model("gemma3_text"), prompt(1, PROMPT)
     with PrefixCache(model, **MEMORY) as cache:
@@ -292,15 +395,19 @@ def test_other_caches_and_batches_are_refused_or_computed_without() -> None:
             (lambda: cache.save(inputs, outputs, new_cache(model)), "not a cache that prefill returned"),
             (lambda: cache.save(inputs, outputs, static), "not a cache that prefill returned"),
             (lambda: cache.save(inputs, sampled, past), "holds other KV"),
-            (lambda: cache.save(outputs[:, :60], outputs, past), "of another prompt"),
-            (lambda: cache.prefill(torch.cat([inputs, inputs])), "one prompt"),
+            (lambda: cache.save(outputs[:, :60], outputs, past), "of other prompts"),
         ]
         for call, why in refused:
             with pytest.raises(kvtile.RequestError, match=why):
                 call()
         (report,) = cache.save(inputs, outputs, past)
         assert report.stored > 0
+    # Compressed entries of padded rows would begin in other columns.
+    model = hybrids.model("deepseek_v4")
+    with PrefixCache(model, **MEMORY) as cache:
         batch = torch.cat([inputs, prompt(2, PROMPT)])
+        with pytest.raises(kvtile.RequestError, match="2 prompts: .*entries of 8 tokens"):
+            cache.prefill(batch)
         assert torch.equal(cache.generate(model, batch, **GREEDY), model.generate(batch, **GREEDY))
 
 

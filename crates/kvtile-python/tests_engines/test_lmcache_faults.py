@@ -123,6 +123,37 @@ def test_a_hostile_journal_changes_nothing_but_the_accounting(folder: Path, line
     assert len(journal.read_bytes().splitlines()) == 2, "the journal is written anew"
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to a pipe", "dangling link", "partial is a pipe", "partial is a link"])
+def test_a_journal_that_is_no_file_is_not_waited_for(folder: Path, kind: str) -> None:
+    keys, objects = side.keys_of(2), side.objects_of(2)
+    first = AdapterSide.open(folder)
+    assert first.store(keys, objects)
+    first.close()
+    journal, partial, other = folder / "objects.jsonl", folder / "objects.jsonl.partial", folder.parent / "another file"
+    other.write_text("not ours")
+    if not kind.startswith("partial"):
+        journal.unlink()
+    if kind == "folder":
+        journal.mkdir()
+    elif kind == "link to a pipe":
+        os.mkfifo(folder.parent / "pipe")
+        journal.symlink_to(folder.parent / "pipe")
+    elif kind == "dangling link":
+        journal.symlink_to(folder.parent / "nothing")
+    elif kind == "partial is a link":
+        partial.symlink_to(other)
+    else:
+        os.mkfifo(partial if kind == "partial is a pipe" else journal)
+    second = AdapterSide.open(folder)
+    assert second.used() == (8 * PIECE if kind.startswith("partial") else 0)
+    into = side.empties_of(2)
+    assert second.fetch(keys, into) == [True, True]
+    assert all(map(side.same, objects, into))
+    assert second.used() == 8 * PIECE
+    second.close()
+    assert other.read_text() == "not ours"
+
+
 def test_a_journal_that_lies_about_an_object_serves_no_other_bytes(folder: Path) -> None:
     keys, objects = side.keys_of(2), side.objects_of(2)
     first = AdapterSide.open(folder)
@@ -271,6 +302,27 @@ def test_a_closed_adapter_answers_with_nothing(folder: Path) -> None:
     adapter.submit_unlock(keys)
     adapter.delete(keys)
     assert adapter.report_status()["is_healthy"] is False
+
+
+def test_a_forked_child_finds_nothing_and_its_parent_goes_on(there: AdapterSide) -> None:
+    keys, objects = side.keys_of(1), side.objects_of(1)
+    assert there.store(keys, objects)
+    child = os.fork()
+    if child == 0:
+        adapter = there.adapter
+        found = adapter.query_lookup_and_lock_result(adapter.submit_lookup_and_lock_task(keys, {}))
+        loaded = adapter.query_load_result(adapter.submit_load_task(keys, side.empties_of(1)))
+        task = adapter.submit_store_task(keys, objects)
+        stored = adapter.pop_completed_store_tasks()[task].is_successful()
+        adapter.submit_unlock(keys)
+        adapter.delete(keys)
+        healthy = adapter.report_status()["is_healthy"]
+        there.close()
+        good = not (found is None or found.test(0) or loaded is None or loaded.test(0) or stored or healthy)
+        os._exit(0 if good else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert there.fetch(keys, side.empties_of(1)) == [True]
 
 
 def test_memory_that_cannot_be_read_fails_its_object_alone(there: AdapterSide) -> None:

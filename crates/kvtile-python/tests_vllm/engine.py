@@ -1,10 +1,11 @@
-"""A process with one vLLM engine: reads orders as JSON from its input, and prints the results.
+"""A process with one vLLM engine: runs orders, and prints the results.
 
 The tests start it repeatedly, because they check what survives a process.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -12,12 +13,26 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 
-def main() -> None:
+def serve(told: dict[str, Any], output: Connection, orders: Callable[[dict[str, Any]], None]) -> None:
+    """Runs orders in a process that was forked for them, which writes everything to ``output``."""
+    os.setsid()
+    for stream in (1, 2):
+        os.dup2(output.fileno(), stream)
+    output.close()
+    os.environ.update(told.get("environment", {}))
+    orders(told)
+    # Such a process ends without the functions that others run at their end.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+
+
+def main(told: dict[str, Any]) -> None:
     """Runs the orders."""
-    told = json.load(sys.stdin)
     for name, value in told.get("patches", {}).items():
         patch(name, value)
     say("starting")
@@ -50,7 +65,7 @@ def patch(name: str, value: Any) -> None:
     elif name == "instruction_set":
         from kvtile.vllm import _layout
 
-        _layout._instruction_set = lambda *_: value
+        _layout.instruction_set = lambda *_: value
     else:
         raise ValueError(f"no patch {name}")
 
@@ -220,7 +235,3 @@ def in_step_with(worker: Any, scheduler: Any) -> bool:
     known = scheduler.directories[0]
     stored = {(tier, key) for tier, _, key, _ in worker.cache.snapshot().blocks}
     return stored == {(tier, key) for tier in ("host", "disk") for key in known.blocks(tier)}
-
-
-if __name__ == "__main__":
-    main()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import engine
+
 MODEL = Path(os.environ["KVTILE_TEST_MODEL"])
-DRIVER = Path(__file__).with_name("engine.py")
+# Engines are forked from a process that has imported vLLM, because the import takes longer than most engines' work.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "vllm.v1.engine.llm_engine", "vllm.model_executor.models.llama"]
+)
 SECONDS = 600
 REVISION = "a-revision"
 PAGE = 32
@@ -25,39 +30,39 @@ HOST_BLOCKS = 60
 class Process:
     """A process with an engine, and its output."""
 
-    def __init__(self, told: dict[str, Any]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(DRIVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True, env=os.environ | told.get("environment", {}),
-        )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(told))
-        self.process.stdin.close()
+    def __init__(self, told: dict[str, Any], orders: Callable[[dict[str, Any]], None] = engine.main) -> None:
+        output, its_output = PROCESSES.Pipe(duplex=False)
+        self.process = PROCESSES.Process(target=engine.serve, args=(told, its_output, orders))
+        self.process.start()
+        its_output.close()
+        self.output = os.fdopen(os.dup(output.fileno()), encoding="utf-8", errors="replace")
+        output.close()
         self.log: list[str] = []
         # Reading ends when the process ends, so this timer also ends reading.
         self.limit = threading.Timer(SECONDS, self.process.kill)
         self.limit.start()
 
     def events(self) -> Iterator[dict[str, Any]]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        for line in self.output:
             if line.startswith("@"):
                 yield json.loads(line[1:])
             else:
                 self.log.append(line)
 
     def kill(self) -> None:
+        """Ends the process and those that it started. It must have said something before."""
+        assert self.process.pid is not None
         os.killpg(self.process.pid, signal.SIGKILL)
         self.wait()
 
     def wait(self) -> int:
         """The exit code."""
-        code = self.process.wait(SECONDS)
+        self.process.join(SECONDS)
         self.limit.cancel()
         self.limit.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
+        self.output.close()
+        assert self.process.exitcode is not None, "the process does not end"
+        return self.process.exitcode
 
 
 def run(told: dict[str, Any]) -> dict[str, Any]:

@@ -277,6 +277,22 @@ def test_a_load_that_would_mix_or_overrun_rows_fails(names: list[int], rows: lis
         assert np.array_equal(made.rows, before)
 
 
+def test_a_store_with_a_row_twice_is_refused_and_counted(tmp_path: Path) -> None:
+    with tiers(entry(tmp_path / "kv")) as made:
+        assert not submit(made, job(1, keys([1, 2]), [3, 3], is_load=False)).success
+        assert count(made, "blocks", "store", "refused") == 2
+
+
+@pytest.mark.parametrize("is_load", [False, True])
+@pytest.mark.parametrize("names", [None, [None], ["\ud800"]])
+def test_jobs_with_keys_that_are_none_end_and_are_counted(names: Any, is_load: bool, tmp_path: Path) -> None:
+    with tiers(entry(tmp_path / "kv")) as made:
+        assert not submit(made, job(1, names, [0], is_load=is_load)).success
+        operation = "load" if is_load else "store"
+        assert count(made, "errors", f"submit_{operation}") == count(made, "blocks", operation, "failed") == 1
+        made.store(keys([1]))
+
+
 def test_unknown_keys_fail_alone(tmp_path: Path) -> None:
     with tiers(entry(tmp_path / "kv")) as made:
         made.store(keys([1, 3]))

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    ops::Range,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, SystemTime},
 };
@@ -17,7 +18,11 @@ use object_store::{
 };
 
 use crate::{
-    client::BucketClient, failure::failed, pieces::ObjectPieces, probe, runtime::RequestThreads,
+    client::BucketClient,
+    failure::{failed, is_past_end},
+    pieces::ObjectPieces,
+    probe,
+    runtime::RequestThreads,
     url::ObjectStoreUrl,
 };
 
@@ -129,13 +134,21 @@ impl ObjectBucket {
         }
     }
 
-    async fn read_into(&self, path: Path, sink: &mut dyn ValueSink) -> Result<bool, Error> {
-        let mut pieces = ObjectPieces::read(&self.client.objects, path);
+    async fn read_into(
+        &self,
+        path: Path,
+        range: Option<Range<u64>>,
+        sink: &mut dyn ValueSink,
+    ) -> Result<bool, Error> {
+        let is_part = range.is_some();
+        let mut pieces = ObjectPieces::read(&self.client.objects, path, range);
         let mut has_begun = false;
         while let Some(portion) = pieces.next().await {
             let portion = match portion {
                 Ok(portion) => portion,
                 Err(Error::NotFound { .. }) if !has_begun => return Ok(false),
+                // The object ends before the range.
+                Err(error) if is_part && is_past_end(&error) => return Ok(true),
                 Err(error) => return Err(error),
             };
             has_begun = true;
@@ -214,6 +227,7 @@ impl SharedStore for ObjectBucket {
         SharedStoreAbilities {
             is_durable: true,
             keeps_first: self.keeps_first,
+            reads_ranges: true,
             best_bytes: 1 << 20..=16 << 20,
             batch_max: NAMES_MAX,
             in_flight_max: CALLS,
@@ -238,7 +252,19 @@ impl SharedStore for ObjectBucket {
         by: Deadline,
     ) -> Result<bool, SharedStoreError> {
         self.run(StoreOperation::Read, by, async {
-            self.read_into(self.path(name)?, sink).await
+            self.read_into(self.path(name)?, None, sink).await
+        })
+    }
+
+    fn read_range(
+        &self,
+        name: &ValueName,
+        range: Range<u64>,
+        sink: &mut dyn ValueSink,
+        by: Deadline,
+    ) -> Result<bool, SharedStoreError> {
+        self.run(StoreOperation::Read, by, async {
+            self.read_into(self.path(name)?, Some(range), sink).await
         })
     }
 

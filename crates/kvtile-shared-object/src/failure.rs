@@ -22,10 +22,20 @@ pub(crate) fn failed(operation: StoreOperation, error: Error) -> SharedStoreErro
 /// Whether the server's answer is that of a wrong request: status 400 to 499, but for those that
 /// mean "later".
 pub(crate) fn is_refusal(error: &Error) -> bool {
+    let later = [408, 425, 429];
+    status(error).is_some_and(|status| (400..500).contains(&status) && !later.contains(&status))
+}
+
+/// Whether the server's answer is that a range begins behind the end of the object.
+pub(crate) fn is_past_end(error: &Error) -> bool {
+    status(error) == Some(416)
+}
+
+/// The status of the server's answer.
+fn status(error: &Error) -> Option<u16> {
     let text = error.to_string();
-    let status = text.split_once("status code: ");
-    let status = status.and_then(|(_, rest)| rest.get(..3)?.parse::<u16>().ok());
-    status.is_some_and(|status| (400..500).contains(&status) && ![408, 425, 429].contains(&status))
+    let (_, rest) = text.split_once("status code: ")?;
+    rest.get(..3)?.parse().ok()
 }
 
 /// Messages of servers are documents of several lines; the first 400 characters state what is wrong.
@@ -58,6 +68,8 @@ mod tests {
             |status: &str| format!("x - Server returned non-2xx status code: {status}: y");
         assert_eq!(kind(&non_2xx("400 Bad Request")), StoreErrorKind::Refused);
         assert_eq!(kind(&non_2xx("413 Too Large")), StoreErrorKind::Refused);
+        assert!(is_past_end(&generic(&non_2xx("416 Range Not Satisfiable"))));
+        assert!(!is_past_end(&generic(&non_2xx("404 Not Found"))));
         for later in ["429 Too Many Requests", "503 Slow Down", "408 Timeout"] {
             assert_eq!(kind(&non_2xx(later)), StoreErrorKind::Transient, "{later}");
         }

@@ -4,11 +4,11 @@
 //! is woken for each of them, which costs more than the bytes of a piece. So a task collects pieces,
 //! without copying them, and passes some hundred kilobytes at a time.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use object_store::{Error, ObjectStore, ObjectStoreExt, path::Path};
+use object_store::{Error, GetOptions, GetRange, ObjectStore, path::Path};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 /// Bytes that are passed on together, at least, except at the end.
@@ -29,12 +29,20 @@ pub(crate) struct ObjectPieces {
 }
 
 impl ObjectPieces {
-    /// Starts the request on the runtime of the caller.
-    pub(crate) fn read(objects: &Arc<dyn ObjectStore>, path: Path) -> ObjectPieces {
+    /// Starts the request on the runtime of the caller, for all bytes or some.
+    pub(crate) fn read(
+        objects: &Arc<dyn ObjectStore>,
+        path: Path,
+        range: Option<Range<u64>>,
+    ) -> ObjectPieces {
         let objects = Arc::clone(objects);
         let (sender, portions) = mpsc::channel(WAITING_MAX);
         let request = tokio::spawn(async move {
-            if let Err(error) = pass(&*objects, &path, &sender).await {
+            let request = GetOptions {
+                range: range.map(GetRange::Bounded),
+                ..GetOptions::default()
+            };
+            if let Err(error) = pass(&*objects, (&path, request), &sender).await {
                 // A caller that waits no more needs no error.
                 let _ = sender.send(Err(error)).await;
             }
@@ -72,10 +80,10 @@ impl Drop for ObjectPieces {
 
 async fn pass(
     objects: &dyn ObjectStore,
-    path: &Path,
+    (path, request): (&Path, GetOptions),
     sender: &mpsc::Sender<Portion>,
 ) -> Result<(), Error> {
-    let mut pieces = objects.get(path).await?.into_stream();
+    let mut pieces = objects.get_opts(path, request).await?.into_stream();
     let mut portion = Vec::new();
     let mut bytes = 0;
     while let Some(piece) = pieces.next().await {

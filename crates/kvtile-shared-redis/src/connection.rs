@@ -1,6 +1,6 @@
 //! A connection: one command, or one group of short ones, at a time.
 
-use std::io::Write;
+use std::{io::Write, ops::Range};
 
 use kvtile_shared::store::{Deadline, ValueSink};
 
@@ -13,6 +13,9 @@ use crate::{
 
 /// Parts of a value shorter than this are sent together.
 const TOGETHER_BYTES: usize = 16 << 10;
+
+/// The last byte of a range; servers take signed numbers, and values are shorter.
+const RANGE_MAX: u64 = u64::MAX >> 1;
 
 /// A connection that is logged in and uses the database of the URL.
 #[derive(Debug)]
@@ -93,15 +96,26 @@ impl RedisConnection {
         Ok(replies)
     }
 
-    /// Reads a value into a sink.
+    /// Reads a value into a sink, or some bytes of it. The server passes the bytes of a range that the value has, and none
+    /// of an absent value.
     pub(crate) fn get(
         &mut self,
         key: &str,
+        range: Option<&Range<u64>>,
         sink: &mut dyn ValueSink,
         by: Deadline,
     ) -> Result<ValueRead, RedisFailure> {
         let mut bytes = Vec::new();
-        append_command(&mut bytes, &[b"GET", key.as_bytes()]);
+        match range {
+            None => append_command(&mut bytes, &[b"GET", key.as_bytes()]),
+            Some(range) => {
+                // The last byte is part of the server's range.
+                let (first, last) = (range.start, range.end.saturating_sub(1));
+                let (first, last) = (first.to_string(), last.min(RANGE_MAX).to_string());
+                let (first, last) = (first.as_bytes(), last.as_bytes());
+                append_command(&mut bytes, &[b"GETRANGE", key.as_bytes(), first, last]);
+            }
+        }
         self.send(&bytes, by)?;
         self.reader.value(&mut self.socket, sink)
     }

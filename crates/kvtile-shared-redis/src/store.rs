@@ -2,12 +2,13 @@
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
+    ops::Range,
     time::Duration,
 };
 
 use kvtile_shared::store::{
     Deadline, ListPage, ListedValue, SharedStore, SharedStoreAbilities, SharedStoreError,
-    StoreErrorKind, StoreExpiry, StoreOperation, ValueName, ValueSink, ValueWritten,
+    SinkState, StoreErrorKind, StoreExpiry, StoreOperation, ValueName, ValueSink, ValueWritten,
 };
 
 use crate::{
@@ -120,6 +121,29 @@ impl RedisStore {
         names.iter().map(|name| self.key(name)).collect()
     }
 
+    /// Reads a value, or some bytes of it. Returns whether there were any.
+    fn read_bytes(
+        &self,
+        name: &ValueName,
+        range: Option<&Range<u64>>,
+        sink: &mut dyn ValueSink,
+        by: Deadline,
+    ) -> Result<bool, SharedStoreError> {
+        let key = self.key(name);
+        let read = self.pool.run(by, |connection| {
+            match connection.get(&key, range, sink, by)? {
+                // Ends the connection: the rest of the value is still to come.
+                ValueRead::Cut => Err(RedisFailure::Cut),
+                read => Ok(read),
+            }
+        });
+        match read {
+            Ok(read) => Ok(read == ValueRead::Whole),
+            Err(RedisFailure::Cut) => Ok(true),
+            Err(failure) => Err(failure.into_error(StoreOperation::Read, &self.name)),
+        }
+    }
+
     /// The keys of a step of `SCAN`, and the next cursor.
     fn scan(
         connection: &mut RedisConnection,
@@ -170,6 +194,7 @@ fn try_out(connection: &mut RedisConnection, key: &str, by: Deadline) -> Result<
     let key = key.as_bytes();
     connection.call(&[b"EXISTS", key], by)?;
     connection.call(&[b"GET", key], by)?;
+    connection.call(&[b"GETRANGE", key, b"0", b"0"], by)?;
     connection.call(&[b"PEXPIRE", key, b"10000"], by)?;
     connection.call(&[b"UNLINK", key], by).map(drop)
 }
@@ -195,6 +220,7 @@ impl SharedStore for RedisStore {
             is_durable: self.facts.is_durable,
             capacity_bytes: self.facts.memory_max_bytes.filter(|bytes| *bytes > 0),
             keeps_first: true,
+            reads_ranges: true,
             expires: StoreExpiry::PerValue,
             best_bytes: 16 << 10..=1 << 20,
             batch_max: NAMES_MAX,
@@ -225,19 +251,23 @@ impl SharedStore for RedisStore {
         sink: &mut dyn ValueSink,
         by: Deadline,
     ) -> Result<bool, SharedStoreError> {
-        let key = self.key(name);
-        let read = self.pool.run(by, |connection| {
-            match connection.get(&key, sink, by)? {
-                // Ends the connection: the rest of the value is still to come.
-                ValueRead::Cut => Err(RedisFailure::Cut),
-                read => Ok(read),
-            }
-        });
-        match read {
-            Ok(read) => Ok(read == ValueRead::Whole),
-            Err(RedisFailure::Cut) => Ok(true),
-            Err(failure) => Err(failure.into_error(StoreOperation::Read, &self.name)),
+        self.read_bytes(name, None, sink, by)
+    }
+
+    fn read_range(
+        &self,
+        name: &ValueName,
+        range: Range<u64>,
+        sink: &mut dyn ValueSink,
+        by: Deadline,
+    ) -> Result<bool, SharedStoreError> {
+        if range.is_empty() {
+            return Ok(true);
         }
+        // The server's answer for an absent value has no bytes.
+        let mut counted = CountedSink { sink, bytes: 0 };
+        let is_there = self.read_bytes(name, Some(&range), &mut counted, by)?;
+        Ok(is_there && counted.bytes > 0)
     }
 
     fn write(
@@ -353,6 +383,28 @@ impl SharedStore for RedisStore {
                 .filter(|next| *next != 0)
                 .map(|next| next.to_string()),
         })
+    }
+}
+
+/// Counts the bytes that come.
+struct CountedSink<'a> {
+    sink: &'a mut dyn ValueSink,
+    bytes: u64,
+}
+
+impl ValueSink for CountedSink<'_> {
+    fn space(&mut self) -> &mut [u8] {
+        self.sink.space()
+    }
+
+    fn filled(&mut self, bytes: usize) -> SinkState {
+        self.bytes += bytes as u64;
+        self.sink.filled(bytes)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> SinkState {
+        self.bytes += bytes.len() as u64;
+        self.sink.put(bytes)
     }
 }
 

@@ -6,6 +6,7 @@
 //! | [`bundle`] | consecutive blocks in one value: envelope and names |
 //! | [`tier`] | the tier over any store: verification, deadlines, limits, counters |
 //! | [`folder`], [`memory`] | a store in a folder, which may be on a network, and one in memory |
+//! | [`manifest`] | which model the bundles of an identity belong to |
 //! | [`sweep`] | keeps a store below a capacity |
 //! | [`survey`] | what a store has, whether it is whole, and the removal of all of it |
 //!
@@ -16,6 +17,7 @@
 pub mod bundle;
 pub mod folder;
 mod guard;
+pub mod manifest;
 pub mod memory;
 pub mod store;
 pub mod survey;

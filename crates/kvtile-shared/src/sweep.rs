@@ -3,11 +3,11 @@
 //! Several sweeps at once, or one that ends in the middle, do no harm: a removed value is a miss.
 //! Between two sweeps a store exceeds its capacity by at most what is written in that time.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use crate::{
-    bundle::{parse_bundle_name, root_of},
     store::{Deadline, SharedStore, SharedStoreError, ValueName},
+    survey::{SurveySettings, each_bundle},
 };
 
 /// Settings of a sweep.
@@ -93,7 +93,7 @@ pub struct SweepReport {
     pub removed_bytes: u64,
     /// Other values below the prefix, which a sweep leaves alone.
     pub foreign: u64,
-    /// Leftovers of dead writers that were removed.
+    /// Leftovers of dead writers, and manifests without bundles, that were removed.
     pub leftovers: u64,
 }
 
@@ -101,10 +101,13 @@ pub struct SweepReport {
 struct SweptBundle {
     age: Duration,
     bytes: u64,
+    /// The fingerprint of its identity.
+    identity: String,
     name: ValueName,
 }
 
-/// Lists all bundles below a prefix, and removes the oldest ones if they exceed a capacity. It holds
+/// Lists all bundles below a prefix, and removes the oldest ones if they exceed a capacity, and old manifests of
+/// identities without bundles. It holds
 /// the names of all of them in memory, some 200 bytes each.
 ///
 /// # Errors
@@ -118,40 +121,48 @@ pub fn sweep(
     let leftovers = store.remove_leftovers(settings.leftovers_after, by())?;
     report.leftovers = leftovers as u64;
     let mut found: Vec<SweptBundle> = Vec::new();
-    let under = root_of(&settings.prefix);
-    let mut after: Option<String> = None;
-    loop {
-        let page = store.list(&under, after.as_deref(), by())?;
-        for value in page.values {
-            if parse_bundle_name(&settings.prefix, &value.name).is_none() {
-                report.foreign += 1;
-                continue;
-            }
-            report.bundles += 1;
-            report.bytes = report.bytes.saturating_add(value.bytes);
-            found.push(SweptBundle {
-                age: value.age.unwrap_or_default(),
-                bytes: value.bytes,
-                name: value.name,
-            });
-        }
-        match page.next {
-            Some(next) => after = Some(next),
-            None => break,
-        }
-    }
-    let removed = too_many(settings, found, report.bytes);
+    let listing = SurveySettings::new().prefix(settings.prefix.as_str());
+    let listing = listing.call_within(settings.call_within);
+    let other = each_bundle(store, &listing, |value, name| {
+        report.bundles += 1;
+        report.bytes = report.bytes.saturating_add(value.bytes);
+        found.push(SweptBundle {
+            age: value.age.unwrap_or_default(),
+            bytes: value.bytes,
+            identity: name.identity,
+            name: value.name,
+        });
+        Ok(())
+    })?;
+    report.foreign = other.foreign;
+    let (removed, kept) = too_many(settings, found, report.bytes);
+    let kept: HashSet<String> = kept.into_iter().map(|one| one.identity).collect();
+    // A new manifest may be one whose first bundle is being written.
+    let is_old = |age: Option<Duration>| age.is_none_or(|age| age >= settings.leftovers_after);
+    let manifests = other
+        .manifests
+        .into_iter()
+        .filter(|(identity, value)| is_old(value.age) && !kept.contains(&identity.to_string()));
+    let manifests: Vec<ValueName> = manifests.map(|(_, value)| value.name).collect();
     for batch in removed.chunks(store.abilities().batch_max.max(1)) {
         let names: Vec<ValueName> = batch.iter().map(|one| one.name.clone()).collect();
         store.remove(&names, by())?;
         report.removed += batch.len() as u64;
         report.removed_bytes += batch.iter().map(|one| one.bytes).sum::<u64>();
     }
+    for batch in manifests.chunks(store.abilities().batch_max.max(1)) {
+        store.remove(batch, by())?;
+        report.leftovers += batch.len() as u64;
+    }
     Ok(report)
 }
 
-/// The bundles to remove, the oldest first.
-fn too_many(settings: &SweepSettings, mut found: Vec<SweptBundle>, bytes: u64) -> Vec<SweptBundle> {
+/// The bundles to remove, the oldest first, and the others.
+fn too_many(
+    settings: &SweepSettings,
+    mut found: Vec<SweptBundle>,
+    bytes: u64,
+) -> (Vec<SweptBundle>, Vec<SweptBundle>) {
     found.sort_by(|a, b| b.age.cmp(&a.age).then_with(|| a.name.cmp(&b.name)));
     let is_full = settings
         .capacity_bytes
@@ -170,6 +181,6 @@ fn too_many(settings: &SweepSettings, mut found: Vec<SweptBundle>, bytes: u64) -
         left -= one.bytes;
         removed += 1;
     }
-    found.truncate(removed);
-    found
+    let kept = found.split_off(removed);
+    (found, kept)
 }

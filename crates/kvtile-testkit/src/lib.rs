@@ -10,7 +10,7 @@
 //! the contract by a seed. [`shared`] is the same for stores that many caches share. [`gate`] stops threads at a point that the test chooses, with a time
 //! limit.
 //!
-//! This is a development dependency: nothing that ships may depend on it. Unit tests inside the
+//! This is a development dependency: nothing that ships may depend on it. `kvtile-gpu-check`, a test as a program, does. Unit tests inside the
 //! layout crate cannot use it, because they would see two copies of that crate's types; integration
 //! tests can.
 #![forbid(unsafe_code)]

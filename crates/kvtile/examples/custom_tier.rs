@@ -23,8 +23,8 @@ use kvtile::{
     blocks::{GroupId, Tick, events::StoredBlock, events::TierKind, pool::PinClaim},
     tiers::tier::{
         AnswerTime, BlockName, BlockRead, BlockWrite, NotWritten, PromisedHold, ReadReport,
-        ReadSuccess, SyncReport, Tier, TierAbilities, TierContext, TierHold, TierMiss,
-        TierSettings, TierStats, WriteReport, WriteSuccess,
+        ReadSuccess, RefusedBlocks, SyncReport, Tier, TierAbilities, TierContext, TierHold,
+        TierMiss, TierSettings, TierStats, WriteReport, WriteSuccess,
     },
 };
 use parking_lot::Mutex;
@@ -151,8 +151,14 @@ impl Tier for PoolTier {
 
     fn write(&self, blocks: Vec<BlockWrite>) -> Completion<WriteReport> {
         let start = self.context.clock.now();
-        let written = blocks.into_iter().map(|block| self.write_one(&block));
-        let blocks = written.collect();
+        let mut refused = RefusedBlocks::default();
+        let write = |block: BlockWrite| {
+            let may = refused.check(&block);
+            let outcome = may.and_then(|()| self.write_one(&block));
+            refused.note(block.name, &outcome);
+            outcome
+        };
+        let blocks = blocks.into_iter().map(write).collect();
         let elapsed = self.context.clock.now().saturating_sub(start);
         Completion::ended(0, WriteReport { blocks, elapsed })
     }

@@ -14,7 +14,8 @@ use crate::{
     row::{BenchRow, SideMemory},
 };
 
-const STYLE: &str = include_str!("style.css");
+/// The style of pages with tables of ratios.
+pub const BENCH_STYLE: &str = include_str!("style.css");
 
 impl BenchReport {
     /// The page.
@@ -26,7 +27,7 @@ impl BenchReport {
             page,
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>kvtile: copies between layouts</title>\n<style>\n{STYLE}</style>\n</head>\n\
+             <title>kvtile: copies between layouts</title>\n<style>\n{BENCH_STYLE}</style>\n</head>\n\
              <body>\n<h1>Copies between KV cache layouts, against <code>memcpy</code></h1>\n"
         );
         page.push_str(&self.introduction());
@@ -173,7 +174,8 @@ fn tooltip(row: &BenchRow) -> String {
 }
 
 /// Text with the characters of markup escaped.
-fn escaped(text: &str) -> String {
+#[must_use]
+pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -3,7 +3,7 @@
 
 use super::{Event, EventKind, EventSnapshot, EventSubscriber, StoredBlock, TierId};
 use crate::{BlockKey, BlocksError, GroupId};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -12,6 +12,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct EventLog {
     ring: Mutex<EventRing>,
+    /// Signalled after events were appended, and when waits end.
+    appended: Condvar,
 }
 
 #[derive(Debug)]
@@ -22,6 +24,8 @@ struct EventRing {
     /// Index of the next event: `next_sequence % capacity`.
     cursor: usize,
     next_sequence: u64,
+    /// Whether nothing waits for events any more.
+    waits_ended: bool,
 }
 
 /// An event without its sequence number, which follows from its index. It is bytes only, so that no
@@ -64,7 +68,9 @@ impl EventLog {
                 capacity: capacity.get(),
                 cursor: 0,
                 next_sequence: 0,
+                waits_ended: false,
             }),
+            appended: Condvar::new(),
         })
     }
 
@@ -82,6 +88,8 @@ impl EventLog {
             ring.push((tier, group), EventKind::Stored { key, parent });
             parent = Some(key);
         }
+        drop(ring);
+        self.appended.notify_all();
     }
 
     /// Reports that blocks were removed, in this order.
@@ -90,11 +98,14 @@ impl EventLog {
         for &key in keys {
             ring.push((tier, group), EventKind::Removed { key });
         }
+        drop(ring);
+        self.appended.notify_all();
     }
 
     /// Reports that a tier has lost all blocks of a group.
     pub fn cleared(&self, tier: TierId, group: GroupId) {
         self.lock().push((tier, group), EventKind::Cleared);
+        self.appended.notify_all();
     }
 
     /// Appends changes of one group in one tier, in this order. The lock is held while the iterator
@@ -104,6 +115,24 @@ impl EventLog {
         for kind in kinds {
             ring.push((tier, group), kind);
         }
+        drop(ring);
+        self.appended.notify_all();
+    }
+
+    /// Ends all waits of subscribers for events, those that begin later too: the owner of the log
+    /// closes. Events can still be appended and read.
+    pub fn end_waits(&self) {
+        self.lock().waits_ended = true;
+        self.appended.notify_all();
+    }
+
+    /// Waits until there is an event from `next` on; false if waits have ended.
+    pub(super) fn wait(&self, next: u64) -> bool {
+        let mut ring = self.lock();
+        while ring.next_sequence <= next && !ring.waits_ended {
+            self.appended.wait(&mut ring);
+        }
+        !ring.waits_ended
     }
 
     /// The sequence number of the next event, which is the number of events appended so far.

@@ -58,6 +58,13 @@ impl EventSubscriber {
         }
     }
 
+    /// Blocks until the next poll returns events or a gap. Returns false, at once from then on, when the
+    /// owner of the log has ended the waits ([`EventLog::end_waits`]).
+    #[must_use = "after the end of waits a loop that waits would spin"]
+    pub fn wait(&self) -> bool {
+        self.log.wait(self.next)
+    }
+
     /// Continues at the first event to apply on top of a snapshot of the same log.
     pub fn resynchronise(&mut self, snapshot: &EventSnapshot) {
         self.next = snapshot.from;

@@ -3,13 +3,14 @@
 use std::{io::IsTerminal, path::Path, sync::Arc, time::Duration};
 
 use kvtile::{
-    layout::ShownText,
+    layout::{AxisRange, ShownText},
     shared::{
+        manifest::{StoreManifest, StoreManifestError},
         store::{Deadline, SharedStore},
         survey::{self, StoreSurvey, StoreVerification, SurveySettings, SurveyedForm},
     },
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{not_confirmed, prompt, report::age, sweep::of_store};
 use crate::{
@@ -75,12 +76,15 @@ fn stat_json(store: &str, found: &StoreSurvey) -> Value {
             "oldest_seconds": seconds(form.oldest),
         })
     };
+    let manifests = found.manifests.iter();
+    let manifests = manifests.map(|(identity, one)| (identity.clone(), manifest_json(one)));
     json!({
         "store": store,
         "bundles": found.bundles(),
         "bytes": found.bytes(),
         "foreign": found.foreign,
         "forms": found.forms.iter().map(form).collect::<Vec<Value>>(),
+        "manifests": manifests.collect::<Map<String, Value>>(),
     })
 }
 
@@ -123,7 +127,44 @@ fn stat_text(store: &str, found: &StoreSurvey) -> String {
     }
     text.push('\n');
     text.push_str(&table.text());
+    text.push('\n');
+    for (identity, one) in &found.manifests {
+        let line = match one {
+            Ok(manifest) => manifest_text(manifest),
+            Err(problem) => problem.to_string(),
+        };
+        text.push_str(&format!("  {identity}: {}\n", ShownText(&line)));
+    }
     text
+}
+
+fn manifest_json(manifest: &Result<StoreManifest, StoreManifestError>) -> Value {
+    match manifest {
+        Ok(manifest) => json!(manifest),
+        Err(problem) => json!({ "problem": problem.to_string() }),
+    }
+}
+
+/// `toy, revision 1, 16 tokens a block, k bf16, v bf16, layers 0 to 2, heads 0 to 2, kvtile 0.1.0`.
+fn manifest_text(manifest: &StoreManifest) -> String {
+    let identity = manifest.identity();
+    let shard = identity.shard();
+    let range = |range: AxisRange| {
+        let end = range.start.saturating_add(range.count);
+        format!("{} to {end}", range.start)
+    };
+    let planes = identity.planes().iter();
+    let planes = planes.map(|plane| format!("{} {}", plane.name(), plane.unit().codec()));
+    format!(
+        "{}, revision {}, {} tokens a block, {}, layers {}, heads {}, kvtile {}",
+        identity.model(),
+        identity.revision(),
+        identity.page_size(),
+        planes.collect::<Vec<String>>().join(", "),
+        range(shard.layers),
+        range(shard.heads),
+        manifest.kvtile()
+    )
 }
 
 /// Reads every bundle.
@@ -165,6 +206,9 @@ fn check_json(store: &str, check: &StoreVerification) -> Value {
             "removed": bundle.is_removed,
         })
     });
+    let manifests = check.unfit_manifests.iter();
+    let manifests =
+        manifests.map(|(identity, problem)| (identity.clone(), json!(problem.to_string())));
     json!({
         "store": store,
         "whole": check.whole,
@@ -172,6 +216,7 @@ fn check_json(store: &str, check: &StoreVerification) -> Value {
         "absent": check.absent,
         "foreign": check.foreign,
         "kinds": check.kinds(),
+        "unfit_manifests": manifests.collect::<Map<String, Value>>(),
         "unfit": unfit.collect::<Vec<Value>>(),
     })
 }
@@ -194,6 +239,10 @@ fn check_text(store: &str, check: &StoreVerification) -> String {
         if count > 0 {
             text.push_str(&format!("  {} {what}\n", thousands(count)));
         }
+    }
+    for (identity, problem) in check.unfit_manifests.iter().take(UNFIT_SHOWN_MAX) {
+        let line = format!("{identity}: {problem}");
+        text.push_str(&format!("  {}\n", ShownText(&line)));
     }
     for bundle in check.unfit.iter().take(UNFIT_SHOWN_MAX) {
         let removed = if bundle.is_removed { " (removed)" } else { "" };

@@ -2,11 +2,15 @@
 
 mod status;
 
-use std::{path::PathBuf, sync::Arc, sync::mpsc, time::Duration};
+use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, sync::mpsc, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 use kvtile::{
     Cache, TierError, TierId,
+    blocks::{
+        policy::PolicyKind,
+        pool::{TenantId, TenantQuota},
+    },
     shared::{
         store::Deadline,
         tier::{SharedTier, SharedTierSettings},
@@ -34,6 +38,7 @@ Examples:
   kvtile serve --socket kv.sock --host 64GiB --disk /var/cache/kv --disk-bytes 500GB
   kvtile serve --socket kv.sock --host 64GiB --shared s3://models/kv
   kvtile serve --socket kv.sock --host 64GiB --identities 8          the ranks of a model are one each
+  kvtile serve --socket kv.sock --host 64GiB --policy lru --quota 7=20000 --quota 8=5000
   kvtile serve --socket kv.sock --host 64GiB --http 127.0.0.1:9090    a page and metrics
   kvtile serve status --socket kv.sock --json";
 
@@ -63,6 +68,16 @@ pub struct ServeArgs {
         requires = "disk"
     )]
     disk_writes: DiskWrites,
+    /// The eviction policy of host memory: gittins, lru, arc or s3-fifo
+    #[arg(long, value_name = "NAME", value_parser = policy, default_value = PolicyKind::Gittins.name())]
+    policy: PolicyKind,
+    /// The eviction policy of the disk
+    #[arg(long, value_name = "NAME", value_parser = policy, default_value = PolicyKind::Gittins.name(),
+          requires = "disk")]
+    disk_policy: PolicyKind,
+    /// At most so many blocks of host memory for a tenant, of each identity; once for each tenant
+    #[arg(long, value_name = "TENANT=BLOCKS", value_parser = quota)]
+    quota: Vec<TenantQuota>,
     /// A store that the daemons of other machines use too: a folder or a URL, as for `kvtile cache sweep`
     #[arg(long, value_name = "STORE")]
     shared: Option<String>,
@@ -85,6 +100,24 @@ pub struct ServeArgs {
     /// Take the memory of a cache when it opens, not when blocks come
     #[arg(long)]
     prefault: bool,
+}
+
+/// An eviction policy by its name.
+fn policy(name: &str) -> Result<PolicyKind, String> {
+    name.parse()
+        .map_err(|_| "no such policy; give gittins, lru, arc or s3-fifo".to_owned())
+}
+
+/// `7=20000`: the blocks of a tenant.
+fn quota(text: &str) -> Result<TenantQuota, String> {
+    let problem = || "give TENANT=BLOCKS, such as 7=20000, with at least one block".to_owned();
+    let (tenant, blocks) = text.split_once('=').ok_or_else(problem)?;
+    let tenant: u32 = tenant.trim().parse().map_err(|_| problem())?;
+    let blocks: NonZeroUsize = blocks.trim().parse().map_err(|_| problem())?;
+    Ok(TenantQuota {
+        tenant: TenantId(tenant),
+        blocks: blocks.get(),
+    })
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -121,7 +154,9 @@ fn serve(args: &ServeArgs) -> Result<(), CliError> {
         .identities_max(args.identities)
         .lease(Duration::from_secs(args.lease))
         .workers(args.workers)
-        .prefault(args.prefault);
+        .prefault(args.prefault)
+        .quotas(args.quota.clone());
+    settings.policy = args.policy;
     if let (Some(folder), Some(bytes)) = (&args.disk, args.disk_bytes) {
         settings.disk = Some(DaemonDisk {
             folder: folder.clone(),
@@ -130,6 +165,7 @@ fn serve(args: &ServeArgs) -> Result<(), CliError> {
                 DiskWrites::Eviction => TierWrites::OnEviction,
                 DiskWrites::Once => TierWrites::AtOnce,
             }),
+            policy: args.disk_policy,
         });
     }
     let (stop, stopped) = mpsc::channel();
@@ -195,4 +231,32 @@ fn cache_maker(
         let open = SharedTier::opener(TierId::SHARED, Arc::clone(&store), settings);
         Ok(Cache::builder(of_cache).tier(tier, open))
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quota_is_a_tenant_and_its_blocks() {
+        let quota = |text| quota(text).map(|quota| (quota.tenant.0, quota.blocks));
+        assert_eq!(quota("7=20000"), Ok((7, 20_000)));
+        assert_eq!(quota(" 0 = 1 "), Ok((0, 1)));
+        for text in [
+            "",
+            "7",
+            "7=",
+            "=1",
+            "7=0",
+            "7=-1",
+            "7=1=2",
+            "a=1",
+            "4294967296=1",
+            "7=1k",
+        ] {
+            assert!(quota(text).unwrap_err().contains("TENANT=BLOCKS"), "{text}");
+        }
+        assert_eq!(policy("s3-fifo"), Ok(PolicyKind::S3Fifo));
+        assert!(policy("LRU").unwrap_err().contains("gittins"));
+    }
 }

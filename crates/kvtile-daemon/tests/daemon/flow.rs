@@ -1,8 +1,12 @@
 //! What clients do, and that it is what a cache in process does.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use kvtile_blocks::events::{EventMirror, TierId};
+use kvtile_blocks::{
+    events::{EventMirror, TierId},
+    policy::PolicyKind,
+    pool::{TenantId, TenantQuota},
+};
 use kvtile_daemon::{Daemon, DaemonError, DaemonStatus};
 use kvtile_tiers::{
     RequestError, TierError,
@@ -240,6 +244,44 @@ fn each_identity_has_its_share_and_one_more_is_refused() {
     assert_eq!(daemon.caches().len(), 2);
     let status = DaemonStatus::of(&node.socket(), Duration::from_secs(5)).unwrap();
     assert_eq!((status.caches.len(), status.sessions.len()), (2, 2));
+}
+
+#[test]
+fn a_daemon_has_an_eviction_policy_and_quotas_of_tenants() {
+    let node = Node::new();
+    let quota = |tenant, blocks| TenantQuota {
+        tenant: TenantId(tenant),
+        blocks,
+    };
+    for (quotas, problem) in [
+        (vec![quota(7, 0)], "a quota"),
+        (vec![quota(7, 1), quota(7, 2)], "tenant 7 has two quotas"),
+    ] {
+        let refused = Daemon::start(node.settings(16).quotas(quotas)).unwrap_err();
+        assert!(refused.to_string().contains(problem), "{refused}");
+    }
+    let settings = node.settings(16).quotas(vec![quota(7, 4)]);
+    let settings = settings.disk(node.folder.path().join("disk"), 1 << 20);
+    let settings = settings.policies(PolicyKind::Lru, PolicyKind::S3Fifo);
+    let maker = |of_cache: CacheSettings| {
+        assert_eq!(of_cache.policy, PolicyKind::Lru);
+        assert_eq!(of_cache.disk.as_ref().unwrap().policy, PolicyKind::S3Fifo);
+        Ok(Cache::builder(of_cache))
+    };
+    let daemon = Daemon::start_with(settings, Arc::new(maker)).unwrap();
+    let client = node.connect();
+    let (_, served) = daemon.caches().remove(0);
+    // One tenant does not push out another.
+    let theirs = chain(1, 10);
+    store(&client, &theirs, 0);
+    let options = StoreOptions::new().tenant(TenantId(7));
+    for number in 10..20 {
+        let stored = client.store_with(&chain(number, 2), &[20, 21], &options);
+        assert_eq!(stored.unwrap().wait().stored, 2);
+    }
+    let found = client.lookup(&theirs);
+    assert_eq!(found.blocks_in(TierId::HOST), 10);
+    served.cache().check_integrity();
 }
 
 #[test]

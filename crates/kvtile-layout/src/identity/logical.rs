@@ -150,8 +150,9 @@ impl Identity {
         &self.revision
     }
 
-    /// The shape of one block.
-    pub(super) fn shape(&self) -> &Shape {
+    /// The shape of one block, with replica 0 and the planes by name.
+    #[must_use]
+    pub fn shape(&self) -> &Shape {
         &self.shape
     }
 

@@ -55,11 +55,18 @@ fn a_shared_store_is_shown_verified_and_cleared_by_path_and_by_url() {
             shown.contains("2 bundles") && shown.contains("all"),
             "{shown}"
         );
+        let model =
+            "toy, revision 1, 16 tokens a block, k bf16, v bf16, layers 0 to 2, heads 0 to 2";
+        assert!(shown.contains(model), "{shown}");
         let stat = kvtile(&["cache", "stat", store, "--json"]).json();
         assert_eq!(
             (&stat["bundles"], &stat["forms"][0]["bundle_blocks"]),
             (&2.into(), &4.into())
         );
+        let identity = stat["forms"][0]["identity"].as_str().unwrap();
+        let manifest = &stat["manifests"][identity];
+        assert_eq!(manifest["identity"]["model"], "toy");
+        assert_eq!(manifest["kvtile"], env!("CARGO_PKG_VERSION"));
         let whole = kvtile(&["cache", "verify", store]).ok();
         assert!(whole.contains("2 bundles are whole"), "{whole}");
     }
@@ -88,7 +95,17 @@ fn a_shared_store_is_shown_verified_and_cleared_by_path_and_by_url() {
     );
     let error = kvtile(&["cache", "verify", text(&path)]).fails(1);
     assert!(error.contains("1 of 2 bundles cannot be used"), "{error}");
+    let stat = kvtile(&["cache", "stat", &url, "--json"]).json();
+    let identity = stat["forms"][0]["identity"].as_str().unwrap();
+    let manifest = path.join("kvt1").join(identity).join("manifest.json");
+    fs::write(&manifest, "{\"format\": \"\\u001b[2J\", \"version\": 7}").unwrap();
+    let shown = kvtile(&["cache", "stat", text(&path)]).ok();
+    assert!(
+        shown.contains("version 7") && !shown.contains('\u{1b}'),
+        "{shown:?}"
+    );
     let removed = kvtile(&["cache", "verify", text(&path), "--remove"]).ok();
+    assert!(removed.contains("version 7"), "{removed}");
     assert!(removed.contains("(removed)"), "{removed}");
     assert!(kvtile(&["cache", "clear", &url]).fails(2).contains("--yes"));
     let cleared = kvtile(&["cache", "clear", &url, "--yes"]).ok();

@@ -53,6 +53,7 @@ __all__ = [
     "reading_pays",
     "run_program",
     "serve_http",
+    "usable_stops",
 ]
 
 STORAGE_WORD: Final[str]
@@ -367,7 +368,7 @@ class ModelIdentity:
 class TokenHasher:
     def __new__(
         cls,
-        identity: Identity,
+        identity: Identity | ModelIdentity,
         *,
         salt: str = "",
         profile: Literal["blake3", "xxh3", "router"] = "blake3",
@@ -900,8 +901,8 @@ class GroupStoreReport:
 class GroupCache:
     def __new__(
         cls,
-        groups: Mapping[str, tuple[Identity, str]],
-        layouts: Mapping[str, Layout],
+        model: ModelIdentity,
+        layouts: Mapping[str, Layout] | None = None,
         *,
         host_bytes: int | None = ...,
         prefault: bool | None = ...,
@@ -941,6 +942,7 @@ class GroupCache:
         blocks: Mapping[str, Sequence[int]],
         *,
         have: Mapping[str, int] | None = None,
+        layouts: Mapping[str, Layout] | None = None,
         priority: _Priority = "normal",
         within: float | None = None,
     ) -> Completion[GroupLoadReport]: ...
@@ -950,6 +952,7 @@ class GroupCache:
         blocks: Mapping[str, Sequence[int] | tuple[Sequence[int], int]],
         *,
         stop: int | Sequence[int] | None = None,
+        layouts: Mapping[str, Layout] | None = None,
         tenant: int = 0,
         priority: _Priority = "low",
         within: float | None = None,
@@ -993,3 +996,6 @@ def close_all() -> None: ...
 def run_program(arguments: Sequence[str]) -> int: ...
 
 def reading_pays(seconds: float, tokens: int, tokens_per_second: float) -> bool: ...
+def usable_stops(
+    groups: Iterable[tuple[ModelGroup, TierDirectory]], keys: Sequence[bytes], unit: int, at_most: int
+) -> list[int]: ...

@@ -11,7 +11,7 @@ use crate::{
     cache::{PyMatch, PySnapshot},
     groups::PyGroupMatch,
     identity::PyIdentity,
-    keys::PyTokenHasher,
+    keys::{HashedIdentity, PyTokenHasher},
     layout::PyLayout,
     model::{PyModelGroup, PyModelIdentity},
     shape::{PyPlane, PyShape},
@@ -59,6 +59,16 @@ pub(crate) fn layout<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'p
 /// Another identity of a model.
 pub(crate) fn other_model<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyModelIdentity>> {
     read("other", "a ModelIdentity", value)
+}
+
+/// What keys are of: an Identity or a ModelIdentity.
+pub(crate) fn hashed(value: &Bound<'_, PyAny>) -> PyResult<HashedIdentity> {
+    if let Ok(model) = value.cast::<PyModelIdentity>() {
+        return Ok(HashedIdentity::Model(Box::new(model.get().0.clone())));
+    }
+    let wanted = "an Identity or a ModelIdentity";
+    let identity = read::<PyIdentity>("identity", wanted, value)?;
+    Ok(HashedIdentity::Blocks(Box::new(identity.get().0.clone())))
 }
 
 /// A list of groups.
@@ -109,14 +119,9 @@ pub(crate) fn group_match<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py,
     read("found", "a GroupMatch", value)
 }
 
-/// The groups of a cache.
-pub(crate) fn groups_by_name<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
-    mapping("groups", value)?.ok_or_else(|| wrong_type("groups", "a dict", value))
-}
-
-/// The layouts of groups.
-pub(crate) fn layouts<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
-    mapping("layouts", value)?.ok_or_else(|| wrong_type("layouts", "a dict", value))
+/// The identity of a model with groups.
+pub(crate) fn model<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyModelIdentity>> {
+    read("model", "a ModelIdentity", value)
 }
 
 /// The parameters of a rotary embedding.

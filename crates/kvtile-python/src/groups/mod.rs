@@ -28,7 +28,7 @@ use pyo3::{
 };
 use serde_json::{Value, json};
 
-use self::blocks::{HaveTokens, LoadIds, StoreIds};
+use self::blocks::{GroupLayouts, HaveTokens, LoadIds, StoreIds};
 use crate::{
     arguments::{
         list, number, object,
@@ -45,6 +45,7 @@ use crate::{
     guard,
     keys::PyTokenHasher,
     layout::PyLayoutShared,
+    model::PyModelIdentity,
     pickle,
     report::PyFlushReport,
     slot::{OpenSlot, OpenSlots, SlotCall},
@@ -65,11 +66,13 @@ static OPEN: OpenSlots<GroupCache> = OpenSlots::new();
 /// Use the cache in a ``with`` statement, or close it. Durability is that of ``kvtile.Cache``.
 ///
 /// Args:
-///     groups: the identity and the rule of each group by its name: ``"full"`` (all tokens before the
-///         stop), ``"window:1024"`` (the last tokens that a token attends to, itself included),
-///         ``"chunk:8192"`` (the tokens of the chunk that the stop is in) or ``"stop"`` (one record
-///         for the state at the stop). The page size of an identity is the group's.
-///     layouts: the engine's layout of each group, by name.
+///     model: the model with its groups, each with a rule and a page size: ``"full"`` (all tokens before
+///         the stop), ``"window"`` (the last tokens that a token attends to, itself included),
+///         ``"chunk"`` (the tokens of the chunk that the stop is in) or ``"stop"`` (one record for the
+///         state at the stop). A group of a draft model is kept beside the others: a stop and a load
+///         need nothing of it.
+///     layouts: the engine's layout of groups, by name. Of a group without one, each load and store
+///         gives the layout of its blocks.
 ///     host_bytes: host memory, over all groups; default: 1 GiB.
 ///     shares: how groups divide host memory and the disk, relative to each other. Groups without a share
 ///         count 1 on average and divide that by the bytes of a request of 8,192 tokens with two stops.
@@ -81,6 +84,7 @@ static OPEN: OpenSlots<GroupCache> = OpenSlots::new();
 ///
 /// Raises:
 ///     IdentityError: a layout or a folder of another identity; ``field`` names the field that differs.
+///     ArgumentError: a group that the model does not have.
 ///     SettingsError: invalid settings, or too little room for one stop.
 ///     FolderInUseError: another cache uses the folder.
 ///     DiskError: a folder that cannot be used.
@@ -88,11 +92,15 @@ static OPEN: OpenSlots<GroupCache> = OpenSlots::new();
 pub(crate) struct PyGroupCache {
     slot: Option<Arc<OpenSlot<GroupCache>>>,
     layouts: Option<Vec<Arc<PyLayoutShared>>>,
+    group_count: usize,
 }
 
 impl PyGroupCache {
-    fn layouts(&self) -> Vec<Arc<PyLayoutShared>> {
-        self.layouts.clone().unwrap_or_default()
+    /// The layouts of the engine, and those of a call.
+    fn layouts(&self, of_call: GroupLayouts) -> Vec<Arc<PyLayoutShared>> {
+        let of_call = of_call.into_iter().map(|(_, layout)| layout);
+        let engine = self.layouts.iter().flatten().map(Arc::clone);
+        engine.chain(of_call).collect()
     }
 
     /// Calls the cache.
@@ -133,25 +141,28 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
 #[pymethods]
 impl PyGroupCache {
     #[new]
-    #[pyo3(signature = (groups, layouts, **settings))]
+    #[pyo3(signature = (model, layouts=Vec::new(), **settings), text_signature = "(model, layouts=None, **settings)")]
     fn new(
-        #[pyo3(from_py_with = object::groups_by_name)] groups: Bound<'_, PyDict>,
-        #[pyo3(from_py_with = object::layouts)] layouts: Bound<'_, PyDict>,
+        #[pyo3(from_py_with = object::model)] model: Bound<'_, PyModelIdentity>,
+        #[pyo3(from_py_with = blocks::layouts)] layouts: GroupLayouts,
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyGroupCache> {
-        let py = groups.py();
-        let opening = settings::read(&groups, &layouts, settings)?;
+        let py = model.py();
+        let opening = settings::read(&model.get().0, layouts, settings)?;
         let (settings, layouts) = (opening.settings, opening.layouts);
         let engines = layouts.clone();
         let cache = guard::run(py, move || -> Result<GroupCache, CallFailure> {
-            let handles = engines.iter().map(|engine| engine.handle());
-            let handles: Vec<LayoutHandle> = handles.collect::<Result<_, _>>()?;
+            let handle = |engine: &Arc<PyLayoutShared>| engine.handle();
+            let handles = engines.iter();
+            let handles = handles.map(|engine| engine.as_ref().map(handle).transpose());
+            let handles: Vec<Option<LayoutHandle>> = handles.collect::<Result<_, _>>()?;
             let builder = GroupCache::builder(settings);
             Ok(builder.open_registered(Arc::clone(manager()), &handles)?)
         })?;
         Ok(PyGroupCache {
             slot: Some(OPEN.open(cache)),
-            layouts: Some(layouts),
+            group_count: layouts.len(),
+            layouts: Some(layouts.into_iter().flatten().collect()),
         })
     }
 
@@ -161,14 +172,14 @@ impl PyGroupCache {
         self.with(py, |cache| Ok::<_, CallFailure>(cache.unit()))
     }
 
-    /// Tokens between two possible stops: the least common multiple of the pages of all groups.
+    /// Tokens between two possible stops: the least common multiple of the pages of the model's own groups.
     #[getter]
     fn stop_unit(&self, py: Python<'_>) -> PyResult<u64> {
         self.with(py, |cache| Ok::<_, CallFailure>(cache.stop_unit()))
     }
 
-    /// The groups in their order: a dict with the number, the rule, the page size and the pages in host
-    /// memory of each.
+    /// The groups in their order: a dict with the number, the rule, the page size, the pages in host
+    /// memory of each, and whether it is of a draft model.
     #[getter]
     fn groups(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let groups = self.with(py, |cache| {
@@ -179,6 +190,7 @@ impl PyGroupCache {
                     "rule": settings::text_of(facts.rule),
                     "page_size": facts.page_size.get(),
                     "host_pages": host.map_or(0, |stats| stats.capacity),
+                    "draft": !facts.gates(),
                 });
                 (facts.name.clone(), value)
             });
@@ -187,7 +199,7 @@ impl PyGroupCache {
         stats::object(py, &groups)
     }
 
-    /// Makes the keys of chains for this cache, one for each ``unit`` of tokens.
+    /// Makes the keys of chains for this cache, one for each ``unit`` of tokens, as ``TokenHasher(model)`` does.
     ///
     /// Args:
     ///     salt: isolates tenants: a lookup finds only pages of the same salt.
@@ -248,9 +260,10 @@ impl PyGroupCache {
     /// Args:
     ///     found: the GroupMatch.
     ///     blocks: the destination blocks of each group by its name: one for each page of
-    ///         ``found.needs(group, have)``, in their order. Groups of which nothing is needed may be left
-    ///         out.
+    ///         ``found.needs(group, have)``, in their order. Groups of which nothing is needed, and those of a
+    ///         draft model, may be left out.
     ///     have: tokens that the engine has itself, by group; default: none.
+    ///     layouts: other layouts of the same identities to load into, by group, instead of the engine's.
     ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
     ///     within: deadline in seconds; parts that have not begun by then do not begin.
     ///
@@ -259,13 +272,14 @@ impl PyGroupCache {
     ///
     /// Raises:
     ///     BusyError: a queue is full; compute instead.
-    ///     RequestError: a match of another cache, an unknown group, another number of blocks than pages, or
-    ///         ids that do not exist or occur twice.
+    ///     IdentityError: a layout of another identity.
+    ///     RequestError: a match of another cache, an unknown group, another number of blocks than pages, a
+    ///         group without a layout, or ids that do not exist or occur twice.
     #[pyo3(
         signature = (
-            found, blocks, *, have=None, priority=TextArgument::Borrowed("normal"), within=None
+            found, blocks, *, have=None, layouts=Vec::new(), priority=TextArgument::Borrowed("normal"), within=None
         ),
-        text_signature = "($self, found, blocks, *, have=None, priority='normal', within=None)"
+        text_signature = "($self, found, blocks, *, have=None, layouts=None, priority='normal', within=None)"
     )]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn load(
@@ -274,6 +288,7 @@ impl PyGroupCache {
         #[pyo3(from_py_with = object::group_match)] found: Bound<'_, PyGroupMatch>,
         #[pyo3(from_py_with = blocks::load)] blocks: LoadIds,
         #[pyo3(from_py_with = blocks::have)] have: Option<HaveTokens>,
+        #[pyo3(from_py_with = blocks::layouts)] layouts: GroupLayouts,
         #[pyo3(from_py_with = text::priority)] priority: TextArgument,
         #[pyo3(from_py_with = time::within)] within: Option<Duration>,
     ) -> PyResult<PyCompletion> {
@@ -281,14 +296,16 @@ impl PyGroupCache {
             .priority(priority_of(&priority)?)
             .within(within);
         let (found, have) = (found.get().take()?, have.unwrap_or_default());
-        blocks::check_have(&blocks, &have)?;
-        let load = self.with(py, move |cache| {
-            let given = blocks::of_load(&blocks, &have);
-            cache.load_with(found, &given, &options)
+        let groups = blocks::names(&blocks);
+        blocks::check_groups("have", have.iter().map(|(group, _)| group), &groups)?;
+        blocks::check_groups("layouts", layouts.iter().map(|(group, _)| group), &groups)?;
+        let load = self.with(py, |cache| -> Result<_, CallFailure> {
+            let given = blocks::of_load(&blocks, &have, &blocks::handles(&layouts)?);
+            Ok(cache.load_with(found, &given, &options)?)
         })?;
         Ok(PyCompletion::new(
             PendingOperation::GroupLoad(load),
-            self.layouts(),
+            self.layouts(layouts),
         ))
     }
 
@@ -302,6 +319,7 @@ impl PyGroupCache {
     ///     stop: the position in tokens at which requests may resume, several of them, or None. Of groups
     ///         without the rule ``"full"`` only the pages that one of them needs are stored, so these need a
     ///         stop. Pages of groups with the rule full are stored as given.
+    ///     layouts: other layouts of the same identities that hold the blocks, by group, instead of the engine's.
     ///     tenant: the tenant that owns the pages.
     ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
     ///     within: deadline in seconds; what has not begun by then does not begin.
@@ -312,14 +330,15 @@ impl PyGroupCache {
     ///     A Completion of a GroupStoreReport.
     ///
     /// Raises:
+    ///     IdentityError: a layout of another identity.
     ///     RequestError: an unknown group, a stop that no lookup could find, pages that need a stop without
-    ///         one, too few keys, or ids that do not exist or occur twice.
+    ///         one, a group without a layout, too few keys, or ids that do not exist or occur twice.
     #[pyo3(
         signature = (
-            keys, blocks, *, stop=None, tenant=0, priority=TextArgument::Borrowed("low"), within=None, keep=0,
-            lifetime=None
+            keys, blocks, *, stop=None, layouts=Vec::new(), tenant=0, priority=TextArgument::Borrowed("low"),
+            within=None, keep=0, lifetime=None
         ),
-        text_signature = "($self, keys, blocks, *, stop=None, tenant=0, priority='low', within=None, \
+        text_signature = "($self, keys, blocks, *, stop=None, layouts=None, tenant=0, priority='low', within=None, \
                           keep=0, lifetime=None)"
     )]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
@@ -329,6 +348,7 @@ impl PyGroupCache {
         #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
         #[pyo3(from_py_with = blocks::store)] blocks: StoreIds,
         #[pyo3(from_py_with = blocks::stops)] stop: Option<Vec<u64>>,
+        #[pyo3(from_py_with = blocks::layouts)] layouts: GroupLayouts,
         #[pyo3(from_py_with = number::tenant)] tenant: u32,
         #[pyo3(from_py_with = text::priority)] priority: TextArgument,
         #[pyo3(from_py_with = time::within)] within: Option<Duration>,
@@ -342,12 +362,15 @@ impl PyGroupCache {
             .within(within)
             .hints(hints(keep, 0, false))
             .lifetime(lifetime);
-        let store = self.with(py, move |cache| {
-            cache.store_with(&keys, &blocks::of_store(&blocks), &options)
+        let groups = blocks::names(&blocks);
+        blocks::check_groups("layouts", layouts.iter().map(|(group, _)| group), &groups)?;
+        let store = self.with(py, |cache| -> Result<_, CallFailure> {
+            let given = blocks::of_store(&blocks, &blocks::handles(&layouts)?);
+            Ok(cache.store_with(&keys, &given, &options)?)
         })?;
         Ok(PyCompletion::new(
             PendingOperation::GroupStore(store),
-            self.layouts(),
+            self.layouts(layouts),
         ))
     }
 
@@ -457,13 +480,13 @@ impl PyGroupCache {
     fn __reduce__(&self) -> PyResult<()> {
         Err(pickle::refused(
             "GroupCache",
-            "it has memory and threads; open another one with its groups and layouts",
+            "it has memory and threads; open another one with its model and layouts",
         ))
     }
 
     fn __repr__(&self) -> String {
         let state = if self.closed() { "closed" } else { "open" };
-        let groups = self.layouts.as_ref().map_or(0, Vec::len);
+        let groups = self.group_count;
         format!("<kvtile.GroupCache of {groups} groups: {state}>")
     }
 }

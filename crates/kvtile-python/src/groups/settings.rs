@@ -1,22 +1,20 @@
-//! The settings of a cache over groups as arguments: groups with their rules, layouts, keywords.
+//! The settings of a cache over groups as arguments: the model, layouts of its groups, keywords.
 
-use std::{num::NonZeroU64, sync::Arc};
+use std::sync::Arc;
 
 use kvtile::{
+    identity::ModelIdentity,
     layout::GroupRule,
     tiers::groups::{CacheGroup, GroupCacheSettings},
 };
-use pyo3::{
-    prelude::*,
-    types::{PyDict, PyTuple},
-};
+use pyo3::{prelude::*, types::PyDict};
 
+use super::blocks::GroupLayouts;
 use crate::{
-    arguments::{ArgumentRefusal, flag, keywords, object, text, time, wrong_type},
+    arguments::{flag, keywords, object, text, time},
     cache::settings::{DiskKeywords, folder_of, number, policy_of, word_of, writes_of},
     error::python::ArgumentError,
-    identity::PyIdentity,
-    layout::{PyLayout, PyLayoutShared},
+    layout::PyLayoutShared,
 };
 
 /// All keywords.
@@ -37,37 +35,26 @@ const NAMES: [&str; 14] = [
     "event_capacity",
 ];
 
-/// The settings of a cache over groups, and the layouts of its groups.
+/// The settings of a cache over groups, and the layouts of its groups in their order.
 pub(super) struct GroupOpening {
     pub(super) settings: GroupCacheSettings,
-    pub(super) layouts: Vec<Arc<PyLayoutShared>>,
+    pub(super) layouts: Vec<Option<Arc<PyLayoutShared>>>,
 }
 
-/// Reads groups, layouts and keywords.
+/// Reads the model, layouts and keywords.
 pub(super) fn read(
-    groups: &Bound<'_, PyDict>,
-    layouts: &Bound<'_, PyDict>,
+    model: &ModelIdentity,
+    layouts: GroupLayouts,
     keywords: Option<&Bound<'_, PyDict>>,
 ) -> PyResult<GroupOpening> {
-    let mut of_groups = Vec::with_capacity(groups.len());
-    let mut of_layouts = Vec::with_capacity(groups.len());
-    for (name, value) in groups {
-        let name = text::read("the name of a group", &name)?;
-        of_groups.push(group_of(&name, &value)?);
-        let layout = layouts.get_item(&*name)?;
-        let layout = layout.ok_or_else(|| {
-            ArgumentError::new_err(format!("layouts has none for the group {name:?}"))
-        })?;
-        let layout = layout
-            .cast::<PyLayout>()
-            .map_err(|_| wrong_type(&format!("layouts[{name:?}]"), "a Layout", &layout))?;
-        of_layouts.push(layout.get().shared()?);
+    let mut settings = GroupCacheSettings::of_model(model);
+    let mut of_groups = vec![None; settings.groups.len()];
+    for (name, layout) in layouts {
+        let at = check_group(&settings.groups, "layouts", &name)?;
+        if let Some(of_group) = of_groups.get_mut(at) {
+            *of_group = Some(layout);
+        }
     }
-    for (name, _) in layouts {
-        let name = text::read("the name of a group", &name)?;
-        check_group(&of_groups, "layouts", &name)?;
-    }
-    let mut settings = GroupCacheSettings::new(of_groups);
     let mut disk = DiskKeywords::default();
     for (name, value) in keywords.into_iter().flatten() {
         let name = text::read("the name of a setting", &name)?;
@@ -85,7 +72,7 @@ pub(super) fn read(
     settings.disk = disk.settings()?;
     Ok(GroupOpening {
         settings,
-        layouts: of_layouts,
+        layouts: of_groups,
     })
 }
 
@@ -145,41 +132,6 @@ fn check_group(groups: &[CacheGroup], argument: &str, name: &str) -> PyResult<us
             names.join(", ")
         ))
     })
-}
-
-/// A group: a pair of an identity and a rule.
-fn group_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<CacheGroup> {
-    let argument = format!("groups[{name:?}]");
-    let wrong = || wrong_type(&argument, "a pair of an Identity and a rule", value);
-    let pair = value.cast::<PyTuple>().map_err(|_| wrong())?;
-    let (identity, rule): (Bound<'_, PyAny>, Bound<'_, PyAny>) =
-        pair.extract().map_err(|_| wrong())?;
-    let identity = identity.cast::<PyIdentity>().map_err(|_| wrong())?;
-    let rule = rule_of(&text::read(&format!("the rule of {name:?}"), &rule)?)?;
-    Ok(CacheGroup::new(name, rule, identity.get().0.clone()))
-}
-
-/// A rule by its text.
-fn rule_of(text: &str) -> PyResult<GroupRule> {
-    let refused = || {
-        ArgumentRefusal::Setting.error(format!(
-            "there is no rule {text:?}; there are \"full\", \"window:TOKENS\", \"chunk:TOKENS\" and \"stop\""
-        ))
-    };
-    let (kind, tokens) = match text.split_once(':') {
-        None => (text, None),
-        Some((kind, tokens)) => {
-            let tokens = tokens.parse::<NonZeroU64>().map_err(|_| refused())?;
-            (kind, Some(tokens))
-        }
-    };
-    match (kind, tokens) {
-        ("full", None) => Ok(GroupRule::Full),
-        ("window", Some(tokens)) => Ok(GroupRule::Window { tokens }),
-        ("chunk", Some(tokens)) => Ok(GroupRule::Chunk { tokens }),
-        ("stop", None) => Ok(GroupRule::Stop),
-        _ => Err(refused()),
-    }
 }
 
 /// The text of a rule.

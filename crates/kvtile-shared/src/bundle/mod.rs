@@ -8,14 +8,16 @@ mod form;
 mod header;
 mod name;
 mod packing;
+mod read;
 mod sink;
 
 pub use form::{BundleForm, InvalidPartName, PartName};
 pub(crate) use header::header_bytes;
 pub use header::{BUNDLE_BLOCKS_MAX, BundleHeader, HeaderFault, HeldBlock};
 pub use name::{BundleName, ParsedBundleName, parse_bundle_name};
-pub(crate) use name::{ROOT, root_of};
+pub(crate) use name::{ROOT, manifest_name, parse_manifest_name, root_of};
 pub(crate) use packing::BlockPacker;
 pub use packing::{BundlePacking, PackedUnits};
+pub(crate) use read::read_bundle;
 pub use sink::BundleFault;
 pub(crate) use sink::{BundleReader, BundleTarget, WantedBytes};

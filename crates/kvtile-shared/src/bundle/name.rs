@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use kvtile_blocks::BlockKey;
-use kvtile_layout::broken;
+use kvtile_layout::{broken, identity::Fingerprint};
 
 use super::{BundleForm, PartName};
 use crate::store::{InvalidValueName, ValueName};
@@ -73,6 +73,29 @@ pub(crate) fn root_of(prefix: &str) -> String {
     }
 }
 
+/// The last part of the name of a manifest.
+const MANIFEST: &str = "manifest.json";
+
+/// The name of the manifest of an identity below a prefix.
+pub(crate) fn manifest_name(
+    prefix: &str,
+    identity: Fingerprint,
+) -> Result<ValueName, InvalidValueName> {
+    ValueName::new(format!("{}{identity}/{MANIFEST}", root_of(prefix)))
+}
+
+/// The identity whose manifest has this name; `None` for any other name.
+pub(crate) fn parse_manifest_name(prefix: &str, name: &ValueName) -> Option<Fingerprint> {
+    let rest = name.as_str().strip_prefix(&root_of(prefix))?;
+    let identity = rest.strip_suffix(MANIFEST)?.strip_suffix('/')?;
+    is_hex(identity, 32).then(|| identity.parse().ok())?
+}
+
+fn is_hex(text: &str, digits: usize) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.len() == digits && text.bytes().all(is_digit)
+}
+
 /// Whether a name below `prefix` is exactly the name of a bundle. Values with other names are not
 /// ours: nothing reads or removes them.
 #[must_use]
@@ -83,10 +106,6 @@ pub fn parse_bundle_name(prefix: &str, name: &ValueName) -> Option<ParsedBundleN
     let (identity, layout, part) = (next()?, next()?, next()?);
     let (shard, file) = (next()?, next()?);
     let (key, blocks) = file.split_once('.')?;
-    let is_hex = |text: &str, digits: usize| {
-        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        text.len() == digits && text.bytes().all(is_digit)
-    };
     let is_count = blocks.bytes().all(|byte| byte.is_ascii_digit()) && !blocks.starts_with('0');
     let blocks: u32 = blocks.parse().ok()?;
     let is_ours = next().is_none()
@@ -124,8 +143,6 @@ pub struct ParsedBundleName {
 
 #[cfg(test)]
 mod tests {
-    use kvtile_layout::identity::Fingerprint;
-
     use super::*;
 
     #[test]
@@ -167,6 +184,23 @@ mod tests {
             ] {
                 let other = ValueName::new(other).unwrap();
                 assert_eq!(parse_bundle_name(prefix, &other), None, "{other}");
+            }
+            let manifest = manifest_name(prefix, form.identity).unwrap();
+            assert_eq!(
+                manifest.as_str(),
+                format!("{root}/{identity}/manifest.json")
+            );
+            assert_eq!(parse_manifest_name(prefix, &manifest), Some(form.identity));
+            for other in [
+                format!("{root}/{identity}/manifest.json.1"),
+                format!("{root}/{identity}manifest.json"),
+                format!("{root}/a{identity}/manifest.json"),
+                format!("{root}/{identity}/{layout}/manifest.json"),
+                format!("{root}/manifest.json"),
+                name.to_string(),
+            ] {
+                let other = ValueName::new(other).unwrap();
+                assert_eq!(parse_manifest_name(prefix, &other), None, "{other}");
             }
             assert_eq!(parse_bundle_name("other", &name), None);
         }

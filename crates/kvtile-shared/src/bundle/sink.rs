@@ -5,6 +5,8 @@
 //! into the checksum and to its destination at once. So a store whose call does not return holds no
 //! memory of a tier's caller.
 
+use std::ops::Range;
+
 use kvtile_blocks::BlockKey;
 use kvtile_tiers::tier::ContentDigest;
 
@@ -27,6 +29,13 @@ pub(crate) enum WantedBytes {
 
 /// The destination of a bundle's blocks. Indices are those in the bundle.
 pub(crate) trait BundleTarget: Sync {
+    /// The first required block.
+    fn first_wanted(&self) -> Option<u32>;
+
+    /// The first required block from the block `from` on, after which it requires none before that one; if there is none,
+    /// it requires no further blocks.
+    fn next_wanted(&self, from: u32) -> Option<u32>;
+
     /// The last required block; `None` once no block is required any more.
     fn last_wanted(&self) -> Option<u32>;
 
@@ -67,6 +76,14 @@ pub enum BundleFault {
     Long,
 }
 
+/// Bytes of a bundle that a reader needs next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NextBytes {
+    pub(crate) range: Range<u64>,
+    /// They are all bytes of the value, as many as it has.
+    pub(crate) is_all: bool,
+}
+
 /// A sink that reads one bundle.
 pub(crate) struct BundleReader<'a> {
     form: BundleForm,
@@ -90,6 +107,8 @@ pub(crate) struct BundleReader<'a> {
     packed: Vec<u8>,
     fault: Option<BundleFault>,
     bytes: u64,
+    /// The reader has refused further bytes of the store's last call.
+    has_ended: bool,
 }
 
 impl<'a> BundleReader<'a> {
@@ -114,6 +133,7 @@ impl<'a> BundleReader<'a> {
             packed: Vec::new(),
             fault: None,
             bytes: 0,
+            has_ended: false,
         }
     }
 
@@ -126,6 +146,71 @@ impl<'a> BundleReader<'a> {
     /// Bytes that the store passed.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether the last call of the store was ended by the reader, and not by the end of the value.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// The bytes to read next; `None` if it needs no more. Reading up to `call_bytes` bytes of no use is faster than a call
+    /// of its own; without it the store has no ranges.
+    pub(crate) fn next_bytes(&mut self, call_bytes: Option<u64>) -> Option<NextBytes> {
+        if self.fault.is_some() || self.offset > 0 {
+            return None;
+        }
+        self.has_ended = false;
+        let header = self.header_bytes.len() as u64;
+        if self.header.is_none() {
+            if self.header_filled > 0 {
+                return None;
+            }
+            let first = u64::from(self.target.first_wanted()?);
+            let last = self.target.last_wanted()?;
+            let before = self.form.block_bytes.saturating_mul(first);
+            let is_all = call_bytes.is_none() || last.saturating_add(1) == self.blocks();
+            return Some(match call_bytes.is_some_and(|bytes| before > bytes) {
+                true => NextBytes {
+                    range: 0..header,
+                    is_all: false,
+                },
+                false => NextBytes {
+                    range: 0..self.end_of(last),
+                    is_all,
+                },
+            });
+        }
+        let next = self.target.next_wanted(self.index)?;
+        let last = self.target.last_wanted()?;
+        if next != self.index {
+            self.index = next;
+            self.begin_block();
+        }
+        let start = self.end_of_those_before(next);
+        self.fault.is_none().then(|| NextBytes {
+            range: start..self.end_of(last),
+            is_all: false,
+        })
+    }
+
+    /// Bytes of the value before the block at an index, at most.
+    fn end_of_those_before(&self, index: u32) -> u64 {
+        let blocks = match &self.header {
+            None => self.form.block_bytes.saturating_mul(u64::from(index)),
+            Some(header) => {
+                let before = usize::try_from(index).unwrap_or(usize::MAX);
+                let sizes = header.blocks.iter().take(before).map(|block| block.bytes);
+                sizes.fold(0, u64::saturating_add)
+            }
+        };
+        blocks.saturating_add(self.header_bytes.len() as u64)
+    }
+
+    /// Bytes of the value up to the block at an index, and one more after the last block, to see whether the value ends.
+    fn end_of(&self, index: u32) -> u64 {
+        let after = index.saturating_add(1);
+        let end = self.end_of_those_before(after);
+        end.saturating_add(u64::from(after >= self.blocks()))
     }
 
     /// The result, once the store has passed all bytes that it has.
@@ -155,8 +240,9 @@ impl<'a> BundleReader<'a> {
         self.form.blocks
     }
 
-    fn state(&self) -> SinkState {
-        match self.is_done() {
+    fn state(&mut self) -> SinkState {
+        self.has_ended |= self.is_done();
+        match self.has_ended {
             true => SinkState::Full,
             false => SinkState::Open,
         }
@@ -284,7 +370,7 @@ impl<'a> BundleReader<'a> {
 
 impl ValueSink for BundleReader<'_> {
     fn space(&mut self) -> &mut [u8] {
-        if self.is_done() {
+        if self.state() == SinkState::Full {
             return &mut [];
         }
         if self.header.is_none() {
@@ -302,7 +388,7 @@ impl ValueSink for BundleReader<'_> {
     fn filled(&mut self, bytes: usize) -> SinkState {
         assert!(bytes <= self.space().len(), "{bytes} bytes of a value");
         self.bytes += bytes as u64;
-        if self.is_done() {
+        if self.state() == SinkState::Full {
             return SinkState::Full;
         }
         if self.header.is_none() {
@@ -322,7 +408,7 @@ impl ValueSink for BundleReader<'_> {
     /// Without a copy into the chunk.
     fn put(&mut self, mut bytes: &[u8]) -> SinkState {
         while !bytes.is_empty() {
-            if self.is_done() {
+            if self.state() == SinkState::Full {
                 return SinkState::Full;
             }
             if self.header.is_none() {

@@ -15,7 +15,8 @@ mod write;
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom},
+    ops::Range,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -162,6 +163,7 @@ impl FolderStore {
     fn read_value(
         &self,
         name: &ValueName,
+        range: Range<u64>,
         sink: &mut dyn ValueSink,
         by: Deadline,
     ) -> io::Result<bool> {
@@ -170,8 +172,14 @@ impl FolderStore {
         };
         // Larger read-ahead; a file system that has none refuses, which does not matter.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
+        if range.start > 0 {
+            file.seek(SeekFrom::Start(range.start))?;
+        }
+        let mut left = range.end.saturating_sub(range.start);
         loop {
             let space = sink.space();
+            let bytes = usize::try_from(left).map_or(space.len(), |left| left.min(space.len()));
+            let (space, _) = space.split_at_mut(bytes);
             if space.is_empty() {
                 return Ok(true);
             }
@@ -183,6 +191,7 @@ impl FolderStore {
             if bytes == 0 || sink.filled(bytes) == SinkState::Full {
                 return Ok(true);
             }
+            left = left.saturating_sub(bytes as u64);
             if by.is_over() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
@@ -211,6 +220,7 @@ impl SharedStore for FolderStore {
         SharedStoreAbilities {
             is_durable: self.settings.syncs,
             keeps_first: true,
+            reads_ranges: true,
             in_flight_max: self.settings.in_flight_max.max(1),
             latency: Duration::from_micros(500),
             bytes_per_second: 500_000_000,
@@ -240,7 +250,17 @@ impl SharedStore for FolderStore {
         sink: &mut dyn ValueSink,
         by: Deadline,
     ) -> Result<bool, SharedStoreError> {
-        let read = self.read_value(name, sink, by);
+        self.read_range(name, 0..u64::MAX, sink, by)
+    }
+
+    fn read_range(
+        &self,
+        name: &ValueName,
+        range: Range<u64>,
+        sink: &mut dyn ValueSink,
+        by: Deadline,
+    ) -> Result<bool, SharedStoreError> {
+        let read = self.read_value(name, range, sink, by);
         read.map_err(|error| self.error(StoreOperation::Read, &self.path(name), error))
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -74,6 +75,7 @@ impl SharedStore for MemoryStore {
         SharedStoreAbilities {
             capacity_bytes: self.capacity_bytes,
             keeps_first: true,
+            reads_ranges: true,
             expires: StoreExpiry::PerValue,
             latency: Duration::from_micros(10),
             bytes_per_second: 1_000_000_000,
@@ -95,6 +97,24 @@ impl SharedStore for MemoryStore {
             return Ok(false);
         };
         sink.put(&value.bytes);
+        Ok(true)
+    }
+
+    fn read_range(
+        &self,
+        name: &ValueName,
+        range: Range<u64>,
+        sink: &mut dyn ValueSink,
+        _by: Deadline,
+    ) -> Result<bool, SharedStoreError> {
+        let Some(value) = self.get(name) else {
+            return Ok(false);
+        };
+        let within =
+            |at: u64| usize::try_from(at).map_or(value.bytes.len(), |at| at.min(value.bytes.len()));
+        let (some, _) = value.bytes.split_at(within(range.end));
+        let (_, some) = some.split_at(within(range.start).min(some.len()));
+        sink.put(some);
         Ok(true)
     }
 

@@ -37,6 +37,8 @@ pub struct SharedStoreAbilities {
     /// [`ValueWritten::Present`](super::ValueWritten::Present). Otherwise it replaces the value
     /// (default).
     pub keeps_first: bool,
+    /// [`read_range`](super::SharedStore::read_range) reads no bytes before the range (default: it does).
+    pub reads_ranges: bool,
     /// Whether values expire (default: never).
     pub expires: StoreExpiry,
     /// Sizes at which the store is efficient. The tier makes its values at most as large as the end
@@ -59,6 +61,7 @@ impl Default for SharedStoreAbilities {
             is_durable: false,
             capacity_bytes: None,
             keeps_first: false,
+            reads_ranges: false,
             expires: StoreExpiry::Never,
             best_bytes: 64 << 10..=8 << 20,
             batch_max: 256,

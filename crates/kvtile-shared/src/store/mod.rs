@@ -21,12 +21,13 @@ mod error;
 mod name;
 mod sink;
 
-use std::{fmt, time::Duration};
+use std::{fmt, ops::Range, time::Duration};
 
 pub use abilities::{SharedStoreAbilities, StoreExpiry};
 pub use deadline::Deadline;
 pub use error::{SharedStoreError, StoreErrorKind, StoreOperation};
 pub use name::{InvalidValueName, ValueName};
+use sink::RangeSink;
 pub use sink::{SinkState, ValueSink, fill_sink};
 
 /// The outcome of a write that did not fail.
@@ -88,6 +89,24 @@ pub trait SharedStore: fmt::Debug + Send + Sync + 'static {
         sink: &mut dyn ValueSink,
         by: Deadline,
     ) -> Result<bool, SharedStoreError>;
+
+    /// As [`read`](SharedStore::read), but of some bytes of the value: those of `range` that it has. `Ok(false)` also where
+    /// the store cannot tell an absent value from a range behind the end of one.
+    ///
+    /// The default reads the value from its first byte on. A store that reads no other bytes states it
+    /// ([`reads_ranges`](SharedStoreAbilities::reads_ranges)).
+    ///
+    /// # Errors
+    /// As [`read`](SharedStore::read).
+    fn read_range(
+        &self,
+        name: &ValueName,
+        range: Range<u64>,
+        sink: &mut dyn ValueSink,
+        by: Deadline,
+    ) -> Result<bool, SharedStoreError> {
+        self.read(name, &mut RangeSink::new(range, sink), by)
+    }
 
     /// Writes a value: `parts` one after the other. No reader sees a part of it. `lifetime` is when
     /// the store may drop the value; a store that [never expires](StoreExpiry::Never) values ignores

@@ -1,6 +1,9 @@
 //! Where the bytes of a value go.
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    ops::Range,
+};
 
 /// Whether a sink takes more bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,62 @@ pub fn fill_sink(sink: &mut dyn ValueSink, mut from: impl Read) -> io::Result<()
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Bytes before a range that are skipped at a time.
+const SKIPPED_BYTES: u64 = 64 << 10;
+
+/// Passes a range of a value on.
+pub(super) struct RangeSink<'a> {
+    /// Bytes until the range begins.
+    skip: u64,
+    /// Bytes of the range that have not come.
+    left: u64,
+    sink: &'a mut dyn ValueSink,
+    skipped: Vec<u8>,
+}
+
+impl<'a> RangeSink<'a> {
+    pub(super) fn new(range: Range<u64>, sink: &'a mut dyn ValueSink) -> RangeSink<'a> {
+        RangeSink {
+            skip: range.start,
+            left: range.end.saturating_sub(range.start),
+            sink,
+            skipped: Vec::new(),
+        }
+    }
+}
+
+impl ValueSink for RangeSink<'_> {
+    fn space(&mut self) -> &mut [u8] {
+        if self.left == 0 {
+            return &mut [];
+        }
+        if self.skip > 0 {
+            let bytes = usize::try_from(self.skip.min(SKIPPED_BYTES)).unwrap_or(0);
+            self.skipped.resize(bytes, 0);
+            return &mut self.skipped;
+        }
+        let space = self.sink.space();
+        let bytes = usize::try_from(self.left).map_or(space.len(), |left| left.min(space.len()));
+        let (space, _) = space.split_at_mut(bytes);
+        space
+    }
+
+    fn filled(&mut self, bytes: usize) -> SinkState {
+        if self.skip > 0 {
+            self.skip = self.skip.saturating_sub(bytes as u64);
+            return SinkState::Open;
+        }
+        self.left = self.left.saturating_sub(bytes as u64);
+        match (self.sink.filled(bytes), self.left) {
+            (_, 0) | (SinkState::Full, _) => {
+                self.left = 0;
+                SinkState::Full
+            }
+            (SinkState::Open, _) => SinkState::Open,
         }
     }
 }

@@ -9,10 +9,13 @@ mod verify;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use kvtile_layout::identity::Fingerprint;
+
 pub use verify::{StoreVerification, UnfitBundle, verify};
 
 use crate::{
-    bundle::{ParsedBundleName, parse_bundle_name, root_of},
+    bundle::{ParsedBundleName, parse_bundle_name, parse_manifest_name, root_of},
+    manifest::{StoreManifest, StoreManifestError},
     store::{Deadline, ListedValue, SharedStore, SharedStoreError, ValueName},
 };
 
@@ -63,6 +66,8 @@ impl SurveySettings {
 pub struct StoreSurvey {
     /// The bundles by identity, block layout, part and blocks of a bundle, in this order.
     pub forms: Vec<SurveyedForm>,
+    /// The manifests, by the fingerprint of their identity.
+    pub manifests: BTreeMap<String, Result<StoreManifest, StoreManifestError>>,
     /// Other values below the prefix.
     pub foreign: u64,
 }
@@ -103,7 +108,7 @@ impl StoreSurvey {
     }
 }
 
-/// Lists all values below the prefix, and reads none.
+/// Lists all values below the prefix, and reads the manifests.
 ///
 /// # Errors
 /// The first error of the store.
@@ -112,7 +117,7 @@ pub fn survey(
     settings: &SurveySettings,
 ) -> Result<StoreSurvey, SharedStoreError> {
     let mut forms: BTreeMap<(String, String, String, u32), SurveyedForm> = BTreeMap::new();
-    let foreign = each_bundle(store, settings, |value, name| {
+    let other = each_bundle(store, settings, |value, name| {
         let key = (
             name.identity.clone(),
             name.layout.clone(),
@@ -139,8 +144,27 @@ pub fn survey(
     })?;
     Ok(StoreSurvey {
         forms: forms.into_values().collect(),
-        foreign,
+        manifests: read_manifests(store, settings, &other.manifests)?,
+        foreign: other.foreign,
     })
+}
+
+/// The most manifests that a report reads.
+const MANIFESTS_MAX: usize = 1000;
+
+fn read_manifests(
+    store: &dyn SharedStore,
+    settings: &SurveySettings,
+    manifests: &[(Fingerprint, ListedValue)],
+) -> Result<BTreeMap<String, Result<StoreManifest, StoreManifestError>>, SharedStoreError> {
+    let mut read = BTreeMap::new();
+    for (identity, value) in manifests.iter().take(MANIFESTS_MAX) {
+        let by = Deadline::within(settings.call_within);
+        if let Some(manifest) = StoreManifest::read(store, (*identity, &value.name), by)? {
+            read.insert(identity.to_string(), manifest);
+        }
+    }
+    Ok(read)
 }
 
 /// What was removed.
@@ -157,7 +181,7 @@ pub struct StoreClearing {
     pub leftovers: u64,
 }
 
-/// Removes all bundles below the prefix, and what writers left behind. Bundles that caches write during
+/// Removes all bundles and manifests below the prefix, and what writers left behind. Bundles that caches write during
 /// the call may stay.
 ///
 /// # Errors
@@ -168,12 +192,14 @@ pub fn clear(
 ) -> Result<StoreClearing, SharedStoreError> {
     let mut names = Vec::new();
     let mut cleared = StoreClearing::default();
-    cleared.foreign = each_bundle(store, settings, |value, _| {
+    let other = each_bundle(store, settings, |value, _| {
         cleared.removed += 1;
         cleared.removed_bytes = cleared.removed_bytes.saturating_add(value.bytes);
         names.push(value.name);
         Ok(())
     })?;
+    cleared.foreign = other.foreign;
+    names.extend(other.manifests.into_iter().map(|(_, value)| value.name));
     remove_all(store, settings, &names)?;
     let by = Deadline::within(settings.call_within);
     // A write of now still needs its file.
@@ -194,27 +220,38 @@ fn remove_all(
     Ok(())
 }
 
-/// Calls `take` with each bundle below the prefix; returns the number of other values.
-fn each_bundle(
+/// The values below a prefix that are no bundles.
+#[derive(Debug, Default)]
+pub(crate) struct OtherValues {
+    pub(crate) manifests: Vec<(Fingerprint, ListedValue)>,
+    /// The number of all others.
+    pub(crate) foreign: u64,
+}
+
+/// Calls `take` with each bundle below the prefix; returns the other values.
+pub(crate) fn each_bundle(
     store: &dyn SharedStore,
     settings: &SurveySettings,
     mut take: impl FnMut(ListedValue, ParsedBundleName) -> Result<(), SharedStoreError>,
-) -> Result<u64, SharedStoreError> {
+) -> Result<OtherValues, SharedStoreError> {
     let under = root_of(&settings.prefix);
-    let mut foreign = 0;
+    let mut other = OtherValues::default();
     let mut after: Option<String> = None;
     loop {
         let by = Deadline::within(settings.call_within);
         let page = store.list(&under, after.as_deref(), by)?;
         for value in page.values {
-            match parse_bundle_name(&settings.prefix, &value.name) {
-                Some(name) => take(value, name)?,
-                None => foreign += 1,
+            if let Some(name) = parse_bundle_name(&settings.prefix, &value.name) {
+                take(value, name)?;
+            } else if let Some(identity) = parse_manifest_name(&settings.prefix, &value.name) {
+                other.manifests.push((identity, value));
+            } else {
+                other.foreign += 1;
             }
         }
         match page.next {
             Some(next) => after = Some(next),
-            None => return Ok(foreign),
+            None => return Ok(other),
         }
     }
 }

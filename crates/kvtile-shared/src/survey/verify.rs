@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 
 use kvtile_blocks::BlockKey;
 
-use super::{SurveySettings, each_bundle, remove_all};
+use super::{SurveySettings, each_bundle, read_manifests, remove_all};
 use crate::{
     bundle::{
         BundleFault, BundleForm, BundleReader, BundleTarget, HeaderFault, ParsedBundleName,
         PartName, WantedBytes, header_bytes,
     },
+    manifest::StoreManifestError,
     store::{Deadline, ListedValue, SharedStore, SharedStoreError, StoreErrorKind, ValueName},
 };
 
@@ -48,6 +49,8 @@ pub struct StoreVerification {
     pub foreign: u64,
     /// The other bundles.
     pub unfit: Vec<UnfitBundle>,
+    /// Manifests that cannot be used, by the fingerprint of their identity. They are for people: no bundle is worse for it.
+    pub unfit_manifests: BTreeMap<String, StoreManifestError>,
 }
 
 impl StoreVerification {
@@ -77,7 +80,7 @@ pub fn verify(
     let mut check = StoreVerification::default();
     let mut failures = 0;
     let mut seen = 0;
-    let foreign = each_bundle(store, settings, |value, name| {
+    let other = each_bundle(store, settings, |value, name| {
         seen += 1;
         let by = Deadline::within(settings.call_within);
         match read(store, &value, &name, by) {
@@ -120,7 +123,12 @@ pub fn verify(
         progress(seen);
         Ok(())
     })?;
-    check.foreign = foreign;
+    check.foreign = other.foreign;
+    for (identity, manifest) in read_manifests(store, settings, &other.manifests)? {
+        if let Err(problem) = manifest {
+            check.unfit_manifests.insert(identity, problem);
+        }
+    }
     Ok(check)
 }
 
@@ -192,6 +200,14 @@ struct WholeBundle {
 }
 
 impl BundleTarget for WholeBundle {
+    fn first_wanted(&self) -> Option<u32> {
+        Some(0)
+    }
+
+    fn next_wanted(&self, from: u32) -> Option<u32> {
+        (from <= self.last).then_some(from)
+    }
+
     fn last_wanted(&self) -> Option<u32> {
         Some(self.last)
     }

@@ -174,7 +174,7 @@ impl QuestionCall {
                 count(&parts.counts.asked_present, 1);
                 parts
                     .known
-                    .add_stored(&Arc::new(asked.bundle), &asked.blocks);
+                    .add_stored(&Arc::new(asked.bundle), &asked.blocks, true);
             } else {
                 let absent_for = parts.settings.absent_for;
                 parts.known.is_absent(asked.bundle.name, absent_for);

@@ -12,16 +12,13 @@ use std::{
 };
 
 use kvtile_blocks::BlockKey;
-use kvtile_tiers::{
-    BatchError, TierError,
-    tier::{BlockName, BlockWrite, NotWritten, RemovalTicket, WriteSuccess},
-};
+use kvtile_tiers::tier::{BlockName, BlockWrite, NotWritten, RemovalTicket, WriteSuccess};
 use parking_lot::Mutex;
 
 use super::{
     counts::count,
     known::{BlockPlace, ChainedBlock, StagedAs},
-    parts::SharedTierParts,
+    parts::{GroupBundles, SharedTierParts},
     staged::StagedBytes,
     upload,
 };
@@ -50,17 +47,9 @@ pub(super) struct OpenBundles(Mutex<HashMap<BlockName, OpenBundle>>);
 pub(super) fn stage(
     parts: &Arc<SharedTierParts>,
     block: &BlockWrite,
-    (until, ticket): (Instant, &RemovalTicket),
+    (group, until, ticket): (&GroupBundles, Instant, &RemovalTicket),
 ) -> Result<WriteSuccess, NotWritten> {
     let name = block.name;
-    let Some(group) = parts.group(name.group) else {
-        return Err(NotWritten::Failed(TierError::Batch(
-            BatchError::NoSuchGroup {
-                tier: parts.id,
-                group: name.group.0,
-            },
-        )));
-    };
     if parts.known.has(&name) {
         return Ok(WriteSuccess::Present);
     }
@@ -77,10 +66,7 @@ pub(super) fn stage(
     }
     let bytes = block.from.bytes();
     let bytes = bytes.map_err(|error| NotWritten::Failed(error.into()))?;
-    let staged = copy(parts, block, bytes, (parent, until)).ok_or_else(|| {
-        count(&parts.counts.no_room_blocks, 1);
-        NotWritten::NoRoom
-    })?;
+    let staged = copy(parts, block, bytes, (parent, until)).ok_or(NotWritten::NoRoom)?;
     let chained = ChainedBlock {
         name,
         parent: block.parent,

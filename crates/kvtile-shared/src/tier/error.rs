@@ -1,6 +1,7 @@
 //! The errors of a shared tier.
 
 use kvtile_blocks::events::TierId;
+use kvtile_layout::LayoutError;
 use kvtile_tiers::TierError;
 
 use crate::{
@@ -34,6 +35,14 @@ pub enum SharedTierError {
     BundleBlocks {
         /// The number that was set.
         blocks: u32,
+    },
+    /// The name of a group cannot be a part of the names of its values.
+    #[error("the group {group:?} cannot be a part of the names of its values: {source}")]
+    GroupName {
+        /// The name of the group.
+        group: String,
+        /// Why it cannot.
+        source: LayoutError,
     },
     /// Staging memory that is smaller than a bundle.
     #[error(

@@ -30,7 +30,7 @@ use super::{
     threads::JobClass,
 };
 use crate::{
-    bundle::{BundleFault, BundleReader, BundleTarget, HeaderFault, WantedBytes},
+    bundle::{BundleFault, BundleReader, BundleTarget, HeaderFault, WantedBytes, read_bundle},
     store::{Deadline, SharedStoreError},
 };
 
@@ -230,7 +230,7 @@ impl FetchCall {
             .saturating_sub(fetch.start.elapsed());
         let begun = Instant::now();
         let mut reader = BundleReader::new(&group.form, fetch.bundle.name.key, &**fetch);
-        let came = parts.store.read(&name, &mut reader, Deadline::within(left));
+        let came = read_bundle(&*parts.store, &name, &mut reader, Deadline::within(left));
         count(&parts.counts.read_bytes, reader.bytes());
         let end = match came {
             Ok(true) => match reader.end() {
@@ -388,6 +388,19 @@ impl TimedWork for BundleFetch {
 }
 
 impl BundleTarget for BundleFetch {
+    fn first_wanted(&self) -> Option<u32> {
+        self.lock().blocks.iter().map(|block| block.index).min()
+    }
+
+    fn next_wanted(&self, from: u32) -> Option<u32> {
+        let mut state = self.lock();
+        let indices = state.blocks.iter().map(|block| block.index);
+        let next = indices.filter(|index| *index >= from).min();
+        // Blocks before it can no longer be added, and after the end none.
+        state.passed = state.passed.max(next.unwrap_or(u32::MAX));
+        next
+    }
+
     fn last_wanted(&self) -> Option<u32> {
         self.lock().blocks.iter().map(|block| block.index).max()
     }

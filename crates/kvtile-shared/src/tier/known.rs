@@ -2,6 +2,9 @@
 //!
 //! A positive entry lives until a read of it fails, a negative one for a short time. Neither is a
 //! promise of the store. This does not know how bundles are read or written.
+//!
+//! The parent of a staged block is known, until the cache removes it. Answers of the store have gaps, so
+//! a stored block may be known before its parent; it is found with it.
 
 use std::{
     cmp::Reverse,
@@ -175,8 +178,14 @@ impl KnownBlocks {
         StagedAs::New
     }
 
-    /// The store has a bundle, whose blocks are `blocks`.
-    pub(super) fn add_stored(&self, bundle: &Arc<KnownBundle>, blocks: &[ChainedBlock]) {
+    /// The store has a bundle, whose blocks are `blocks`. `may_lead`: also without the block before it, which a query may
+    /// find later.
+    pub(super) fn add_stored(
+        &self,
+        bundle: &Arc<KnownBundle>,
+        blocks: &[ChainedBlock],
+        may_lead: bool,
+    ) {
         let mut state = self.lock();
         state.absent.remove(&bundle.name);
         for block in blocks {
@@ -185,24 +194,25 @@ impl KnownBlocks {
                 if matches!(known.place, BlockPlace::Staged(_)) {
                     known.place = place;
                 }
-            } else if !state.removed.contains(&block.name) {
+            } else if !state.removed.contains(&block.name) && (may_lead || state.follows(block)) {
                 self.insert(&mut state, *block, place);
             }
         }
     }
 
     fn insert(&self, state: &mut KnownState, block: ChainedBlock, place: BlockPlace) {
+        let BlockName { group, key } = block.name;
+        // Before the search for leaves, of which the parent is none any more.
+        if let Some(parent) = block.parent {
+            let parent = BlockName { group, key: parent };
+            *state.children.entry(parent).or_default() += 1;
+        }
         if state.blocks.len() >= self.blocks_max {
             // Many at once, so that the search for leaves is rare.
             let blocks = (self.blocks_max / 16).max(1);
             let is_stored = |block: &KnownBlock| matches!(block.place, BlockPlace::Stored(_));
             let evicted = self.evict_leaves(state, blocks, is_stored);
             state.stats.evicted_for_room += evicted as u64;
-        }
-        let BlockName { group, key } = block.name;
-        if let Some(parent) = block.parent {
-            let parent = BlockName { group, key: parent };
-            *state.children.entry(parent).or_default() += 1;
         }
         state.uses += 1;
         let known = KnownBlock {
@@ -233,7 +243,7 @@ impl KnownBlocks {
     /// absent for a time.
     pub(super) fn drop_bundle(&self, bundle: &KnownBundle, absent_for: Duration, is_damaged: bool) {
         let mut state = self.lock();
-        let mut dropped = 0;
+        let mut dropped = Vec::new();
         for &key in &bundle.keys {
             let name = BlockName {
                 group: bundle.name.group,
@@ -245,38 +255,71 @@ impl KnownBlocks {
             };
             if state.blocks.get(&name).is_some_and(is_of_it) {
                 self.delete(&mut state, &name);
-                dropped += 1;
+                dropped.push(name);
             }
         }
         if is_damaged {
-            state.stats.damaged += dropped;
+            state.stats.damaged += dropped.len() as u64;
         }
+        self.delete_descendants(&mut state, dropped);
         KnownBlocks::mark_absent(&mut state, bundle.name, absent_for);
     }
 
-    /// Staged bytes are given up: blocks that are nowhere else are not found any more. Returns
-    /// their number. `is_lost`: the store failed to take them.
+    /// Staged bytes of a bundle are given up: blocks that are nowhere else are not found any more. Returns
+    /// their number. `is_lost`: the store failed to take them. Otherwise blocks with descendants stay, because another
+    /// bundle begins with the same blocks.
     pub(super) fn drop_staged(
         &self,
         blocks: &[(BlockName, Arc<StagedBytes>)],
         is_lost: bool,
     ) -> usize {
         let mut state = self.lock();
-        let mut dropped = 0;
-        for (name, bytes) in blocks {
+        let mut dropped = Vec::new();
+        for (name, bytes) in blocks.iter().rev() {
+            if !is_lost && state.children.contains_key(name) {
+                continue;
+            }
             let is_it = |block: &KnownBlock| match &block.place {
                 BlockPlace::Staged(staged) => Arc::ptr_eq(staged, bytes),
                 BlockPlace::Stored(_) => false,
             };
             if state.blocks.get(name).is_some_and(is_it) {
                 self.delete(&mut state, name);
-                dropped += 1;
+                dropped.push(*name);
             }
         }
+        let mut count = dropped.len();
         if is_lost {
-            state.stats.damaged += dropped as u64;
+            count += self.delete_descendants(&mut state, dropped);
+            state.stats.damaged += count as u64;
         }
-        dropped
+        count
+    }
+
+    /// Deletes the staged blocks whose parents were deleted, and so on. Returns their number. Stored ones stay: a query
+    /// may be of keys that are no chain.
+    fn delete_descendants(&self, state: &mut KnownState, mut deleted: Vec<BlockName>) -> usize {
+        deleted.retain(|name| state.children.contains_key(name));
+        if deleted.is_empty() {
+            return 0;
+        }
+        let mut children: HashMap<BlockName, Vec<BlockName>> = HashMap::new();
+        let is_staged = |block: &KnownBlock| matches!(block.place, BlockPlace::Staged(_));
+        for (name, block) in state.blocks.iter().filter(|(_, block)| is_staged(block)) {
+            if let Some(key) = block.chained.parent {
+                let parent = BlockName { key, ..*name };
+                children.entry(parent).or_default().push(*name);
+            }
+        }
+        let mut count = 0;
+        while let Some(name) = deleted.pop() {
+            for child in children.remove(&name).unwrap_or_default() {
+                self.delete(state, &child);
+                count += 1;
+                deleted.push(child);
+            }
+        }
+        count
     }
 
     /// Remembers for a time that a bundle is absent.
@@ -433,20 +476,88 @@ mod tests {
 
     use super::{super::staged::StagingRoom, *};
 
+    fn known_blocks(blocks_max: usize) -> KnownBlocks {
+        let events = Arc::new(EventLog::new(NonZeroUsize::new(64).unwrap()).unwrap());
+        KnownBlocks::new(TierId::SHARED, events, blocks_max)
+    }
+
+    /// A chain, and bytes for all of its blocks.
+    fn chain<const N: usize>() -> ([ChainedBlock; N], Arc<StagedBytes>) {
+        let key = |at: usize| BlockKey::from_bytes([u8::try_from(at).unwrap(); 16]);
+        let group = GroupId(0);
+        let block = |at: usize| ChainedBlock {
+            name: BlockName {
+                group,
+                key: key(at),
+            },
+            parent: at.checked_sub(1).map(key),
+            tenant: 0,
+            position: u32::try_from(at).unwrap(),
+        };
+        let bytes = StagingRoom::new(1 << 20).copy(&key(0), 0, &[7; 64]);
+        (std::array::from_fn(block), bytes.unwrap())
+    }
+
+    fn bundle(blocks: &[ChainedBlock]) -> Arc<KnownBundle> {
+        Arc::new(KnownBundle {
+            name: blocks.last().unwrap().name,
+            keys: blocks.iter().map(|block| block.name.key).collect(),
+            renewed: Mutex::default(),
+        })
+    }
+
+    #[test]
+    fn blocks_are_not_known_after_their_parent_is_lost() {
+        let known = known_blocks(16);
+        let (blocks, bytes) = chain::<6>();
+        let staged = |range: std::ops::Range<usize>| -> Vec<(BlockName, Arc<StagedBytes>)> {
+            let staged = |block: &ChainedBlock| (block.name, Arc::clone(&bytes));
+            blocks[range].iter().map(staged).collect()
+        };
+        for block in &blocks {
+            assert_eq!(known.add_staged(*block, &bytes), StagedAs::New);
+        }
+        // The last bundle is given up, and then the first one, which the others follow.
+        assert_eq!(known.drop_staged(&staged(4..6), false), 2);
+        assert_eq!(known.drop_staged(&staged(0..2), false), 0);
+        assert_eq!(known.drop_staged(&staged(0..2), true), 4);
+        assert_eq!(known.stats().present, 0);
+        // A write that ends does not bring its bundle back without the one before it, a query does.
+        let (first, second) = (bundle(&blocks[..2]), bundle(&blocks[2..4]));
+        known.add_stored(&second, &blocks[2..4], false);
+        assert_eq!(known.stats().present, 0);
+        known.add_stored(&second, &blocks[2..4], true);
+        known.add_stored(&first, &blocks[..2], false);
+        assert_eq!(known.stats().present, 4);
+        // A bundle that cannot be read takes the staged blocks after it along, and no stored ones.
+        assert_eq!(known.add_staged(blocks[4], &bytes), StagedAs::New);
+        known.drop_bundle(&second, Duration::ZERO, true);
+        let stats = known.stats();
+        assert_eq!((stats.present, stats.damaged), (2, 6));
+        known.add_stored(&second, &blocks[2..4], false);
+        known.drop_bundle(&first, Duration::ZERO, false);
+        assert_eq!(known.stats().present, 2);
+        known.check_integrity();
+    }
+
+    #[test]
+    fn a_block_does_not_evict_its_parent() {
+        let known = known_blocks(2);
+        let (blocks, bytes) = chain::<2>();
+        let mut other = blocks[0];
+        other.name.key = BlockKey::from_bytes([9; 16]);
+        known.add_stored(&bundle(&blocks[..1]), &blocks[..1], true);
+        known.add_stored(&bundle(&[other]), &[other], true);
+        // The parent is the block whose last use is longest ago.
+        assert_eq!(known.add_staged(blocks[1], &bytes), StagedAs::New);
+        assert!(known.has(&blocks[0].name) && !known.has(&other.name));
+        known.check_integrity();
+    }
+
     #[test]
     fn a_block_whose_parent_was_evicted_since_is_not_added() {
-        let events = Arc::new(EventLog::new(NonZeroUsize::new(64).unwrap()).unwrap());
-        let known = KnownBlocks::new(TierId::SHARED, events, 16);
-        let group = GroupId(0);
-        let [one, two] = [1, 2].map(|byte| BlockKey::from_bytes([byte; 16]));
-        let block = |key, parent, position| ChainedBlock {
-            name: BlockName { group, key },
-            parent,
-            tenant: 0,
-            position,
-        };
-        let bytes = StagingRoom::new(1 << 20).copy(&one, 0, &[7; 64]).unwrap();
-        let (first, second) = (block(one, None, 0), block(two, Some(one), 1));
+        let known = known_blocks(16);
+        let ([first, second], bytes) = chain::<2>();
         assert_eq!(known.add_staged(first, &bytes), StagedAs::New);
         assert_eq!(known.evict(1), 1);
         assert_eq!(known.add_staged(second, &bytes), StagedAs::NoParent);

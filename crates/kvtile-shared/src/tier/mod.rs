@@ -46,8 +46,8 @@ use kvtile_tiers::{
     RequestError, TierError,
     tier::{
         AnswerTime, BatchPart, BlockName, BlockRead, BlockWrite, GroupId, NotWritten,
-        OutcomeGather, PromisedHold, ReadReport, RemovalTicket, SyncReport, Tier, TierAbilities,
-        TierAnswer, TierContext, TierHold, TierStats, WriteReport, WriteSuccess,
+        OutcomeGather, PromisedHold, ReadReport, RefusedBlocks, RemovalTicket, SyncReport, Tier,
+        TierAbilities, TierAnswer, TierContext, TierHold, TierStats, WriteReport, WriteSuccess,
     },
 };
 use kvtile_transfer::completion::{Completer, Completion};
@@ -59,13 +59,15 @@ pub use error::SharedTierError;
 pub use settings::SharedTierSettings;
 
 use crate::{
-    bundle::{BUNDLE_BLOCKS_MAX, BundleForm, BundleName, BundlePacking},
+    bundle::{BUNDLE_BLOCKS_MAX, BundleForm, BundleName, BundlePacking, manifest_name},
     guard::{StoreBreaker, StorePace},
+    manifest::StoreManifest,
     store::SharedStore,
 };
 use alarm::DeadlineAlarm;
+use counts::count;
 use known::{BlockPlace, KnownBlocks};
-use parts::{GroupBundles, SharedTierParts};
+use parts::{GroupBundles, ManifestWrite, SharedTierParts};
 use staged::StagingRoom;
 use threads::StoreThreads;
 
@@ -74,10 +76,22 @@ type WritePart = BatchPart<Result<WriteSuccess, NotWritten>, WriteReport>;
 /// How often closing looks whether the blocks of the last batches are staged.
 const CLOSE_STEP: Duration = Duration::from_micros(200);
 
+/// The part of the identity in the names of bundles that is the name of a group.
+const GROUP_NAME: &str = "kvtile.cache-group";
+
 /// Work of the thread that stages blocks, in the order of the calls.
 enum StageWork {
-    Write(Vec<BlockWrite>, WritePart, RemovalTicket),
+    Write(StagedBatch),
     Sync(Completer<SyncReport>),
+}
+
+/// A batch of writes to stage.
+struct StagedBatch {
+    blocks: Vec<BlockWrite>,
+    part: WritePart,
+    ticket: RemovalTicket,
+    /// Until when its blocks wait for room.
+    until: Instant,
 }
 
 /// The current state of a shared tier, beside its [counters](SharedTierCounters).
@@ -238,9 +252,21 @@ fn groups(
     }
     let group = |group: &kvtile_tiers::tier::TierGroup| {
         let block_bytes = group.identity.block_bytes();
-        let within = || BundleForm::blocks_within(block_bytes, best_bytes);
-        let blocks = settings.bundle_blocks.unwrap_or_else(within);
-        let form = BundleForm::new(&group.identity, settings.part.clone(), blocks);
+        let blocks = match (group.is_rootless, settings.bundle_blocks) {
+            // Blocks that are no chain come and go one by one.
+            (true, _) => 1,
+            (false, Some(blocks)) => blocks,
+            (false, None) => BundleForm::blocks_within(block_bytes, best_bytes),
+        };
+        let mut named = group.identity.clone();
+        if group.shares_keys {
+            let name = named.logical.clone().with_extra(GROUP_NAME, &group.name);
+            named.logical = name.map_err(|source| SharedTierError::GroupName {
+                group: group.name.clone(),
+                source,
+            })?;
+        }
+        let form = BundleForm::new(&named, settings.part.clone(), blocks);
         let bundle_bytes = block_bytes.saturating_mul(u64::from(form.blocks));
         if settings.staging_bytes < bundle_bytes {
             return Err(SharedTierError::Staging {
@@ -249,10 +275,13 @@ fn groups(
             });
         }
         let names = BundleName::new(&settings.prefix, &form)?;
+        let manifest = manifest_name(&settings.prefix, form.identity)?;
         Ok(GroupBundles {
+            manifest: ManifestWrite::new(manifest, &StoreManifest::new(&named)),
             form,
             packing: BundlePacking::for_blocks_of(&group.identity.logical),
             names,
+            is_rootless: group.is_rootless,
         })
     };
     context.groups.iter().map(group).collect()
@@ -278,32 +307,31 @@ fn start_stager(
 
 fn run_stage(parts: &Arc<SharedTierParts>, work: StageWork) {
     match work {
-        StageWork::Write(blocks, part, ticket) => stage_all(parts, blocks, (part, ticket)),
+        StageWork::Write(batch) => stage_all(parts, batch),
         StageWork::Sync(completer) => parts.uploads.sync_with(completer),
     }
 }
 
 /// Stages the blocks of a batch in their order.
-fn stage_all(
-    parts: &Arc<SharedTierParts>,
-    blocks: Vec<BlockWrite>,
-    (part, ticket): (WritePart, RemovalTicket),
-) {
+fn stage_all(parts: &Arc<SharedTierParts>, batch: StagedBatch) {
     let start = Instant::now();
-    let until = start.checked_add(parts.settings.write_within);
-    let until = until.unwrap_or(start);
-    let mut without_room: Vec<BlockName> = Vec::new();
+    let StagedBatch {
+        blocks,
+        part,
+        ticket,
+        until,
+    } = batch;
+    let mut refused = RefusedBlocks::default();
     let mut outcomes = Vec::with_capacity(blocks.len());
     for block in blocks {
-        let parent = block.parent.map(|key| BlockName { key, ..block.name });
-        let follows = parent.is_some_and(|parent| without_room.contains(&parent));
-        let outcome = match follows {
-            true => Err(NotWritten::NoRoom),
-            false => assembly::stage(parts, &block, (until, &ticket)),
-        };
+        let outcome = parts.group_to_write(block.name.group).and_then(|group| {
+            refused.check(&block)?;
+            assembly::stage(parts, &block, (group, until, &ticket))
+        });
         if matches!(outcome, Err(NotWritten::NoRoom)) {
-            without_room.push(block.name);
+            count(&parts.counts.no_room_blocks, 1);
         }
+        refused.note(block.name, &outcome);
         // Its memory is free again while the blocks after it wait for room.
         drop(block.from);
         outcomes.push(outcome);
@@ -357,7 +385,15 @@ impl Tier for SharedTier {
                 blocks: blocks.into(),
                 elapsed,
             });
-        let work = StageWork::Write(blocks, part, self.parts.removals.begin());
+        // From here on, and not from when the thread comes to it: batches do not wait one after the other.
+        let now = Instant::now();
+        let until = now.checked_add(self.parts.settings.room_within);
+        let work = StageWork::Write(StagedBatch {
+            blocks,
+            part,
+            ticket: self.parts.removals.begin(),
+            until: until.unwrap_or(now),
+        });
         match &self.stager {
             None => run_stage(&self.parts, work),
             // The thread ends only after the sender was dropped; a batch that is not sent ends as

@@ -12,9 +12,9 @@ use std::{
 
 use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_tiers::{
-    RequestError, TierError,
+    BatchError, RequestError, TierError,
     cache::Clock,
-    tier::{BlockName, GroupId, Removals},
+    tier::{BlockName, GroupId, NotWritten, Removals},
 };
 use parking_lot::Mutex;
 
@@ -33,6 +33,7 @@ use super::{
 use crate::{
     bundle::{BundleForm, BundleName, BundlePacking},
     guard::{StoreBreaker, StorePace},
+    manifest::StoreManifest,
     store::{Deadline, SharedStore, SharedStoreAbilities, SharedStoreError, ValueName},
 };
 
@@ -46,6 +47,49 @@ pub(super) struct GroupBundles {
     /// How blocks are compressed, where the settings say so.
     pub(super) packing: BundlePacking,
     pub(super) names: BundleName,
+    pub(super) manifest: ManifestWrite,
+    /// Whether each block is a bundle of its own, because none has a parent.
+    pub(super) is_rootless: bool,
+}
+
+/// The manifest of a group, which is written before its first bundle.
+#[derive(Debug)]
+pub(super) struct ManifestWrite {
+    name: ValueName,
+    text: Option<Vec<u8>>,
+    /// Whether this tier has written it, or tried to.
+    is_begun: AtomicBool,
+}
+
+impl ManifestWrite {
+    pub(super) fn new(name: ValueName, manifest: &StoreManifest) -> ManifestWrite {
+        ManifestWrite {
+            name,
+            text: manifest.encode(),
+            is_begun: AtomicBool::new(false),
+        }
+    }
+
+    /// Writes it unless the store has one. It is for people, so a failure is no failure of the bundle.
+    pub(super) fn write_once(&self, store: &dyn SharedStore, by: Deadline) {
+        if self.is_begun.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let Some(text) = &self.text else {
+            return;
+        };
+        let write = || match store.has(std::slice::from_ref(&self.name), by)?.first() {
+            Some(true) => Ok(()),
+            _ => store.write(&self.name, &[text], None, by).map(drop),
+        };
+        if let Err(error) = write() {
+            log::info!(
+                "the manifest {} is not in {}: {error}",
+                self.name,
+                store.name()
+            );
+        }
+    }
 }
 
 /// The parts of a shared tier.
@@ -86,6 +130,16 @@ impl fmt::Debug for SharedTierParts {
 impl SharedTierParts {
     pub(super) fn group(&self, group: GroupId) -> Option<&GroupBundles> {
         self.groups.get(usize::try_from(group.0).ok()?)
+    }
+
+    /// The group of a block to write.
+    pub(super) fn group_to_write(&self, group: GroupId) -> Result<&GroupBundles, NotWritten> {
+        let unknown = BatchError::NoSuchGroup {
+            tier: self.id,
+            group: group.0,
+        };
+        let found = self.group(group);
+        found.ok_or_else(|| NotWritten::Failed(TierError::Batch(unknown)))
     }
 
     /// The name of the bundle with this last block; `None` for a group that the tier does not have.
@@ -204,9 +258,14 @@ impl SharedTierParts {
         group: GroupId,
         keys: &'a [BlockKey],
     ) -> Vec<(u32, Option<BlockKey>, &'a [BlockKey])> {
-        let Some(form) = self.group(group).map(|group| &group.form) else {
+        let Some(of_group) = self.group(group) else {
             return Vec::new();
         };
+        if of_group.is_rootless {
+            let alone = |key| (0, None, std::slice::from_ref(key));
+            return keys.iter().map(alone).collect();
+        }
+        let form = &of_group.form;
         let Some(&first) = keys.first() else {
             return Vec::new();
         };

@@ -23,6 +23,9 @@ pub struct SharedTierSettings {
     /// Memory for blocks that wait for their bundle to become whole, or to be written (default 256
     /// MiB).
     pub staging_bytes: u64,
+    /// How long a batch of writes waits for room in that memory, from the call on (default 250 ms). After that the
+    /// blocks that find none are not written, and counted: the caller's memory does not wait for a slow store.
+    pub room_within: Duration,
     /// How long the first blocks of a bundle wait for the others (default 60 s). After that they
     /// are dropped.
     pub stage_within: Duration,
@@ -49,6 +52,7 @@ impl Default for SharedTierSettings {
             bundle_blocks: None,
             compress: false,
             staging_bytes: 256 << 20,
+            room_within: Duration::from_millis(250),
             stage_within: Duration::from_secs(60),
             read_within: Duration::from_secs(5),
             write_within: Duration::from_secs(30),
@@ -99,6 +103,13 @@ impl SharedTierSettings {
     #[must_use]
     pub fn staging_bytes(mut self, bytes: u64) -> SharedTierSettings {
         self.staging_bytes = bytes;
+        self
+    }
+
+    /// Sets [`room_within`](Self::room_within).
+    #[must_use]
+    pub fn room_within(mut self, time: Duration) -> SharedTierSettings {
+        self.room_within = time;
         self
     }
 

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     bundle::{
         BlockPacker, BundleForm, BundleHeader, BundlePacking, BundleReader, BundleTarget,
-        HeldBlock, WantedBytes,
+        HeldBlock, WantedBytes, read_bundle,
     },
     store::{Deadline, SharedStoreError, ValueName, ValueWritten},
 };
@@ -231,6 +231,7 @@ impl BundleUpload {
             return Ok(ValueWritten::Present);
         }
         parts.pace.measured(0, start.elapsed());
+        group.manifest.write_once(&*parts.store, by);
         let read_back = self.read_back(&group.form, by)?;
         let packing = match parts.settings.compress {
             true => group.packing,
@@ -298,7 +299,8 @@ impl BundleUpload {
             keys: chained.iter().map(|block| block.name.key).collect(),
             renewed: Mutex::new(Some(Instant::now())),
         };
-        self.parts.known.add_stored(&Arc::new(bundle), &chained);
+        let bundle = Arc::new(bundle);
+        self.parts.known.add_stored(&bundle, &chained, false);
     }
 
     /// The bytes and checksums of the blocks that are only in another bundle of the store.
@@ -355,7 +357,7 @@ impl BundleUpload {
         let wanted: Option<Vec<CollectedBlock>> = wanted.collect();
         let target = CollectedBlocks(Mutex::new(wanted.ok_or(UploadError::Unreadable)?));
         let mut reader = BundleReader::new(form, source.name.key, &target);
-        let came = parts.store.read(&name, &mut reader, by);
+        let came = read_bundle(&*parts.store, &name, &mut reader, by);
         count(&parts.counts.read_bytes, reader.bytes());
         let is_whole = came.map_err(UploadError::Store)? && reader.end().is_ok();
         drop(reader);
@@ -391,6 +393,16 @@ struct CollectedBlock {
 struct CollectedBlocks(Mutex<Vec<CollectedBlock>>);
 
 impl BundleTarget for CollectedBlocks {
+    fn first_wanted(&self) -> Option<u32> {
+        self.next_wanted(0)
+    }
+
+    fn next_wanted(&self, from: u32) -> Option<u32> {
+        let blocks = self.0.lock();
+        let indices = blocks.iter().map(|block| block.index);
+        indices.filter(|index| *index >= from).min()
+    }
+
     fn last_wanted(&self) -> Option<u32> {
         self.0.lock().iter().map(|block| block.index).max()
     }

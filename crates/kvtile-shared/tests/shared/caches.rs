@@ -54,8 +54,15 @@ pub(crate) fn keys(family: u32, blocks: u32) -> Vec<BlockKey> {
 
 /// A cache over a store, and an engine whose blocks have contents that depend on their number.
 pub(crate) fn cache(store: Arc<dyn SharedStore>, layout: &str, bundle_blocks: u32) -> Cache {
-    let settings = SharedTierSettings::new()
-        .bundle_blocks(bundle_blocks)
+    cache_with(
+        store,
+        layout,
+        SharedTierSettings::new().bundle_blocks(bundle_blocks),
+    )
+}
+
+fn cache_with(store: Arc<dyn SharedStore>, layout: &str, settings: SharedTierSettings) -> Cache {
+    let settings = settings
         .read_within(Duration::from_secs(2))
         .absent_for(Duration::ZERO);
     let writes = TierSettings::default().writes(TierWrites::AtOnce);
@@ -121,6 +128,37 @@ fn a_second_cache_in_the_process_loads_what_the_first_stored_in_another_layout()
         drop(first.close());
         assert_eq!(load(&second, &keys(2, 3), 0), 0);
     }
+}
+
+#[test]
+fn a_flush_waits_for_the_room_that_a_store_in_passing_does_not() {
+    let store = folder(true)();
+    let slow = SimulatedStore::new(Arc::clone(&store), 1);
+    // Room for one bundle of four blocks, and no wait for it.
+    let block_bytes = shape(1).block_bytes().unwrap();
+    let settings = SharedTierSettings::new().bundle_blocks(4);
+    let settings = settings
+        .staging_bytes(4 * block_bytes)
+        .room_within(Duration::ZERO);
+    let cache = cache_with(Arc::clone(&slow) as _, "BLKNHC", settings);
+    let shut = slow.gate().shut(1);
+    let chain = keys(1, 16);
+    let from: Vec<usize> = (0..16).collect();
+    assert_eq!(cache.store(&chain, &from).unwrap().wait().stored, 16);
+    let tier = cache.tier(tier_id()).unwrap();
+    let tier = tier.as_any().downcast_ref::<SharedTier>().unwrap();
+    let start = std::time::Instant::now();
+    while tier.counters().no_room_blocks == 0 {
+        assert!(start.elapsed() < PATIENCE, "{:?}", tier.counters());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(shut);
+    let flushed = cache.flush();
+    assert!(flushed.durable && flushed.no_room == 0, "{flushed:?}");
+    assert_eq!(
+        kvtile_testkit::shared::SharedTierRig::names(&*store).len(),
+        4
+    );
 }
 
 #[test]

@@ -5,9 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kvtile_blocks::Tick;
 use kvtile_shared::{
     memory::MemoryStore,
-    store::{Deadline, SharedStore},
+    store::{Deadline, SharedStore, SinkState, ValueSink},
     tier::{SharedTierCounters, SharedTierSettings},
 };
 use kvtile_testkit::shared::{SharedTierRig, SimulatedStore};
@@ -72,6 +73,91 @@ fn a_read_of_the_first_blocks_ends_the_call_there() {
 }
 
 #[test]
+fn a_read_of_later_blocks_reads_the_header_and_their_bytes() {
+    let store = SimulatedStore::new(MemoryStore::new(), 1);
+    // Blocks of 64 KiB: passing one of no use takes the store longer than a call.
+    let open = |compress: bool| {
+        let settings = settings().bundle_blocks(8).compress(compress);
+        SharedTierRig::open(
+            Arc::clone(&store) as Arc<dyn SharedStore>,
+            settings,
+            (256, 0),
+        )
+    };
+    let (header, block) = (4096, 64 << 10);
+    for compress in [false, true] {
+        let chain = SharedTierRig::chain(u64::from(compress), 8);
+        open(compress).write(&chain);
+        let names = SharedTierRig::names(&*store);
+        let reader = open(false);
+        assert_eq!(reader.ask(&chain).leading, 8);
+        let mut before = 0;
+        let mut read = |blocks: std::ops::Range<usize>| {
+            reader.read_all(&chain[blocks]);
+            let now = reader.tier().counters().read_bytes;
+            now - std::mem::replace(&mut before, now)
+        };
+        let (one, end, all) = (read(3..4), read(6..8), read(0..8));
+        if !compress {
+            assert_eq!(
+                (one, end, all),
+                (header + block, header + 2 * block, header + 8 * block)
+            );
+        }
+        // What is not read is not verified either; damage of the blocks before is found where they are read.
+        let bytes = |name| {
+            let mut whole = Vec::new();
+            let mut sink = GrowingValue(&mut whole, vec![0; 1 << 16]);
+            assert!(
+                store
+                    .read(name, &mut sink, Deadline::within(PATIENCE))
+                    .unwrap()
+            );
+            whole
+        };
+        let name = names
+            .iter()
+            .find(|name| bytes(*name).len() as u64 == all)
+            .unwrap();
+        let mut damaged = bytes(name);
+        damaged[4096 + 100] ^= 1;
+        store
+            .remove(std::slice::from_ref(name), Deadline::within(PATIENCE))
+            .unwrap();
+        store
+            .write(name, &[&damaged], None, Deadline::within(PATIENCE))
+            .unwrap();
+        reader.read_all(&chain[5..7]);
+        let outcomes = reader.read(&chain[..2]);
+        assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
+        assert_eq!(reader.tier().counters().damaged, 1);
+        // A value that ends before the range is short, and nothing of it is served.
+        let reader = open(false);
+        store
+            .write(name, &[&damaged[..5000]], None, Deadline::within(PATIENCE))
+            .unwrap();
+        assert_eq!(reader.ask(&chain).leading, 8);
+        let outcomes = reader.read(&chain[5..7]);
+        assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
+        assert_eq!(reader.tier().counters().short, 1);
+    }
+}
+
+/// Takes all bytes of a value.
+struct GrowingValue<'a>(&'a mut Vec<u8>, Vec<u8>);
+
+impl ValueSink for GrowingValue<'_> {
+    fn space(&mut self) -> &mut [u8] {
+        &mut self.1
+    }
+
+    fn filled(&mut self, bytes: usize) -> SinkState {
+        self.0.extend(&self.1[..bytes]);
+        SinkState::Open
+    }
+}
+
+#[test]
 fn open_bundles_make_room_for_others_and_are_dropped_after_a_time() {
     for threads in [0, 2] {
         let store = SimulatedStore::new(MemoryStore::new(), 1);
@@ -100,11 +186,34 @@ fn open_bundles_make_room_for_others_and_are_dropped_after_a_time() {
 }
 
 #[test]
+fn an_open_bundle_that_is_dropped_leaves_the_blocks_that_another_one_has() {
+    let store = SimulatedStore::new(MemoryStore::new(), 1);
+    let writer = rig(&store, settings().staging_bytes(5 * 1024), 0);
+    let chain = SharedTierRig::chain(1, 4);
+    writer.write(&chain[..3]);
+    // The last two blocks are evicted and one of them comes again: two bundles begin with the first block.
+    assert_eq!(writer.tier().evict(2, Tick(0)), 2);
+    assert!(writer.write(&chain[..2]).iter().all(Result::is_ok));
+    // The older one makes room.
+    let other = SharedTierRig::chain(2, 2);
+    assert!(writer.write(&other).iter().all(Result::is_ok));
+    writer.read_all(&chain[..2]);
+    assert_eq!(writer.tier().stats().present, 4);
+    assert_eq!(writer.ask(&chain).leading, 2);
+    // It becomes whole, without a hole.
+    assert!(writer.write(&chain).iter().all(Result::is_ok));
+    assert_eq!(SharedTierRig::names(&*store).len(), 1);
+    writer.read_all(&chain);
+    writer.tier().check_integrity();
+}
+
+#[test]
 fn writes_wait_for_room_until_their_time_is_up() {
     let store = SimulatedStore::new(MemoryStore::new(), 1);
     let settings = settings()
         .staging_bytes(5 * 1024)
-        .write_within(Duration::from_millis(400))
+        .room_within(Duration::from_millis(200))
+        .write_within(Duration::from_secs(3600))
         .close_within(Duration::from_millis(100));
     let writer = rig(&store, settings, 2);
     let shut = store.gate().shut(1);
@@ -119,6 +228,20 @@ fn writes_wait_for_room_until_their_time_is_up() {
     for outcome in &report.blocks[1..] {
         assert!(matches!(outcome, Err(NotWritten::NoRoom)), "{outcome:?}");
     }
+    // The memory of 100 further batches does not wait for the store either, one after the other least of all.
+    let chains = (3..103).map(|number| SharedTierRig::chain(number, 1));
+    let batches: Vec<_> = chains.map(|chain| writer.begin_write(&chain)).collect();
+    let start = Instant::now();
+    for batch in &batches {
+        let left = (PATIENCE / 2).saturating_sub(start.elapsed());
+        let report = batch.wait_timeout(left).unwrap();
+        assert!(
+            matches!(report.blocks[0], Err(NotWritten::NoRoom)),
+            "{report:?}"
+        );
+    }
+    assert_eq!(writer.tier().counters().no_room_blocks, 3 + 100);
+    assert_eq!(writer.host().free_blocks(), writer.host().blocks());
     drop(shut);
     assert!(writer.tier().wait_for_writes(PATIENCE));
     assert_eq!(writer.tier().counters().written, 1);

@@ -8,6 +8,7 @@ mod compressed;
 mod conformance;
 mod faults;
 mod flow;
+mod groups;
 mod processes;
 mod stores;
 mod survey;

@@ -4,12 +4,14 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use kvtile_shared::{
     folder::{FolderStore, FolderStoreSettings},
-    store::SharedStore,
+    store::{Deadline, SharedStore, ValueName},
     survey::{SurveySettings, clear, survey, verify},
+    sweep::{SweepSettings, sweep},
     tier::SharedTierSettings,
 };
 use kvtile_testkit::shared::SharedTierRig;
@@ -124,4 +126,86 @@ fn a_clearing_removes_the_bundles_of_its_prefix_alone() {
     let elsewhere = SurveySettings::new().prefix("elsewhere");
     assert_eq!(verify(&*store, &elsewhere, false, |_| {}).unwrap().whole, 1);
     assert_eq!(clear(&*store, &settings).unwrap().removed, 0);
+}
+
+#[test]
+fn a_manifest_states_what_the_bundles_of_an_identity_belong_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path(), 1);
+    let settings = SurveySettings::new();
+    let found = survey(&*store, &settings).unwrap();
+    let identity = &found.forms[0].identity;
+    assert_eq!(found.manifests.len(), 1);
+    let manifest = found.manifests[identity].as_ref().unwrap();
+    assert_eq!(&manifest.identity().fingerprint().to_string(), identity);
+    assert_eq!(
+        manifest.block_layout().fingerprint().to_string(),
+        found.forms[0].layout
+    );
+    assert_eq!(
+        (manifest.block_bytes(), manifest.identity().page_size()),
+        (1024, 4)
+    );
+    assert_eq!(manifest.kvtile(), env!("CARGO_PKG_VERSION"));
+    // It is written once, and neither damage nor a foreign text costs a bundle.
+    let path = folder.path().join(format!("kvt1/{identity}/manifest.json"));
+    let text = fs::read_to_string(&path).unwrap();
+    let other = text.replacen("\"model\": \"", "\"model\": \"another ", 1);
+    assert_ne!(other, text);
+    let newer = text.replacen("\"version\": 1", "\"version\": 2", 1);
+    let before = SharedTierRig::names(&*store);
+    let deep = "[".repeat(100_000);
+    let long = format!("{text}{}", " ".repeat(1 << 20));
+    for (text, problem) in [
+        (other.as_str(), "another identity"),
+        (&newer, "version 2"),
+        (&text[..100], "not readable"),
+        ("", "not readable"),
+        ("{}", "not readable"),
+        (&deep, "not readable"),
+        (&long, "more than 1048576 bytes"),
+    ] {
+        fs::write(&path, text).unwrap();
+        let found = survey(&*store, &settings).unwrap();
+        let error = found.manifests[identity].as_ref().unwrap_err().to_string();
+        let problem = problem.replace("another identity", "that of the identity");
+        assert!(error.contains(&problem), "{error}");
+        let check = verify(&*store, &settings, true, |_| {}).unwrap();
+        assert_eq!(
+            (check.whole, check.unfit.len(), check.unfit_manifests.len()),
+            (2, 0, 1)
+        );
+        // A tier leaves it as it is.
+        let rig = SharedTierRig::open(
+            Arc::clone(&store) as Arc<dyn SharedStore>,
+            SharedTierSettings::new().bundle_blocks(4),
+            (4, 0),
+        );
+        rig.write(&SharedTierRig::chain(9, 4));
+        assert!(fs::read_to_string(&path).unwrap() == text);
+        drop(rig);
+        let names = SharedTierRig::names(&*store);
+        let by = Deadline::within(Duration::from_secs(60));
+        let is_new = |name: &&ValueName| !before.contains(name);
+        let new: Vec<ValueName> = names.iter().filter(is_new).cloned().collect();
+        assert_eq!(store.remove(&new, by).unwrap(), 1);
+    }
+}
+
+#[test]
+fn a_manifest_leaves_with_the_last_bundle_of_its_identity() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path(), 1);
+    let settings = SurveySettings::new();
+    let cleared = clear(&*store, &settings).unwrap();
+    assert_eq!((cleared.removed, cleared.foreign), (2, 1));
+    assert_eq!(survey(&*store, &settings).unwrap().manifests.len(), 0);
+    let elsewhere = SurveySettings::new().prefix("elsewhere");
+    assert_eq!(survey(&*store, &elsewhere).unwrap().manifests.len(), 1);
+    let sweeping = SweepSettings::new(0).prefix("elsewhere");
+    assert_eq!(sweep(&*store, &sweeping).unwrap().leftovers, 0);
+    assert_eq!(survey(&*store, &elsewhere).unwrap().manifests.len(), 1);
+    let sweeping = sweeping.leftovers_after(Duration::ZERO);
+    assert_eq!(sweep(&*store, &sweeping).unwrap().leftovers, 1);
+    assert_eq!(survey(&*store, &elsewhere).unwrap().manifests.len(), 0);
 }

@@ -8,9 +8,11 @@ mod module;
 mod stream;
 
 use crate::options::StandinOptions;
+use crate::ptx::PtxEngine;
 use crate::world::{DEINITIALIZED, World};
 use kvtile_device::{DriverTable, cuda};
 use parking_lot::Mutex;
+use std::sync::Arc;
 
 /// The driver of this process.
 static WORLD: Mutex<Option<World>> = Mutex::new(None);
@@ -100,10 +102,17 @@ fn leave(function: &'static str, act: impl FnOnce(&mut World) -> Result<(), u32>
     begun.and(result).err().unwrap_or(cuda::SUCCESS)
 }
 
-/// Starts the default driver if this process has none: a program that loads the crate as a library has no other way.
+/// Starts the default driver, with an interpreter of kernels, if this process has none: a program that loads the crate as
+/// a library has no other way.
 fn start_if_absent() {
     let mut world = WORLD.lock();
-    world.get_or_insert_with(|| World::new(0, StandinOptions::default()));
+    world.get_or_insert_with(|| {
+        let options = StandinOptions {
+            kernels: Some(Arc::new(PtxEngine::new())),
+            ..StandinOptions::default()
+        };
+        World::new(0, options)
+    });
 }
 
 /// Writes a result to the place of a caller.

@@ -1,6 +1,6 @@
 //! A wrapper around any store that misbehaves, by a seed.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use kvtile_random::SplitMix64;
 use kvtile_shared::store::{
@@ -215,6 +215,16 @@ impl SharedStore for SimulatedStore {
         sink: &mut dyn ValueSink,
         by: Deadline,
     ) -> Result<bool, SharedStoreError> {
+        self.read_range(name, 0..u64::MAX, sink, by)
+    }
+
+    fn read_range(
+        &self,
+        name: &ValueName,
+        range: Range<u64>,
+        sink: &mut dyn ValueSink,
+        by: Deadline,
+    ) -> Result<bool, SharedStoreError> {
         self.gate.pass();
         self.call(StoreOperation::Read)?;
         if self.happens(|faults| faults.vanishing) {
@@ -223,6 +233,9 @@ impl SharedStore for SimulatedStore {
         let Some(bytes) = self.bytes_of(&self.some_name(name), by)? else {
             return Ok(false);
         };
+        let within = |at: u64| usize::try_from(at).map_or(bytes.len(), |at| at.min(bytes.len()));
+        let (bytes, _) = bytes.split_at(within(range.end));
+        let (_, bytes) = bytes.split_at(within(range.start).min(bytes.len()));
         if self.happens(|faults| faults.broken_read) {
             let (some, _) = bytes.split_at(self.index(bytes.len()));
             sink.put(some);

@@ -4,7 +4,7 @@
     reason = "an index past the end of an answer is a violation, and checks panic on those"
 )]
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, ops::Range, sync::Arc, time::Duration};
 
 use kvtile_layout::broken;
 use kvtile_random::SplitMix64;
@@ -31,6 +31,7 @@ const CHECKS: &[StoreCheck] = &[
     ("batches have answers in their order", batches),
     ("removed values are absent, also twice", removed),
     ("a sink ends a read", ended_reads),
+    ("ranges of a value have its bytes and no others", ranges),
     ("lifetimes end, and are renewed", lifetimes),
     ("listings have every value once", listings),
     ("a full store refuses or evicts", capacity),
@@ -321,6 +322,48 @@ fn ended_reads(rig: &StoreRig) {
         assert!(done(rig.store.read(&value, &mut sink, by())), "{most}");
         assert!(sink.bytes == whole[..most], "{most} bytes of a value");
     }
+}
+
+fn ranges(rig: &StoreRig) {
+    let value = numbered(1);
+    let whole = content(6, 200_000);
+    rig.write(&value, &whole);
+    let read = |name: &ValueName, range: Range<u64>| {
+        let mut sink = PiecedSink::new(&[5000, 1, 70_000], usize::MAX);
+        let is_there = done(rig.store.read_range(name, range, &mut sink, by()));
+        (is_there, sink.bytes)
+    };
+    let mut numbers = SplitMix64::new(7);
+    let mut ranges = vec![
+        (0, 1),
+        (0, 4096),
+        (199_999, 200_000),
+        (0, 200_000),
+        (4096, 150_000),
+    ];
+    for _ in 0..10 {
+        let start = numbers.index(whole.len());
+        ranges.push((start, start + 1 + numbers.index(whole.len() - start)));
+    }
+    for (start, end) in ranges {
+        let (is_there, bytes) = read(&value, start as u64..end as u64);
+        assert!(is_there && bytes == whole[start..end], "{start}..{end}");
+    }
+    // Beyond the end there is nothing.
+    let (is_there, bytes) = read(&value, 150_000..1 << 40);
+    assert!(is_there && bytes == whole[150_000..]);
+    assert!(read(&value, 200_000..300_000).1.is_empty());
+    assert_eq!(read(&numbered(2), 0..100), (false, Vec::new()));
+    // A sink ends it, and the next call finds the store as before.
+    let mut sink = PiecedSink::new(&[5000], 20_000);
+    assert!(done(rig.store.read_range(
+        &value,
+        10..150_000,
+        &mut sink,
+        by()
+    )));
+    assert!(sink.bytes == whole[10..20_010]);
+    assert!(rig.read(&value) == Some(whole));
 }
 
 fn lifetimes(rig: &StoreRig) {

@@ -8,6 +8,7 @@ use kvtile_blocks::{
 };
 use kvtile_layout::broken;
 use kvtile_shared::{
+    bundle::parse_bundle_name,
     store::{Deadline, SharedStore, ValueName},
     tier::{SharedTier, SharedTierSettings},
 };
@@ -182,7 +183,7 @@ impl SharedTierRig {
         }
     }
 
-    /// The names of all values of a store.
+    /// The names of all bundles of a store.
     ///
     /// # Panics
     /// A store that cannot list.
@@ -196,7 +197,8 @@ impl SharedTierRig {
                 Ok(page) => page,
                 Err(error) => broken(format_args!("a store that cannot list: {error}")),
             };
-            names.extend(page.values.into_iter().map(|value| value.name));
+            let listed = page.values.into_iter().map(|value| value.name);
+            names.extend(listed.filter(|name| parse_bundle_name("", name).is_some()));
             match page.next {
                 Some(next) => after = Some(next),
                 None => return names,

@@ -153,10 +153,18 @@ impl HostMemory {
     /// A block with the content of `name`, to write from.
     #[must_use]
     pub fn filled(&self, name: &BlockName) -> (ReservedBlock, HostBlock) {
+        self.filled_with(&content(name, self.block_bytes()))
+    }
+
+    /// A block with this content, to write from.
+    ///
+    /// # Panics
+    /// Content of another size than a block.
+    #[must_use]
+    pub fn filled_with(&self, content: &[u8]) -> (ReservedBlock, HostBlock) {
         let reserved = self.reserve();
         let mut block = self.lend(&reserved, LeaseMode::Write);
-        let content = content(name, self.block_bytes());
-        self.bytes_of(&mut block).copy_from_slice(&content);
+        self.bytes_of(&mut block).copy_from_slice(content);
         drop(block);
         let block = self.lend(&reserved, LeaseMode::Read);
         (reserved, block)

@@ -23,11 +23,11 @@ use crate::{
     SharingOptions,
     clients::{name, random_bytes, read_all, write_all},
     report::{RowSubject, SharingReport},
-    tier::BenchTier,
+    tier::{BenchTier, BenchTierSettings},
     turns::{TurnContender, in_turns},
 };
 
-const BUCKET: &str = "kvtile-bench";
+pub(crate) const BUCKET: &str = "kvtile-bench";
 
 /// Calls at a time: what a tier gives a store at first.
 const CLIENTS: usize = 16;
@@ -145,12 +145,12 @@ pub(crate) fn measure(
         Err(error) => return report.leave_out(format!("S3: {error}")),
     };
     server.make_bucket(BUCKET).unwrap();
-    let endpoint = format!("http://127.0.0.1:{}", server.process.port());
-    let url = format!("s3://{BUCKET}/store?endpoint={endpoint}&region=us-east-1");
-    let url: ObjectStoreUrl = url.parse().unwrap();
-    let store = ObjectBucket::open(&url, Deadline::within(Duration::from_secs(30)));
+    let store = ObjectBucket::open(
+        &bucket_url(&server),
+        Deadline::within(Duration::from_secs(30)),
+    );
     let rig = BucketRig {
-        bare: BareClient::new(&endpoint),
+        bare: BareClient::new(&endpoint(&server)),
         store: Arc::new(store.unwrap()),
         rounds: options.rounds,
     };
@@ -158,6 +158,17 @@ pub(crate) fn measure(
         stores(&rig, size, report);
         fetches(&rig, size, report);
     }
+}
+
+fn endpoint(server: &SeaweedServer) -> String {
+    format!("http://127.0.0.1:{}", server.process.port())
+}
+
+/// The URL of the store in the bucket of a server.
+pub(crate) fn bucket_url(server: &SeaweedServer) -> ObjectStoreUrl {
+    let endpoint = endpoint(server);
+    let url = format!("s3://{BUCKET}/store?endpoint={endpoint}&region=us-east-1");
+    url.parse().unwrap()
 }
 
 /// The names of a round, below the prefix of the store.
@@ -174,7 +185,11 @@ fn paths(names: &[ValueName]) -> Arc<[Path]> {
 fn stores(rig: &BucketRig, (bytes, count): (usize, usize), report: &mut SharingReport) {
     let values: Vec<Vec<u8>> = (0..8).map(|seed| random_bytes(seed, bytes)).collect();
     let owned: Arc<[Bytes]> = values.iter().map(|value| value.clone().into()).collect();
-    let mut tier = BenchTier::open(&rig.store, (bytes, count), "stored");
+    let settings = BenchTierSettings {
+        prefix: "stored",
+        ..BenchTierSettings::default()
+    };
+    let mut tier = BenchTier::open(&rig.store, (bytes, count), settings);
     let contenders = vec![
         TurnContender {
             name: "object_store",
@@ -220,7 +235,11 @@ fn fetches(rig: &BucketRig, (bytes, count): (usize, usize), report: &mut Sharing
     let names = names("fetched", bytes, 0, count);
     write_all(&*rig.store, &names, &values, CLIENTS);
     let paths = paths(&names);
-    let mut tier = BenchTier::open(&rig.store, (bytes, count), "fetched");
+    let settings = BenchTierSettings {
+        prefix: "fetched",
+        ..BenchTierSettings::default()
+    };
+    let mut tier = BenchTier::open(&rig.store, (bytes, count), settings);
     tier.write(0);
     let memories = || vec![vec![0; bytes]; CLIENTS];
     let (mut first, mut second) = (memories(), memories());

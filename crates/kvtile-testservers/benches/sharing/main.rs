@@ -8,6 +8,8 @@
 //! | `tier` | host memory, and blocks of the tier |
 //! | `redis` | `GET` on Redis |
 //! | `folder` | files on the disk of a folder |
+//! | `latency` | percentiles of single operations of the tier |
+//! | `packing` | what compression costs |
 //! | `clients` | threads that call a store, and sinks |
 //! | `turns`, `report` | rounds, shares and the table |
 #![expect(
@@ -20,6 +22,8 @@
 mod bucket;
 mod clients;
 mod folder;
+mod latency;
+mod packing;
 mod redis;
 mod report;
 mod tier;
@@ -44,7 +48,7 @@ pub(crate) struct SharingOptions {
     folder: PathBuf,
 }
 
-const USAGE: &str = "the options are --rounds N (default 7), --part bucket|redis|folder, --folder \
+const USAGE: &str = "the options are --rounds N (default 7), --part bucket|redis|folder|latency|compression, --folder \
                      FOLDER (default: the folder of temporary files) and --json FILE";
 
 fn main() -> ExitCode {
@@ -104,7 +108,7 @@ fn options(words: &[String]) -> Result<SharingOptions, String> {
                     .filter(|rounds| (1..=1000).contains(rounds))
                     .ok_or_else(|| format!("{value} is no number of rounds from 1 to 1000"))?;
             }
-            "--part" if ["bucket", "redis", "folder"].contains(&value.as_str()) => {
+            "--part" if PARTS.iter().any(|(name, _)| name == value) => {
                 options.part = Some(value.clone());
             }
             "--json" => options.json = Some(value.into()),
@@ -118,14 +122,17 @@ fn options(words: &[String]) -> Result<SharingOptions, String> {
 /// Measures one part and adds its rows.
 type MeasurePart = fn(&InstalledServers, &SharingOptions, &mut SharingReport);
 
+const PARTS: [(&str, MeasurePart); 5] = [
+    ("bucket", bucket::measure),
+    ("redis", redis::measure),
+    ("folder", folder::measure),
+    ("latency", latency::measure),
+    ("compression", packing::measure),
+];
+
 fn measure(servers: &InstalledServers, options: &SharingOptions) {
     let mut report = SharingReport::new(options.rounds);
-    let parts: [(&str, MeasurePart); 3] = [
-        ("bucket", bucket::measure),
-        ("redis", redis::measure),
-        ("folder", folder::measure),
-    ];
-    for (name, part) in parts {
+    for (name, part) in PARTS {
         if options.part.as_deref().is_none_or(|only| only == name) {
             part(servers, options, &mut report);
         }

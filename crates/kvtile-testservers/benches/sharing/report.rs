@@ -34,11 +34,23 @@ struct SharingRow {
     goal: Option<f64>,
 }
 
+/// The times of one operation.
+#[derive(Clone, Debug, Serialize)]
+struct LatencyRow {
+    what: &'static str,
+    operation: &'static str,
+    operations: usize,
+    p50_ms: f64,
+    p95_ms: f64,
+    p99_ms: f64,
+}
+
 /// All rows.
 #[derive(Debug, Serialize)]
 pub(crate) struct SharingReport {
     rounds: usize,
     rows: Vec<SharingRow>,
+    latencies: Vec<LatencyRow>,
     left_out: Vec<String>,
 }
 
@@ -47,6 +59,7 @@ impl SharingReport {
         SharingReport {
             rounds,
             rows: Vec::new(),
+            latencies: Vec::new(),
             left_out: Vec::new(),
         }
     }
@@ -78,6 +91,25 @@ impl SharingReport {
         eprintln!("{}, {} bytes: done", subject.what, subject.value_bytes);
     }
 
+    /// Adds the times of an operation, at least one.
+    pub(crate) fn add_latency(
+        &mut self,
+        what: &'static str,
+        operation: &'static str,
+        times: Vec<Duration>,
+    ) {
+        let times = sorted(times.iter().map(seconds));
+        let percentile = |percent: usize| times[(times.len() - 1) * percent / 100] * 1e3;
+        self.latencies.push(LatencyRow {
+            what,
+            operation,
+            operations: times.len(),
+            p50_ms: percentile(50),
+            p95_ms: percentile(95),
+            p99_ms: percentile(99),
+        });
+    }
+
     /// Notes what could not be measured, and why.
     pub(crate) fn leave_out(&mut self, what: String) {
         eprintln!("{what}");
@@ -105,6 +137,12 @@ impl SharingReport {
                 row.contender,
                 row.megabytes_per_s,
                 row.calls_per_s,
+            );
+        }
+        for row in &self.latencies {
+            println!(
+                "{:<8} {:<22} p50 {:>8.3} ms, p95 {:>8.3} ms, p99 {:>8.3} ms of {} operations",
+                row.what, row.operation, row.p50_ms, row.p95_ms, row.p99_ms, row.operations
             );
         }
         for what in &self.left_out {

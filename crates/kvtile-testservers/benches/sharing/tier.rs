@@ -29,9 +29,31 @@ const TOKEN_BYTES: usize = 256;
 /// The time limit of a round.
 const WITHIN: Duration = Duration::from_secs(120);
 
+/// Settings of a tier of the benchmark.
+pub(crate) struct BenchTierSettings {
+    pub(crate) prefix: &'static str,
+    pub(crate) compress: bool,
+    /// Without threads the calls of the store run within the calls of the tier.
+    pub(crate) threads: usize,
+    /// The content of every block; `None` makes one from its name.
+    pub(crate) content: Option<Vec<u8>>,
+}
+
+impl Default for BenchTierSettings {
+    fn default() -> BenchTierSettings {
+        BenchTierSettings {
+            prefix: "",
+            compress: false,
+            threads: 2,
+            content: None,
+        }
+    }
+}
+
 pub(crate) struct BenchTier {
     tier: Arc<SharedTier>,
     host: HostMemory,
+    content: Option<Vec<u8>>,
     bundles: usize,
     /// The round whose blocks the store has.
     round: usize,
@@ -42,7 +64,7 @@ impl BenchTier {
     pub(crate) fn open(
         store: &Arc<dyn SharedStore>,
         (bytes, bundles): (usize, usize),
-        prefix: &str,
+        of_tier: BenchTierSettings,
     ) -> BenchTier {
         let blocks = bundles * BUNDLE as usize;
         let tokens = bytes / BUNDLE as usize / TOKEN_BYTES;
@@ -52,18 +74,21 @@ impl BenchTier {
             groups: vec![TierGroup::new("kv", host.identity().clone())],
             events: Arc::new(EventLog::new(NonZeroUsize::MIN.saturating_add(1 << 16)).unwrap()),
             clock: Arc::new(SystemClock::default()),
-            threads: 2,
+            threads: of_tier.threads,
         };
         let settings = SharedTierSettings::new()
             .bundle_blocks(BUNDLE)
             .read_within(WITHIN)
             .write_within(WITHIN)
-            .prefix(prefix);
+            .room_within(WITHIN)
+            .compress(of_tier.compress)
+            .prefix(of_tier.prefix);
         let id = TierId::new(TierKind::Remote, "shared").unwrap();
         let tier = SharedTier::open(id, Arc::clone(store), settings, &context).unwrap();
         BenchTier {
             tier,
             host,
+            content: of_tier.content,
             bundles,
             round: 0,
         }
@@ -88,7 +113,10 @@ impl BenchTier {
         for chain in self.chains(round) {
             let mut parent = None;
             for (position, name) in (0..).zip(chain) {
-                let (held, from) = self.host.filled(&name);
+                let (held, from) = match &self.content {
+                    Some(bytes) => self.host.filled_with(bytes),
+                    None => self.host.filled(&name),
+                };
                 reserved.push(held);
                 let tenant = 0;
                 blocks.push(BlockWrite {
@@ -108,6 +136,27 @@ impl BenchTier {
         assert!(self.tier.wait_for_writes(WITHIN), "writes are slow");
         let took = began.elapsed();
         assert_eq!(self.tier.counters().write_failed, 0);
+        took
+    }
+
+    /// Looks up a chain of 16 bundles that the store does not have.
+    pub(crate) fn ask(&self, round: usize) -> Duration {
+        let key = |block: u64| {
+            let parts = [u64::MAX, round as u64, block].map(u64::to_le_bytes);
+            BlockKey::from_opaque(&parts.concat())
+        };
+        let keys: Vec<BlockKey> = (0..16 * u64::from(BUNDLE)).map(key).collect();
+        let began = Instant::now();
+        let answer = self
+            .tier
+            .ask(GroupId(0), &keys)
+            .wait_timeout(WITHIN)
+            .unwrap();
+        let took = began.elapsed();
+        assert!(
+            answer.leading == 0 && answer.failure.is_none(),
+            "{answer:?}"
+        );
         took
     }
 

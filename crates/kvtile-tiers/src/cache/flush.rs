@@ -297,21 +297,49 @@ fn write_by_worth(
         }
         let (batch, after) = left.split_at(left.len().min(inner.batch_blocks()));
         left = after;
-        let outcomes = demote::write_keys(inner, below, batch);
-        for (key, outcome) in batch.iter().zip(outcomes) {
-            match outcome {
-                Ok(wrote) => {
-                    if wrote == WriteSuccess::New {
-                        progress.written.push(*key);
-                    }
-                    progress.kept.extend(below.hold_one(key));
-                }
-                Err(UnwrittenReason::NoRoom) => progress.end_all(&[*key], FlushFate::NoRoom),
-                // The block was evicted since, or its ancestor was not written; the check for
-                // durability after the sync decides.
-                Err(UnwrittenReason::NoAncestor) => {}
-                Err(UnwrittenReason::Failed) => progress.failures += 1,
+        let mut refused = write_batch(inner, below, batch, progress);
+        // A tier without a capacity has room again after the writes that take it now.
+        while !refused.is_empty()
+            && !below.abilities.is_bounded
+            && progress.failures < FAILURES_MAX
+            && !inner.is_past(deadline)
+        {
+            let synced = below.sync(&*inner.clock);
+            progress.failures += usize::from(synced.failure.is_some() || synced.lost > 0);
+            let again = write_batch(inner, below, &refused, progress);
+            let is_over = again.len() == refused.len();
+            refused = again;
+            if is_over {
+                break;
             }
         }
+        progress.end_all(&refused, FlushFate::NoRoom);
     }
+}
+
+/// Writes a batch of a flush to a tier. Returns the keys that found no room.
+fn write_batch(
+    inner: &CacheParts,
+    below: &CacheTier,
+    batch: &[BlockKey],
+    progress: &mut FlushProgress,
+) -> Vec<BlockKey> {
+    let mut refused = Vec::new();
+    let outcomes = demote::write_keys(inner, below, batch);
+    for (key, outcome) in batch.iter().zip(outcomes) {
+        match outcome {
+            Ok(wrote) => {
+                if wrote == WriteSuccess::New {
+                    progress.written.push(*key);
+                }
+                progress.kept.extend(below.hold_one(key));
+            }
+            Err(UnwrittenReason::NoRoom) => refused.push(*key),
+            // The block was evicted since, or its ancestor was not written; the check for
+            // durability after the sync decides.
+            Err(UnwrittenReason::NoAncestor) => {}
+            Err(UnwrittenReason::Failed) => progress.failures += 1,
+        }
+    }
+    refused
 }

@@ -10,12 +10,15 @@ use kvtile_transfer::{LayoutHandle, completion::Completion};
 
 use super::{
     Cache, CacheParts, LoadOptions, LoadReport, LookupOptions, Match, StoreOptions, StoreReport,
-    below::GROUP, found, load, requests, store, tend,
+    below::{CacheTier, GROUP},
+    found, load, requests,
+    seek::SoughtAnswers,
+    store, tend,
 };
 use crate::{
     error::{RequestError, TierError},
     metrics::MissReason,
-    tier::TierWrites,
+    tier::{AnswerTime, TierWrites},
 };
 
 impl Cache {
@@ -82,17 +85,39 @@ impl CacheParts {
         }
     }
 
+    /// Whether a tier answers later and may be queried now.
+    pub(crate) fn has_late_answers(&self) -> bool {
+        let now = self.clock.now();
+        let is_late =
+            |below: &CacheTier| below.abilities.answers == AnswerTime::Later && below.may_look(now);
+        self.below.iter().any(is_late)
+    }
+
+    /// Queries the tiers that answer later for blocks.
+    pub(crate) fn ask(&self, keys: &[BlockKey]) -> SoughtAnswers {
+        SoughtAnswers::begin(self, keys)
+    }
+
     /// Finds and pins the leading blocks of `keys`.
     pub(crate) fn find(self: &Arc<Self>, keys: &[BlockKey], options: &LookupOptions) -> Match {
         found::lookup(self, keys, (options, MissReason::Absent))
     }
 
-    /// Refuses a layout or ids that a load or a store refuses.
+    /// Refuses a layout or ids that a load or a store of the group refuses.
     pub(crate) fn check_blocks(
         &self,
+        group: &str,
         layout: Option<LayoutHandle>,
         blocks: &[usize],
     ) -> Result<(), TierError> {
+        if layout.is_none() && self.engine.is_none() {
+            return match blocks {
+                [] => Ok(()),
+                _ => Err(TierError::Request(RequestError::NoLayout {
+                    group: group.to_owned(),
+                })),
+            };
+        }
         requests::check_blocks(self, layout, blocks).map(|_| ())
     }
 
@@ -104,6 +129,14 @@ impl CacheParts {
         options: &LoadOptions,
     ) -> Result<Completion<LoadReport>, TierError> {
         load::start(self, found, destinations, options)
+    }
+
+    /// Starts bringing the blocks of a match to host memory.
+    pub(crate) fn warm(
+        self: &Arc<Self>,
+        found: Match,
+    ) -> Result<Completion<LoadReport>, TierError> {
+        load::prefetch_found(self, found)
     }
 
     /// Starts a store.

@@ -60,22 +60,26 @@ pub(super) struct LayerChunk {
 pub(super) fn chunks(inner: &CacheParts, below: &CacheTier, blocks: usize) -> Vec<LayerChunk> {
     let pieces = &inner.pieces;
     let bytes = inner.block_bytes.saturating_mul(blocks as u64);
-    let most = CHUNKS_MAX.min(pieces.count() as u64);
+    let cuts = pieces.layer_cuts();
+    let most = CHUNKS_MAX.min(cuts.len() as u64);
     let count = (bytes / CHUNK_BYTES_MIN).min(most);
     let count = usize::try_from(count).unwrap_or(0);
     if !below.abilities.reads_pieces || count < 2 {
         return Vec::new();
     }
-    let cut = |chunk: usize| chunk * pieces.count() / count;
+    let cut = |chunk: usize| match (chunk * cuts.len() / count).checked_sub(1) {
+        None => Some(0),
+        Some(last) => cuts.get(last).copied(),
+    };
     let chunk = |chunk: usize| {
-        let which = cut(chunk)..cut(chunk + 1);
+        let which = cut(chunk)?..cut(chunk + 1)?;
         Some(LayerChunk {
             layers: pieces.layers(which.clone())?,
             bytes: pieces.bytes(which),
         })
     };
     let chunks: Option<Vec<LayerChunk>> = (0..count).map(chunk).collect();
-    // Only layouts with contiguous layers have several pieces.
+    // Each cut is the end of a layer.
     chunks.unwrap_or_else(|| broken(format_args!("{pieces:?} have no layers")))
 }
 

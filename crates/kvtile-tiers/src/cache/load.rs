@@ -123,6 +123,14 @@ pub(super) fn prefetch(
 ) -> Result<Completion<LoadReport>, TierError> {
     let options = LookupOptions::default();
     let found = found::lookup(inner, keys, (&options, MissReason::Absent));
+    prefetch_found(inner, found)
+}
+
+/// As [`prefetch`], for the blocks of a match.
+pub(super) fn prefetch_found(
+    inner: &Arc<CacheParts>,
+    found: Match,
+) -> Result<Completion<LoadReport>, TierError> {
     let options = LoadOptions::new().priority(Priority::Background);
     let completer = Completer::new(0, found.blocks());
     let completion = completer.completion();

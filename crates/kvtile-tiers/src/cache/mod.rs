@@ -63,10 +63,11 @@ pub use connect::ConnectSettings;
 pub use flush::{FlushReport, TierFlush};
 pub use found::Match;
 pub use open::CacheBuilder;
-pub(crate) use open::GroupPlace;
+pub(crate) use open::{EngineLayout, GroupPlace};
 pub use options::{LoadOptions, LookupOptions, Priority, StoreOptions};
 pub use report::{LoadReport, LoadStop};
 pub use seek::Seek;
+pub(crate) use seek::SoughtAnswers;
 pub use settings::{
     CacheSettings, EVENT_CAPACITY_MAX, HOST_BYTES_MAX, QUEUE_CAPACITY_MAX, QUOTAS_MAX, WORKERS_MAX,
 };
@@ -76,6 +77,8 @@ pub use kvtile_transfer::completion::Completion;
 
 use connect::ConnectedCache;
 pub(crate) use parts::CacheParts;
+
+use kvtile_layout::broken;
 
 use crate::{
     below::TierHealth,
@@ -489,7 +492,10 @@ impl Cache {
     #[must_use]
     pub fn engine(&self) -> LayoutHandle {
         match &self.backend {
-            CacheBackend::Here(cache) => cache.inner.engine,
+            CacheBackend::Here(cache) => match cache.inner.engine {
+                Some(engine) => engine.handle,
+                None => broken(format_args!("the cache of a group has no layout")),
+            },
             CacheBackend::There(cache) => cache.engine(),
         }
     }

@@ -54,8 +54,16 @@ pub(crate) struct GroupPlace {
     pub(crate) events: Arc<EventLog>,
     /// Whether blocks have no parents.
     pub(crate) is_rootless: bool,
-    /// Whether closing the cache unregisters the engine's layout.
-    pub(crate) owns_engine: bool,
+}
+
+/// The engine's layout, which calls use that name no other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EngineLayout {
+    pub(crate) handle: LayoutHandle,
+    /// Blocks of the layout.
+    pub(crate) blocks: u64,
+    /// Whether closing the cache unregisters the layout.
+    pub(crate) is_owned: bool,
 }
 
 impl Cache {
@@ -122,7 +130,7 @@ impl CacheBuilder {
     pub fn open(self, engine: PhysicalLayout) -> Result<Cache, TierError> {
         let manager = Arc::new(TransferManager::new());
         let handle = manager.register(engine)?;
-        self.build(manager, handle, true)
+        self.open_over(manager, handle, true)
     }
 
     /// Opens the cache for a layout that is registered with the engine's transfer manager.
@@ -134,31 +142,48 @@ impl CacheBuilder {
         manager: Arc<TransferManager>,
         engine: LayoutHandle,
     ) -> Result<Cache, TierError> {
-        self.build(manager, engine, false)
+        self.open_over(manager, engine, false)
     }
 
-    /// Opens the cache of one group of a cache over groups.
+    fn open_over(
+        self,
+        manager: Arc<TransferManager>,
+        handle: LayoutHandle,
+        is_owned: bool,
+    ) -> Result<Cache, TierError> {
+        self.settings.check()?;
+        let layout = manager.layout(handle)?;
+        opening::check_identity(&self.settings.identity, &layout)?;
+        let shape = layout.shape();
+        let engine = EngineLayout {
+            handle,
+            blocks: shape.num_blocks(),
+            is_owned,
+        };
+        self.build(manager, shape, Some(engine))
+    }
+
+    /// Opens the cache of one group of a cache over groups. Without a layout of the engine each call gives one.
     pub(crate) fn open_group(
         mut self,
         place: GroupPlace,
         manager: Arc<TransferManager>,
-        engine: LayoutHandle,
+        engine: Option<EngineLayout>,
     ) -> Result<Cache, TierError> {
-        let owns_engine = place.owns_engine;
+        self.settings.check()?;
         self.place = Some(place);
-        self.build(manager, engine, owns_engine)
+        let shape = self.settings.identity.shape().clone();
+        self.build(manager, &shape, engine)
     }
 
+    /// Opens the cache for blocks of `shape`, whose number of blocks does not matter.
     fn build(
         self,
         manager: Arc<TransferManager>,
-        engine: LayoutHandle,
-        owns_engine: bool,
+        shape: &Shape,
+        engine: Option<EngineLayout>,
     ) -> Result<Cache, TierError> {
         let settings = self.settings;
-        settings.check()?;
-        let layout = manager.layout(engine)?;
-        opening::check_identity(&settings.identity, &layout)?;
         let (group, events) = match &self.place {
             Some(place) => (place.group, Arc::clone(&place.events)),
             None => (GROUP, Arc::new(EventLog::new(settings.events()?)?)),
@@ -166,12 +191,12 @@ impl CacheBuilder {
         let parts = match self.medium {
             // Another medium than a folder has no folders of parts.
             Some(_) => None,
-            None => parts_of(&settings, layout.shape())?,
+            None => parts_of(&settings, shape)?,
         };
         let below = usize::from(settings.disk.is_some()) + usize::from(parts.is_some());
         let spares = below + self.tiers.len();
-        let blocks = host_blocks(&settings, &layout, spares)?;
-        let storage = host_layout(&settings, (&layout, blocks, spares), self.for_readers)?;
+        let blocks = host_blocks(&settings, shape, spares)?;
+        let storage = host_layout(&settings, (shape, blocks, spares), self.for_readers)?;
         let shape = storage.shape().clone();
         let block_bytes = shape.block_bytes()?;
         let pieces = BlockPieces::of_layout(storage.strided())?;
@@ -190,12 +215,10 @@ impl CacheBuilder {
         let inner = Arc::new(CacheParts {
             removals: Arc::default(),
             engine,
-            layers: layers(&layout),
+            layers: layers(&shape),
             page_size: shape.page_size(),
             block_bytes,
             pieces,
-            engine_blocks: layout.shape().num_blocks(),
-            owns_engine,
             is_rootless: self.place.is_some_and(|place| place.is_rootless),
             host: HostTier::new(pool, handle, (blocks..).take(spares).map(BlockId)),
             turn: Mutex::new(()),
@@ -320,7 +343,8 @@ fn with_parts(
 
 /// Unregisters the layouts that the cache registered.
 pub(super) fn unregister(inner: &CacheParts) {
-    let engine = inner.owns_engine.then_some(inner.engine);
+    let engine = inner.engine.filter(|engine| engine.is_owned);
+    let engine = engine.map(|engine| engine.handle);
     for handle in [Some(inner.host.handle), engine].into_iter().flatten() {
         if let Err(error) = inner.manager.unregister(handle) {
             log::warn!("a layout of a closed cache is still in use: {error}");
@@ -345,27 +369,21 @@ fn host_pool(
     Ok(BlockPool::with_events(pool, policy(settings.policy), sink)?)
 }
 
-/// Number of layers of the engine's layout.
-fn layers(engine: &PhysicalLayout) -> usize {
-    let layers = engine.shape().num_layers();
+/// Number of layers of a block.
+fn layers(shape: &Shape) -> usize {
+    let layers = shape.num_layers();
     match usize::try_from(layers) {
         Ok(layers) => layers,
-        Err(_) => broken(format_args!("{layers} layers in an engine's memory")),
+        Err(_) => broken(format_args!("{layers} layers of a block")),
     }
 }
 
 /// Number of blocks that fit in host memory.
-fn host_blocks(
-    settings: &CacheSettings,
-    engine: &PhysicalLayout,
-    spares: usize,
-) -> Result<u32, TierError> {
-    let block_bytes = engine.shape().block_bytes()?;
-    let Some(stride) = block_bytes.checked_next_multiple_of(opening::ALIGNMENT) else {
-        broken(format_args!(
-            "a block of {block_bytes} bytes in an engine's memory"
-        ))
-    };
+fn host_blocks(settings: &CacheSettings, shape: &Shape, spares: usize) -> Result<u32, TierError> {
+    let block_bytes = shape.block_bytes()?;
+    let stride = block_bytes.checked_next_multiple_of(opening::ALIGNMENT);
+    let stride = stride.ok_or(SettingsError::BlockBytes { block_bytes });
+    let stride = stride.map_err(TierError::Settings)?;
     // The pool counts blocks in 32 bits, and the spare blocks come after its blocks.
     let most = u64::from(u32::MAX - 1).saturating_sub(spares as u64);
     let blocks = (settings.host_bytes / stride).min(most);
@@ -384,11 +402,11 @@ fn host_blocks(
 /// Allocates host memory: the blocks of the pool, and one spare block for each tier below.
 fn host_layout(
     settings: &CacheSettings,
-    (engine, blocks, spares): (&PhysicalLayout, u32, usize),
+    (shape, blocks, spares): (&Shape, u32, usize),
     for_readers: bool,
 ) -> Result<PhysicalLayout, TierError> {
     let all = u64::from(blocks) + spares as u64;
-    let shape = engine.shape().with_num_blocks(all)?;
+    let shape = shape.with_num_blocks(all)?;
     let prefault = match settings.prefault {
         true => Prefault::Populate { threads: 0 },
         false => Prefault::None,

@@ -9,11 +9,11 @@ use kvtile_blocks::{
     policy::EvictionHints,
 };
 use kvtile_layout::broken;
-use kvtile_transfer::{LayoutHandle, TransferManager};
+use kvtile_transfer::TransferManager;
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use super::{
-    CacheSettings, Priority, QueueLabel, below::CacheTier, chains::StoresInFlight,
+    CacheSettings, EngineLayout, Priority, QueueLabel, below::CacheTier, chains::StoresInFlight,
     departures::Departures, flights::BlockFlights, host::HostTier, job::BoxedCacheJob,
 };
 use crate::{
@@ -28,15 +28,13 @@ use crate::{
 /// The shared state of a cache.
 pub(crate) struct CacheParts {
     pub(super) manager: Arc<TransferManager>,
-    pub(super) engine: LayoutHandle,
+    /// `None` where each call gives a layout.
+    pub(super) engine: Option<EngineLayout>,
     pub(super) layers: usize,
     pub(super) page_size: u64,
     pub(super) block_bytes: u64,
     /// How a stored block is cut into pieces.
     pub(super) pieces: BlockPieces,
-    pub(super) engine_blocks: u64,
-    /// Whether closing the cache unregisters the engine's layout.
-    pub(super) owns_engine: bool,
     /// Whether blocks have no parents: each is found, kept and evicted by itself.
     pub(super) is_rootless: bool,
     pub(super) host: HostTier,

@@ -1,5 +1,6 @@
 //! Checks of the layout and of the block ids of a load or a store.
 
+use kvtile_layout::broken;
 use kvtile_transfer::LayoutHandle;
 
 use super::CacheParts;
@@ -13,7 +14,11 @@ pub(super) fn check_blocks(
     blocks: &[usize],
 ) -> Result<LayoutHandle, TierError> {
     let (handle, count) = match layout {
-        None => (inner.engine, inner.engine_blocks),
+        None => match inner.engine {
+            Some(engine) => (engine.handle, engine.blocks),
+            // The cache over groups has refused a call without a layout.
+            None => broken(format_args!("{} blocks of no layout", blocks.len())),
+        },
         Some(handle) => {
             let layout = inner.manager.layout(handle)?;
             check_identity(&inner.settings.identity, &layout)?;

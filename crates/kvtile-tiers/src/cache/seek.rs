@@ -30,11 +30,15 @@ pub struct Seek {
     cache: Weak<CacheParts>,
     keys: Arc<[BlockKey]>,
     options: LookupOptions,
-    answers: Vec<SoughtAnswer>,
+    answers: SoughtAnswers,
     end: Instant,
     /// The seek of a connected cache.
     there: Option<ConnectedSeek>,
 }
+
+/// Queries to the tiers of a cache that answer later, for the same blocks.
+#[derive(Default)]
+pub(crate) struct SoughtAnswers(Vec<SoughtAnswer>);
 
 /// The query to one tier.
 struct SoughtAnswer {
@@ -61,22 +65,69 @@ pub(super) fn start(
     (within, options): (Duration, &LookupOptions),
 ) -> Seek {
     let begin = Instant::now();
-    let after = |time| begin.checked_add(time).unwrap_or(begin);
-    let answers_later = inner.below.iter().enumerate().filter(|(_, below)| {
-        below.abilities.answers == AnswerTime::Later && below.may_read(inner.clock.now())
-    });
-    let answers = answers_later.map(|(tier, below)| SoughtAnswer {
-        tier,
-        answer: below.tier.ask(GROUP, keys),
-        late: after(below.settings.answer_within),
-    });
     Seek {
         cache: Arc::downgrade(inner),
         keys: keys.into(),
         options: *options,
-        answers: answers.collect(),
-        end: after(within),
+        answers: SoughtAnswers::begin(inner, keys),
+        end: begin.checked_add(within).unwrap_or(begin),
         there: None,
+    }
+}
+
+impl SoughtAnswers {
+    /// Queries every tier that answers later and is not in a backoff.
+    pub(crate) fn begin(inner: &CacheParts, keys: &[BlockKey]) -> SoughtAnswers {
+        let begin = Instant::now();
+        let after = |time| begin.checked_add(time).unwrap_or(begin);
+        let answers_later = inner.below.iter().enumerate().filter(|(_, below)| {
+            below.abilities.answers == AnswerTime::Later && below.may_read(inner.clock.now())
+        });
+        let answers = answers_later.map(|(tier, below)| SoughtAnswer {
+            tier,
+            answer: below.tier.ask(GROUP, keys),
+            late: after(below.settings.answer_within),
+        });
+        SoughtAnswers(answers.collect())
+    }
+
+    /// Number of tiers that have not answered yet.
+    pub(crate) fn waits_for(&self) -> usize {
+        let answers = self.0.iter();
+        answers.filter(|of| !of.answer.is_complete()).count()
+    }
+
+    /// Waits until every tier has answered, at most until `end`.
+    pub(crate) fn wait_until(&self, end: Instant) {
+        for of in &self.0 {
+            let left = end.saturating_duration_since(Instant::now());
+            // The caller looks at the answers again.
+            let _ = of.answer.wait_timeout(left);
+        }
+    }
+
+    /// Records what the tiers did.
+    pub(crate) fn record(&self, inner: &CacheParts) {
+        for of in &self.0 {
+            let below = inner.tier(of.tier);
+            let now = inner.clock.now();
+            match of.answer.try_result() {
+                Some(answer) => match &answer.failure {
+                    None => below.reads.succeeded(now),
+                    Some(error) => below.reads.failed(now, error),
+                },
+                // A caller that allows less time than the tier may take does not blame the tier.
+                None if Instant::now() >= of.late => {
+                    let late = RequestError::Late {
+                        tier: below.id,
+                        operation: "answer",
+                        within: below.settings.answer_within,
+                    };
+                    below.reads.failed(now, &TierError::Request(late));
+                }
+                None => {}
+            }
+        }
     }
 }
 
@@ -87,7 +138,7 @@ impl Seek {
             cache: Weak::new(),
             keys: Arc::default(),
             options: LookupOptions::default(),
-            answers: Vec::new(),
+            answers: SoughtAnswers::default(),
             end: Instant::now(),
             there,
         }
@@ -99,8 +150,7 @@ impl Seek {
         if let Some(there) = &self.there {
             return usize::from(!there.is_ready());
         }
-        let answers = self.answers.iter();
-        answers.filter(|of| !of.answer.is_complete()).count()
+        self.answers.waits_for()
     }
 
     /// Whether the match would come at once.
@@ -127,7 +177,7 @@ impl Seek {
             there.wait(Duration::MAX);
             return self.end();
         }
-        self.wait_until(self.end);
+        self.answers.wait_until(self.end);
         self.end()
     }
 
@@ -139,16 +189,8 @@ impl Seek {
             return there.is_ready();
         }
         let end = Instant::now().checked_add(timeout).unwrap_or(self.end);
-        self.wait_until(end.min(self.end));
+        self.answers.wait_until(end.min(self.end));
         self.is_ready()
-    }
-
-    fn wait_until(&self, end: Instant) {
-        for of in &self.answers {
-            let left = end.saturating_duration_since(Instant::now());
-            // The end of the seek looks at the answers again.
-            let _ = of.answer.wait_timeout(left);
-        }
     }
 
     /// Looks the keys up, and records what the tiers did.
@@ -160,26 +202,7 @@ impl Seek {
         let Some(inner) = self.cache.upgrade() else {
             return Match::of_closed();
         };
-        for of in &self.answers {
-            let below = inner.tier(of.tier);
-            let now = inner.clock.now();
-            match of.answer.try_result() {
-                Some(answer) => match &answer.failure {
-                    None => below.reads.succeeded(now),
-                    Some(error) => below.reads.failed(now, error),
-                },
-                // A caller that allows less time than the tier may take does not blame the tier.
-                None if Instant::now() >= of.late => {
-                    let late = RequestError::Late {
-                        tier: below.id,
-                        operation: "answer",
-                        within: below.settings.answer_within,
-                    };
-                    below.reads.failed(now, &TierError::Request(late));
-                }
-                None => {}
-            }
-        }
+        self.answers.record(&inner);
         let absent = match self.waits_for() {
             0 => MissReason::Absent,
             _ => MissReason::Late,

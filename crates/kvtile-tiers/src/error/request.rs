@@ -112,6 +112,15 @@ pub enum RequestError {
         /// The group.
         group: String,
     },
+    /// Blocks of a group without a layout, neither the call's nor the cache's.
+    #[error(
+        "the blocks of group {group:?} have no layout: the cache was opened without one for it; give the call the \
+         layout of the blocks"
+    )]
+    NoLayout {
+        /// The group.
+        group: String,
+    },
     /// Another number of blocks than a stop needs of a group.
     #[error(
         "{blocks} blocks for group {group:?}, and the stop at {stop} tokens needs its pages {first} to {end} \

@@ -188,6 +188,14 @@ pub enum SettingsError {
         /// The share.
         share: f64,
     },
+    /// A cache over groups whose groups are all of a draft model.
+    #[error(
+        "all {groups} groups are of a draft model, which never decides what a hit is; give the groups of the model"
+    )]
+    GroupsOfDraft {
+        /// Number of groups.
+        groups: usize,
+    },
     /// Pages of groups without a common multiple that fits in 64 bits.
     #[error(
         "group {group} has pages of {page} tokens, and no stop is a multiple of the pages of all groups"
@@ -257,11 +265,11 @@ pub enum SettingsError {
         "a block store writes each block once, right after its store; give `at_once` or leave `writes` out"
     )]
     StoreWrites,
-    /// A follower of a folder with another number of groups than one.
+    /// A tier over the parts of other ranks with another number of groups than one.
     #[error(
-        "a follower reads folders of one group, and {groups} groups are requested; open a follower for each folder of one group"
+        "a tier over the parts of other ranks reads folders of one group, and {groups} groups are requested"
     )]
-    FollowerGroups {
+    PartsGroups {
         /// The number of groups.
         groups: usize,
     },

@@ -139,7 +139,7 @@ impl GroupMatch {
     }
 
     /// The pages of a group that a load must bring to an engine that has the group's first `have`
-    /// tokens itself.
+    /// tokens itself. None of a draft group of which a page is missing.
     ///
     /// # Errors
     /// A group that the cache does not have.
@@ -184,7 +184,7 @@ impl GroupMatch {
         Some(found.skip(skipped))
     }
 
-    fn nothing(
+    pub(super) fn nothing(
         shared: Weak<GroupsShared>,
         chain: Arc<[BlockKey]>,
         options: StopOptions,
@@ -237,7 +237,7 @@ pub(super) fn lookup(
 }
 
 /// A search for stops in the current contents of the caches.
-struct StopSearch<'a> {
+pub(super) struct StopSearch<'a> {
     shared: &'a GroupsShared,
     caches: &'a [Arc<CacheParts>],
     chain: &'a [BlockKey],
@@ -246,7 +246,7 @@ struct StopSearch<'a> {
 }
 
 impl<'a> StopSearch<'a> {
-    fn new(
+    pub(super) fn new(
         shared: &'a GroupsShared,
         caches: &'a [Arc<CacheParts>],
         chain: &'a [BlockKey],
@@ -267,11 +267,11 @@ impl<'a> StopSearch<'a> {
 
     /// Tokens up to which every group with the rule full is stored, a multiple of the stops' unit. 0
     /// where no group has that rule.
-    fn spine(&self) -> u64 {
+    pub(super) fn spine(&self) -> u64 {
         let mut leading = self.most;
         let mut has_spine = false;
         for (facts, cache) in self.groups() {
-            if facts.rule != GroupRule::Full {
+            if !facts.is_spine() {
                 continue;
             }
             has_spine = true;
@@ -292,6 +292,17 @@ impl<'a> StopSearch<'a> {
         key.is_some_and(|key| cache.has_block(&key))
     }
 
+    /// The keys of those pages of a group that no lookup finds now.
+    pub(super) fn absent(&self, at: usize, pages: Range<u64>) -> Vec<BlockKey> {
+        let keys = self.shared.facts(at).keys(self.chain, pages);
+        let keys = keys.unwrap_or_default().into_iter();
+        let is_absent = |key: &BlockKey| {
+            let cache = self.caches.get(at);
+            cache.is_none_or(|cache| !cache.has_block(key))
+        };
+        keys.filter(is_absent).collect()
+    }
+
     /// Calls `search` with the stops of at most `spine` tokens, the longest first. The groups with the
     /// rule full reach that far.
     fn with_stops<T>(
@@ -301,7 +312,7 @@ impl<'a> StopSearch<'a> {
     ) -> T {
         let others = self
             .groups()
-            .filter(|(facts, _)| facts.rule != GroupRule::Full);
+            .filter(|(facts, _)| facts.gates() && facts.rule != GroupRule::Full);
         let others: Vec<(&GroupFacts, &Arc<CacheParts>)> = others.collect();
         let has: Vec<_> = others
             .iter()
@@ -327,7 +338,8 @@ impl<'a> StopSearch<'a> {
         self.with_stops(most, |stops| stops.next())
     }
 
-    /// Pins what a stop needs of every group; `None` if a page has left meanwhile.
+    /// Pins what a stop needs of every group; `None` if a page has left meanwhile. A draft group of which a page is
+    /// missing needs nothing.
     fn pin(&self, stop: u64, options: &StopOptions) -> Option<Vec<GroupNeed>> {
         let options = LookupOptions::new()
             .owner(options.owner)
@@ -339,13 +351,17 @@ impl<'a> StopSearch<'a> {
             let pages = facts.needs(stop);
             let keys = facts.keys(self.chain, pages.clone())?;
             let found = (!keys.is_empty()).then(|| cache.find(&keys, &options));
-            if found
+            let is_whole = found
                 .as_ref()
-                .is_some_and(|found| found.blocks() < keys.len())
-            {
-                return None;
+                .is_none_or(|found| found.blocks() == keys.len());
+            match (is_whole, facts.gates()) {
+                (true, _) => needs.push(GroupNeed { pages, found }),
+                (false, true) => return None,
+                (false, false) => needs.push(GroupNeed {
+                    pages: pages.end..pages.end,
+                    found: None,
+                }),
             }
-            needs.push(GroupNeed { pages, found });
         }
         Some(needs)
     }

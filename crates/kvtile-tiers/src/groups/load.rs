@@ -56,6 +56,30 @@ impl<'a> LoadBlocks<'a> {
     }
 }
 
+/// Starts a prefetch: what a stop needs, to host memory.
+pub(super) fn prefetch(
+    shared: &Arc<GroupsShared>,
+    mut found: GroupMatch,
+) -> Result<GroupOperation<GroupLoadReport>, TierError> {
+    if !found.is_of(shared) {
+        return Err(TierError::Request(RequestError::OtherCache));
+    }
+    let stop = found.stop();
+    let caches = shared.opened()?;
+    let of_groups = shared.facts.iter().zip(&caches).enumerate();
+    let jobs = of_groups.filter_map(|(at, (facts, cache))| {
+        let pins = found.take(at, usize::MAX)?;
+        Some(GroupJob {
+            group: facts.name.clone(),
+            begun: cache.warm(pins),
+        })
+    });
+    let jobs: Vec<GroupJob<_>> = jobs.collect();
+    let draft = draft_names(shared);
+    let report = move |groups| GroupLoadReport::of(stop, groups, &draft);
+    Ok(GroupOperation::begin(jobs, None, report))
+}
+
 /// Starts a load.
 pub(super) fn start(
     shared: &Arc<GroupsShared>,
@@ -82,7 +106,8 @@ pub(super) fn start(
     for (((at, facts), one), cache) in shared.facts.iter().enumerate().zip(&given).zip(&caches) {
         let pages = found.needs_of(at, facts, one.map_or(0, |one| one.have));
         let ids = one.map_or(&[][..], |one| one.blocks);
-        if ids.len() as u64 != pages.end - pages.start {
+        let is_left_out = one.is_none() && !facts.gates();
+        if ids.len() as u64 != pages.end - pages.start && !is_left_out {
             return Err(TierError::Request(RequestError::StopPages {
                 group: facts.name.clone(),
                 stop: found.stop(),
@@ -91,10 +116,13 @@ pub(super) fn start(
                 blocks: ids.len(),
             }));
         }
-        cache.check_blocks(one.and_then(|one| one.layout), ids)?;
+        cache.check_blocks(&facts.name, one.and_then(|one| one.layout), ids)?;
     }
     let mut jobs: Vec<GroupJob<_>> = Vec::new();
-    for (((at, facts), one), cache) in shared.facts.iter().enumerate().zip(given).zip(&caches) {
+    let groups = shared.facts.iter().enumerate().zip(given).zip(&caches);
+    // Draft groups come last: if one of them is refused, everything else has begun.
+    let (own, draft): (Vec<_>, Vec<_>) = groups.partition(|(((_, facts), _), _)| facts.gates());
+    for (((at, facts), one), cache) in own.into_iter().chain(draft) {
         let Some(one) = one.filter(|one| !one.blocks.is_empty()) else {
             continue;
         };
@@ -108,13 +136,13 @@ pub(super) fn start(
             ))
         };
         let begun = cache.bring(pins, one.blocks, &options.layout(one.layout));
-        if begun.is_err() && jobs.is_empty() {
+        if begun.is_err() && jobs.is_empty() && facts.gates() {
             // Nothing has begun, so the caller may use its blocks at once.
             return Err(begun
                 .err()
                 .unwrap_or(TierError::Request(RequestError::Closed)));
         }
-        let is_refused = begun.is_err();
+        let is_refused = begun.is_err() && facts.gates();
         jobs.push(GroupJob {
             group: facts.name.clone(),
             begun,
@@ -130,6 +158,13 @@ pub(super) fn start(
         }
     }
     let stop = found.stop();
-    let report = move |groups| GroupLoadReport::of(stop, groups);
+    let draft = draft_names(shared);
+    let report = move |groups| GroupLoadReport::of(stop, groups, &draft);
     Ok(GroupOperation::begin(jobs, None, report))
+}
+
+/// The groups that decide nothing.
+fn draft_names(shared: &GroupsShared) -> Vec<String> {
+    let draft = shared.facts.iter().filter(|facts| !facts.gates());
+    draft.map(|facts| facts.name.clone()).collect()
 }

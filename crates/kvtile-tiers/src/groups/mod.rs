@@ -8,7 +8,8 @@
 //! stops           (1)        3                position 1 lacks its window
 //! ```
 //!
-//! A group has a rule, pages of its own size, a pool of host memory and a layout of the engine. A stop
+//! A group has a rule, pages of its own size, a pool of host memory, and a layout of the engine unless each call
+//! brings its own. A group of a draft model is kept and brought beside the others and decides nothing. A stop
 //! is a position at which every group has what its rule needs. A lookup finds the longest one; a load
 //! brings all that it needs, or reports 0 tokens; a store keeps only pages that chosen stops need.
 //!
@@ -22,11 +23,13 @@
 //! Presence in all groups is what makes a stop, so a store needs no transaction across groups: if a
 //! page is lost, evicted or damaged, the stops that need it end, and shorter ones remain.
 
+mod division;
 mod found;
 mod load;
 mod open;
 mod operation;
 mod report;
+mod seek;
 mod settings;
 mod shared;
 mod stops;
@@ -36,6 +39,7 @@ mod view;
 use std::{
     sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use kvtile_blocks::{
@@ -51,9 +55,13 @@ pub use load::LoadBlocks;
 pub use open::GroupCacheBuilder;
 pub use operation::GroupOperation;
 pub use report::{GroupLoadReport, GroupOutcome, GroupStop, GroupStoreReport};
+pub use seek::GroupSeek;
 pub use settings::{CacheGroup, GroupCacheSettings};
 pub use shared::GroupFacts;
 pub use store::{GroupStoreOptions, StoreBlocks};
+
+pub(crate) use division::{GroupPart, divide_host, fill_shares, memory_bytes, pages_of_a_stop};
+pub(crate) use shared::facts_of;
 
 use shared::GroupsShared;
 use stops::StopKeeper;
@@ -146,6 +154,9 @@ pub struct GroupCacheStats {
     pub found_tokens: u64,
     /// Stops that are known to be stored now. After a restart the cache learns them from lookups.
     pub known_stops: u64,
+    /// How often the cache read its events to keep stops whole. It does so when pages come or go, and not
+    /// while nothing changes.
+    pub keeper_turns: u64,
     /// The counters of each group's cache, by name, in the order of the settings. They count lookups of
     /// pages that were needed.
     pub groups: Vec<(String, CacheStats)>,
@@ -194,7 +205,7 @@ impl GroupCache {
         self.shared.unit.get()
     }
 
-    /// Tokens between two possible stops: the least common multiple of the pages of all groups.
+    /// Tokens between two possible stops: the least common multiple of the pages of the model's own groups.
     #[must_use]
     pub fn stop_unit(&self) -> u64 {
         self.shared.stop_unit.get()
@@ -209,11 +220,14 @@ impl GroupCache {
         TokenHasher::of_chain(&self.chain_identity(), self.unit(), options)
     }
 
-    /// The bytes that identify a chain of this cache: the names, rules and identities of all groups. All
-    /// ranks of a model have the same.
+    /// The bytes that identify a chain of this cache: those of the model's [`chain`](GroupCacheSettings::chain), or the
+    /// names, rules and identities of its own groups. All ranks of a model have the same.
     #[must_use]
     pub fn chain_identity(&self) -> Vec<u8> {
-        shared::chain_identity(&self.shared.facts)
+        match &self.shared.chain {
+            Some(chain) => chain.as_bytes().to_vec(),
+            None => shared::chain_identity(&self.shared.facts),
+        }
     }
 
     /// Finds the longest stop of the chain at which every group has what its rule needs, and pins that.
@@ -225,6 +239,23 @@ impl GroupCache {
     /// As [`lookup`](Self::lookup), with a limit, an owner, a limit on the pins, hints and a lifetime.
     pub fn lookup_with(&self, chain: &[BlockKey], options: &StopOptions) -> GroupMatch {
         found::lookup(&self.shared, chain.into(), options)
+    }
+
+    /// As [`lookup`](Self::lookup), but first queries the tiers that answer over a network
+    /// ([`AnswerTime::Later`](crate::tier::AnswerTime)) for stops, and waits for their answers, at most
+    /// `within`. The call itself returns at once. Without such a tier the seek is ready at once.
+    pub fn seek(&self, chain: &[BlockKey], within: Duration) -> GroupSeek {
+        self.seek_with(chain, within, &StopOptions::default())
+    }
+
+    /// As [`seek`](Self::seek), with the options of a lookup.
+    pub fn seek_with(
+        &self,
+        chain: &[BlockKey],
+        within: Duration,
+        options: &StopOptions,
+    ) -> GroupSeek {
+        GroupSeek::begin(&self.shared, chain.into(), (within, options))
     }
 
     /// Starts loading what the stop of a match needs and returns at once. The report has the tokens of
@@ -244,7 +275,7 @@ impl GroupCache {
     }
 
     /// As [`load`](Self::load), with a priority and a deadline. The layout of the options is not used:
-    /// [`LoadBlocks::layout`] is.
+    /// [`LoadBlocks::layout`] is. Draft groups may be left out.
     ///
     /// # Errors
     /// As for [`load`](Self::load).
@@ -255,6 +286,19 @@ impl GroupCache {
         options: &LoadOptions,
     ) -> Result<GroupOperation<GroupLoadReport>, TierError> {
         load::start(&self.shared, found, blocks, options)
+    }
+
+    /// Starts bringing what the stop of a match needs to host memory, with the lowest priority, so that a
+    /// later load does not wait for a tier. The report has the tokens of the stop if all of it is there
+    /// then; a group whose queue is full is an outcome in it.
+    ///
+    /// # Errors
+    /// A match of another cache.
+    pub fn prefetch(
+        &self,
+        found: GroupMatch,
+    ) -> Result<GroupOperation<GroupLoadReport>, TierError> {
+        load::prefetch(&self.shared, found)
     }
 
     /// Starts storing what the stop at `stop` tokens needs and returns at once. The caller must not
@@ -330,6 +374,7 @@ impl GroupCache {
             hits: counts.hits.load(Ordering::Relaxed),
             found_tokens: counts.found_tokens.load(Ordering::Relaxed),
             known_stops: self.shared.book.lock().len() as u64,
+            keeper_turns: counts.keeper_turns.load(Ordering::Relaxed),
             groups: self.shared.named(self.caches.iter().map(Cache::stats)),
         }
     }
@@ -414,7 +459,7 @@ impl GroupCache {
 
     /// Closes the caches of all groups, those with the rule full last.
     fn end(&mut self) -> Vec<(String, FlushReport)> {
-        self.shared.is_closing.store(true, Ordering::Release);
+        self.events.end_waits();
         if let KeeperPlace::Thread(thread) = &mut self.keeper
             && let Some(thread) = thread.take()
         {

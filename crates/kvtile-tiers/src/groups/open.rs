@@ -1,9 +1,6 @@
 //! Opening a cache over groups: the shared tiers, and a cache for each group.
 
-use std::{
-    num::NonZeroUsize,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::{num::NonZeroUsize, sync::Arc};
 
 use kvtile_blocks::{BlockKey, events::EventLog};
 use kvtile_layout::{
@@ -14,14 +11,15 @@ use parking_lot::Mutex;
 
 use super::{
     GroupCache,
+    division::{GroupPart, divide_host, fill_shares, memory_bytes},
     settings::{CacheGroup, GroupCacheSettings},
     shared::{GroupCounts, GroupFacts, GroupsShared, facts_of},
     view::TierOfGroup,
 };
 use crate::{
     below::TendedTier,
-    cache::{Cache, CacheSettings, Clock, GroupPlace, SystemClock},
-    disk::{DiskSettings, medium::Medium, share_weight},
+    cache::{Cache, CacheSettings, Clock, EngineLayout, GroupPlace, SystemClock},
+    disk::{DiskSettings, medium::Medium},
     error::{SettingsError, TierError},
     opening,
     parts::PartsSettings,
@@ -30,12 +28,6 @@ use crate::{
         TierSettings,
     },
 };
-
-/// Tokens of the typical request by which groups without shares divide memory.
-const TYPICAL_TOKENS: u64 = 8192;
-
-/// Stops of the typical request.
-const TYPICAL_STOPS: u64 = 2;
 
 /// Opens a [`GroupCache`] with other components than the defaults.
 #[must_use = "a builder does nothing until `open` is called"]
@@ -48,19 +40,10 @@ pub struct GroupCacheBuilder {
 
 /// The layout of a group and its part of host memory.
 struct GroupPlan {
-    page_bytes: u64,
     identity: StoreIdentity,
     /// The share of host memory and of the disk.
-    share: Option<f64>,
-    /// Bytes of a typical request.
-    typical_bytes: f64,
+    part: GroupPart,
     host_bytes: u64,
-}
-
-impl GroupPlan {
-    fn weight(&self) -> u128 {
-        share_weight(self.share.unwrap_or(1.0))
-    }
 }
 
 impl GroupCache {
@@ -118,28 +101,31 @@ impl GroupCacheBuilder {
     /// Those of [`GroupCache::open`]; two tiers with the same name; an error of a tier.
     pub fn open(self, engines: Vec<PhysicalLayout>) -> Result<GroupCache, TierError> {
         let manager = Arc::new(TransferManager::new());
-        let engines = engines.into_iter().map(|engine| manager.register(engine));
-        let engines: Vec<LayoutHandle> = engines.collect::<Result<_, _>>()?;
+        let engines = engines.into_iter();
+        let engines = engines.map(|engine| manager.register(engine).map(Some));
+        let engines: Vec<Option<LayoutHandle>> = engines.collect::<Result<_, _>>()?;
         self.build(manager, &engines, true)
     }
 
-    /// Opens the cache for layouts that are registered with the engine's transfer manager.
+    /// Opens the cache for layouts that are registered with the engine's transfer manager: one for each group, in
+    /// their order. For a group without one, loads and stores give the layout of their blocks.
     ///
     /// # Errors
     /// Those of [`open`](Self::open); a handle that the manager does not know.
     pub fn open_registered(
         self,
         manager: Arc<TransferManager>,
-        engines: &[LayoutHandle],
+        engines: &[impl Copy + Into<Option<LayoutHandle>>],
     ) -> Result<GroupCache, TierError> {
-        self.build(manager, engines, false)
+        let engines: Vec<_> = engines.iter().map(|engine| (*engine).into()).collect();
+        self.build(manager, &engines, false)
     }
 
     fn build(
         self,
         manager: Arc<TransferManager>,
-        engines: &[LayoutHandle],
-        owns_engine: bool,
+        engines: &[Option<LayoutHandle>],
+        is_owned: bool,
     ) -> Result<GroupCache, TierError> {
         let settings = self.settings;
         settings.check()?;
@@ -150,9 +136,12 @@ impl GroupCacheBuilder {
             }));
         }
         let (facts, unit, stop_unit) = facts_of(&settings.groups)?;
-        let layouts = engines.iter().map(|engine| manager.layout(*engine));
-        let layouts: Vec<PhysicalLayout> = layouts.collect::<Result<_, _>>()?;
-        let plans = plans(&settings, &facts, &layouts)?;
+        let engines = settings.groups.iter().zip(engines).map(|(group, handle)| {
+            let engine = handle.map(|handle| engine_layout(&manager, group, (handle, is_owned)));
+            engine.transpose()
+        });
+        let engines: Vec<Option<EngineLayout>> = engines.collect::<Result<_, _>>()?;
+        let plans = plans(&settings, &facts)?;
         let Some(capacity) = NonZeroUsize::new(settings.event_capacity) else {
             broken(format_args!("a log of 0 events passed the check"))
         };
@@ -168,14 +157,13 @@ impl GroupCacheBuilder {
         let below: Vec<TendedTier<BlockKey>> =
             opening::open_below(disk.as_ref(), self.medium, self.tiers, &context)?;
         let mut caches = Vec::with_capacity(plans.len());
-        for (((group, plan), facts), &engine) in
+        for (((group, plan), facts), engine) in
             settings.groups.iter().zip(&plans).zip(&facts).zip(engines)
         {
             let place = GroupPlace {
                 group: facts.id,
                 events: Arc::clone(&events),
                 is_rootless: facts.rule != GroupRule::Full,
-                owns_engine,
             };
             let mut builder = Cache::builder(group_settings(&settings, group, plan))
                 .clock(Arc::clone(&self.clock));
@@ -194,13 +182,29 @@ impl GroupCacheBuilder {
             tiers: below.iter().map(|below| Arc::clone(&below.tier)).collect(),
             facts,
             unit,
+            chain: settings.chain,
             stop_unit,
             counts: GroupCounts::default(),
             book: Mutex::default(),
-            is_closing: AtomicBool::new(false),
         };
         GroupCache::of(shared, caches, (manager, events)).keep_stops(settings.workers > 0)
     }
+}
+
+/// The layout of a group that an engine registered.
+fn engine_layout(
+    manager: &TransferManager,
+    group: &CacheGroup,
+    (handle, is_owned): (LayoutHandle, bool),
+) -> Result<EngineLayout, TierError> {
+    let layout = manager.layout(handle)?;
+    opening::check_identity(&group.identity, &layout)?;
+    let blocks = layout.shape().num_blocks();
+    Ok(EngineLayout {
+        handle,
+        blocks,
+        is_owned,
+    })
 }
 
 /// The settings of the cache of one group.
@@ -221,9 +225,13 @@ fn group_settings(
 
 fn tier_groups(groups: &[CacheGroup], plans: &[GroupPlan]) -> Vec<TierGroup> {
     let groups = groups.iter().zip(plans);
-    groups
-        .map(|(group, plan)| TierGroup::new(&group.name, plan.identity.clone()).share(plan.share))
-        .collect()
+    let tier_group = |(group, plan): (&CacheGroup, &GroupPlan)| {
+        TierGroup::new(&group.name, plan.identity.clone())
+            .share(plan.part.share)
+            .shares_keys(true)
+            .is_rootless(group.rule != GroupRule::Full)
+    };
+    groups.map(tier_group).collect()
 }
 
 /// The disk, in a folder of its own for the part of a model.
@@ -242,72 +250,36 @@ fn in_own_folder(disk: &DiskSettings, groups: &[CacheGroup]) -> DiskSettings {
 }
 
 /// Plans the groups: what they store, and how they divide memory.
-fn plans(
-    settings: &GroupCacheSettings,
-    facts: &[GroupFacts],
-    layouts: &[PhysicalLayout],
-) -> Result<Vec<GroupPlan>, TierError> {
-    let mut plans = Vec::with_capacity(facts.len());
-    for ((group, facts), layout) in settings.groups.iter().zip(facts).zip(layouts) {
-        opening::check_identity(&group.identity, layout)?;
-        let identity = stored(group, layout)?;
-        let page_bytes = identity.block_bytes().next_multiple_of(opening::ALIGNMENT);
-        plans.push(GroupPlan {
-            page_bytes,
-            identity,
+fn plans(settings: &GroupCacheSettings, facts: &[GroupFacts]) -> Result<Vec<GroupPlan>, TierError> {
+    let mut stores = Vec::with_capacity(facts.len());
+    let mut parts = Vec::with_capacity(facts.len());
+    for group in &settings.groups {
+        let identity = stored(group)?;
+        parts.push(GroupPart {
+            page_bytes: memory_bytes(identity.block_bytes())?,
             share: group.share,
-            typical_bytes: typical_pages(facts).saturating_mul(page_bytes) as f64,
-            host_bytes: 0,
         });
+        stores.push(identity);
     }
-    divide_default_shares(&mut plans);
-    // Each group has room for one stop; its share divides the rest.
-    let least = |facts: &GroupFacts, plan: &GroupPlan| {
-        pages_of_a_stop(facts).saturating_mul(plan.page_bytes)
-    };
-    let needed = facts
-        .iter()
-        .zip(&plans)
-        .map(|(facts, plan)| least(facts, plan));
-    let needed_bytes = needed.fold(0, u64::saturating_add);
-    let Some(rest) = settings.host_bytes.checked_sub(needed_bytes) else {
-        return Err(TierError::Settings(SettingsError::GroupHostTooSmall {
-            host_bytes: settings.host_bytes,
-            needed_bytes,
-        }));
-    };
-    let all: u128 = plans.iter().map(GroupPlan::weight).sum();
-    for (facts, plan) in facts.iter().zip(&mut plans) {
-        plan.host_bytes = least(facts, plan) + part_of(rest, plan.weight(), all);
-    }
-    Ok(plans)
-}
-
-/// Gives a share to the groups without one: 1 on average, by the bytes of a typical request.
-fn divide_default_shares(plans: &mut [GroupPlan]) {
-    let open = plans.iter().filter(|plan| plan.share.is_none());
-    let (count, bytes) = open.fold((0.0, 0.0), |(count, bytes), plan| {
-        (count + 1.0, bytes + plan.typical_bytes)
-    });
-    for plan in plans.iter_mut().filter(|plan| plan.share.is_none()) {
-        plan.share = Some((plan.typical_bytes * count / bytes).clamp(1e-6, 1e6));
-    }
-}
-
-/// A part of a number of bytes, by weight.
-fn part_of(bytes: u64, weight: u128, all: u128) -> u64 {
-    let part = u128::from(bytes).saturating_mul(weight) / all.max(1);
-    u64::try_from(part).map_or(bytes, |part| part.min(bytes))
+    fill_shares(facts, &mut parts);
+    let host = divide_host(facts, &parts, settings.host_bytes)?;
+    let plans = stores.into_iter().zip(parts).zip(host);
+    Ok(plans
+        .map(|((identity, part), host_bytes)| GroupPlan {
+            identity,
+            part,
+            host_bytes,
+        })
+        .collect())
 }
 
 /// What a tier stores of a group.
-fn stored(group: &CacheGroup, layout: &PhysicalLayout) -> Result<StoreIdentity, TierError> {
+fn stored(group: &CacheGroup) -> Result<StoreIdentity, TierError> {
     let word = match &group.storage_word {
         Some(word) => word.clone(),
         None => Word::parse(STORAGE_WORD).map_err(LayoutError::from)?,
     };
-    let shape = layout.shape().with_num_blocks(1)?;
-    let strided = StridedLayout::resolve(&word, &shape, opening::ALIGNMENT)?;
+    let strided = StridedLayout::resolve(&word, group.identity.shape(), opening::ALIGNMENT)?;
     if !strided.blocks_are_contiguous() {
         return Err(TierError::Settings(SettingsError::StorageNotContiguous {
             layout: strided.describe(),
@@ -318,20 +290,4 @@ fn stored(group: &CacheGroup, layout: &PhysicalLayout) -> Result<StoreIdentity, 
         block_layout: LayoutIdentity::of_block(&strided),
         pieces: BlockPieces::of_layout(&strided)?,
     })
-}
-
-/// Pages that a stop may need of a group; one for a spine, which grows page by page.
-fn pages_of_a_stop(facts: &GroupFacts) -> u64 {
-    match facts.rule {
-        GroupRule::Full | GroupRule::Stop => 1,
-        GroupRule::Window { tokens } => (tokens.get() - 1).div_ceil(facts.page_size.get()).max(1),
-        GroupRule::Chunk { tokens } => tokens.get().div_ceil(facts.page_size.get()),
-    }
-}
-
-fn typical_pages(facts: &GroupFacts) -> u64 {
-    match facts.rule {
-        GroupRule::Full => TYPICAL_TOKENS.div_ceil(facts.page_size.get()),
-        _ => pages_of_a_stop(facts).saturating_mul(TYPICAL_STOPS),
-    }
 }

@@ -22,7 +22,7 @@ pub struct GroupOutcome<R> {
 #[non_exhaustive]
 pub struct GroupLoadReport {
     /// Tokens that the engine can resume after: the stop of the match if each needed page of each
-    /// group arrived, otherwise 0. A window or a state that arrived in part is not usable, so there
+    /// group of the model itself arrived, otherwise 0. A window or a state that arrived in part is not usable, so there
     /// is nothing between.
     pub tokens: u64,
     /// The stop of the match.
@@ -48,12 +48,18 @@ impl GroupLoadReport {
         })
     }
 
-    pub(super) fn of(wanted: u64, groups: Vec<GroupOutcome<LoadReport>>) -> GroupLoadReport {
+    /// The report of the outcomes, those of `draft` groups among them.
+    pub(super) fn of(
+        wanted: u64,
+        groups: Vec<GroupOutcome<LoadReport>>,
+        draft: &[String],
+    ) -> GroupLoadReport {
         let all_came = |of: &GroupOutcome<LoadReport>| match &of.outcome {
             Ok(report) => report.stopped.is_none() && report.blocks == report.wanted,
             Err(_) => false,
         };
-        let came = groups.iter().all(all_came);
+        let mut gates = groups.iter().filter(|of| !draft.contains(&of.group));
+        let came = gates.all(all_came);
         let reports = || groups.iter().filter_map(|of| of.outcome.as_ref().ok());
         GroupLoadReport {
             tokens: if came { wanted } else { 0 },

@@ -1,7 +1,10 @@
 //! The settings of a cache over groups.
 
 use kvtile_blocks::policy::PolicyKind;
-use kvtile_layout::{GroupRule, Word, identity::Identity};
+use kvtile_layout::{
+    GroupRule, Word, broken,
+    identity::{Fingerprint, GroupRole, Identity, ModelIdentity},
+};
 
 use crate::{
     cache::{EVENT_CAPACITY_MAX, HOST_BYTES_MAX, QUEUE_CAPACITY_MAX, WORKERS_MAX},
@@ -21,6 +24,9 @@ pub struct CacheGroup {
     pub name: String,
     /// What a hit needs of the group.
     pub rule: GroupRule,
+    /// Whose layers the group has (default: the model's). A group of a draft model is brought where it is whole, and
+    /// never decides what a stop is or whether a load brought it.
+    pub role: GroupRole,
     /// What its pages mean, among others the tokens of a page. The cache never serves pages of
     /// another identity.
     pub identity: Identity,
@@ -40,10 +46,18 @@ impl CacheGroup {
         CacheGroup {
             name: name.into(),
             rule,
+            role: GroupRole::Target,
             identity,
             storage_word: None,
             share: None,
         }
+    }
+
+    /// Sets [`role`](Self::role).
+    #[must_use]
+    pub fn role(mut self, role: GroupRole) -> CacheGroup {
+        self.role = role;
+        self
     }
 
     /// Sets [`storage_word`](Self::storage_word).
@@ -67,6 +81,9 @@ impl CacheGroup {
 pub struct GroupCacheSettings {
     /// The groups; at least one, at most [`GROUPS_MAX`].
     pub groups: Vec<CacheGroup>,
+    /// The chain of the model, with which keys are made (default: a hash of the names, rules and identities of the
+    /// groups of the model itself).
+    pub chain: Option<Fingerprint>,
     /// Bytes of host memory, over all groups (default 1 GiB; at least the pages of one stop). The
     /// groups divide it by their shares. Each group has one more page for each tier below.
     pub host_bytes: u64,
@@ -92,6 +109,7 @@ impl GroupCacheSettings {
     pub fn new(groups: Vec<CacheGroup>) -> GroupCacheSettings {
         GroupCacheSettings {
             groups,
+            chain: None,
             host_bytes: HOST_BYTES,
             prefault: false,
             disk: None,
@@ -99,6 +117,22 @@ impl GroupCacheSettings {
             workers: 2,
             queue_capacity: 256,
             event_capacity: 1 << 16,
+        }
+    }
+
+    /// The defaults for the groups of a model, by name, with the keys of its chain.
+    #[must_use]
+    pub fn of_model(model: &ModelIdentity) -> GroupCacheSettings {
+        let groups = model.groups().iter().map(|group| {
+            let name = group.name().as_str();
+            let Some(identity) = model.group_identity(name) else {
+                broken(format_args!("{model:?} has no identity of {name}"))
+            };
+            CacheGroup::new(name, group.rule(), identity).role(group.role())
+        });
+        GroupCacheSettings {
+            chain: Some(model.chain()),
+            ..GroupCacheSettings::new(groups.collect())
         }
     }
 
@@ -181,6 +215,12 @@ impl GroupCacheSettings {
                     most,
                 }));
             }
+        }
+        let mut groups = self.groups.iter();
+        if groups.all(|group| group.role == GroupRole::Draft) {
+            return Err(TierError::Settings(SettingsError::GroupsOfDraft {
+                groups: self.groups.len(),
+            }));
         }
         for (at, group) in self.groups.iter().enumerate() {
             self.check_group(at, group)?;

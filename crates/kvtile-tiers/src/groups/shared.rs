@@ -13,12 +13,15 @@ use std::{
     ops::Range,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
 use kvtile_blocks::{BlockKey, GroupId, events::StoredBlock};
-use kvtile_layout::{GroupRule, broken, identity::Identity};
+use kvtile_layout::{
+    GroupRule, broken,
+    identity::{Fingerprint, GroupRole, Identity},
+};
 use parking_lot::Mutex;
 
 use crate::{
@@ -40,6 +43,8 @@ pub struct GroupFacts {
     pub id: GroupId,
     /// What a hit needs of the group.
     pub rule: GroupRule,
+    /// Whose layers the group has.
+    pub role: GroupRole,
     /// Tokens of a page.
     pub page_size: NonZeroU64,
     /// What the pages mean.
@@ -49,10 +54,24 @@ pub struct GroupFacts {
 }
 
 impl GroupFacts {
-    /// The pages that a hit of `stop` tokens needs.
+    /// The pages that a hit of `stop` tokens needs; none of a draft group whose pages do not end there.
     #[must_use]
     pub fn needs(&self, stop: u64) -> Range<u64> {
-        self.rule.needs(stop, self.page_size)
+        match stop % self.page_size {
+            0 => self.rule.needs(stop, self.page_size),
+            _ => 0..0,
+        }
+    }
+
+    /// Whether a stop needs the group: not one of a draft model.
+    #[must_use]
+    pub fn gates(&self) -> bool {
+        self.role == GroupRole::Target
+    }
+
+    /// Whether the group decides how far a prefix reaches.
+    pub(super) fn is_spine(&self) -> bool {
+        self.gates() && self.rule == GroupRule::Full
     }
 
     /// The keys of pages, or `None` if the chain is too short.
@@ -74,6 +93,8 @@ pub(super) struct GroupCounts {
     pub(super) lookups: AtomicU64,
     pub(super) hits: AtomicU64,
     pub(super) found_tokens: AtomicU64,
+    /// How often the events were read to keep stops whole.
+    pub(super) keeper_turns: AtomicU64,
 }
 
 impl GroupCounts {
@@ -89,15 +110,15 @@ pub(super) struct GroupsShared {
     pub(super) caches: Vec<Weak<CacheParts>>,
     /// Tokens of one key of the chain: the greatest common divisor of the pages.
     pub(super) unit: NonZeroU64,
-    /// Tokens between two possible stops: the least common multiple of the pages.
+    /// The chain of the model, if the settings have one.
+    pub(super) chain: Option<Fingerprint>,
+    /// Tokens between two possible stops: the least common multiple of the pages of the model's own groups.
     pub(super) stop_unit: NonZeroU64,
     /// The tiers below host memory, which all groups share.
     pub(super) tiers: Vec<Arc<dyn Tier>>,
     pub(super) counts: GroupCounts,
     /// The stops that are known to be stored.
     pub(super) book: Mutex<StopBook>,
-    /// Whether the cache is about to close its parts.
-    pub(super) is_closing: AtomicBool,
 }
 
 impl std::fmt::Debug for GroupsShared {
@@ -161,7 +182,7 @@ impl GroupsShared {
 }
 
 /// The facts of the groups of the settings, with their unit and the unit of their stops.
-pub(super) fn facts_of(
+pub(crate) fn facts_of(
     groups: &[CacheGroup],
 ) -> Result<(Vec<GroupFacts>, NonZeroU64, NonZeroU64), TierError> {
     let page = |group: &CacheGroup| match NonZeroU64::new(group.identity.page_size()) {
@@ -176,7 +197,10 @@ pub(super) fn facts_of(
         broken(format_args!("{} groups passed the check", groups.len()))
     };
     let mut stop_unit = unit;
-    for group in groups {
+    for group in groups
+        .iter()
+        .filter(|group| group.role == GroupRole::Target)
+    {
         let page = page(group).get();
         let multiple = (page / divisor(page, stop_unit.get())).checked_mul(stop_unit.get());
         stop_unit = multiple.and_then(NonZeroU64::new).ok_or_else(|| {
@@ -192,6 +216,7 @@ pub(super) fn facts_of(
             name: group.name.clone(),
             id: GroupId(id),
             rule: group.rule,
+            role: group.role,
             page_size,
             identity: group.identity.clone(),
             units: NonZeroU64::new(page_size.get() / unit).unwrap_or(NonZeroU64::MIN),
@@ -208,10 +233,10 @@ fn divisor(mut one: u64, mut other: u64) -> u64 {
     one
 }
 
-/// The bytes that identify the chain of a model: its groups with their rules and identities, in the
+/// The bytes that identify the chain of a model: its own groups with their rules and identities, in the
 /// order of their names. The parts of a model on several ranks have the same.
 pub(super) fn chain_identity(facts: &[GroupFacts]) -> Vec<u8> {
-    let mut sorted: Vec<&GroupFacts> = facts.iter().collect();
+    let mut sorted: Vec<&GroupFacts> = facts.iter().filter(|facts| facts.gates()).collect();
     sorted.sort_by(|one, other| one.name.cmp(&other.name));
     let mut bytes = b"kvtile chain of groups 1".to_vec();
     for facts in sorted {

@@ -13,8 +13,6 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Weak, atomic::Ordering},
-    thread,
-    time::Duration,
 };
 
 use kvtile_blocks::{
@@ -25,9 +23,6 @@ use kvtile_layout::GroupRule;
 
 use super::shared::GroupsShared;
 use crate::cache::CacheParts;
-
-/// How often the thread of the book reads the events.
-const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The most stops that the book has; more are not recorded.
 const STOPS_MAX: usize = 1 << 20;
@@ -108,7 +103,8 @@ pub(super) fn record(shared: &GroupsShared, chain: &[BlockKey], stop: u64) {
         spine: Vec::new(),
         pages: Vec::new(),
     };
-    for (at, facts) in shared.facts.iter().enumerate() {
+    let groups = shared.facts.iter().enumerate();
+    for (at, facts) in groups.filter(|(_, facts)| facts.gates()) {
         let pages = facts.needs(stop);
         let is_spine = facts.rule == GroupRule::Full;
         let wanted = match is_spine {
@@ -149,18 +145,11 @@ impl StopKeeper {
         }
     }
 
-    /// Follows the events until the cache closes.
+    /// Follows the events until the cache closes and ends the waits for them.
     pub(super) fn serve(mut self) {
-        while self.shared.strong_count() > 0 && !self.is_closing() {
+        while self.events.wait() {
             while self.step() {}
-            thread::sleep(PATIENCE);
         }
-    }
-
-    fn is_closing(&self) -> bool {
-        self.shared
-            .upgrade()
-            .is_none_or(|shared| shared.is_closing.load(Ordering::Acquire))
     }
 
     /// Follows new events; false if there is none.
@@ -172,6 +161,7 @@ impl StopKeeper {
             return false;
         };
         self.read.clear();
+        shared.counts.keeper_turns.fetch_add(1, Ordering::Relaxed);
         let turn = KeeperTurn {
             shared: &shared,
             caches: &caches,

@@ -201,7 +201,7 @@ pub(super) fn start(
             }));
         }
         if let Some(cache) = caches.get(at) {
-            cache.check_blocks(one.layout, one.blocks)?;
+            cache.check_blocks(one.group, one.layout, one.blocks)?;
             plan.add(shared.facts(at), (at, cache), (chain, one), options)?;
         }
     }

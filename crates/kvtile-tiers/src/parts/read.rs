@@ -80,7 +80,12 @@ impl BatchReader for PartsShared {
         (&*self.context.clock, &self.rate)
     }
 
-    fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<Result<ReadSuccess, TierMiss>>, u64) {
+    /// The follower of each part has threads of its own.
+    fn read_all(
+        &self,
+        blocks: &mut [BlockRead],
+        _: usize,
+    ) -> (Vec<Result<ReadSuccess, TierMiss>>, u64) {
         let of_group = blocks.iter().enumerate();
         let of_group = of_group.filter(|(_, block)| block.name.group == GROUP);
         let mut left: Vec<usize> = of_group.map(|(at, _)| at).collect();

@@ -85,8 +85,8 @@ impl PartSlice {
         self.runs.iter().filter_map(clip)
     }
 
-    /// The pieces of the part's block with what goes to the bytes `wanted` of the own block; `None` if
-    /// the part has none of these.
+    /// The pieces of the part's block with what goes to the bytes `wanted` of the own block, as whole
+    /// layers, which are what is leased; `None` if the part has none of these.
     pub(super) fn pieces(&self, wanted: Range<u64>, of: &BlockPieces) -> Option<Range<usize>> {
         let needed = self
             .runs_in(wanted)
@@ -98,7 +98,7 @@ impl PartSlice {
             .take_while(|&&piece| piece <= start)
             .count();
         let before = of.ends().iter().take_while(|&&piece| piece < end).count();
-        Some(first..before + 1)
+        Some(of.whole_layers(first..before + 1))
     }
 
     /// Copies what the part has of the own block. Returns the number of bytes; `None` if a run is not

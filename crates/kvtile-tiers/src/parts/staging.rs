@@ -104,7 +104,7 @@ impl PartStaging {
             Some(layers) => self
                 .manager
                 .lease_layers(self.handle, &[block], layers, mode)?,
-            // The layers are unknown only in a block of one piece.
+            // Pieces without known layers are whole blocks.
             None => self.manager.lease(self.handle, &[block], mode)?,
         };
         HostBlock::part(lease, self.pieces.bytes(pieces.clone()).start, place)

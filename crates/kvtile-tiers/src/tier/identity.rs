@@ -39,20 +39,41 @@ pub struct TierGroup {
     /// Its share of the capacity, relative to the sum of all shares. Groups without a share count 1
     /// on average; they divide that part so that each of them has the same number of blocks.
     pub share: Option<f64>,
+    /// Whether other groups have blocks of the same keys, perhaps with an equal identity. A tier whose
+    /// names of blocks outlive it, and that other caches use, adds the name of the group to them.
+    pub shares_keys: bool,
+    /// Whether no block has a parent, so that blocks come and go one by one.
+    pub is_rootless: bool,
 }
 
 impl TierGroup {
     /// The longest name, in bytes.
     pub const NAME_BYTES_MAX: usize = 64;
 
-    /// A group without a share.
+    /// A group of chains, without a share, whose keys are its own.
     #[must_use]
     pub fn new(name: impl Into<String>, identity: StoreIdentity) -> TierGroup {
         TierGroup {
             name: name.into(),
             identity,
             share: None,
+            shares_keys: false,
+            is_rootless: false,
         }
+    }
+
+    /// Sets [`shares_keys`](Self::shares_keys).
+    #[must_use]
+    pub fn shares_keys(mut self, shares_keys: bool) -> TierGroup {
+        self.shares_keys = shares_keys;
+        self
+    }
+
+    /// Sets [`is_rootless`](Self::is_rootless).
+    #[must_use]
+    pub fn is_rootless(mut self, is_rootless: bool) -> TierGroup {
+        self.is_rootless = is_rootless;
+        self
     }
 
     /// Sets [`share`](Self::share).

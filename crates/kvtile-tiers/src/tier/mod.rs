@@ -17,6 +17,8 @@
 //!   drops it.
 //! - Every batch completes exactly once, with one outcome for each of its blocks, in their order;
 //!   also after a panic, and when the tier is dropped.
+//! - A batch of writes that refuses a block refuses its descendants too ([`RefusedBlocks`]), whatever other batches
+//!   write at the same time.
 //! - A block whose bytes differ from those written is a miss. A tier that cannot verify the bytes
 //!   returns the checksum that was written with the block, and the caller verifies
 //!   ([`TierAbilities::verifies`]).
@@ -36,6 +38,7 @@ mod identity;
 mod memory;
 mod pieces;
 mod promise;
+mod refused;
 mod removals;
 mod report;
 mod settings;
@@ -56,6 +59,7 @@ pub use kvtile_blocks::GroupId;
 pub use memory::HostBlock;
 pub use pieces::BlockPieces;
 pub use promise::PromisedHold;
+pub use refused::RefusedBlocks;
 pub use removals::{RemovalGuard, RemovalTicket, Removals};
 pub use report::{
     NotWritten, ReadReport, ReadSuccess, SyncReport, TierAnswer, TierMiss, TierStats, WriteReport,

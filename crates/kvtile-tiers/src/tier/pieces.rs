@@ -6,7 +6,9 @@
 //! pieces   |     0     |     1     | 2 |     whole layers, 64 KiB at least, cut at pages
 //! ```
 //!
-//! A block whose layers are not contiguous in order is one piece.
+//! A block whose layers are not contiguous in order is one piece. A piece longer than 8 MiB, in either
+//! case, is cut further, within a layer: a state of hundreds of megabytes is read by several threads, each
+//! piece with a checksum of its own.
 
 use std::{ops::Range, sync::Arc};
 
@@ -20,19 +22,26 @@ const PIECE_BYTES_MIN: u64 = 64 << 10;
 /// Alignment of the start of a piece in its block, for direct I/O.
 const CUT_BYTES: u64 = 4096;
 
+/// A multiple of the cut that a piece of this length still is.
+const _: () = assert!(BlockPieces::BYTES_MAX.is_multiple_of(CUT_BYTES));
+
 /// The pieces of a stored block: the layers and the bytes of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockPieces {
     /// The end of each piece, in bytes from the start of the block.
     ends: Arc<[u64]>,
-    /// The layer at which each piece ends (exclusive); empty if the layers are unknown or not
-    /// contiguous.
-    layers: Arc<[u64]>,
+    /// The layer at which each piece ends (exclusive), `None` if it ends within a layer; empty if the
+    /// layers are unknown or not contiguous.
+    layers: Arc<[Option<u64>]>,
 }
 
 impl BlockPieces {
     /// The largest number of pieces of a block.
     pub const MAX: usize = 121;
+
+    /// The most bytes of a piece of [`of_layout`](Self::of_layout), unless the block would need more than
+    /// [`MAX`](Self::MAX) of them: twice as many then, or four times, and so on.
+    pub const BYTES_MAX: u64 = 8 << 20;
 
     /// One piece for a block of `block_bytes` bytes.
     #[must_use]
@@ -55,10 +64,11 @@ impl BlockPieces {
             let start = span.start.offset.checked_sub(block.start.offset)?;
             Some(start..start + span.bytes)
         });
-        Ok(match layers.collect::<Option<Vec<Range<u64>>>>() {
+        let by_layers = match layers.collect::<Option<Vec<Range<u64>>>>() {
             Some(layers) => BlockPieces::of_layers(&layers, block.bytes),
             None => BlockPieces::whole(block.bytes),
-        })
+        };
+        Ok(by_layers.cut_long())
     }
 
     /// The pieces of a block of `block_bytes` bytes with its layers at the given ranges. The block
@@ -83,16 +93,94 @@ impl BlockPieces {
             let is_cut = cut % CUT_BYTES == 0 && cut - start >= least && block_bytes - cut >= least;
             if is_cut {
                 ends.push(cut);
-                until.push(layer);
+                until.push(Some(layer));
                 start = cut;
             }
         }
         ends.push(block_bytes);
-        until.push(layers.len() as u64);
+        until.push(Some(layers.len() as u64));
         BlockPieces {
             ends: ends.into(),
             layers: until.into(),
         }
+    }
+
+    /// Cuts the pieces that are longer than [`BYTES_MAX`](Self::BYTES_MAX).
+    fn cut_long(self) -> BlockPieces {
+        let lengths = || {
+            let starts = [0].iter().chain(self.ends.iter());
+            self.ends.iter().zip(starts).map(|(end, start)| end - start)
+        };
+        let mut most = BlockPieces::BYTES_MAX;
+        let count = |most: u64| lengths().map(|bytes| bytes.div_ceil(most)).sum::<u64>();
+        while count(most) > (BlockPieces::MAX as u64).max(self.count() as u64) {
+            most = most.saturating_mul(2);
+        }
+        let (mut ends, mut until) = (Vec::new(), Vec::new());
+        for (at, (&end, bytes)) in self.ends.iter().zip(lengths()).enumerate() {
+            let each = bytes.div_ceil(bytes.div_ceil(most).max(1));
+            let each = each.next_multiple_of(CUT_BYTES);
+            let mut cut = (end - bytes).saturating_add(each);
+            while cut < end {
+                ends.push(cut);
+                until.push(None);
+                cut = cut.saturating_add(each);
+            }
+            ends.push(end);
+            until.push(self.layers.get(at).copied().flatten());
+        }
+        match ends.len() == self.count() {
+            true => self,
+            false => BlockPieces {
+                ends: ends.into(),
+                layers: until.into(),
+            },
+        }
+    }
+
+    /// The pieces without the cuts within layers, as folders have them that were created before such
+    /// cuts.
+    pub(crate) fn by_layers(&self) -> BlockPieces {
+        let count = self.count();
+        let cuts = self.ends.iter().zip(self.layers.iter()).enumerate();
+        let cuts = cuts.filter(|(at, (_, layer))| layer.is_some() || at + 1 == count);
+        let (ends, layers): (Vec<u64>, Vec<Option<u64>>) =
+            cuts.map(|(_, (end, layer))| (*end, *layer)).unzip();
+        match ends.len() {
+            // Nothing is known of the layers.
+            0 => self.clone(),
+            _ => BlockPieces {
+                ends: ends.into(),
+                // A block whose layers are not contiguous was one piece without layers.
+                layers: match layers.iter().any(Option::is_some) {
+                    true => layers.into(),
+                    false => Arc::new([]),
+                },
+            },
+        }
+    }
+
+    /// Whether a piece ends where a layer ends.
+    fn ends_layer(&self, piece: usize) -> bool {
+        matches!(self.layers.get(piece), Some(Some(_)))
+    }
+
+    /// The numbers of leading pieces that are whole layers, in ascending order; empty if the layers are
+    /// unknown or not contiguous.
+    #[must_use]
+    pub fn layer_cuts(&self) -> Vec<usize> {
+        let cuts = (0..self.count()).filter(|piece| self.ends_layer(*piece));
+        cuts.map(|piece| piece + 1).collect()
+    }
+
+    /// The fewest pieces that are whole layers and contain the pieces `which`; all pieces if the layers are
+    /// unknown.
+    #[must_use]
+    pub fn whole_layers(&self, which: Range<usize>) -> Range<usize> {
+        let before = (0..which.start).rev().find(|piece| self.ends_layer(*piece));
+        let last = which.end.saturating_sub(1)..self.count();
+        let end = last.into_iter().find(|piece| self.ends_layer(*piece));
+        before.map_or(0, |piece| piece + 1)..end.map_or(self.count(), |piece| piece + 1)
     }
 
     /// Pieces with the given ends, in bytes; their layers are unknown.
@@ -159,7 +247,8 @@ impl BlockPieces {
         }
     }
 
-    /// The layers of the pieces `which`; `None` if the layers are unknown or not contiguous.
+    /// The layers of the pieces `which`; `None` if the layers are unknown or not contiguous, or if the
+    /// pieces are not whole layers.
     ///
     /// # Panics
     /// If `which` is empty or out of range.
@@ -170,10 +259,10 @@ impl BlockPieces {
             "pieces {which:?} of {}",
             self.count()
         );
-        let end = *self.layers.get(which.end - 1)?;
+        let end = (*self.layers.get(which.end - 1)?)?;
         match which.start.checked_sub(1) {
             None => Some(0..end),
-            Some(before) => self.layers.get(before).map(|&start| start..end),
+            Some(before) => (*self.layers.get(before)?).map(|start| start..end),
         }
     }
 
@@ -267,6 +356,62 @@ mod tests {
             pieces.layers(1..3).unwrap().start,
             pieces.layers(0..1).unwrap().end
         );
+    }
+
+    /// The cuts of a long block, from their rules: at most 8 MiB a piece, cut at pages, and every end of
+    /// the pieces by layers is an end.
+    #[test]
+    fn long_pieces_are_cut_within_layers() {
+        let mib = 1 << 20;
+        let long = |count: u64, bytes: u64| {
+            BlockPieces::of_layers(&layers(count, bytes, bytes), count * bytes)
+        };
+        for (before, most) in [
+            (long(48, 3 * mib + 4096), 8),
+            (long(36, 12 * mib), 8),
+            (long(1, 147 * mib + 512), 8),
+            (long(5, 8 * mib), 8),
+            (long(5, 8 * mib + 4096), 8),
+            (BlockPieces::whole(500 * mib - 3), 8),
+            (BlockPieces::whole(8 * mib), 8),
+            // More than 121 pieces of 8 MiB.
+            (long(100, 9 * mib), 16),
+            (BlockPieces::whole(2000 * mib), 32),
+        ] {
+            let cut = before.clone().cut_long();
+            assert!(cut.count() <= BlockPieces::MAX, "{cut:?}");
+            assert_eq!(cut.block_bytes(), before.block_bytes());
+            for piece in 0..cut.count() {
+                let bytes = cut.bytes(piece..piece + 1);
+                assert!(bytes.start.is_multiple_of(CUT_BYTES), "{bytes:?}");
+                assert!(
+                    bytes.end - bytes.start <= most * mib,
+                    "{bytes:?} of {before:?}"
+                );
+            }
+            assert!(before.ends().iter().all(|end| cut.ends().contains(end)));
+            assert_eq!(cut.by_layers(), before);
+            assert_eq!(before.by_layers(), before);
+            // A run of pieces has layers exactly if it is a run of the pieces before.
+            let mut starts = vec![0];
+            starts.extend(cut.layer_cuts());
+            for (at, &start) in starts.iter().enumerate() {
+                for &end in &starts[at + 1..] {
+                    let bytes = cut.bytes(start..end);
+                    let which = before.at(&bytes).unwrap();
+                    assert_eq!(cut.layers(start..end), before.layers(which));
+                }
+            }
+            for start in 0..cut.count() {
+                let end = (start + 2).min(cut.count());
+                let grown = cut.whole_layers(start..end);
+                assert!(grown.start <= start && end <= grown.end);
+                let is_known = !before.layers.is_empty();
+                assert_eq!(cut.layers(grown.clone()).is_some(), is_known);
+                let tight = cut.layers(start..end).is_some();
+                assert_eq!(tight, is_known && grown == (start..end), "{start}..{end}");
+            }
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod hooked;
 mod links;
 mod local;
 mod lock;
+mod long;
 mod read_only;
 mod simulation;
 mod store;

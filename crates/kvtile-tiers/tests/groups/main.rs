@@ -4,8 +4,10 @@
 
 mod common;
 mod crash;
+mod draft;
 mod flow;
 mod refusals;
 mod restart;
 mod simulation;
+mod trace;
 mod whole;

@@ -5,7 +5,7 @@ use std::fs;
 use kvtile_blocks::events::TierId;
 use kvtile_tiers::cache::TierWrites;
 
-use super::common::{GroupEngine, chain, settings, with_disk};
+use super::common::{GroupEngine, chain, in_host, settings, settle, with_disk};
 
 const ALL: [usize; 4] = [0, 1, 2, 3];
 
@@ -38,6 +38,36 @@ fn a_restart_finds_the_stops_of_a_closed_cache() {
     let builder = kvtile_tiers::groups::GroupCache::builder(two);
     let refused = builder.open_registered(other.manager.clone(), &other.handles);
     assert!(refused.err().unwrap().to_string().contains("chunk"));
+}
+
+#[test]
+fn a_prefetch_brings_what_the_stop_needs_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = GroupEngine::new(&[0, 1, 3]);
+    let disk = || with_disk(settings(&[0, 1, 3], &[20, 9, 4]), folder.path());
+    let keys = chain(1, 0, 0, 10);
+    let cache = engine.open(disk());
+    engine.store(&cache, &keys, &[24, 40]);
+    drop(cache);
+    let cache = engine.open(disk());
+    let prefetch = cache.prefetch(cache.lookup(&keys)).unwrap();
+    settle(&cache);
+    let report = prefetch.wait();
+    assert_eq!((report.tokens, report.wanted), (40, 40), "{report:?}");
+    let there = ["full", "window", "state"].map(|name| in_host(&cache, name));
+    assert_eq!(there, [10, 3, 1]);
+    let found = cache.lookup(&keys);
+    let report = engine.load(&cache, &keys, found);
+    let from_host = report
+        .groups
+        .iter()
+        .map(|of| of.outcome.as_ref().unwrap().from_host);
+    assert_eq!((report.tokens, from_host.sum::<usize>()), (40, 14));
+    // Of nothing nothing is brought, and a match of another cache is refused.
+    let nothing = cache.prefetch(cache.lookup(&chain(2, 0, 0, 10))).unwrap();
+    assert_eq!(nothing.try_result().unwrap().tokens, 0);
+    let other = engine.open(settings(&[0, 1, 3], &[20, 9, 4]));
+    assert!(other.prefetch(cache.lookup(&keys)).is_err());
 }
 
 /// A flipped bit in a state: the stop before it, or a miss, and a count.

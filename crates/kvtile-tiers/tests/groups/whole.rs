@@ -1,6 +1,12 @@
 //! Stops stay whole over the groups: written together, and removed together.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    cell::Cell,
+    path::Path,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::SimulatedDisk;
@@ -108,4 +114,41 @@ fn a_stop_that_comes_in_parts_is_known_once_all_of_it_is_stored() {
     store(StoreBlocks::new("window", 5, &[5, 6, 7]));
     assert_eq!(cache.stats().known_stops, 1);
     assert_eq!(cache.lookup(&keys).stop(), 32);
+}
+
+/// The thread that keeps stops whole waits for events: it takes turns when pages come and go, and none at
+/// other times.
+#[test]
+fn an_idle_cache_takes_no_turns() {
+    let engine = GroupEngine::new(&[0, 1, 3]);
+    let cache = engine.open(settings(&[0, 1, 3], &[40, 40, 4]).workers(1));
+    let turns = || cache.stats().keeper_turns;
+    let until = |is_done: &dyn Fn() -> bool| {
+        let begin = Instant::now();
+        while !is_done() {
+            assert!(
+                begin.elapsed() < Duration::from_secs(60),
+                "{} turns",
+                turns()
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    // Nothing has happened yet.
+    assert_eq!(turns(), 0);
+    engine.store(&cache, &chain(1, 0, 0, 8), &[32]);
+    until(&|| turns() > 0);
+    // The turns for the events of the store end; from then on there are none.
+    let last = Cell::new(0);
+    until(&|| {
+        thread::sleep(Duration::from_millis(50));
+        last.replace(turns()) == turns()
+    });
+    let before = turns();
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!(turns(), before);
+    // A page that goes is followed at once.
+    cache.evict("state", TierId::HOST, 1).unwrap();
+    until(&|| turns() > before);
+    until(&|| cache.stats().known_stops == 0);
 }

@@ -184,6 +184,9 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         if self._is_closed:
             return
         self._is_closed = True
+        if self._worker.is_forked:
+            # The folder and the descriptors are those of the process that opened them.
+            return
         self._worker.close()
         self._store.close(within=self._options.close_within)
         self._ledger.close()

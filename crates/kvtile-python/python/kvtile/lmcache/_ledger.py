@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -148,7 +149,12 @@ class ObjectLedger:
 
     def _read(self) -> Iterator[KeptObject]:
         try:
-            if self._journal.stat().st_size > self._journal_bytes_max:
+            status = self._journal.stat(follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode):
+                # Opening a pipe would wait for its writer.
+                _LOG.warning("%s is no plain file and is not read", self._journal)
+                return
+            if status.st_size > self._journal_bytes_max:
                 _LOG.warning("%s is too large for a journal and is not read", self._journal)
                 return
             with open(self._journal, "rb") as file:
@@ -188,7 +194,9 @@ class ObjectLedger:
             return
         fresh = self._journal.with_name(f"{self._journal.name}.partial")
         try:
-            with open(fresh, "w", encoding="ascii") as file:
+            # A new file: nothing is written through a link or a pipe of this name.
+            fresh.unlink(missing_ok=True)
+            with open(fresh, "x", encoding="ascii") as file:
                 file.writelines(lines)
             os.replace(fresh, self._journal)
             self._file = open(self._journal, "a", encoding="ascii")

@@ -95,6 +95,8 @@ class AdapterWorker:
         self._inbox: deque[Callable[[], None]] = deque()
         self._inbox_lock = threading.Lock()
         self._is_open = True
+        # A forked child has no thread that would end its tasks.
+        self._process = os.getpid()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._next_audit = time.monotonic() + _AUDIT_EVERY
         self._next_writes = 0.0
@@ -132,6 +134,8 @@ class AdapterWorker:
 
     def close(self) -> None:
         """Ends all tasks and the thread. Returns when no I/O touches LMCache's memory any more."""
+        if self.is_forked:
+            return
         with self._inbox_lock:
             if not self._is_open:
                 return
@@ -142,7 +146,12 @@ class AdapterWorker:
 
     @property
     def is_alive(self) -> bool:
-        return self._is_open and self._thread.is_alive()
+        return self._is_open and not self.is_forked and self._thread.is_alive()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a fork of the one that opened the folder. It finds nothing, and keeps nothing."""
+        return os.getpid() != self._process
 
     def status(self) -> dict[str, int]:
         """Counters, and what is under way."""
@@ -166,6 +175,8 @@ class AdapterWorker:
         return self._post_plain(guarded)
 
     def _post_plain(self, command: Callable[[], None]) -> bool:
+        if self.is_forked:
+            return False
         with self._inbox_lock:
             if not self._is_open:
                 return False

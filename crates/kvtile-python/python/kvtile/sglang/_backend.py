@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -69,6 +69,8 @@ class KvtileHiCache(HiCacheStorage):  # type: ignore[misc]
         self._read = deque[tuple[int, float]](maxlen=_TRANSFERS_MOST)
         self._written = deque[tuple[int, float]](maxlen=_TRANSFERS_MOST)
         self._next_message = 0.0
+        self._counts: Counter[str] = Counter()
+        self._count_lock = threading.Lock()
 
     # Pools
 
@@ -80,16 +82,38 @@ class KvtileHiCache(HiCacheStorage):  # type: ignore[misc]
             self._add(_KV, mem_pool_host)
 
     def register_mem_host_pool_v2(self, host_pool: HostKVCache, host_pool_name: PoolName) -> None:
-        """Takes a further pool. Raises SettingsError for a pool whose order kvtile does not know."""
+        """Takes a further pool. Raises SettingsError for a pool whose order kvtile does not know, until the folders are open:
+        later the engine runs, so the pages of such a pool are misses, and those of the other pools stay.
+        """
         name = str(host_pool_name)
         if is_logical(host_pool) or self._pools.get(name) is host_pool:
             return
         with self._lock:
-            self._add(name, host_pool)
-            if self._is_open and not self._is_closed:
+            if self._is_closed:
+                return
+            if self._is_open:
+                self._add_late(name, host_pool)
+            else:
+                self._add(name, host_pool)
+
+    def _add_late(self, name: str, pool: HostKVCache) -> None:
+        """Adds a pool, or another one in place of a pool, while the folders are open. If that fails, the pools before it
+        are opened again."""
+        before = dict(self._pages), dict(self._pools), set(self._late)
+        try:
+            if name not in self._pages:
                 self._late.add(name)
-                self._shut()
-                self._open()
+            self._add(name, pool)
+            self._shut()
+            self._open()
+        except Exception as error:
+            self._pages, self._pools, self._late = before
+            # Memory that SGLang has replaced holds no pages any more.
+            for known in (self._pages, self._pools):
+                known.pop(name, None)
+            self._count("pools_refused", f"kvtile does not keep the pages of the pool {name!r}: {error}", error)
+            if not self._stores and self._pages:
+                self._guard(self._open, None, "open the folders again")
 
     def on_host_pools_registered(self) -> None:
         """Opens the folders.
@@ -202,11 +226,14 @@ class KvtileHiCache(HiCacheStorage):  # type: ignore[misc]
     def _numbers(self, name: str, keys: Sequence[str], indices: torch.Tensor | None) -> list[int | None] | None:
         pages = self._pages[name]
         numbers = page_numbers(indices, len(keys), pages.page_indices, pages.shape.num_blocks)
-        if numbers is None or None in numbers:
+        refused = len(keys) if numbers is None else numbers.count(None)
+        if refused:
             given = 0 if indices is None else indices.numel()
-            self._complain(
-                f"SGLang gave {given} indices for {len(keys)} pages of {pages.page_indices} in {name!r}, "
-                f"or some that are no pages of {pages.shape.num_blocks}; those pages are misses"
+            self._count(
+                "pages_refused",
+                f"SGLang gave {given} indices for {len(keys)} pages of {pages.page_indices} in {name!r}, or some that are no "
+                f"pages of {pages.shape.num_blocks}, or a page twice; those pages are misses",
+                count=refused,
             )
         return numbers
 
@@ -371,6 +398,11 @@ class KvtileHiCache(HiCacheStorage):  # type: ignore[misc]
                 rates.append(pages * page_bytes / max(seconds, 1e-9) / 1e9)
         return metrics
 
+    def counts(self) -> dict[str, int]:
+        """What the block stores do not count: ``errors``, calls that failed; ``pages_refused``, pages of indices that are no
+        pages; ``pools_refused``, pools that came later and are not kept."""
+        return {name: self._counts[name] for name in ("errors", "pages_refused", "pools_refused")}
+
     def store_stats(self) -> dict[str, dict[str, object]]:
         """The counters of the block stores, by the names of their pools."""
         return self._guard(lambda: {", ".join(store.names): store.stats() for store in self._open_stores()}, {}, "count")
@@ -395,14 +427,16 @@ class KvtileHiCache(HiCacheStorage):  # type: ignore[misc]
             return work()
         except Exception as error:
             if not self._is_closed:
-                self._complain(f"kvtile could not {what}: {error}", error)
+                self._count("errors", f"kvtile could not {what}: {error}", error)
             return otherwise
 
-    def _complain(self, text: str, error: Exception | None = None) -> None:
-        """Logs a message, unless one was logged just before."""
+    def _count(self, name: str, text: str, error: Exception | None = None, *, count: int = 1) -> None:
+        """Counts a failure, and logs it, unless one was logged just before."""
+        with self._count_lock:
+            self._counts[name] += count
         if time.monotonic() >= self._next_message:
             self._next_message = time.monotonic() + _QUIET
-            logger.warning("%s", text, exc_info=error)
+            logger.warning("%s (%d %s so far)", text, self._counts[name], name.replace("_", " "), exc_info=error)
 
 
 def _chain(keys: Sequence[str], extra_info: HiCacheStorageExtraInfo | None) -> ChainHints:

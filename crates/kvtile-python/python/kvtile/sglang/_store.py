@@ -238,11 +238,16 @@ def _job(start: StartsJob, keys: Sequence[str], rows: StoreRows, pages: Sequence
 
 def page_numbers(indices: torch.Tensor | None, keys: int, page_indices: int, pages: int) -> list[int | None] | None:
     """The pages of SGLang's indices: ``page_indices`` consecutive ones for each key. None for a page that is not one of
-    the pool's pages; None alone if their number is not that of the keys."""
+    the pool's pages, or that an earlier key has; None alone if their number is not that of the keys."""
     if indices is None or indices.numel() != keys * page_indices:
         return None
     table = indices.detach().to("cpu", torch.int64).reshape(keys, page_indices)
     first = table[:, 0]
     whole = (table == first[:, None] + torch.arange(page_indices)).all(1)
     good = whole & (first >= 0) & (first % page_indices == 0) & (first // page_indices < pages)
-    return [page if ok else None for page, ok in zip((first // page_indices).tolist(), good.tolist(), strict=True)]
+    seen: set[int | None] = set()
+    found: list[int | None] = []
+    for page, ok in zip((first // page_indices).tolist(), good.tolist(), strict=True):
+        found.append(page if ok and page not in seen else None)
+        seen.add(found[-1])
+    return found

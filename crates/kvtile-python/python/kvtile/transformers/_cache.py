@@ -18,7 +18,7 @@ import torch
 from transformers import DynamicCache
 
 from kvtile._errors import ClosedError, ForkError, IdentityError, KvtileError, RequestError
-from kvtile._kvtile import StoreReport, TraceRecorder
+from kvtile._kvtile import GroupStoreReport, StoreReport, TraceRecorder
 from kvtile.transformers._kinds import cache_name, several_groups
 from kvtile.transformers._one import OneGroup
 from kvtile.transformers._options import ends_of, padding_of, read_request
@@ -133,17 +133,17 @@ class PrefixCache:
             A ``DynamicCache`` of the longest stored prefix, in whole blocks and without the last token; an empty one
             without a hit. All rows of a batch continue from the same column: that of the row with the shortest hit.
             For a model with windows, chunks or states, one of the prompt up to its last stop, computed and stored where
-            it was not known.
+            it was not known; of a batch up to the last tokens.
 
         Raises:
             IdentityError: the model has changed since the cache was opened.
-            RequestError: inputs that are not a batch of tokens with padding on the left; several prompts for a model
-                with windows, chunks or states; a model with active dropout; autocast.
+            RequestError: inputs that are not a batch of tokens with padding on the left; a model that has states alone;
+                several prompts for one that keeps entries of several tokens; a model with active dropout; autocast.
         """
         model = self._watch.check()
         return self._kept.prefill(model, self._prompts(model, inputs))
 
-    def save(self, inputs: Any, outputs: Any, past_key_values: Any = None) -> list[StoreReport]:
+    def save(self, inputs: Any, outputs: Any, past_key_values: Any = None) -> list[StoreReport] | list[GroupStoreReport]:
         """Stores the KV of prompts and their answers, in whole blocks; known blocks are not copied again.
 
         Args:
@@ -152,7 +152,7 @@ class PrefixCache:
             past_key_values: the cache that ``generate`` used; default: the cache of the outputs.
 
         Returns:
-            A report for each prompt.
+            A report for each prompt; for a model with windows, chunks or states that of its last stop.
 
         Raises:
             IdentityError: the model has changed since the cache was opened.
@@ -199,21 +199,22 @@ class PrefixCache:
         prompts, past = self._begin(model, asked)
         if past is None:
             return model.generate(**asked)
-        arrived = time.time()
-        outputs = model.generate(**asked, **{self._cache_name: past})
+        arrived, ends = time.time(), ends_of(model, asked)
+        outputs = self._kept.generate(model, past, asked, ends)
         try:
             self._watch.check()
-            self._save(model, prompts, outputs, past, ends_of(model, asked), arrived)
+            self._save(model, prompts, outputs, past, ends, arrived)
         except KvtileError as error:
             self._warn(f"an answer was not kept: {error}", type(error).__name__)
         return outputs
 
     def stats(self) -> dict[str, Any]:
-        """The counters of the cache, as Cache.stats."""
-        return self.cache.stats()
+        """The counters of the cache: as Cache.stats; for a model with windows, chunks or states as GroupCache.stats, with
+        ``loaded_tokens`` of the stops that were loaded, and ``lost``, stops of which a part could not be read."""
+        return self._kept.stats()
 
     def close(self) -> None:
-        """Writes all blocks to the disk, if there is one, and frees all resources, as Cache.close."""
+        """Writes all blocks to the disk, if there is one, and frees all resources."""
         self.cache.close()
         if self._recorder is not None:
             self._recorder.close()
@@ -241,7 +242,7 @@ class PrefixCache:
             return [], None
         try:
             self._watch.check()
-            return read, self._kept.prefill(model, read)
+            return read, self._kept.begin(model, read)
         except (IdentityError, ClosedError, ForkError):
             raise
         except KvtileError as error:
@@ -253,7 +254,7 @@ class PrefixCache:
 
     def _save(
         self, model: Any, prompts: list[Prompt], outputs: Any, past: Any, ends: set[int], arrived: float | None = None
-    ) -> list[StoreReport]:
+    ) -> list[StoreReport] | list[GroupStoreReport]:
         answered = token_lists(getattr(outputs, "sequences", outputs))
         if len(answered) != len(prompts):
             raise RequestError(f"{len(prompts)} prompts have {len(answered)} outputs; there must be one of each")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kvtile._errors import RequestError
-from kvtile.transformers._groups import FULL, Group, Part, put_back, stop_unit
+from kvtile.transformers._groups import FULL, STATE, Group, Part, put_back, stop_unit
 
 _ALIGNED = 64  # bytes: every part of a record begins at a multiple
 
@@ -32,10 +32,11 @@ class Pages:
         """Tensors for the entries of a stop, one for each part."""
         return list(torch.zeros((len(self.parts), self.heads, stop // self.every, self.width), dtype=self.dtype))
 
-    def of(self, past: Any, stop: int) -> list[Any]:
-        """The tensors of a cache object, up to a stop."""
-        whole = [_get(past, part)[0, ..., : stop // self.every, :] for part in self.parts]
-        return [entries.reshape(self.heads, -1, self.width) for entries in whole]
+    def of(self, past: Any, stop: int, row: int = 0, start: int = 0) -> list[Any]:
+        """The tensors of a row of a cache object, whose tokens begin in the column ``start``, up to a stop."""
+        entries = slice(start // self.every, (start + stop) // self.every)
+        whole = [_get(past, part)[row, ..., entries, :] for part in self.parts]
+        return [tensor.reshape(self.heads, -1, self.width) for tensor in whole]
 
 
 class Contents:
@@ -59,15 +60,16 @@ class Contents:
         self.pages = tuple(Pages(*size, tuple(parts)) for size, parts in by_size.items())
         self.record_bytes = end
 
-    def record(self, past: Any, stop: int) -> Any:
-        """A copy of the window tails and states of a cache object, as bytes.
+    @property
+    def states_alone(self) -> bool:
+        """Whether no layer keeps tokens, so that a cache object does not know how many it has seen."""
+        return all(group.rule == STATE for group in self.groups)
 
-        Raises:
-            RequestError: the cache object is not at this stop.
-        """
+    def record(self, past: Any, stop: int, row: int = 0) -> Any:
+        """A copy of the window tails and states of a row of a cache object that is at this stop, as bytes."""
         record = torch.zeros(self.record_bytes, dtype=torch.uint8)
         for begin, part in self._record:
-            self._view(record, begin, part, stop).copy_(_get(past, part))
+            self._view(record, begin, part, stop).copy_(part.last(_get(past, part)[row : row + 1], stop))
         return record
 
     def put(self, past: Any, pages: list[list[Any]], record: Any, stop: int) -> None:
@@ -87,8 +89,28 @@ class Contents:
             if of_layer:
                 put_back(layer, of_layer, stop)
 
-    def check(self, past: Any, stop: int) -> None:
-        """Refuses a cache object that is not one of this model with one sequence of ``stop`` tokens.
+    def join(self, rows: list[Any], starts: list[int], past: Any) -> None:
+        """Makes an unused cache object continue with the rows of others, each of one sequence, which end in one column.
+
+        Args:
+            starts: the column of the first token of each row. Columns before it are padding, which attention ignores.
+        """
+        columns = max(start + row.get_seq_length() for start, row in zip(starts, rows, strict=True))
+        tensors: list[dict[str, Any]] = [{} for _ in past.layers]
+        for part in (part for group in self.groups for part in group.parts):
+            joined = torch.zeros(part.shape(part.entries(columns), len(rows)), dtype=part.dtype)
+            for at, row in enumerate(rows):
+                tensor = _get(row, part)
+                # A prompt of one token has nothing yet.
+                if tensor is not None:
+                    part.last(joined[at : at + 1], row.get_seq_length()).copy_(tensor)
+            tensors[part.layer][part.place.name] = joined
+        for layer, of_layer in zip(past.layers, tensors, strict=True):
+            if of_layer:
+                put_back(layer, of_layer, columns)
+
+    def check(self, past: Any, stop: int, rows: int = 1) -> None:
+        """Refuses a cache object that is not one of this model with ``rows`` sequences in ``stop`` columns.
 
         Raises:
             RequestError: names the first difference.
@@ -99,17 +121,17 @@ class Contents:
         for part in (part for group in self.groups for part in group.parts):
             if part.layer >= len(layers):
                 raise RequestError(f"the cache has {len(layers)} layers, and the model keeps KV in layer {part.layer}")
-            found, wanted = _get(past, part), part.shape(part.entries(stop))
+            found, wanted = _get(past, part), part.shape(part.entries(stop), rows)
             if found is None or tuple(found.shape) != wanted or found.dtype != part.dtype or found.device.type != "cpu":
                 what = "none" if found is None else f"{tuple(found.shape)} of {found.dtype} on {found.device}"
                 raise RequestError(
-                    f"{part.place.name} of layer {part.layer} are {what}, and one prompt of {stop} tokens has "
-                    f"{wanted} of {part.dtype} on the CPU; give the cache that prefill returned"
+                    f"{part.place.name} of layer {part.layer} are {what}, and {rows} prompt{'s'[: rows != 1]} of {stop} tokens "
+                    f"have {wanted} of {part.dtype} on the CPU; give the cache that prefill returned"
                 )
 
-    def last_tokens(self, past: Any, stop: int, most: int) -> tuple[int, dict[str, Any]]:
-        """What the first layer that keeps anything has of the last tokens, and of how many: keys, values and columns of
-        the first convolution, each ``[tokens, ...]``.
+    def last_tokens(self, past: Any, stop: int, most: int, row: int = 0) -> tuple[int, dict[str, Any]]:
+        """What the first layer that keeps anything has of the last tokens of a row, and of how many: keys, values and
+        columns of the first convolution, each ``[tokens, ...]``.
 
         Args:
             most: of at most so many tokens.
@@ -123,11 +145,11 @@ class Contents:
                 most = min(most, part.entries(stop))
         if getattr(layer, "keys", None) is not None:
             for name in ("keys", "values"):
-                half = getattr(layer, name)[0]
+                half = getattr(layer, name)[row]
                 found[name] = half[:, half.shape[1] - most :].transpose(0, 1)
         states = getattr(layer, "conv_states", {}).get(0)
         if states is not None:
-            found["conv_states.0"] = states[0, :, states.shape[-1] - most :].T
+            found["conv_states.0"] = states[row, :, states.shape[-1] - most :].T
         return most, found
 
     @staticmethod

@@ -65,11 +65,18 @@ class Part:
         """The entries for which a record has space."""
         return 1 if self.place.rule == STATE else self.place.tokens - 1
 
-    def shape(self, entries: int) -> tuple[int, ...]:
-        """The dimensions of the tensor for one sequence."""
+    def shape(self, entries: int, rows: int = 1) -> tuple[int, ...]:
+        """The dimensions of the tensor for some sequences."""
         if self.place.axis is None:
-            return (1, *self.sizes)
-        return (1, *self.sizes[: self.place.axis - 1], entries, *self.sizes[self.place.axis - 1 :])
+            return (rows, *self.sizes)
+        return (rows, *self.sizes[: self.place.axis - 1], entries, *self.sizes[self.place.axis - 1 :])
+
+    def last(self, tensor: Any, tokens: int) -> Any:
+        """The entries of the last tokens, those that a stop after so many tokens needs; all of a state."""
+        if self.place.axis is None:
+            return tensor
+        entries = self.entries(tokens)
+        return tensor.narrow(self.place.axis, tensor.shape[self.place.axis] - entries, entries)
 
     @property
     def text(self) -> str:

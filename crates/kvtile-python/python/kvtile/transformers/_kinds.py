@@ -22,16 +22,14 @@ SEVERAL = frozenset(
     """
     bailing_hybrid cohere2 deepseek_v3 deepseek_v32 deepseek_v4 falcon_h1 gemma2 gemma3_text gemma3n_text gemma4_text
     gpt_oss granitemoehybrid inkling_text kimi_linear lfm2 lfm3 llama4_text mimo_v2_flash minimax_m3_vl_text nemotron_h olmo3
-    olmo_hybrid qwen3_5_text qwen3_next
+    olmo_hybrid qwen3_5_text qwen3_next jamba mamba mamba2 falcon_mamba
     """.split()
 )
+# Types that compute several tokens without the state before them. They continue token by token.
+BY_TOKEN = frozenset({"jamba", "mamba", "falcon_mamba"})
 # Types whose past kvtile cannot keep, with the reason.
 REFUSED = {
     "recurrent_gemma": "its states are in its modules, and not in the cache object that generate takes",
-    "mamba": "its computation of several tokens ignores the state before them, so a continued prompt differs",
-    "falcon_mamba": "its computation of several tokens ignores the state before them, so a continued prompt differs",
-    "jamba": "its computation of several tokens ignores the state before them, so a continued prompt differs",
-    "mamba2": "it has states alone, from which generate of transformers does not continue a prompt",
 }
 _BY_LENGTH = ("dynamic", "longrope")
 
@@ -49,9 +47,10 @@ def several_groups(config: Any) -> bool:
 
 
 def cache_name(model: Any) -> str:
-    """The name under which a model takes its cache object: ``cache``, in older transformers ``past_key_values``."""
+    """The name under which a model takes its cache object: ``cache``, in older transformers ``past_key_values``, for
+    models of states alone ``cache_params``."""
     taken = inspect.signature(bare(model).forward).parameters
-    return "cache" if "cache" in taken else "past_key_values"
+    return next((name for name in ("cache", "cache_params") if name in taken), "past_key_values")
 
 
 def new_cache(model: Any, kind: type[DynamicCache] = DynamicCache) -> DynamicCache:
@@ -59,8 +58,13 @@ def new_cache(model: Any, kind: type[DynamicCache] = DynamicCache) -> DynamicCac
     return kind(config=model.config)
 
 
+def computes_by_token(model: Any) -> bool:
+    """Whether a model continues right with one token at a time only."""
+    return model.config.model_type in BY_TOKEN
+
+
 def forward(model: Any, tokens: list[int], past: Any) -> None:
-    """Computes the KV of more tokens into a cache object."""
+    """Computes the KV of more tokens into a cache object, in one step."""
     options = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(bare(model).forward).parameters else {}
     with torch.no_grad():
         model(input_ids=torch.tensor([tokens]), use_cache=True, **{cache_name(model): past}, **options)

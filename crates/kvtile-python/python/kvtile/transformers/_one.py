@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 from kvtile._errors import IdentityError, RequestError, SettingsError
 from kvtile._kvtile import Cache, Completion, Identity, Layout, LoadReport, Match, Shape, StoreReport, TokenHasher
 from kvtile.transformers._first_layer import TOLERANCES, check_first_tensors, first_tensors
+from kvtile.transformers._kinds import cache_name
 from kvtile.transformers._loaded import Loaded
 from kvtile.transformers._model import bare, check_kind, state_of, weights_digest
 from kvtile.transformers._prompts import Prompt
@@ -117,6 +119,18 @@ class OneGroup:
                     Loaded.of(self._identity, rows, length).mark(past)
         _log.debug("%d of %d tokens of %d prompts were known", past.get_seq_length(), rows[0].end, len(rows))
         return past
+
+    def stats(self) -> dict[str, Any]:
+        """The counters of the cache."""
+        return self.cache.stats()
+
+    def begin(self, model: Any, rows: list[Prompt]) -> DynamicCache:
+        """As prefill."""
+        return self.prefill(model, rows)
+
+    def generate(self, model: Any, past: DynamicCache, asked: dict[str, Any], _: Collection[int]) -> Any:
+        """Calls ``model.generate`` on top of what ``begin`` gave."""
+        return model.generate(**asked, **{cache_name(model): past})
 
     def length(self, past: Any, rows: int) -> int:
         """The number of tokens in a cache, with padding; refuses all but a DynamicCache of this model's sizes."""

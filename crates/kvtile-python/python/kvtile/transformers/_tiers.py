@@ -1,216 +1,153 @@
-"""Host memory and disk for a model with several groups: one cache for each kind of page, and one for the records.
+"""The stops of a model in host memory and on disk: a ``GroupCache`` with a group for each kind of page, and one for the
+records.
 
-All have the keys of one chain. A lookup finds the longest stop of which every page and the record are there, and a load
-brings all of it or nothing. What another process, a crash or an eviction left incomplete is never a stop.
+The tensors of each request are the blocks, so the cache has no layouts of its own: every load and store brings them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from kvtile._kvtile import Cache, Identity, Layout, Plane, Shape, StoreReport
+from kvtile._errors import DiskError
+from kvtile._kvtile import GroupCache, GroupMatch, GroupStoreReport, Layout, ModelGroup, ModelIdentity, Plane, Shape
 from kvtile.transformers._content import Contents, Pages
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from kvtile.transformers._settings import QUEUE, Settings
 
 # Host memory and disk are divided as one typical request divides: pages of so many tokens, and so many stops. Nothing
 # gets less than one of so many parts.
 _TOKENS, _STOPS = 8192, 2
 _MOST_PARTS = 16
-_QUEUE = 1 << 16
+
+_PAGES = "L|HBNC"  # for each tensor of a full group: [heads, entries, width]
+_RECORD = "L|BC"
+RECORDS = "stops"
 
 
-class Stop:
-    """A stop that a lookup found. Its blocks are not evicted until it is closed.
-
-    Attributes:
-        pages: of each full group; 0 if nothing was found.
-        branch: how many pages the full groups have, where that is more.
-    """
-
-    def __init__(self, pages: int, branch: int, matches: list[Any], stack: contextlib.ExitStack) -> None:
-        self.pages, self.branch = pages, branch
-        self.matches = matches
-        self._stack = stack
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-
-class GroupTiers:
-    """The caches of a model's groups.
+class StopTiers:
+    """Loads stops into cache objects of transformers, and stores them.
 
     Args:
-        identity_of: the identity of a part of the KV, by its name and shape.
-        options: of each ``Cache``.
+        model: with the groups of ``groups_of``.
+
+    Attributes:
+        cache: host memory and disk of all groups.
     """
 
-    def __init__(
-        self,
-        contents: Contents,
-        page_size: int,
-        identity_of: Callable[[str, Shape], Identity],
-        *,
-        host_bytes: int,
-        disk: Path | None,
-        disk_bytes: int | None,
-        **options: Any,
-    ) -> None:
-        self._contents, self._page_size = contents, page_size
-        self._counts = {"lookups": 0, "found": 0, "found_tokens": 0, "lost": 0}
+    def __init__(self, model: ModelIdentity, contents: Contents, settings: Settings) -> None:
+        self._contents, self._page_size = contents, settings.page_size
+        self._shapes = {name: group.shape for name, group in model.groups.items()}
+        self._counts = {"loaded_tokens": 0, "lost": 0}
         self._lock = threading.Lock()
-        self._shapes = shapes_of(contents, page_size)
-        weights = [
-            shape.block_bytes * (_STOPS if name == "stops" else max(1, _TOKENS // page_size))
-            for name, shape in self._shapes.items()
-        ]
-        weights = [max(weight, sum(weights) // _MOST_PARTS) for weight in weights]
-        self._caches: dict[str, Cache] = {}
-        with contextlib.ExitStack() as opened:
-            for (name, shape), weight in zip(self._shapes.items(), weights, strict=True):
-                share = weight / sum(weights)
-                cache = Cache(
-                    identity_of(name, shape),
-                    _unused(name, shape, contents),
-                    host_bytes=int(host_bytes * share),
-                    disk=None if disk is None else disk / name,
-                    disk_bytes=None if disk_bytes is None else int(disk_bytes * share),
-                    disk_writes=None if disk is None else "at_once",
-                    queue_capacity=_QUEUE,
-                    **options,
-                )
-                self._caches[name] = opened.enter_context(cache)
-            opened.pop_all()
-
-    def lookup(self, keys: list[bytes]) -> Stop:
-        """The longest stop among the ends of these pages."""
-        with contextlib.ExitStack() as stack:
-            matches = [stack.enter_context(cache.lookup(keys)) for _, cache in self._of_pages()]
-            branch = min((match.blocks for match in matches), default=len(keys))
-            stop = branch
-            records = self._caches.get("stops")
-            while records is not None and stop:
-                match = records.lookup(keys[stop - 1 : stop])
-                if match.blocks:
-                    matches.append(stack.enter_context(match))
-                    break
-                match.release()
-                stop -= 1
-            return Stop(stop, branch, matches, stack.pop_all())
+        if settings.disk is not None:
+            _refuse_old_folders(Path(settings.disk))
+        self.cache = GroupCache(
+            model,
+            host_bytes=settings.host_bytes,
+            shares=_shares(self._shapes, settings.page_size),
+            disk=settings.disk,
+            disk_bytes=settings.disk_bytes,
+            disk_writes=None if settings.disk is None else "at_once",
+            close_within=settings.close_within,
+            queue_capacity=QUEUE,
+        )
 
     def load(self, keys: list[bytes], past: Any) -> tuple[int, int]:
         """Makes an unused cache object continue at the longest stop that can be read.
 
         Returns:
-            The number of tokens, 0 if there is none; and how far the pages alone go.
+            The number of tokens, 0 if there is none; and how far the pages alone go, where there are pages.
         """
-        most, branch = len(keys), 0
+        branch, most = 0, len(keys) * self._page_size
         while True:
-            with self.lookup(keys[:most]) as found:
-                branch = max(branch, found.branch)
-                tokens = found.pages * self._page_size
-                came = bool(found.pages) and self._bring(found, past)
+            found = self.cache.lookup(keys, at_most=most)
+            stop = found.stop
+            if self._contents.pages:
+                branch = max(branch, stop, found.branch or 0)
+            if not stop:
+                return 0, branch
+            if self._bring(found, stop, past):
+                with self._lock:
+                    self._counts["loaded_tokens"] += stop
+                return stop, branch
             with self._lock:
-                self._counts["lookups"] += most == len(keys)
-                self._counts["found"] += came
-                self._counts["found_tokens"] += tokens if came else 0
-                self._counts["lost"] += bool(found.pages) and not came
-            if came or not found.pages:
-                return tokens if came else 0, branch * self._page_size
-            most = found.pages - 1
+                self._counts["lost"] += 1
+            most = stop - self._page_size
 
-    def store(self, keys: list[bytes], past: Any, record: Any) -> StoreReport:
-        """Stores the stop at the end of these pages: the record first, so that pages without it are rare.
+    def store(self, keys: list[bytes], past: Any, record: Any, row: int = 0, start: int = 0) -> GroupStoreReport:
+        """Stores the stop at the end of these pages.
 
         Args:
             past: a cache object with these tokens, or more.
             record: that of the stop; None if no group needs one.
-
-        Returns:
-            The report for the pages, or for the record of a model without pages.
+            row, start: the row of the cache object, and the column of its first token.
         """
-        stop, pages = len(keys) * self._page_size, len(keys)
-        reports = []
-        if record is not None:
-            layout = Layout(_RECORD, shape=self._shapes["stops"], tensors=[record[None]])
-            # A record is the only block of its chain: those of other stops may be absent.
-            reports.append(self._caches["stops"].store(keys[-1:], [0], layout=layout).wait())
-        stores = [
-            cache.store(keys, range(pages), layout=self._layout(name, kind.of(past, stop), pages))
-            for kind, (name, cache) in zip(self._contents.pages, self._of_pages(), strict=True)
-        ]
-        reports += [store.wait() for store in stores]
-        return reports[-1]
+        count = len(keys)
+        stop = count * self._page_size
+        blocks: dict[str, tuple[Any, int]] = {}
+        layouts = {}
+        if count:
+            for name, kind in self._of_pages():
+                blocks[name] = (range(count), 0)
+                layouts[name] = self._layout(name, kind.of(past, stop, row, start), count)
+            if record is not None:
+                blocks[RECORDS] = ([0], count - 1)
+                layouts[RECORDS] = self._record_layout(record)
+        return self.cache.store(keys, blocks, stop=stop or None, layouts=layouts).wait()
 
     def stats(self) -> dict[str, Any]:
-        """Counters of stops, and those of each cache."""
+        """The counters of the cache, the tokens of stops that were loaded, and stops of which a part was lost."""
         with self._lock:
-            counts = dict(self._counts)
-        return {**counts, "groups": {name: cache.stats() for name, cache in self._caches.items()}}
+            return {**self.cache.stats(), **self._counts}
 
-    def evict(self, name: str, tier: Any, blocks: int) -> int:
-        """Evicts blocks of one of the caches, as Cache.evict."""
-        return self._caches[name].evict(tier, blocks)
+    def _bring(self, found: GroupMatch, stop: int, past: Any) -> bool:
+        """Loads a stop; False if a part of it could not be read."""
+        count = stop // self._page_size
+        tensors = [kind.empty(stop) for kind in self._contents.pages]
+        record = torch.zeros(self._contents.record_bytes, dtype=torch.uint8)
+        blocks: dict[str, Any] = {}
+        layouts = {}
+        for (name, _), halves in zip(self._of_pages(), tensors, strict=True):
+            blocks[name], layouts[name] = range(count), self._layout(name, halves, count)
+        if self._contents.record_bytes:
+            blocks[RECORDS], layouts[RECORDS] = [0], self._record_layout(record)
+        came = self.cache.load(found, blocks, layouts=layouts).wait().tokens == stop
+        if came:
+            self._contents.put(past, tensors, record, stop)
+        return came
 
-    @property
-    def closed(self) -> bool:
-        return any(cache.closed for cache in self._caches.values())
-
-    def close(self) -> None:
-        """Closes all caches, as Cache.close."""
-        with contextlib.ExitStack() as stack:
-            for cache in self._caches.values():
-                stack.callback(cache.close)
-
-    def _of_pages(self) -> Iterator[tuple[str, Cache]]:
-        return ((name, cache) for name, cache in self._caches.items() if name != "stops")
+    def _of_pages(self) -> list[tuple[str, Pages]]:
+        return [(_name(at), kind) for at, kind in enumerate(self._contents.pages)]
 
     def _layout(self, name: str, tensors: list[Any], pages: int) -> Layout:
         return Layout(_PAGES, shape=self._shapes[name].with_num_blocks(pages), tensors=tensors)
 
-    def _bring(self, found: Stop, past: Any) -> bool:
-        """Loads a stop; False if a part of it could not be read."""
-        stop = found.pages * self._page_size
-        tensors = [kind.empty(stop) for kind in self._contents.pages]
-        record = torch.zeros(self._contents.record_bytes, dtype=torch.uint8)
-        loads = []
-        for (name, cache), match in zip(self._caches.items(), found.matches, strict=True):
-            if name == "stops":
-                layout = Layout(_RECORD, shape=self._shapes[name], tensors=[record[None]])
-                loads.append((cache.load(match, [0], layout=layout), 1))
-            else:
-                layout = self._layout(name, tensors[len(loads)], found.pages)
-                loads.append((cache.load(match, range(found.pages), layout=layout), found.pages))
-        # All are waited for, because the tensors are written until then.
-        came = [load.wait().blocks == wanted for load, wanted in loads]
-        if all(came):
-            self._contents.put(past, tensors, record, stop)
-        return all(came)
+    def _record_layout(self, record: Any) -> Layout:
+        return Layout(_RECORD, shape=self._shapes[RECORDS], tensors=[record[None]])
 
 
-_PAGES = "L|HBNC"  # for each tensor of a full group: [heads, entries, width]
-_RECORD = "L|BC"
-
-
-def shapes_of(contents: Contents, page_size: int) -> dict[str, Shape]:
-    """The shapes of a model's pages, one for each kind, and of its records, by name."""
-    shapes = {f"pages{at or ''}": _page_shape(pages, page_size) for at, pages in enumerate(contents.pages)}
+def groups_of(contents: Contents, page_size: int) -> list[ModelGroup]:
+    """A group for each kind of pages, and one for the records."""
+    groups = [ModelGroup(_name(at), _page_shape(pages, page_size)) for at, pages in enumerate(contents.pages)]
     if contents.record_bytes:
-        shapes["stops"] = _record_shape(contents.record_bytes, page_size)
-    return shapes
+        groups.append(ModelGroup(RECORDS, _record_shape(contents.record_bytes, page_size), rule="stop"))
+    return groups
+
+
+def _name(at: int) -> str:
+    return f"pages{at or ''}"
+
+
+def _shares(shapes: dict[str, Shape], page_size: int) -> dict[str, float]:
+    weights = {
+        name: shape.block_bytes * (_STOPS if name == RECORDS else max(1, _TOKENS // page_size))
+        for name, shape in shapes.items()
+    }
+    whole = sum(weights.values())
+    return {name: max(weight, whole // _MOST_PARTS) / whole for name, weight in weights.items()}
 
 
 def _page_shape(pages: Pages, page_size: int) -> Shape:
@@ -224,10 +161,11 @@ def _record_shape(record_bytes: int, page_size: int) -> Shape:
     return Shape(num_blocks=1, num_layers=1, page_size=page_size, planes=[plane])
 
 
-def _unused(name: str, shape: Shape, contents: Contents) -> Layout:
-    """The engine layout of a cache, one block that nothing uses: blocks are copied from and to each request's own
-    tensors."""
-    if name == "stops":
-        return Layout(_RECORD, shape=shape, tensors=[torch.zeros(1, contents.record_bytes, dtype=torch.uint8)])
-    kind = contents.pages[int(name.removeprefix("pages") or 0)]
-    return Layout(_PAGES, shape=shape, tensors=kind.empty(shape.page_size))
+def _refuse_old_folders(disk: Path) -> None:
+    """Refuses a folder in which an earlier version kept each group in a folder of its own."""
+    old = sorted(path.parent.name for path in disk.glob("*/manifest.json") if path.parent.name.startswith(("pages", RECORDS)))
+    if old:
+        raise DiskError(
+            f"{disk} has the folders {', '.join(old)} of an earlier version of kvtile, which kept each group in a folder of "
+            "its own; remove them, or give another folder"
+        )

@@ -17,7 +17,6 @@ import torch
 from transformers import PreTrainedConfig
 
 from kvtile._errors import IdentityError, KvtileError
-from kvtile._kvtile import Identity
 from kvtile.transformers._digest import plain_parts
 from kvtile.transformers._model import KNOWN_TO_TORCH, check_moment, is_plain, tensors_in
 
@@ -25,14 +24,14 @@ _SAMPLES = 8
 
 
 class ModelWatch:
-    """A weak reference to a model, and the identity that it had at first."""
+    """A weak reference to a model, and the identity that it had at first: an Identity, or a ModelIdentity."""
 
-    def __init__(self, model: Any, identity_of: Callable[[Any], Identity]) -> None:
+    def __init__(self, model: Any, identity_of: Callable[[Any], Any]) -> None:
         self._model = weakref.ref(model)
         self._identity_of = identity_of
         self._lock = threading.Lock()
         self._mark = _Mark(_modules(model))
-        self.identity = identity_of(model)
+        self.identity: Any = identity_of(model)
 
     def model(self) -> Any:
         """The model. Raises IdentityError if it was garbage-collected."""

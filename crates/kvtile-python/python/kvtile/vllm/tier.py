@@ -116,7 +116,11 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
             self._count, self.options.wait_seconds, functools.partial(primary_has_room, offloading_spec)
         )
         blocks_per_chunk = offloading_spec.config.cache.blocks_per_chunk
-        self._tokens = [group.tokens_per_block * blocks_per_chunk for group in offloading_spec.config.groups]
+        # By the numbers of the groups in keys, which have gaps where vLLM does not keep a group.
+        self._tokens = {
+            getattr(group, "group_id", number): group.tokens_per_block * blocks_per_chunk
+            for number, group in enumerate(offloading_spec.config.groups)
+        }
         self._jobs: dict[int, _TierJob] = {}
         self._results: list[JobResult] = []
         self._failed: dict[bytes, None] = {}
@@ -268,6 +272,8 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
 
     def _submit(self, job: TransferJob, *, is_load: bool) -> None:
         """Starts a job. Every job has a result, also one that fails: vLLM pins its rows until then."""
+        operation = "load" if is_load else "store"
+        keys: list[bytes] = []
         try:
             keys, rows = list(job.keys), _rows_of(job)
             refusal = self._refusal(keys, rows, is_load=is_load)
@@ -275,15 +281,14 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
                 self._jobs[job.job_id] = _TierJob(keys, is_load)
                 self._start(job, keys, rows, is_load=is_load)
                 return
-            self._stats.add("blocks", "load" if is_load else "store", refusal, count=max(1, len(keys)))
+            self._stats.add("blocks", operation, refusal, count=max(1, len(keys)))
             # A tier that is not to write has not failed.
             self._end(job.job_id, keys, is_load=is_load, success=refusal == _READ_ONLY)
         except Exception:
-            self._count_error("submit_load" if is_load else "submit_store")
+            self._count_error(f"submit_{operation}")
+            self._stats.add("blocks", operation, "failed", count=max(1, len(keys)))
             self._jobs.pop(job.job_id, None)
-            self._end(job.job_id, [], is_load=is_load, success=False)
-            if is_load:
-                self._fail(job.keys)
+            self._end(job.job_id, keys, is_load=is_load, success=False)
 
     def _refusal(self, keys: list[bytes], rows: list[int], *, is_load: bool) -> str | None:
         """Why a job is not started: it would overrun the rows, or mix two blocks in one."""
@@ -291,7 +296,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
             return "closed"
         if len(keys) != len(rows) or any(not 0 <= row < self._count for row in rows):
             return "refused"
-        if is_load and len(set(rows)) != len(rows):
+        if len(set(rows)) != len(rows):
             return "refused"
         return _READ_ONLY if self.options.read_only and not is_load else None
 
@@ -315,8 +320,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
 
     def _tokens_of(self, key: bytes) -> int | None:
         """The tokens of a block: the last four bytes of vLLM's key are the number of its group."""
-        group = int.from_bytes(key[-4:], "big")
-        return self._tokens[group] if group < len(self._tokens) else None
+        return self._tokens.get(int.from_bytes(key[-4:], "big"))
 
     def _end(self, job_id: int, keys: list[bytes], *, is_load: bool, success: bool) -> None:
         """Ends a job that was not started."""

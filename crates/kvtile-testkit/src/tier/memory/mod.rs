@@ -24,8 +24,8 @@ use kvtile_tiers::{
     cache::Clock,
     tier::{
         AnswerTime, BlockName, BlockRead, BlockWrite, GroupId, NotWritten, OutcomeGather,
-        ReadReport, ReadSuccess, RemovalTicket, Removals, SyncReport, Tier, TierAbilities,
-        TierContext, TierHold, TierMiss, TierStats, WriteReport, WriteSuccess,
+        ReadReport, ReadSuccess, RefusedBlocks, RemovalTicket, Removals, SyncReport, Tier,
+        TierAbilities, TierContext, TierHold, TierMiss, TierStats, WriteReport, WriteSuccess,
     },
 };
 use kvtile_transfer::completion::{Completer, Completion};
@@ -250,16 +250,17 @@ impl MemoryTierShared {
         let mut state = self.lock();
         // Parents and blocks of this batch must not be evicted for its later blocks.
         let mut kept = HashSet::new();
-        let mut without_room = HashSet::new();
+        let mut refused = RefusedBlocks::default();
         let mut outcomes = Vec::with_capacity(blocks.len());
         for block in blocks {
             let outcome = match removals.is_removed(&block.name) {
                 true => Err(NotWritten::Removed),
-                false => self.write_one(&mut state, block, (&mut kept, &without_room)),
+                false => {
+                    let may = refused.check(block);
+                    may.and_then(|()| self.write_one(&mut state, block, &mut kept))
+                }
             };
-            if matches!(outcome, Err(NotWritten::NoRoom)) {
-                without_room.insert(block.name);
-            }
+            refused.note(block.name, &outcome);
             outcomes.push(outcome);
         }
         outcomes
@@ -269,7 +270,7 @@ impl MemoryTierShared {
         &self,
         state: &mut MemoryTierState,
         block: &BlockWrite,
-        (kept, without_room): (&mut HashSet<BlockName>, &HashSet<BlockName>),
+        kept: &mut HashSet<BlockName>,
     ) -> Result<WriteSuccess, NotWritten> {
         let name = block.name;
         if state.blocks.contains_key(&name) {
@@ -278,9 +279,6 @@ impl MemoryTierShared {
         }
         if let Some(key) = block.parent {
             let parent = BlockName { key, ..name };
-            if without_room.contains(&parent) {
-                return Err(NotWritten::NoRoom);
-            }
             if !state.blocks.contains_key(&parent) {
                 return Err(NotWritten::NoParent);
             }

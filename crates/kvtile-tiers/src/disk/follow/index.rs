@@ -114,12 +114,19 @@ impl FollowedPage {
 }
 
 impl FollowedIndex {
-    /// An index without blocks, for records of this form.
-    pub(super) fn new(form: RecordForm) -> FollowedIndex {
-        FollowedIndex {
-            per_page: per_page(form),
-            ..FollowedIndex::default()
-        }
+    /// Whether it can take records of this form: it has no page yet, or its pages have as many.
+    pub(super) fn takes(&self, form: RecordForm) -> bool {
+        self.pages.is_empty() || self.per_page == per_page(form)
+    }
+
+    /// Sets the form of the records, which it must take.
+    pub(super) fn expect(&mut self, form: RecordForm) {
+        assert!(
+            self.takes(form),
+            "{form:?} in an index with {} records of a page",
+            self.per_page
+        );
+        self.per_page = per_page(form);
     }
 
     /// The number of blocks that lookups find.

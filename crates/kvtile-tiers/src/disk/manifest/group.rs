@@ -117,6 +117,11 @@ impl ManifestGroup {
         BlockPieces::ending_at(&self.piece_ends)
     }
 
+    /// Whether its blocks are cut into these pieces.
+    pub(super) fn has_ends(&self, pieces: &BlockPieces) -> bool {
+        pieces.ends() == self.piece_ends
+    }
+
     /// The first field in which the group differs from `identity`.
     pub(super) fn first_difference(&self, identity: &StoreIdentity) -> Option<Difference> {
         let ends = identity.pieces.ends();

@@ -136,6 +136,19 @@ impl Manifest {
         store
     }
 
+    /// The groups that a caller opens the folder with, cut into pieces as the folder was created: before
+    /// pieces were cut within layers, a block had those that its layers give.
+    pub(super) fn cut_as_stored(&self, groups: &[TierGroup]) -> Vec<TierGroup> {
+        let mut groups = groups.to_vec();
+        for (ours, stored) in groups.iter_mut().zip(&self.groups) {
+            let pieces = &mut ours.identity.pieces;
+            if !stored.has_ends(pieces) && stored.has_ends(&pieces.by_layers()) {
+                *pieces = pieces.by_layers();
+            }
+        }
+        groups
+    }
+
     /// Refuses a folder that does not have exactly these groups.
     pub(super) fn check(&self, groups: &[TierGroup], medium: &dyn Medium) -> Result<(), TierError> {
         // The only group of a folder has no name there, so it fits the only requested group.

@@ -23,6 +23,7 @@ mod commit;
 mod found;
 mod free;
 mod groups;
+mod long;
 mod open;
 mod read;
 mod report;
@@ -41,7 +42,7 @@ pub use report::{
 pub use stats::SlotStoreStats;
 pub use table::SlotState;
 
-pub(super) use read::{ExpectedBlock, pieces_of, read_expected};
+pub(super) use read::{ExpectedBlock, ReadSource, pieces_of, read_expected};
 pub(super) use scan::{RecordRun, RecordScan, ScanScope, each_run, is_end};
 
 use std::{io, sync::Arc};

@@ -36,17 +36,22 @@ pub(super) fn open_groups(
     medium.create().map_err(failed)?;
     folder::check_ours(&*medium)?;
     let lock = folder::lock(&*medium)?;
+    let manifest = Manifest::read(&*medium)?;
+    let groups = match &manifest {
+        Some(manifest) => manifest.cut_as_stored(groups),
+        None => groups.to_vec(),
+    };
     let opening = FolderOpening {
         medium: &medium,
         settings,
-        groups,
+        groups: &groups,
     };
-    let opened = match Manifest::read(&*medium)? {
+    let opened = match manifest {
         Some(manifest) => opening.open(manifest)?,
         None => opening.create()?,
     };
     let held_manifest = HeldManifest::open(&*medium)?;
-    Ok(opened.into_stores(groups, Arc::clone(&medium), (lock, held_manifest)))
+    Ok(opened.into_stores(&groups, Arc::clone(&medium), (lock, held_manifest)))
 }
 
 struct FolderOpening<'a> {

@@ -10,7 +10,7 @@ use super::{
         medium::{FileRead, MediumFile},
         record::are_whole,
     },
-    SlotRead, SlotStore, is_end,
+    SlotRead, SlotStore, is_end, long,
     report::SlotMiss::{self, Buffer, Checksum, Io, Replaced, Truncated},
     slots::SlotEntry,
 };
@@ -37,30 +37,51 @@ pub(in super::super) struct ExpectedBlock {
     pub(in super::super) sums: Box<[u64]>,
 }
 
+/// Where blocks are read from, and by how many threads a long one is.
+#[derive(Clone, Copy)]
+pub(in super::super) struct ReadSource<'a> {
+    pub(in super::super) slots: &'a dyn MediumFile,
+    pub(in super::super) pieces: &'a BlockPieces,
+    pub(in super::super) threads: usize,
+    /// The error of a failed read.
+    pub(in super::super) failed: &'a (dyn Fn(io::Error) -> TierError + Sync),
+}
+
+impl ReadSource<'_> {
+    /// The outcome of a read of the pieces `which` of a block.
+    pub(super) fn verified(
+        &self,
+        (block, which): (&ExpectedBlock, Range<usize>),
+        bytes: io::Result<&[u8]>,
+    ) -> Result<(), SlotMiss> {
+        let of = (&block.key, block.position, &*block.sums);
+        match bytes {
+            Ok(bytes) if are_whole(self.pieces, which, of, bytes) => Ok(()),
+            Ok(_) => Err(Checksum),
+            Err(error) if is_end(&error) => Err(Truncated),
+            Err(error) => Err(Io((self.failed)(error))),
+        }
+    }
+}
+
 /// Reads blocks of the data file, many at a time, and verifies each as soon as its bytes arrive,
 /// while others are in flight. `reads` and `expected` belong together; `ended` receives the index
 /// and the outcome of each.
 pub(in super::super) fn read_expected(
-    (slots, pieces): (&dyn MediumFile, &BlockPieces),
+    from: &ReadSource<'_>,
     (reads, expected): (&mut [FileRead<'_>], &[ExpectedBlock]),
-    failed: &dyn Fn(io::Error) -> TierError,
     ended: &mut dyn FnMut(usize, Result<(), SlotMiss>),
 ) {
-    slots.read_many(reads, &mut |read, bytes| {
+    if long::is_long(from.pieces) {
+        let outcomes = long::read(from, (reads, expected));
+        let outcomes = outcomes.into_iter().enumerate();
+        return outcomes.for_each(|(read, outcome)| ended(read, outcome));
+    }
+    from.slots.read_many(reads, &mut |read, bytes| {
         let Some(block) = expected.get(read) else {
             broken(format_args!("read {read} of {}", expected.len()));
         };
-        let verified = bytes.map_err(|error| match is_end(&error) {
-            true => Truncated,
-            false => Io(failed(error)),
-        });
-        let of = (&block.key, block.position, &*block.sums);
-        let outcome = match verified {
-            Ok(bytes) if are_whole(pieces, block.pieces.clone(), of, bytes) => Ok(()),
-            Ok(_) => Err(Checksum),
-            Err(miss) => Err(miss),
-        };
-        ended(read, outcome);
+        ended(read, from.verified((block, block.pieces.clone()), bytes));
     });
 }
 
@@ -111,6 +132,17 @@ impl SlotStore {
     /// to 4096 bytes are read past the page cache if the file system has direct I/O. Neighbouring
     /// blocks on the disk are read in one operation.
     pub fn read_many(&self, batch: &mut [SlotRead<'_>]) -> Vec<Result<(), SlotMiss>> {
+        self.read_with(1, batch)
+    }
+
+    /// As [`read_many`](SlotStore::read_many), with up to `threads` threads, which share the pieces of
+    /// blocks that are longer than a piece may be ([`BlockPieces::BYTES_MAX`]). A batch that is not much
+    /// longer than that is read on the caller's thread.
+    pub fn read_with(
+        &self,
+        threads: usize,
+        batch: &mut [SlotRead<'_>],
+    ) -> Vec<Result<(), SlotMiss>> {
         let found = self.find(batch);
         let mut outcomes = Vec::with_capacity(batch.len());
         let mut entries = Vec::with_capacity(batch.len());
@@ -130,19 +162,18 @@ impl SlotStore {
                 Err(miss) => Some(Err(miss)),
             });
         }
-        let from = (&*self.files.slots, &self.pieces);
-        let failed = |error| self.failed("read", error);
-        read_expected(
-            from,
-            (&mut reads, &expected),
-            &failed,
-            &mut |read, ended| {
-                let at = entries.get(read).map(|there| there.at);
-                if let Some(outcome) = at.and_then(|at| outcomes.get_mut(at)) {
-                    *outcome = Some(ended);
-                }
-            },
-        );
+        let from = ReadSource {
+            slots: &*self.files.slots,
+            pieces: &self.pieces,
+            threads,
+            failed: &|error| self.failed("read", error),
+        };
+        read_expected(&from, (&mut reads, &expected), &mut |read, ended| {
+            let at = entries.get(read).map(|there| there.at);
+            if let Some(outcome) = at.and_then(|at| outcomes.get_mut(at)) {
+                *outcome = Some(ended);
+            }
+        });
         self.tell_replaced(&entries, &mut outcomes);
         let count = outcomes.len();
         let outcome = |(index, outcome): (usize, Option<_>)| match outcome {

@@ -15,7 +15,7 @@ use super::{
         medium::FileWrite,
         record::{SlotRecord, piece_sums},
     },
-    FailedWrite, SlotStore, SlotWrite, SlotWriteReport, WriteTicket,
+    FailedWrite, SlotStore, SlotWrite, SlotWriteReport, WriteTicket, long,
     slots::SlotEntry,
     table::{BegunWrite, PendingWrite, PlacedWrite},
 };
@@ -205,11 +205,18 @@ impl SlotStore {
             what: "a write to the disk tier",
         });
         let mut landed: Vec<WrittenSums> = vec![Err(panicked); writes.len()];
+        let failed = |error| self.failed("write", error);
         // The panic hook has logged the panic's message.
         let _ = catch_unwind(AssertUnwindSafe(|| {
+            if long::is_long(&self.pieces) {
+                let places = writes.iter().map(|write| write.offset);
+                let blocks: Vec<_> = places.zip(blocks.iter().copied()).collect();
+                let to = (&*self.files.slots, &self.pieces);
+                return long::write(to, &blocks, &failed, &mut landed);
+            }
             self.files.slots.write_many(&writes, &mut |index, outcome| {
                 // The checksums of a block are computed while other blocks are being written.
-                let outcome = outcome.map_err(|error| self.failed("write", error));
+                let outcome = outcome.map_err(failed);
                 if let (Some(landed), Some(write)) = (landed.get_mut(index), blocks.get(index)) {
                     let sums = || piece_sums(&self.pieces, &write.key, write.position, write.bytes);
                     *landed = outcome.map(|()| sums());

@@ -19,9 +19,13 @@ const BLOCKS_PER_THREAD: usize = 32;
 
 /// The reading part of a tier, which its threads share.
 pub(crate) trait BatchReader: Send + Sync + 'static {
-    /// Reads and verifies blocks, or pieces of them. Returns their outcomes and the number of bytes
-    /// read.
-    fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<Result<ReadSuccess, TierMiss>>, u64);
+    /// Reads and verifies blocks, or pieces of them; up to `threads` threads share long blocks. Returns
+    /// their outcomes and the number of bytes read.
+    fn read_all(
+        &self,
+        blocks: &mut [BlockRead],
+        threads: usize,
+    ) -> (Vec<Result<ReadSuccess, TierMiss>>, u64);
 
     /// The clock that measures the reads, and their rate.
     fn measures(&self) -> (&dyn Clock, &TierRate);
@@ -42,6 +46,7 @@ pub(crate) fn start<R: BatchReader>(
     let parts = blocks.len().div_ceil(BLOCKS_PER_THREAD);
     let parts = parts.clamp(1, threads.parts());
     let length = blocks.len().div_ceil(parts).max(1);
+    let of_part = threads.parts() / parts;
     while !blocks.is_empty() {
         let rest = blocks.split_off(blocks.len().min(length));
         let mut mine = std::mem::replace(&mut blocks, rest);
@@ -51,7 +56,7 @@ pub(crate) fn start<R: BatchReader>(
         threads.run(move || {
             let (clock, rate) = disk.measures();
             let start = clock.now();
-            let (outcomes, bytes) = disk.read_all(&mut mine);
+            let (outcomes, bytes) = disk.read_all(&mut mine, of_part);
             drop(mine);
             let elapsed = clock.now().saturating_sub(start);
             rate.measured(bytes, elapsed);
@@ -81,7 +86,7 @@ impl BatchReader for DiskTierShared {
     }
 
     /// Blocks that are damaged or cannot be read are removed.
-    fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<DiskReadOutcome>, u64) {
+    fn read_all(&self, blocks: &mut [BlockRead], threads: usize) -> (Vec<DiskReadOutcome>, u64) {
         // Blocks of groups that the tier does not have stay absent.
         let mut outcomes: Vec<DiskReadOutcome> =
             blocks.iter().map(|_| Err(TierMiss::Absent)).collect();
@@ -89,7 +94,7 @@ impl BatchReader for DiskTierShared {
         for group in &self.groups {
             let of_group = blocks.iter_mut().enumerate();
             let of_group = of_group.filter(|(_, block)| block.name.group == group.id);
-            came += group.read_all(of_group, &mut outcomes);
+            came += group.read_all(of_group, threads, &mut outcomes);
         }
         (outcomes, came)
     }
@@ -101,6 +106,7 @@ impl DiskGroup {
     fn read_all<'b>(
         &self,
         blocks: impl Iterator<Item = (usize, &'b mut BlockRead)>,
+        threads: usize,
         outcomes: &mut [DiskReadOutcome],
     ) -> u64 {
         let mut there = Vec::new();
@@ -132,7 +138,7 @@ impl DiskGroup {
                 Err(error) => set(outcomes, at, Err(TierMiss::Failed(error.into()))),
             }
         }
-        let read = self.store.read_many(&mut reads);
+        let read = self.store.read_with(threads, &mut reads);
         let mut came = 0;
         for (there, read) in there.iter().zip(read) {
             let outcome = match read {

@@ -18,7 +18,10 @@ use crate::{
     disk::SlotWrite,
     error::{BatchError, SlotError, TierError},
     room::chain_room,
-    tier::{BlockWrite, NotWritten, OutcomeGather, RemovalTicket, WriteReport, WriteSuccess},
+    tier::{
+        BlockWrite, NotWritten, OutcomeGather, RefusedBlocks, RemovalTicket, WriteReport,
+        WriteSuccess,
+    },
 };
 
 type DiskWriteOutcome = Result<WriteSuccess, NotWritten>;
@@ -68,19 +71,22 @@ impl DiskWriteBatch<'_> {
     /// The outcomes, once every block has one, apart from repeated keys.
     fn end(self) -> Vec<DiskWriteOutcome> {
         let mut of_keys: HashMap<BlockKey, DiskWriteOutcome> = HashMap::new();
+        let mut refused = RefusedBlocks::default();
         let ended = self.blocks.iter().zip(self.outcomes);
         ended
             .map(|(block, outcome)| {
                 let key = block.name.key;
-                if let Some(outcome) = outcome {
-                    of_keys.insert(key, outcome.clone());
-                    return outcome;
-                }
-                match of_keys.get(&key) {
-                    Some(Ok(_)) => Ok(WriteSuccess::Present),
-                    Some(Err(error)) => Err(error.clone()),
-                    None => broken(format_args!("block {key} has no outcome")),
-                }
+                let outcome = match (outcome, of_keys.get(&key)) {
+                    // It may be there without its parent, which was damaged.
+                    (Some(Ok(success)), _) => refused.check(block).map(|()| success),
+                    (Some(Err(error)), _) => Err(error),
+                    (None, Some(Ok(_))) => Ok(WriteSuccess::Present),
+                    (None, Some(Err(error))) => Err(error.clone()),
+                    (None, None) => broken(format_args!("block {key} has no outcome")),
+                };
+                refused.note(block.name, &outcome);
+                of_keys.insert(key, outcome.clone());
+                outcome
             })
             .collect()
     }
