@@ -48,6 +48,8 @@ pub(crate) fn check_shape(identity: &Identity, shape: &Shape) -> Result<(), Tier
 pub(crate) enum StorageMemory {
     /// New memory of this process.
     Own(Prefault),
+    /// New memory of this process that the device of this layout reaches.
+    ForDeviceOf(PhysicalLayout),
     /// New memory that other processes may map for reading.
     ForReaders(Prefault),
     /// New memory that another process may map.
@@ -74,6 +76,10 @@ pub(crate) fn storage(
         .layout(LayoutSpec::Word(word));
     let storage = match memory {
         StorageMemory::Own(prefault) => storage.allocate_system_with(prefault),
+        StorageMemory::ForDeviceOf(engine) => match engine.device() {
+            Some(device) => storage.allocate_registered(device),
+            None => storage.allocate_system(),
+        },
         StorageMemory::ForReaders(prefault) => storage.allocate_shared_for_readers(prefault),
         StorageMemory::Shared => storage.allocate_shared(),
         StorageMemory::Over(memory) => storage.over_memory(memory),

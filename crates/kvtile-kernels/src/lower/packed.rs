@@ -49,6 +49,8 @@ pub struct PackedPiece {
 struct SideView {
     start: fn((Location, Location)) -> Location,
     step: fn(&Loop) -> AddressStep,
+    /// Whether several pairs may have the same bytes.
+    may_repeat: bool,
 }
 
 impl PackedSide {
@@ -60,6 +62,7 @@ impl PackedSide {
             &SideView {
                 start: |(source, _)| source,
                 step: |l| l.source,
+                may_repeat: true,
             },
         )
     }
@@ -72,6 +75,7 @@ impl PackedSide {
             &SideView {
                 start: |(_, destination)| destination,
                 step: |l| l.destination,
+                may_repeat: false,
             },
         )
     }
@@ -79,8 +83,10 @@ impl PackedSide {
     fn of(part: &PlanPart<'_>, side: &SideView) -> Option<PackedSide> {
         let mut spans: Vec<(u64, u64)> = Vec::new();
         let mut regions: Vec<u64> = Vec::new();
+        let has_one_class = part.classes().count() == 1;
+        let mut read: Vec<(usize, u64, u64, u64)> = Vec::new();
         for (class, pairs) in part.classes() {
-            for nest in class.nests.iter() {
+            for (index, nest) in class.nests.iter().enumerate() {
                 let steps = nest.loops.iter().map(|l| ((side.step)(l), l.extent - 1));
                 let reach = steps.clone().fold(nest.run_bytes, |reach, (step, last)| {
                     reach.saturating_add(step.bytes.saturating_mul(last))
@@ -91,10 +97,27 @@ impl PackedSide {
                     .collect();
                 for pair in pairs {
                     let start = (side.start)(part.plan().start(nest, pair));
-                    spans.push((start.offset, start.offset.saturating_add(reach)));
+                    let end = start.offset.saturating_add(reach);
+                    spans.push((start.offset, end));
+                    if side.may_repeat {
+                        let nest = if has_one_class { index } else { 0 };
+                        read.push((nest, start.region, start.offset, end));
+                    }
                     add_regions(&mut regions, start.region, &steps)?;
                 }
             }
+        }
+        // Bytes that are read twice would hide bytes that are not read at all from the comparison below. Nests of one
+        // class read different bytes.
+        read.sort_unstable();
+        let repeats = |pair: &[(usize, u64, u64, u64)]| match pair {
+            [(nest, region, _, end), (next, other, start, _)] => {
+                nest == next && region == other && start < end
+            }
+            _ => false,
+        };
+        if read.windows(2).any(repeats) {
+            return None;
         }
         spans.sort_unstable();
         regions.sort_unstable();

@@ -196,7 +196,9 @@ impl CacheBuilder {
         let below = usize::from(settings.disk.is_some()) + usize::from(parts.is_some());
         let spares = below + self.tiers.len();
         let blocks = host_blocks(&settings, shape, spares)?;
-        let storage = host_layout(&settings, (shape, blocks, spares), self.for_readers)?;
+        let layout = engine.as_ref().map(|engine| manager.layout(engine.handle));
+        let memory = (self.for_readers, layout.transpose()?);
+        let storage = host_layout(&settings, (shape, blocks, spares), memory)?;
         let shape = storage.shape().clone();
         let block_bytes = shape.block_bytes()?;
         let pieces = BlockPieces::of_layout(storage.strided())?;
@@ -403,7 +405,7 @@ fn host_blocks(settings: &CacheSettings, shape: &Shape, spares: usize) -> Result
 fn host_layout(
     settings: &CacheSettings,
     (shape, blocks, spares): (&Shape, u32, usize),
-    for_readers: bool,
+    (for_readers, engine): (bool, Option<PhysicalLayout>),
 ) -> Result<PhysicalLayout, TierError> {
     let all = u64::from(blocks) + spares as u64;
     let shape = shape.with_num_blocks(all)?;
@@ -411,9 +413,12 @@ fn host_layout(
         true => Prefault::Populate { threads: 0 },
         false => Prefault::None,
     };
-    let memory = match for_readers {
-        true => StorageMemory::ForReaders(prefault),
-        false => StorageMemory::Own(prefault),
+    let on_device = engine.filter(|engine| engine.device().is_some());
+    let memory = match (for_readers, on_device) {
+        (true, _) => StorageMemory::ForReaders(prefault),
+        // Copies with a device are direct from and to registered memory, whose pages are there from the start.
+        (false, Some(engine)) => StorageMemory::ForDeviceOf(engine),
+        (false, None) => StorageMemory::Own(prefault),
     };
     let word = settings.storage_word.as_ref();
     opening::storage(shape, &settings.identity, word, memory)

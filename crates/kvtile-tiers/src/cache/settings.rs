@@ -54,7 +54,8 @@ pub struct CacheSettings {
     pub host_bytes: u64,
     /// Whether opening the cache faults in all pages of host memory (default no: the first use of a
     /// page faults it in, which takes longer than the copy). With prefault, opening takes longer,
-    /// and fails if the machine does not have the memory.
+    /// and fails if the machine does not have the memory. Where the engine is in memory of a device, several threads always
+    /// fault in all pages, and the driver pins them.
     #[serde(default)]
     pub prefault: bool,
     /// The disk tier (default: none).
