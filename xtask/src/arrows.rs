@@ -112,6 +112,7 @@ const ARROWS: [(&str, &[&str]); 30] = [
             "kvtile-ptx",
             "kvtile-random",
             "kvtile-testkit",
+            "kvtile-transfer",
         ],
     ),
     ("kvtile-http", &["kvtile"]),

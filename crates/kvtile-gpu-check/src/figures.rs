@@ -49,6 +49,8 @@ pub enum MeasuredRoute {
     BatchAny,
     /// One copy of everything, and a kernel on the device.
     Staged,
+    /// A transfer of kvtile's manager, which chooses the way.
+    Manager,
     /// A kernel that reads or writes the memory of the host, or memory of the device alone.
     Kernel,
 }
@@ -63,6 +65,7 @@ impl MeasuredRoute {
             MeasuredRoute::Batch => "batch",
             MeasuredRoute::BatchAny => "batch, any order",
             MeasuredRoute::Staged => "staged",
+            MeasuredRoute::Manager => "kvtile's transfer",
             MeasuredRoute::Kernel => "kernel",
         }
     }

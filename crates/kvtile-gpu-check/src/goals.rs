@@ -269,8 +269,8 @@ fn described(figure: &CheckFigure) -> String {
     parts.join(", ")
 }
 
-/// The lowest ratio among all directions and sizes of runs in a range, of the best route for each. Transfers with less
-/// than a quarter of the largest transfer's bytes are left out: their fixed cost is another goal's.
+/// The lowest ratio among all directions and sizes of runs in a range, of the best route for each size. Of each size, the
+/// largest number of runs counts: the fixed cost of few is another goal's.
 fn worst_run(
     figures: &[CheckFigure],
     ways: &[CopyDirection],
@@ -284,14 +284,13 @@ fn worst_run(
     let mut best: Vec<&CheckFigure> = Vec::new();
     for &way in ways {
         let of_way = || sweep().filter(move |figure| figure.direction == Some(way));
-        let largest = of_way().map(|figure| figure.bytes).max().unwrap_or(0);
         let mut runs: Vec<u64> = of_way().filter_map(|figure| figure.run_bytes).collect();
         runs.sort_unstable();
         runs.dedup();
         for run in runs.into_iter().filter(|run| (from..=to).contains(run)) {
-            let cells = of_way().filter(|figure| {
-                figure.run_bytes == Some(run) && figure.bytes >= largest / 4 && admits(figure)
-            });
+            let of_run = || of_way().filter(|figure| figure.run_bytes == Some(run));
+            let most = of_run().filter_map(|figure| figure.pieces).max();
+            let cells = of_run().filter(|figure| figure.pieces == most && admits(figure));
             best.extend(cells.max_by(|a, b| ratio(a).total_cmp(&ratio(b))));
         }
     }
@@ -420,12 +419,10 @@ mod tests {
             state(&figures, "9.0", "28 to 64 KiB"),
             (GoalState::Missed, Some(0.1))
         );
-        // Small transfers do not decide.
-        let mut small = cell(DeviceToHost, 128 << 10, None, 0.2);
-        small.bytes = 1 << 20;
+        // Fewer runs of a size do not decide.
         figures.push(CheckFigure {
-            run_bytes: Some(1 << 20),
-            ..small
+            pieces: Some(16),
+            ..cell(DeviceToHost, 128 << 10, None, 0.2)
         });
         assert_eq!(state(&figures, "9.0", large), (GoalState::Met, Some(0.96)));
         figures.push(cell(DeviceToHost, 1 << 20, None, 0.9));

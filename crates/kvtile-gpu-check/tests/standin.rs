@@ -59,8 +59,8 @@ fn a_whole_run_is_complete_compares_equal_and_writes_its_files() {
         refusals.len() == 1 && refusals[0].refused == 6,
         "{refusals:?}"
     );
-    // Nine ways of known and of random ones.
-    assert_eq!(transfers.len(), 18);
+    // Nine ways of known and of random ones, and three of the manager.
+    assert_eq!(transfers.len(), 21);
     for check in transfers {
         // In the device, known layouts go both ways.
         let is_known = check.work == "known layouts";
@@ -92,10 +92,14 @@ fn a_whole_run_is_complete_compares_equal_and_writes_its_files() {
         .collect();
     assert_eq!(open, expected);
     assert!(report.routes.len() > 10, "{:?}", report.routes);
+    check_files(&report);
+}
 
+/// The files of a report hold what it has.
+fn check_files(report: &GpuCheckReport) {
     let folder = tempfile::tempdir().unwrap();
     let files = ReportFiles::in_folder(&folder.path().join("new")).unwrap();
-    files.write(&report).unwrap();
+    files.write(report).unwrap();
     let text = |name| std::fs::read_to_string(files.path(name)).unwrap();
     let json: GpuCheckReport = serde_json::from_str(&text(ReportFiles::JSON)).unwrap();
     assert_eq!(json.bytes, report.bytes);

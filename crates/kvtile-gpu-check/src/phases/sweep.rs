@@ -14,7 +14,9 @@ use crate::{
 };
 
 /// Numbers of runs, the most telling first: a phase may be cut short.
-const PIECES: [usize; 3] = [256, 4096, 16];
+const PIECES: [usize; 4] = [256, 4096, 65_536, 16];
+/// Beyond so many runs, copying them one by one takes too long to measure.
+const LOOP_MAX: usize = 4096;
 const RUN_BYTES_MIN: usize = 256;
 const RUN_BYTES_MAX: usize = 2 << 20;
 /// Blocks of kernels that reach the host.
@@ -36,13 +38,16 @@ pub(super) fn run(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
         .flat_map(|pieces| run_sizes().map(move |run| (pieces, run)))
         .filter(|(pieces, run)| pieces * run <= largest)
         .collect();
-    context.planned = cells.len() * WAYS.map(|way| routes(way).len()).iter().sum::<usize>();
+    let of_cell = |(pieces, _): &(usize, usize)| -> usize {
+        WAYS.map(|way| routes(way, *pieces).len()).iter().sum()
+    };
+    context.planned = cells.iter().map(of_cell).sum();
     let blocks = super::ceilings::full_grid(rig)?;
     for (pieces, run_bytes) in cells {
         let runs = ScatteredRuns::new(pieces, run_bytes, context.settings.seed)?;
         for direction in WAYS {
             let mut cell = SweepCell::new(rig, &buffers, &runs, direction, blocks)?;
-            for (route, blocks) in routes(direction) {
+            for (route, blocks) in routes(direction, pieces) {
                 if context.is_over() {
                     return Ok(());
                 }
@@ -72,13 +77,15 @@ fn run_sizes() -> impl Iterator<Item = usize> {
 }
 
 /// Routes of a direction, kernels with their blocks.
-fn routes(direction: CopyDirection) -> Vec<(MeasuredRoute, Option<u32>)> {
+fn routes(direction: CopyDirection, pieces: usize) -> Vec<(MeasuredRoute, Option<u32>)> {
     let mut routes = vec![(MeasuredRoute::Staged, None), (MeasuredRoute::Batch, None)];
     if direction == CopyDirection::HostToDevice {
         routes.push((MeasuredRoute::BatchAny, None));
     }
     routes.extend(BLOCKS.map(|blocks| (MeasuredRoute::Kernel, Some(blocks))));
-    routes.push((MeasuredRoute::Loop, None));
+    if pieces <= LOOP_MAX {
+        routes.push((MeasuredRoute::Loop, None));
+    }
     routes
 }
 
@@ -155,7 +162,7 @@ impl SweepCell {
                 rig.launch(QUEUE, &self.staged, self.blocks)?;
                 rig.copy_each(QUEUE, &self.whole)
             }
-            MeasuredRoute::Copy => rig.copy_each(QUEUE, &self.whole),
+            MeasuredRoute::Copy | MeasuredRoute::Manager => rig.copy_each(QUEUE, &self.whole),
         }
     }
 }

@@ -2,13 +2,14 @@
 
 mod arena;
 mod known;
+mod managed;
 mod random;
 mod refusals;
 
 use kvtile_layout::CopyPlan;
-use kvtile_testkit::Image;
+use kvtile_testkit::{Image, generate::TransferCase};
 
-use self::arena::ByteArena;
+use self::{arena::ByteArena, managed::ManagedCopies};
 use super::PhaseContext;
 use crate::{
     error::GpuCheckError,
@@ -76,11 +77,38 @@ impl ByteChecks {
         name: impl Fn() -> String,
     ) -> Result<(), GpuCheckError> {
         let checks = self.checks.iter_mut();
-        for check in checks.filter(|check| admits(check.direction) && check.wrong.is_none()) {
+        let tried = checks.filter(|check| {
+            check.route != MeasuredRoute::Manager
+                && admits(check.direction)
+                && check.wrong.is_none()
+        });
+        for check in tried {
             let found = arena.transfer(planned, check.direction, check.route)?;
             check.compared += 1;
             check.wrong = found.map(|difference| format!("{difference}; {}", name()));
         }
+        Ok(())
+    }
+
+    /// Executes a transfer in every direction by the manager, and compares.
+    fn managed(
+        &mut self,
+        copies: &ManagedCopies,
+        (case, planned): (&TransferCase, &PlannedBytes),
+        is_pinned: bool,
+        name: impl Fn() -> String,
+    ) -> Result<(), GpuCheckError> {
+        let checks = self.checks.iter_mut();
+        let tried =
+            checks.filter(|check| check.route == MeasuredRoute::Manager && check.wrong.is_none());
+        for check in tried {
+            let images = (&planned.from, &planned.to);
+            let found = copies.transfer(case, images, check.direction, is_pinned)?;
+            check.compared += 1;
+            let difference = arena::difference(&planned.expected, &found);
+            check.wrong = difference.map(|difference| format!("{difference}; {}", name()));
+        }
+        // All directions are compared.
         Ok(())
     }
 

@@ -100,7 +100,7 @@ fn style(route: MeasuredRoute) -> usize {
         MeasuredRoute::Batch => 1,
         MeasuredRoute::BatchAny => 2,
         MeasuredRoute::Staged => 3,
-        MeasuredRoute::Copy | MeasuredRoute::Kernel => 4,
+        MeasuredRoute::Copy | MeasuredRoute::Manager | MeasuredRoute::Kernel => 4,
     }
 }
 
