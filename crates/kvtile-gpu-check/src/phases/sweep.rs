@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::GpuCheckError,
-    figures::{CheckFigure, CopyDirection, MeasuredRoute},
+    figures::{CheckFigure, MeasuredDirection, MeasuredRoute},
     goals::work,
     rig::{BufferPlace, PreparedCopies, PreparedProgram, Rig, RigBuffer, RigQueueName},
 };
@@ -22,7 +22,10 @@ const RUN_BYTES_MAX: usize = 2 << 20;
 /// Blocks of kernels that reach the host.
 const BLOCKS: [u32; 5] = [4, 8, 2, 12, 1];
 const QUEUE: RigQueueName = RigQueueName::First;
-const WAYS: [CopyDirection; 2] = [CopyDirection::HostToDevice, CopyDirection::DeviceToHost];
+const WAYS: [MeasuredDirection; 2] = [
+    MeasuredDirection::HostToDevice,
+    MeasuredDirection::DeviceToHost,
+];
 
 pub(super) fn run(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
     // The scattered blocks take twice the bytes, and the slot once.
@@ -77,9 +80,9 @@ fn run_sizes() -> impl Iterator<Item = usize> {
 }
 
 /// Routes of a direction, kernels with their blocks.
-fn routes(direction: CopyDirection, pieces: usize) -> Vec<(MeasuredRoute, Option<u32>)> {
+fn routes(direction: MeasuredDirection, pieces: usize) -> Vec<(MeasuredRoute, Option<u32>)> {
     let mut routes = vec![(MeasuredRoute::Staged, None), (MeasuredRoute::Batch, None)];
-    if direction == CopyDirection::HostToDevice {
+    if direction == MeasuredDirection::HostToDevice {
         routes.push((MeasuredRoute::BatchAny, None));
     }
     routes.extend(BLOCKS.map(|blocks| (MeasuredRoute::Kernel, Some(blocks))));
@@ -98,7 +101,7 @@ struct SweepBuffers {
 
 /// One size in one direction, prepared for all routes.
 struct SweepCell {
-    direction: CopyDirection,
+    direction: MeasuredDirection,
     runs: PreparedCopies,
     whole: PreparedCopies,
     staged: PreparedProgram,
@@ -111,14 +114,14 @@ impl SweepCell {
         rig: &Rig,
         buffers: &SweepBuffers,
         runs: &ScatteredRuns,
-        direction: CopyDirection,
+        direction: MeasuredDirection,
         blocks: u32,
     ) -> Result<SweepCell, GpuCheckError> {
         let device = regions_in(&buffers.device, &runs.scattered);
         let host = regions_in(&buffers.host, &runs.dense);
         let slot = regions_in(&buffers.slot, &runs.dense);
         let bytes = room_of(&runs.dense);
-        let is_load = direction == CopyDirection::HostToDevice;
+        let is_load = direction == MeasuredDirection::HostToDevice;
         let (plan, from, to) = match is_load {
             true => (&runs.load, &host, &device),
             false => (&runs.store, &device, &host),
@@ -154,7 +157,7 @@ impl SweepCell {
             MeasuredRoute::Batch => rig.copy_batch(QUEUE, &mut self.runs, SourceOrder::Queue),
             MeasuredRoute::BatchAny => rig.copy_batch(QUEUE, &mut self.runs, SourceOrder::Any),
             MeasuredRoute::Kernel => rig.launch(QUEUE, &self.direct, blocks.unwrap_or(1)),
-            MeasuredRoute::Staged if self.direction == CopyDirection::HostToDevice => {
+            MeasuredRoute::Staged if self.direction == MeasuredDirection::HostToDevice => {
                 rig.copy_each(QUEUE, &self.whole)?;
                 rig.launch(QUEUE, &self.staged, self.blocks)
             }

@@ -14,7 +14,7 @@ use kvtile_testkit::{Image, poison_byte};
 use super::PlannedBytes;
 use crate::{
     error::GpuCheckError,
-    figures::{CopyDirection, MeasuredRoute},
+    figures::{MeasuredDirection, MeasuredRoute},
     phases::{PhaseContext, ceilings, plans},
     rig::{BufferPlace, PreparedCopies, Rig, RigBuffer, RigQueueName, RigRegion},
 };
@@ -135,14 +135,14 @@ impl<'r> ByteArena<'r> {
     pub(super) fn transfer(
         &self,
         planned: &PlannedBytes,
-        direction: CopyDirection,
+        direction: MeasuredDirection,
         route: MeasuredRoute,
     ) -> Result<Option<ByteDifference>, GpuCheckError> {
         let source = GuardedImage::new(&planned.from, planned.odd.0);
         let before = GuardedImage::new(&planned.to, planned.odd.1);
         let expected = GuardedImage::new(&planned.expected, planned.odd.1);
-        let from_host = direction == CopyDirection::HostToDevice;
-        let to_host = direction == CopyDirection::DeviceToHost;
+        let from_host = direction == MeasuredDirection::HostToDevice;
+        let to_host = direction == MeasuredDirection::DeviceToHost;
         self.rig.write(&self.host_source, 0, &source.bytes)?;
         self.rig.write(&self.host_destination, 0, &before.bytes)?;
         if !from_host {

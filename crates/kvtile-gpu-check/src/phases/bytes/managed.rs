@@ -19,14 +19,14 @@ use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager, TransferOpt
 
 use crate::{
     error::GpuCheckError,
-    figures::{CopyDirection, MeasuredRoute},
+    figures::{MeasuredDirection, MeasuredRoute},
 };
 
 /// Every direction.
-pub(super) const WAYS: [(CopyDirection, MeasuredRoute); 3] = [
-    (CopyDirection::Inside, MeasuredRoute::Manager),
-    (CopyDirection::HostToDevice, MeasuredRoute::Manager),
-    (CopyDirection::DeviceToHost, MeasuredRoute::Manager),
+pub(super) const WAYS: [(MeasuredDirection, MeasuredRoute); 3] = [
+    (MeasuredDirection::Inside, MeasuredRoute::Manager),
+    (MeasuredDirection::HostToDevice, MeasuredRoute::Manager),
+    (MeasuredDirection::DeviceToHost, MeasuredRoute::Manager),
 ];
 
 /// A transfer manager over a device.
@@ -97,7 +97,7 @@ impl ManagedCopies {
         &self,
         case: &TransferCase,
         (from, to): (&Image, &Image),
-        direction: CopyDirection,
+        direction: MeasuredDirection,
         is_pinned: bool,
     ) -> Result<Image, GpuCheckError> {
         let (source, destination) = (HostImage::new(from)?, HostImage::new(to)?);
@@ -105,15 +105,15 @@ impl ManagedCopies {
         let host_source = self.host(&case.src, &source, is_pinned, &mut used)?;
         let host_destination = self.host(&case.dst, &destination, is_pinned, &mut used)?;
         let source_at = match direction {
-            CopyDirection::HostToDevice => host_source,
+            MeasuredDirection::HostToDevice => host_source,
             _ => self.on_device(&case.src, host_source, &mut used)?,
         };
         let destination_at = match direction {
-            CopyDirection::DeviceToHost => host_destination,
+            MeasuredDirection::DeviceToHost => host_destination,
             _ => self.on_device(&case.dst, host_destination, &mut used)?,
         };
         self.copy(source_at, destination_at, &case.selection)?;
-        if direction != CopyDirection::DeviceToHost {
+        if direction != MeasuredDirection::DeviceToHost {
             let everything = NaiveSelection::everything(&case.dst.shape);
             self.copy(destination_at, host_destination, &everything)?;
         }

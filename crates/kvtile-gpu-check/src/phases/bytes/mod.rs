@@ -13,20 +13,20 @@ use self::{arena::ByteArena, managed::ManagedCopies};
 use super::PhaseContext;
 use crate::{
     error::GpuCheckError,
-    figures::{ByteCheck, CopyDirection, MeasuredRoute},
+    figures::{ByteCheck, MeasuredDirection, MeasuredRoute},
 };
 
 /// Every direction with its routes.
-const WAYS: [(CopyDirection, MeasuredRoute); 9] = [
-    (CopyDirection::Inside, MeasuredRoute::Kernel),
-    (CopyDirection::Inside, MeasuredRoute::Batch),
-    (CopyDirection::HostToDevice, MeasuredRoute::Kernel),
-    (CopyDirection::HostToDevice, MeasuredRoute::Staged),
-    (CopyDirection::HostToDevice, MeasuredRoute::Batch),
-    (CopyDirection::HostToDevice, MeasuredRoute::BatchAny),
-    (CopyDirection::DeviceToHost, MeasuredRoute::Kernel),
-    (CopyDirection::DeviceToHost, MeasuredRoute::Staged),
-    (CopyDirection::DeviceToHost, MeasuredRoute::Batch),
+const WAYS: [(MeasuredDirection, MeasuredRoute); 9] = [
+    (MeasuredDirection::Inside, MeasuredRoute::Kernel),
+    (MeasuredDirection::Inside, MeasuredRoute::Batch),
+    (MeasuredDirection::HostToDevice, MeasuredRoute::Kernel),
+    (MeasuredDirection::HostToDevice, MeasuredRoute::Staged),
+    (MeasuredDirection::HostToDevice, MeasuredRoute::Batch),
+    (MeasuredDirection::HostToDevice, MeasuredRoute::BatchAny),
+    (MeasuredDirection::DeviceToHost, MeasuredRoute::Kernel),
+    (MeasuredDirection::DeviceToHost, MeasuredRoute::Staged),
+    (MeasuredDirection::DeviceToHost, MeasuredRoute::Batch),
 ];
 
 pub(super) fn run(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
@@ -53,8 +53,8 @@ struct ByteChecks {
 }
 
 impl ByteChecks {
-    fn new(work: &str, ways: &[(CopyDirection, MeasuredRoute)]) -> ByteChecks {
-        let check = |&(direction, route): &(CopyDirection, MeasuredRoute)| ByteCheck {
+    fn new(work: &str, ways: &[(MeasuredDirection, MeasuredRoute)]) -> ByteChecks {
+        let check = |&(direction, route): &(MeasuredDirection, MeasuredRoute)| ByteCheck {
             work: work.to_owned(),
             direction,
             route,
@@ -73,7 +73,7 @@ impl ByteChecks {
         &mut self,
         arena: &ByteArena<'_>,
         planned: &PlannedBytes,
-        admits: impl Fn(CopyDirection) -> bool,
+        admits: impl Fn(MeasuredDirection) -> bool,
         name: impl Fn() -> String,
     ) -> Result<(), GpuCheckError> {
         let checks = self.checks.iter_mut();
