@@ -113,6 +113,7 @@ const ARROWS: [(&str, &[&str]); 30] = [
             "kvtile-ptx",
             "kvtile-random",
             "kvtile-testkit",
+            "kvtile-transfer",
         ],
     ),
     ("kvtile-http", &["kvtile"]),

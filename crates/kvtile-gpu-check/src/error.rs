@@ -8,6 +8,7 @@ use kvtile_layout::LayoutError;
 use kvtile_memory::MemoryError;
 use kvtile_ptx::{PtxLaunchError, PtxTextError};
 use kvtile_testkit::TestkitError;
+use kvtile_transfer::TransferError;
 use thiserror::Error;
 
 /// Why a phase, or the whole check, could not go on.
@@ -26,6 +27,9 @@ pub enum GpuCheckError {
     /// Memory of the host.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A transfer of kvtile.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     /// The naive reference.
     #[error(transparent)]
     Reference(#[from] TestkitError),
@@ -68,6 +72,9 @@ pub enum GpuCheckError {
     /// The host accesses a buffer of the device.
     #[error("the host cannot access memory of the device")]
     NotHostMemory,
+    /// Memory that a transfer still uses after it has ended.
+    #[error("a transfer that has ended still uses its memory")]
+    StillInUse,
     /// A kernel that the module lacks.
     #[error("the module has no kernel {kernel}")]
     NoKernel {

@@ -7,7 +7,7 @@ use crate::{measure::RoundSpread, phase::CheckPhase};
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum CopyDirection {
+pub enum MeasuredDirection {
     /// From the host to the device.
     HostToDevice,
     /// From the device to the host.
@@ -16,21 +16,21 @@ pub enum CopyDirection {
     Inside,
 }
 
-impl CopyDirection {
+impl MeasuredDirection {
     /// Every direction.
-    pub const ALL: [CopyDirection; 3] = [
-        CopyDirection::HostToDevice,
-        CopyDirection::DeviceToHost,
-        CopyDirection::Inside,
+    pub const ALL: [MeasuredDirection; 3] = [
+        MeasuredDirection::HostToDevice,
+        MeasuredDirection::DeviceToHost,
+        MeasuredDirection::Inside,
     ];
 
     /// Its short name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            CopyDirection::HostToDevice => "host → device",
-            CopyDirection::DeviceToHost => "device → host",
-            CopyDirection::Inside => "in the device",
+            MeasuredDirection::HostToDevice => "host → device",
+            MeasuredDirection::DeviceToHost => "device → host",
+            MeasuredDirection::Inside => "in the device",
         }
     }
 }
@@ -49,6 +49,8 @@ pub enum MeasuredRoute {
     BatchAny,
     /// One copy of everything, and a kernel on the device.
     Staged,
+    /// A transfer of kvtile's manager, which chooses the way.
+    Manager,
     /// A kernel that reads or writes the memory of the host, or memory of the device alone.
     Kernel,
 }
@@ -63,6 +65,7 @@ impl MeasuredRoute {
             MeasuredRoute::Batch => "batch",
             MeasuredRoute::BatchAny => "batch, any order",
             MeasuredRoute::Staged => "staged",
+            MeasuredRoute::Manager => "kvtile's transfer",
             MeasuredRoute::Kernel => "kernel",
         }
     }
@@ -74,7 +77,7 @@ pub struct ByteCheck {
     /// What was copied.
     pub work: String,
     /// Which way.
-    pub direction: CopyDirection,
+    pub direction: MeasuredDirection,
     /// By which route.
     pub route: MeasuredRoute,
     /// Transfers that were compared.
@@ -106,7 +109,7 @@ pub struct CheckFigure {
     /// What was done.
     pub work: String,
     /// Which way, where bytes were moved.
-    pub direction: Option<CopyDirection>,
+    pub direction: Option<MeasuredDirection>,
     /// By which route.
     pub route: Option<MeasuredRoute>,
     /// Most blocks of a kernel.
@@ -147,7 +150,7 @@ impl CheckFigure {
     pub(crate) fn moved(
         self,
         bytes: u64,
-        direction: CopyDirection,
+        direction: MeasuredDirection,
         route: MeasuredRoute,
     ) -> CheckFigure {
         CheckFigure {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    figures::{CheckFigure, CopyDirection, MeasuredRoute},
+    figures::{CheckFigure, MeasuredDirection, MeasuredRoute},
     phase::CheckPhase,
     routes,
 };
@@ -133,11 +133,14 @@ pub(crate) fn goals(figures: &[CheckFigure], capability: &str) -> Vec<GoalRow> {
 
 /// Between host and device.
 fn transfer_goals(figures: &[CheckFigure], few: u32) -> Vec<GoalRow> {
-    let ways = [CopyDirection::HostToDevice, CopyDirection::DeviceToHost];
+    let ways = [
+        MeasuredDirection::HostToDevice,
+        MeasuredDirection::DeviceToHost,
+    ];
     let runs = |from, to| worst_run(figures, &ways, (from, to), |_| true);
     let few_title =
         format!("runs of 1 to 24 KiB, host → device, by at most {few} blocks of a kernel");
-    let load = [CopyDirection::HostToDevice];
+    let load = [MeasuredDirection::HostToDevice];
     let by_few = worst_run(figures, &load, (1 << 10, 24 << 10), |figure| {
         figure.route == Some(MeasuredRoute::Kernel) && figure.blocks.is_some_and(|b| b <= few)
     });
@@ -174,7 +177,7 @@ fn transfer_goals(figures: &[CheckFigure], few: u32) -> Vec<GoalRow> {
 
 /// Inside the device.
 fn inside_goals(figures: &[CheckFigure]) -> Vec<GoalRow> {
-    let inside = |class| worst_permute(figures, class, &[CopyDirection::Inside]);
+    let inside = |class| worst_permute(figures, class, &[MeasuredDirection::Inside]);
     let at_least = GoalRow::at_least;
     vec![
         at_least(
@@ -269,11 +272,11 @@ fn described(figure: &CheckFigure) -> String {
     parts.join(", ")
 }
 
-/// The lowest ratio among all directions and sizes of runs in a range, of the best route for each. Transfers with less
-/// than a quarter of the largest transfer's bytes are left out: their fixed cost is another goal's.
+/// The lowest ratio among all directions and sizes of runs in a range, of the best route for each size. Of each size, the
+/// largest number of runs counts: the fixed cost of few is another goal's.
 fn worst_run(
     figures: &[CheckFigure],
-    ways: &[CopyDirection],
+    ways: &[MeasuredDirection],
     (from, to): (u64, u64),
     admits: impl Fn(&CheckFigure) -> bool,
 ) -> Option<GoalFigure> {
@@ -284,14 +287,13 @@ fn worst_run(
     let mut best: Vec<&CheckFigure> = Vec::new();
     for &way in ways {
         let of_way = || sweep().filter(move |figure| figure.direction == Some(way));
-        let largest = of_way().map(|figure| figure.bytes).max().unwrap_or(0);
         let mut runs: Vec<u64> = of_way().filter_map(|figure| figure.run_bytes).collect();
         runs.sort_unstable();
         runs.dedup();
         for run in runs.into_iter().filter(|run| (from..=to).contains(run)) {
-            let cells = of_way().filter(|figure| {
-                figure.run_bytes == Some(run) && figure.bytes >= largest / 4 && admits(figure)
-            });
+            let of_run = || of_way().filter(|figure| figure.run_bytes == Some(run));
+            let most = of_run().filter_map(|figure| figure.pieces).max();
+            let cells = of_run().filter(|figure| figure.pieces == most && admits(figure));
             best.extend(cells.max_by(|a, b| ratio(a).total_cmp(&ratio(b))));
         }
     }
@@ -309,7 +311,7 @@ fn ratio(figure: &CheckFigure) -> f64 {
 fn worst_permute(
     figures: &[CheckFigure],
     class: &str,
-    ways: &[CopyDirection],
+    ways: &[MeasuredDirection],
 ) -> Option<GoalFigure> {
     let mut worst: Option<&CheckFigure> = None;
     for &way in ways {
@@ -372,7 +374,7 @@ mod tests {
     }
 
     /// A cell of the sweep with a ratio, of 64 MiB.
-    fn cell(way: CopyDirection, run: u64, blocks: Option<u32>, ratio: f64) -> CheckFigure {
+    fn cell(way: MeasuredDirection, run: u64, blocks: Option<u32>, ratio: f64) -> CheckFigure {
         let route = match blocks {
             Some(_) => MeasuredRoute::Kernel,
             None => MeasuredRoute::Batch,
@@ -407,7 +409,7 @@ mod tests {
 
     #[test]
     fn the_best_route_of_each_size_counts_and_the_worst_size_decides() {
-        use CopyDirection::{DeviceToHost, HostToDevice};
+        use MeasuredDirection::{DeviceToHost, HostToDevice};
         let mut figures = vec![
             cell(HostToDevice, 64 << 10, None, 0.97),
             cell(HostToDevice, 64 << 10, Some(4), 0.5),
@@ -420,12 +422,10 @@ mod tests {
             state(&figures, "9.0", "28 to 64 KiB"),
             (GoalState::Missed, Some(0.1))
         );
-        // Small transfers do not decide.
-        let mut small = cell(DeviceToHost, 128 << 10, None, 0.2);
-        small.bytes = 1 << 20;
+        // Fewer runs of a size do not decide.
         figures.push(CheckFigure {
-            run_bytes: Some(1 << 20),
-            ..small
+            pieces: Some(16),
+            ..cell(DeviceToHost, 128 << 10, None, 0.2)
         });
         assert_eq!(state(&figures, "9.0", large), (GoalState::Met, Some(0.96)));
         figures.push(cell(DeviceToHost, 1 << 20, None, 0.9));
@@ -437,7 +437,7 @@ mod tests {
 
     #[test]
     fn older_devices_may_use_more_blocks() {
-        let figures = [cell(CopyDirection::HostToDevice, 4096, Some(8), 0.93)];
+        let figures = [cell(MeasuredDirection::HostToDevice, 4096, Some(8), 0.93)];
         let title = "1 to 24 KiB";
         assert_eq!(state(&figures, "8.0", title), (GoalState::Met, Some(0.93)));
         assert_eq!(
@@ -456,13 +456,13 @@ mod tests {
                 MeasuredRoute::Staged,
             )
         };
-        let mut figures = vec![permute(CopyDirection::HostToDevice, 0.95)];
+        let mut figures = vec![permute(MeasuredDirection::HostToDevice, 0.95)];
         let title = "NHD ↔ HND";
         assert_eq!(
             state(&figures, "9.0", title),
             (GoalState::NotMeasured, None)
         );
-        figures.push(permute(CopyDirection::DeviceToHost, 0.91));
+        figures.push(permute(MeasuredDirection::DeviceToHost, 0.91));
         assert_eq!(state(&figures, "9.0", title), (GoalState::Met, Some(0.91)));
     }
 

@@ -31,7 +31,7 @@ mod run;
 mod settings;
 
 pub use error::GpuCheckError;
-pub use figures::{ByteCheck, CheckFigure, CopyDirection, CountedKernels, MeasuredRoute};
+pub use figures::{ByteCheck, CheckFigure, CountedKernels, MeasuredDirection, MeasuredRoute};
 pub use goals::{GoalRow, GoalState};
 pub use measure::RoundSpread;
 pub use phase::CheckPhase;

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    figures::{CheckFigure, CopyDirection, MeasuredRoute},
+    figures::{CheckFigure, MeasuredDirection, MeasuredRoute},
     phase::CheckPhase,
 };
 
@@ -15,7 +15,7 @@ pub struct RouteConstants {
     /// The route.
     pub route: MeasuredRoute,
     /// The direction.
-    pub direction: CopyDirection,
+    pub direction: MeasuredDirection,
     /// Most blocks of a kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocks: Option<u32>,
@@ -52,7 +52,7 @@ impl RouteConstants {
     }
 }
 
-type MeasuredKey = (CopyDirection, MeasuredRoute, Option<u32>);
+type MeasuredKey = (MeasuredDirection, MeasuredRoute, Option<u32>);
 
 fn key(figure: &CheckFigure) -> Option<MeasuredKey> {
     Some((figure.direction?, figure.route?, figure.blocks))
@@ -252,7 +252,7 @@ mod tests {
         CheckFigure {
             run_bytes: Some(run),
             pieces: Some(pieces),
-            ..figure.moved(run * pieces, CopyDirection::HostToDevice, route)
+            ..figure.moved(run * pieces, MeasuredDirection::HostToDevice, route)
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Condvar, Mutex};
 
-use kvtile_gpu_check::{CheckPhase, CopyDirection, GpuCheckSettings, PhaseEnd};
+use kvtile_gpu_check::{CheckPhase, GpuCheckSettings, MeasuredDirection, PhaseEnd};
 use kvtile_standin::{
     PtxEngine, Standin, StandinOptions,
     kernel::{KernelEngine, KernelEntry, KernelFault, KernelLaunch, KernelMemory},
@@ -52,7 +52,7 @@ fn a_call_that_does_not_return_ends_the_run_with_what_was_measured_before() {
     };
     let driver = standin.driver().unwrap();
     let report = kvtile_gpu_check::run(&driver, &settings, |_| {}).unwrap();
-    assert!(report.ceiling(CopyDirection::HostToDevice).is_some());
+    assert!(report.ceiling(MeasuredDirection::HostToDevice).is_some());
     let [outcome] = &report.phases[..] else {
         panic!("{:?}", report.phases);
     };

@@ -8,7 +8,7 @@ use std::sync::{
 
 use kvtile_device::cuda;
 use kvtile_gpu_check::{
-    ByteCheck, CheckPhase, CopyDirection, GoalRow, GoalState, GpuCheckReport, GpuCheckSettings,
+    ByteCheck, CheckPhase, GoalRow, GoalState, GpuCheckReport, GpuCheckSettings, MeasuredDirection,
     PhaseEnd, ReportFiles,
 };
 use kvtile_standin::{
@@ -59,12 +59,12 @@ fn a_whole_run_is_complete_compares_equal_and_writes_its_files() {
         refusals.len() == 1 && refusals[0].refused == 6,
         "{refusals:?}"
     );
-    // Nine ways of known and of random ones.
-    assert_eq!(transfers.len(), 18);
+    // Nine ways of known and of random ones, and three of the manager.
+    assert_eq!(transfers.len(), 21);
     for check in transfers {
         // In the device, known layouts go both ways.
         let is_known = check.work == "known layouts";
-        let ways = if is_known && check.direction == CopyDirection::Inside {
+        let ways = if is_known && check.direction == MeasuredDirection::Inside {
             2
         } else {
             1
@@ -72,7 +72,7 @@ fn a_whole_run_is_complete_compares_equal_and_writes_its_files() {
         assert_eq!(check.compared + check.refused, 3 * ways, "{check:?}");
         assert!(check.compared > 0, "{check:?}");
     }
-    for direction in CopyDirection::ALL {
+    for direction in MeasuredDirection::ALL {
         assert!(report.ceiling(direction).unwrap() > 0.0);
     }
     let undecided = |goal: &&GoalRow| goal.found.is_some() && goal.state == GoalState::Undecided;
@@ -92,10 +92,14 @@ fn a_whole_run_is_complete_compares_equal_and_writes_its_files() {
         .collect();
     assert_eq!(open, expected);
     assert!(report.routes.len() > 10, "{:?}", report.routes);
+    check_files(&report);
+}
 
+/// The files of a report hold what it has.
+fn check_files(report: &GpuCheckReport) {
     let folder = tempfile::tempdir().unwrap();
     let files = ReportFiles::in_folder(&folder.path().join("new")).unwrap();
-    files.write(&report).unwrap();
+    files.write(report).unwrap();
     let text = |name| std::fs::read_to_string(files.path(name)).unwrap();
     let json: GpuCheckReport = serde_json::from_str(&text(ReportFiles::JSON)).unwrap();
     assert_eq!(json.bytes, report.bytes);
@@ -228,7 +232,7 @@ fn a_lost_device_ends_the_run_with_what_was_measured_before() {
     standin.fail("cuEventSynchronize", 1, cuda::ILLEGAL_ADDRESS);
     let phases = [CheckPhase::Ceilings, CheckPhase::Sweep];
     let report = run(&standin, &phases);
-    assert!(report.ceiling(CopyDirection::HostToDevice).is_some());
+    assert!(report.ceiling(MeasuredDirection::HostToDevice).is_some());
     let ends: Vec<&PhaseEnd> = report.phases.iter().map(|outcome| &outcome.end).collect();
     let [PhaseEnd::Failed(first), PhaseEnd::NotStarted(second)] = ends[..] else {
         panic!("{ends:?}");

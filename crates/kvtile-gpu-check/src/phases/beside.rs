@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{PhaseContext, ceilings};
 use crate::{
     error::GpuCheckError,
-    figures::{CheckFigure, CopyDirection, MeasuredRoute},
+    figures::{CheckFigure, MeasuredDirection, MeasuredRoute},
     measure::RoundSpread,
     rig::{BufferPlace, PreparedCopies, PreparedProgram, Rig, RigQueueName, RigRegion},
 };
@@ -53,19 +53,19 @@ pub(super) fn run(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
     let neighbours = [
         (None, Neighbour::Nothing),
         (
-            Some(CopyDirection::HostToDevice),
+            Some(MeasuredDirection::HostToDevice),
             Neighbour::Copy(PreparedCopies::whole(&other, &host, bytes)?),
         ),
         (
-            Some(CopyDirection::DeviceToHost),
+            Some(MeasuredDirection::DeviceToHost),
             Neighbour::Copy(PreparedCopies::whole(&host, &other, bytes)?),
         ),
         (
-            Some(CopyDirection::HostToDevice),
+            Some(MeasuredDirection::HostToDevice),
             Neighbour::Kernel(ceilings::rows(rig, &whole(&host), &whole(&other), bytes)?),
         ),
         (
-            Some(CopyDirection::DeviceToHost),
+            Some(MeasuredDirection::DeviceToHost),
             Neighbour::Kernel(ceilings::rows(rig, &whole(&other), &whole(&host), bytes)?),
         ),
     ];

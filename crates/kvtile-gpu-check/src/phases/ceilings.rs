@@ -6,7 +6,7 @@ use kvtile_layout::{CopyPlan, Selection};
 use super::PhaseContext;
 use crate::{
     error::GpuCheckError,
-    figures::{CheckFigure, CopyDirection, MeasuredRoute},
+    figures::{CheckFigure, MeasuredDirection, MeasuredRoute},
     goals::work,
     rig::{BufferPlace, PreparedCopies, PreparedProgram, Rig, RigQueueName, RigRegion},
 };
@@ -28,9 +28,9 @@ fn between(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
     let (host, device) = (buffer(BufferPlace::Host)?, buffer(BufferPlace::Device)?);
     let load = PreparedCopies::whole(&device, &host, bytes)?;
     for (direction, copies) in [
-        (CopyDirection::HostToDevice, &load),
+        (MeasuredDirection::HostToDevice, &load),
         (
-            CopyDirection::DeviceToHost,
+            MeasuredDirection::DeviceToHost,
             &PreparedCopies::whole(&host, &device, bytes)?,
         ),
     ] {
@@ -50,10 +50,13 @@ fn between(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
     })?;
     let mut figure = CheckFigure::of(context.phase, work::BOTH_WAYS, seconds);
     figure.bytes = 2 * bytes as u64;
-    let faster = [CopyDirection::HostToDevice, CopyDirection::DeviceToHost]
-        .into_iter()
-        .filter_map(|direction| context.ceiling(direction))
-        .max_by(f64::total_cmp);
+    let faster = [
+        MeasuredDirection::HostToDevice,
+        MeasuredDirection::DeviceToHost,
+    ]
+    .into_iter()
+    .filter_map(|direction| context.ceiling(direction))
+    .max_by(f64::total_cmp);
     figure.ratio = figure
         .bytes_per_second()
         .zip(faster)
@@ -74,7 +77,7 @@ fn inside(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
         rig.synchronize(FIRST)
     })?;
     let figure = CheckFigure::of(context.phase, work::ONE_COPY, seconds);
-    context.add(figure.moved(bytes as u64, CopyDirection::Inside, MeasuredRoute::Copy));
+    context.add(figure.moved(bytes as u64, MeasuredDirection::Inside, MeasuredRoute::Copy));
     // The kernel's share is a quarter: an interpreter in place of a device takes long.
     let program = rows(
         rig,
@@ -90,7 +93,7 @@ fn inside(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
     let figure = CheckFigure::of(context.phase, work::ROWS, seconds);
     let mut figure = figure.moved(
         program.bytes(),
-        CopyDirection::Inside,
+        MeasuredDirection::Inside,
         MeasuredRoute::Kernel,
     );
     figure.blocks = Some(blocks);

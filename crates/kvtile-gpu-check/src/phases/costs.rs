@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     error::GpuCheckError,
-    figures::{CheckFigure, CopyDirection, MeasuredRoute},
+    figures::{CheckFigure, MeasuredDirection, MeasuredRoute},
     goals::work,
     measure::RoundSpread,
     rig::{BufferPlace, CopyRange, PreparedCopies, Rig, RigBuffer, RigQueueName},
@@ -106,7 +106,7 @@ fn enqueueing(context: &mut PhaseContext<'_>, prefix: &Prefix) -> Result<(), Gpu
         let figure = CheckFigure::of(context.phase, title, seconds);
         context.add(CheckFigure {
             route,
-            direction: Some(CopyDirection::DeviceToHost),
+            direction: Some(MeasuredDirection::DeviceToHost),
             run_bytes: Some(plan.run_bytes().0),
             pieces: Some(plan.runs()),
             ..figure
@@ -172,7 +172,11 @@ fn by_layers(context: &mut PhaseContext<'_>, prefix: &Prefix) -> Result<(), GpuC
         (work::WHOLE_BY_LAYERS, whole, plans.bytes()),
     ] {
         let figure = CheckFigure::of(context.phase, title, RoundSpread::of(times, 1));
-        context.add(figure.moved(bytes, CopyDirection::HostToDevice, MeasuredRoute::BatchAny));
+        context.add(figure.moved(
+            bytes,
+            MeasuredDirection::HostToDevice,
+            MeasuredRoute::BatchAny,
+        ));
     }
     Ok(())
 }
@@ -218,7 +222,7 @@ fn small_transfers(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> 
     let figure = CheckFigure::of(context.phase, title, seconds);
     let figure = figure.moved(
         bytes as u64,
-        CopyDirection::HostToDevice,
+        MeasuredDirection::HostToDevice,
         MeasuredRoute::Loop,
     );
     context.add(CheckFigure {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     error::GpuCheckError,
-    figures::{ByteCheck, CheckFigure, CopyDirection},
+    figures::{ByteCheck, CheckFigure, MeasuredDirection},
     measure::RoundSettings,
     phase::CheckPhase,
     report::SharedReport,
@@ -100,7 +100,7 @@ impl PhaseContext<'_> {
     }
 
     /// The ceiling of a direction.
-    pub(crate) fn ceiling(&self, direction: CopyDirection) -> Option<f64> {
+    pub(crate) fn ceiling(&self, direction: MeasuredDirection) -> Option<f64> {
         self.report.look(|report| report.ceiling(direction))
     }
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::GpuCheckError,
-    figures::{CheckFigure, CopyDirection, CountedKernels, MeasuredRoute},
+    figures::{CheckFigure, CountedKernels, MeasuredDirection, MeasuredRoute},
     goals::work,
     rig::{BufferPlace, PreparedCopies, RigQueueName},
 };
@@ -83,7 +83,7 @@ impl PermutedPair {
 pub(super) fn run(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
     let largest = context.fitting(context.settings.largest_bytes, 3)?;
     let heads = if largest < 1 << 20 { 2 } else { 8 };
-    context.planned = PAIRS.len() * CopyDirection::ALL.len();
+    context.planned = PAIRS.len() * MeasuredDirection::ALL.len();
     let kernels = PtxModule::parse(MOVE_PTX)?;
     for pair in &PAIRS {
         if context.is_over() {
@@ -129,22 +129,22 @@ fn measure(
     let store = PreparedCopies::whole(&host, &to, to_bytes)?;
     let grid = super::ceilings::full_grid(rig)?;
     for direction in [
-        CopyDirection::Inside,
-        CopyDirection::DeviceToHost,
-        CopyDirection::HostToDevice,
+        MeasuredDirection::Inside,
+        MeasuredDirection::DeviceToHost,
+        MeasuredDirection::HostToDevice,
     ] {
         let seconds = context.rounds().time(|| {
-            if direction == CopyDirection::HostToDevice {
+            if direction == MeasuredDirection::HostToDevice {
                 rig.copy_each(QUEUE, &load)?;
             }
             rig.launch(QUEUE, &program, grid)?;
-            if direction == CopyDirection::DeviceToHost {
+            if direction == MeasuredDirection::DeviceToHost {
                 rig.copy_each(QUEUE, &store)?;
             }
             rig.synchronize(QUEUE)
         })?;
         let route = match direction {
-            CopyDirection::Inside => MeasuredRoute::Kernel,
+            MeasuredDirection::Inside => MeasuredRoute::Kernel,
             _ => MeasuredRoute::Staged,
         };
         let title = format!("{} ({})", pair.title(), program.kernels().join(", "));

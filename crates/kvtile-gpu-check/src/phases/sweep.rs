@@ -8,19 +8,24 @@ use super::{
 };
 use crate::{
     error::GpuCheckError,
-    figures::{CheckFigure, CopyDirection, MeasuredRoute},
+    figures::{CheckFigure, MeasuredDirection, MeasuredRoute},
     goals::work,
     rig::{BufferPlace, PreparedCopies, PreparedProgram, Rig, RigBuffer, RigQueueName},
 };
 
 /// Numbers of runs, the most telling first: a phase may be cut short.
-const PIECES: [usize; 3] = [256, 4096, 16];
+const PIECES: [usize; 4] = [256, 4096, 65_536, 16];
+/// Beyond so many runs, copying them one by one takes too long to measure.
+const LOOP_MAX: usize = 4096;
 const RUN_BYTES_MIN: usize = 256;
 const RUN_BYTES_MAX: usize = 2 << 20;
 /// Blocks of kernels that reach the host.
 const BLOCKS: [u32; 5] = [4, 8, 2, 12, 1];
 const QUEUE: RigQueueName = RigQueueName::First;
-const WAYS: [CopyDirection; 2] = [CopyDirection::HostToDevice, CopyDirection::DeviceToHost];
+const WAYS: [MeasuredDirection; 2] = [
+    MeasuredDirection::HostToDevice,
+    MeasuredDirection::DeviceToHost,
+];
 
 pub(super) fn run(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
     // The scattered blocks take twice the bytes, and the slot once.
@@ -36,13 +41,16 @@ pub(super) fn run(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
         .flat_map(|pieces| run_sizes().map(move |run| (pieces, run)))
         .filter(|(pieces, run)| pieces * run <= largest)
         .collect();
-    context.planned = cells.len() * WAYS.map(|way| routes(way).len()).iter().sum::<usize>();
+    let of_cell = |(pieces, _): &(usize, usize)| -> usize {
+        WAYS.map(|way| routes(way, *pieces).len()).iter().sum()
+    };
+    context.planned = cells.iter().map(of_cell).sum();
     let blocks = super::ceilings::full_grid(rig)?;
     for (pieces, run_bytes) in cells {
         let runs = ScatteredRuns::new(pieces, run_bytes, context.settings.seed)?;
         for direction in WAYS {
             let mut cell = SweepCell::new(rig, &buffers, &runs, direction, blocks)?;
-            for (route, blocks) in routes(direction) {
+            for (route, blocks) in routes(direction, pieces) {
                 if context.is_over() {
                     return Ok(());
                 }
@@ -72,13 +80,15 @@ fn run_sizes() -> impl Iterator<Item = usize> {
 }
 
 /// Routes of a direction, kernels with their blocks.
-fn routes(direction: CopyDirection) -> Vec<(MeasuredRoute, Option<u32>)> {
+fn routes(direction: MeasuredDirection, pieces: usize) -> Vec<(MeasuredRoute, Option<u32>)> {
     let mut routes = vec![(MeasuredRoute::Staged, None), (MeasuredRoute::Batch, None)];
-    if direction == CopyDirection::HostToDevice {
+    if direction == MeasuredDirection::HostToDevice {
         routes.push((MeasuredRoute::BatchAny, None));
     }
     routes.extend(BLOCKS.map(|blocks| (MeasuredRoute::Kernel, Some(blocks))));
-    routes.push((MeasuredRoute::Loop, None));
+    if pieces <= LOOP_MAX {
+        routes.push((MeasuredRoute::Loop, None));
+    }
     routes
 }
 
@@ -91,7 +101,7 @@ struct SweepBuffers {
 
 /// One size in one direction, prepared for all routes.
 struct SweepCell {
-    direction: CopyDirection,
+    direction: MeasuredDirection,
     runs: PreparedCopies,
     whole: PreparedCopies,
     staged: PreparedProgram,
@@ -104,14 +114,14 @@ impl SweepCell {
         rig: &Rig,
         buffers: &SweepBuffers,
         runs: &ScatteredRuns,
-        direction: CopyDirection,
+        direction: MeasuredDirection,
         blocks: u32,
     ) -> Result<SweepCell, GpuCheckError> {
         let device = regions_in(&buffers.device, &runs.scattered);
         let host = regions_in(&buffers.host, &runs.dense);
         let slot = regions_in(&buffers.slot, &runs.dense);
         let bytes = room_of(&runs.dense);
-        let is_load = direction == CopyDirection::HostToDevice;
+        let is_load = direction == MeasuredDirection::HostToDevice;
         let (plan, from, to) = match is_load {
             true => (&runs.load, &host, &device),
             false => (&runs.store, &device, &host),
@@ -147,7 +157,7 @@ impl SweepCell {
             MeasuredRoute::Batch => rig.copy_batch(QUEUE, &mut self.runs, SourceOrder::Queue),
             MeasuredRoute::BatchAny => rig.copy_batch(QUEUE, &mut self.runs, SourceOrder::Any),
             MeasuredRoute::Kernel => rig.launch(QUEUE, &self.direct, blocks.unwrap_or(1)),
-            MeasuredRoute::Staged if self.direction == CopyDirection::HostToDevice => {
+            MeasuredRoute::Staged if self.direction == MeasuredDirection::HostToDevice => {
                 rig.copy_each(QUEUE, &self.whole)?;
                 rig.launch(QUEUE, &self.staged, self.blocks)
             }
@@ -155,7 +165,7 @@ impl SweepCell {
                 rig.launch(QUEUE, &self.staged, self.blocks)?;
                 rig.copy_each(QUEUE, &self.whole)
             }
-            MeasuredRoute::Copy => rig.copy_each(QUEUE, &self.whole),
+            MeasuredRoute::Copy | MeasuredRoute::Manager => rig.copy_each(QUEUE, &self.whole),
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{GpuCheckReport, ReportFiles};
 use crate::{
     error::GpuCheckError,
-    figures::{CheckFigure, CopyDirection, MeasuredRoute},
+    figures::{CheckFigure, MeasuredDirection, MeasuredRoute},
     routes::RouteConstants,
 };
 
@@ -67,7 +67,7 @@ fn line(figure: &CheckFigure) -> String {
     let mut line = format!(
         "{},\"{work}\",{},{},{},{},{},{}",
         figure.phase,
-        optional(figure.direction.map(CopyDirection::name)),
+        optional(figure.direction.map(MeasuredDirection::name)),
         quoted(figure.route.map(MeasuredRoute::name)),
         optional(figure.blocks),
         optional(figure.run_bytes),

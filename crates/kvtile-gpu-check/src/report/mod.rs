@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use self::files::ReportFiles;
 pub(crate) use self::shared::SharedReport;
 use crate::{
-    figures::{ByteCheck, CheckFigure, CopyDirection, MeasuredRoute},
+    figures::{ByteCheck, CheckFigure, MeasuredDirection, MeasuredRoute},
     goals::GoalRow,
     phase::CheckPhase,
     routes::RouteConstants,
@@ -151,7 +151,7 @@ pub struct GpuCheckReport {
 impl GpuCheckReport {
     /// The rate of the ceiling of a direction, in bytes in a second.
     #[must_use]
-    pub fn ceiling(&self, direction: CopyDirection) -> Option<f64> {
+    pub fn ceiling(&self, direction: MeasuredDirection) -> Option<f64> {
         let mut ceilings = self.figures.iter().filter(|figure| {
             figure.phase == CheckPhase::Ceilings
                 && figure.direction == Some(direction)

@@ -6,7 +6,7 @@
 //!
 //! Destinations hold poison and guards before a transfer; afterwards everything is compared, so a stray write shows.
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use kvtile_device::SourceOrder;
 use kvtile_testkit::{Image, poison_byte};
@@ -14,7 +14,7 @@ use kvtile_testkit::{Image, poison_byte};
 use super::PlannedBytes;
 use crate::{
     error::GpuCheckError,
-    figures::{CopyDirection, MeasuredRoute},
+    figures::{MeasuredDirection, MeasuredRoute},
     phases::{PhaseContext, ceilings, plans},
     rig::{BufferPlace, PreparedCopies, Rig, RigBuffer, RigQueueName, RigRegion},
 };
@@ -59,45 +59,40 @@ impl fmt::Display for ByteDifference {
 /// An image with its guards.
 struct GuardedImage {
     bytes: Vec<u8>,
-    starts: Vec<usize>,
+    ranges: Vec<Range<usize>>,
 }
 
 impl GuardedImage {
     /// The first region starts `odd` bytes behind an aligned place.
     fn new(image: &Image, odd: usize) -> GuardedImage {
         let mut bytes = Vec::new();
-        let mut starts = Vec::new();
+        let mut ranges = Vec::new();
         for region in image {
             let start = bytes.len().next_multiple_of(GUARD) + GUARD + odd % GUARD;
             guard(&mut bytes, start);
-            starts.push(start);
+            ranges.push(start..start + region.len());
             bytes.extend_from_slice(region);
         }
         let end = bytes.len().next_multiple_of(GUARD) + GUARD;
         guard(&mut bytes, end);
-        GuardedImage { bytes, starts }
+        GuardedImage { bytes, ranges }
     }
 
-    fn regions(&self, buffer: &RigBuffer, image: &Image) -> Vec<RigRegion> {
-        let regions = self.starts.iter().zip(image);
-        regions
-            .map(|(&start, region)| RigRegion {
-                buffer: buffer.clone(),
-                range: start..start + region.len(),
-            })
-            .collect()
+    fn regions(&self, buffer: &RigBuffer) -> Vec<RigRegion> {
+        let regions = self.ranges.iter().map(|range| RigRegion {
+            buffer: buffer.clone(),
+            range: range.clone(),
+        });
+        regions.collect()
     }
 
     /// The first byte in which `found` differs.
-    fn difference(&self, image: &Image, found: &[u8]) -> Option<ByteDifference> {
+    fn difference(&self, found: &[u8]) -> Option<ByteDifference> {
         let mut pairs = self.bytes.iter().zip(found).enumerate();
         let (at, (&expected, &found)) = pairs.find(|(_, (expected, found))| expected != found)?;
-        let mut regions = self.starts.iter().zip(image).enumerate();
-        let inside = regions.find_map(|(region, (&start, bytes))| {
-            (start..start + bytes.len())
-                .contains(&at)
-                .then_some((region, at - start))
-        });
+        let mut regions = self.ranges.iter().enumerate();
+        let inside = regions
+            .find_map(|(region, range)| range.contains(&at).then(|| (region, at - range.start)));
         Some(ByteDifference {
             region: inside.map(|(region, _)| region),
             offset: inside.map_or(at, |(_, offset)| offset),
@@ -105,6 +100,13 @@ impl GuardedImage {
             found,
         })
     }
+}
+
+/// The first byte in which images differ.
+pub(super) fn difference(expected: &Image, found: &Image) -> Option<ByteDifference> {
+    let expected = GuardedImage::new(expected, 0);
+    let found = GuardedImage::new(found, 0);
+    expected.difference(&found.bytes)
 }
 
 /// Appends guards up to `end`.
@@ -133,14 +135,14 @@ impl<'r> ByteArena<'r> {
     pub(super) fn transfer(
         &self,
         planned: &PlannedBytes,
-        direction: CopyDirection,
+        direction: MeasuredDirection,
         route: MeasuredRoute,
     ) -> Result<Option<ByteDifference>, GpuCheckError> {
         let source = GuardedImage::new(&planned.from, planned.odd.0);
         let before = GuardedImage::new(&planned.to, planned.odd.1);
         let expected = GuardedImage::new(&planned.expected, planned.odd.1);
-        let from_host = direction == CopyDirection::HostToDevice;
-        let to_host = direction == CopyDirection::DeviceToHost;
+        let from_host = direction == MeasuredDirection::HostToDevice;
+        let to_host = direction == MeasuredDirection::DeviceToHost;
         self.rig.write(&self.host_source, 0, &source.bytes)?;
         self.rig.write(&self.host_destination, 0, &before.bytes)?;
         if !from_host {
@@ -160,8 +162,8 @@ impl<'r> ByteArena<'r> {
                 }
                 self.kernel(
                     planned,
-                    source.regions(&self.device_source, &planned.from),
-                    before.regions(&self.device_destination, &planned.to),
+                    source.regions(&self.device_source),
+                    before.regions(&self.device_destination),
                 )?;
             }
             _ => {
@@ -175,10 +177,7 @@ impl<'r> ByteArena<'r> {
                 } else {
                     &self.device_destination
                 };
-                let regions = (
-                    source.regions(from, &planned.from),
-                    before.regions(to, &planned.to),
-                );
+                let regions = (source.regions(from), before.regions(to));
                 match route {
                     MeasuredRoute::Kernel => self.kernel(planned, regions.0, regions.1)?,
                     _ => self.runs(planned, (from, &regions.0), (to, &regions.1), route)?,
@@ -196,7 +195,7 @@ impl<'r> ByteArena<'r> {
         }
         let range = 0..before.bytes.len();
         let found = self.rig.read(&self.host_destination, range)?;
-        Ok(expected.difference(&planned.expected, &found))
+        Ok(expected.difference(&found))
     }
 
     fn copy(&self, to: &RigBuffer, from: &RigBuffer, bytes: usize) -> Result<(), GpuCheckError> {

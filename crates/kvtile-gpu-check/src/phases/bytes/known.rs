@@ -7,7 +7,7 @@ use kvtile_layout::{
 use kvtile_testkit::{Image, NaiveSelection, ReferenceLayout, naive_copy};
 
 use super::{ByteArena, ByteChecks, PlannedBytes, WAYS};
-use crate::{error::GpuCheckError, figures::CopyDirection, phases::PhaseContext};
+use crate::{error::GpuCheckError, figures::MeasuredDirection, phases::PhaseContext};
 
 /// The layouts of devices first: the phase may be cut short.
 fn presets(context: &PhaseContext<'_>) -> Result<Vec<&'static Preset>, GpuCheckError> {
@@ -59,10 +59,10 @@ fn both_ways(
     let store = planned((&engine, &reference), from, (&dense, &between))?;
     let stored = store.expected.clone();
     // The engine's memory is the device's.
-    let is_store = |way| way != CopyDirection::HostToDevice;
+    let is_store = |way| way != MeasuredDirection::HostToDevice;
     checks.transfer(arena, &store, is_store, || preset.name.clone())?;
     let load = planned((&dense, &between), stored, (&engine, &reference))?;
-    let is_load = |way| way != CopyDirection::DeviceToHost;
+    let is_load = |way| way != MeasuredDirection::DeviceToHost;
     checks.transfer(arena, &load, is_load, || format!("to {}", preset.name))
 }
 

@@ -2,30 +2,31 @@
 
 mod arena;
 mod known;
+mod managed;
 mod random;
 mod refusals;
 
 use kvtile_layout::CopyPlan;
-use kvtile_testkit::Image;
+use kvtile_testkit::{Image, generate::TransferCase};
 
-use self::arena::ByteArena;
+use self::{arena::ByteArena, managed::ManagedCopies};
 use super::PhaseContext;
 use crate::{
     error::GpuCheckError,
-    figures::{ByteCheck, CopyDirection, MeasuredRoute},
+    figures::{ByteCheck, MeasuredDirection, MeasuredRoute},
 };
 
 /// Every direction with its routes.
-const WAYS: [(CopyDirection, MeasuredRoute); 9] = [
-    (CopyDirection::Inside, MeasuredRoute::Kernel),
-    (CopyDirection::Inside, MeasuredRoute::Batch),
-    (CopyDirection::HostToDevice, MeasuredRoute::Kernel),
-    (CopyDirection::HostToDevice, MeasuredRoute::Staged),
-    (CopyDirection::HostToDevice, MeasuredRoute::Batch),
-    (CopyDirection::HostToDevice, MeasuredRoute::BatchAny),
-    (CopyDirection::DeviceToHost, MeasuredRoute::Kernel),
-    (CopyDirection::DeviceToHost, MeasuredRoute::Staged),
-    (CopyDirection::DeviceToHost, MeasuredRoute::Batch),
+const WAYS: [(MeasuredDirection, MeasuredRoute); 9] = [
+    (MeasuredDirection::Inside, MeasuredRoute::Kernel),
+    (MeasuredDirection::Inside, MeasuredRoute::Batch),
+    (MeasuredDirection::HostToDevice, MeasuredRoute::Kernel),
+    (MeasuredDirection::HostToDevice, MeasuredRoute::Staged),
+    (MeasuredDirection::HostToDevice, MeasuredRoute::Batch),
+    (MeasuredDirection::HostToDevice, MeasuredRoute::BatchAny),
+    (MeasuredDirection::DeviceToHost, MeasuredRoute::Kernel),
+    (MeasuredDirection::DeviceToHost, MeasuredRoute::Staged),
+    (MeasuredDirection::DeviceToHost, MeasuredRoute::Batch),
 ];
 
 pub(super) fn run(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
@@ -52,8 +53,8 @@ struct ByteChecks {
 }
 
 impl ByteChecks {
-    fn new(work: &str, ways: &[(CopyDirection, MeasuredRoute)]) -> ByteChecks {
-        let check = |&(direction, route): &(CopyDirection, MeasuredRoute)| ByteCheck {
+    fn new(work: &str, ways: &[(MeasuredDirection, MeasuredRoute)]) -> ByteChecks {
+        let check = |&(direction, route): &(MeasuredDirection, MeasuredRoute)| ByteCheck {
             work: work.to_owned(),
             direction,
             route,
@@ -72,15 +73,42 @@ impl ByteChecks {
         &mut self,
         arena: &ByteArena<'_>,
         planned: &PlannedBytes,
-        admits: impl Fn(CopyDirection) -> bool,
+        admits: impl Fn(MeasuredDirection) -> bool,
         name: impl Fn() -> String,
     ) -> Result<(), GpuCheckError> {
         let checks = self.checks.iter_mut();
-        for check in checks.filter(|check| admits(check.direction) && check.wrong.is_none()) {
+        let tried = checks.filter(|check| {
+            check.route != MeasuredRoute::Manager
+                && admits(check.direction)
+                && check.wrong.is_none()
+        });
+        for check in tried {
             let found = arena.transfer(planned, check.direction, check.route)?;
             check.compared += 1;
             check.wrong = found.map(|difference| format!("{difference}; {}", name()));
         }
+        Ok(())
+    }
+
+    /// Executes a transfer in every direction by the manager, and compares.
+    fn managed(
+        &mut self,
+        copies: &ManagedCopies,
+        (case, planned): (&TransferCase, &PlannedBytes),
+        is_pinned: bool,
+        name: impl Fn() -> String,
+    ) -> Result<(), GpuCheckError> {
+        let checks = self.checks.iter_mut();
+        let tried =
+            checks.filter(|check| check.route == MeasuredRoute::Manager && check.wrong.is_none());
+        for check in tried {
+            let images = (&planned.from, &planned.to);
+            let found = copies.transfer(case, images, check.direction, is_pinned)?;
+            check.compared += 1;
+            let difference = arena::difference(&planned.expected, &found);
+            check.wrong = difference.map(|difference| format!("{difference}; {}", name()));
+        }
+        // All directions are compared.
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use proptest::{
     test_runner::{Config, RngSeed, TestRunner},
 };
 
-use super::{ByteArena, ByteChecks, PlannedBytes, WAYS};
+use super::{ByteArena, ByteChecks, ManagedCopies, PlannedBytes, WAYS, managed};
 use crate::{error::GpuCheckError, phases::PhaseContext};
 
 /// Starts of both sides, in steps of the layouts' alignments.
@@ -30,8 +30,12 @@ pub(super) fn run(
         failure_persistence: None,
         ..Config::default()
     });
+    let managed = ManagedCopies::new(context.rig.device());
     let strategy = transfers();
-    let mut checks = ByteChecks::new("random transfers", &WAYS);
+    let mut checks = ByteChecks::new(
+        "random transfers",
+        &[&WAYS[..], &managed::WAYS[..]].concat(),
+    );
     let mut ended = Ok(());
     for number in 0..context.settings.cases {
         if context.is_over() {
@@ -42,7 +46,7 @@ pub(super) fn run(
             reason: reason.to_string(),
         })?;
         let case = case.current();
-        ended = compare(&case, number, seed, arena, &mut checks);
+        ended = compare(&case, (number, seed), (arena, &managed), &mut checks);
         if ended.is_err() {
             break;
         }
@@ -54,9 +58,8 @@ pub(super) fn run(
 
 fn compare(
     case: &TransferCase,
-    number: u32,
-    seed: u64,
-    arena: &ByteArena<'_>,
+    (number, seed): (u32, u64),
+    (arena, managed): (&ByteArena<'_>, &ManagedCopies),
     checks: &mut ByteChecks,
 ) -> Result<(), GpuCheckError> {
     let resolve =
@@ -96,10 +99,7 @@ fn compare(
             bytes(odd_destination, &case.dst),
         ),
     };
-    checks.transfer(
-        arena,
-        &planned,
-        |_| true,
-        || format!("transfer {number} of seed {seed}: {case:?}"),
-    )
+    let name = || format!("transfer {number} of seed {seed}: {case:?}");
+    checks.transfer(arena, &planned, |_| true, name)?;
+    checks.managed(managed, (case, &planned), number.is_multiple_of(2), name)
 }

@@ -4,7 +4,7 @@ use kvtile_layout::{CopyPlan, Selection};
 
 use crate::{
     error::GpuCheckError,
-    figures::{ByteCheck, CopyDirection, MeasuredRoute},
+    figures::{ByteCheck, MeasuredDirection, MeasuredRoute},
     phases::{PhaseContext, plans},
     rig::{BufferPlace, PreparedCopies, RigRegion},
 };
@@ -63,7 +63,7 @@ pub(super) fn run(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
     context.done += 1;
     context.compared(ByteCheck {
         work: "plans that leave their regions".to_owned(),
-        direction: CopyDirection::Inside,
+        direction: MeasuredDirection::Inside,
         route: MeasuredRoute::Kernel,
         compared: 0,
         refused: u32::try_from(attempted - accepted.len()).unwrap_or(u32::MAX),

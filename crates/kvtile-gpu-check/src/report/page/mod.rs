@@ -10,7 +10,7 @@ use kvtile_bench::{BENCH_STYLE, escaped};
 
 use super::GpuCheckReport;
 use crate::{
-    figures::{CheckFigure, CopyDirection},
+    figures::{CheckFigure, MeasuredDirection},
     goals::{GoalState, work},
 };
 
@@ -125,7 +125,7 @@ impl GpuCheckReport {
                 "compared with the naive copy, byte for byte",
             );
         }
-        for direction in CopyDirection::ALL {
+        for direction in MeasuredDirection::ALL {
             if let Some(rate) = self.ceiling(direction) {
                 tile(direction.name(), rate_text(rate), "ceiling: one large copy");
             }

@@ -7,16 +7,19 @@ use super::{
     note, shaded, size,
 };
 use crate::{
-    figures::{CheckFigure, CopyDirection, MeasuredRoute},
+    figures::{CheckFigure, MeasuredDirection, MeasuredRoute},
     phase::CheckPhase,
     report::GpuCheckReport,
 };
 
-const WAYS: [CopyDirection; 2] = [CopyDirection::HostToDevice, CopyDirection::DeviceToHost];
+const WAYS: [MeasuredDirection; 2] = [
+    MeasuredDirection::HostToDevice,
+    MeasuredDirection::DeviceToHost,
+];
 
 type RouteLine = (MeasuredRoute, Option<u32>);
 
-fn cells(report: &GpuCheckReport, way: CopyDirection) -> impl Iterator<Item = &CheckFigure> {
+fn cells(report: &GpuCheckReport, way: MeasuredDirection) -> impl Iterator<Item = &CheckFigure> {
     report
         .figures
         .iter()
@@ -72,7 +75,7 @@ pub(super) fn section(report: &GpuCheckReport) -> String {
 }
 
 /// The lines of the chart: kernels with four blocks alone.
-fn lines(report: &GpuCheckReport, way: CopyDirection, pieces: u64) -> Vec<ChartLine> {
+fn lines(report: &GpuCheckReport, way: MeasuredDirection, pieces: u64) -> Vec<ChartLine> {
     let mut known: Vec<RouteLine> = cells(report, way).filter_map(line_of).collect();
     known.sort_unstable();
     known.dedup();
@@ -100,12 +103,12 @@ fn style(route: MeasuredRoute) -> usize {
         MeasuredRoute::Batch => 1,
         MeasuredRoute::BatchAny => 2,
         MeasuredRoute::Staged => 3,
-        MeasuredRoute::Copy | MeasuredRoute::Kernel => 4,
+        MeasuredRoute::Copy | MeasuredRoute::Manager | MeasuredRoute::Kernel => 4,
     }
 }
 
 /// Ratios by route and size of runs.
-fn grid(report: &GpuCheckReport, way: CopyDirection, pieces: u64) -> String {
+fn grid(report: &GpuCheckReport, way: MeasuredDirection, pieces: u64) -> String {
     let of_grid = || cells(report, way).filter(move |cell| cell.pieces == Some(pieces));
     let mut runs: Vec<u64> = of_grid().filter_map(|cell| cell.run_bytes).collect();
     runs.sort_unstable();

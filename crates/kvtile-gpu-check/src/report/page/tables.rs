@@ -4,7 +4,7 @@ use kvtile_bench::escaped;
 
 use super::{left, note, plain, rate_text, shaded, table, time_text};
 use crate::{
-    figures::{ByteCheck, CheckFigure, CopyDirection, MeasuredRoute},
+    figures::{ByteCheck, CheckFigure, MeasuredDirection, MeasuredRoute},
     goals::{GoalRow, GoalState},
     phase::CheckPhase,
     report::{GpuCheckReport, PhaseEnd},
@@ -43,7 +43,7 @@ fn goal(goal: &GoalRow) -> String {
 
 /// A row for each kind of work, a column for each way; differences below.
 pub(super) fn bytes(report: &GpuCheckReport) -> String {
-    let mut ways: Vec<(CopyDirection, MeasuredRoute)> = report
+    let mut ways: Vec<(MeasuredDirection, MeasuredRoute)> = report
         .bytes
         .iter()
         .map(|check| (check.direction, check.route))
@@ -57,7 +57,7 @@ pub(super) fn bytes(report: &GpuCheckReport) -> String {
         }
     }
     let rows = works.into_iter().map(|work| {
-        let cell = |way: &(CopyDirection, MeasuredRoute)| {
+        let cell = |way: &(MeasuredDirection, MeasuredRoute)| {
             let mut of_work = report.bytes.iter().filter(|check| check.work == work);
             let found = of_work.find(|check| (check.direction, check.route) == *way);
             compared(found)
@@ -118,7 +118,7 @@ pub(super) fn permutes(report: &GpuCheckReport) -> String {
             let mut of_work = figures();
             of_work.find(|figure| figure.work == work && figure.direction == Some(way))
         };
-        let inside = find(CopyDirection::Inside);
+        let inside = find(MeasuredDirection::Inside);
         let cell = |figure: Option<&CheckFigure>| {
             let ratio = figure.and_then(|figure| figure.ratio);
             shaded(ratio, &figure.map_or_else(String::new, note))
@@ -140,8 +140,8 @@ pub(super) fn permutes(report: &GpuCheckReport) -> String {
             left(work),
             plain(&rate.map_or_else(String::new, rate_text)),
             cell(inside),
-            cell(find(CopyDirection::DeviceToHost)),
-            cell(find(CopyDirection::HostToDevice)),
+            cell(find(MeasuredDirection::DeviceToHost)),
+            cell(find(MeasuredDirection::HostToDevice)),
         )
     });
     table(
@@ -169,7 +169,7 @@ pub(super) fn others(report: &GpuCheckReport) -> String {
     let rows = figures
         .filter(|figure| phases.contains(&figure.phase))
         .map(|figure| {
-            let way = figure.direction.map_or("", CopyDirection::name);
+            let way = figure.direction.map_or("", MeasuredDirection::name);
             let route = figure.route.map_or("", |route| route.name());
             let blocks = figure
                 .blocks
