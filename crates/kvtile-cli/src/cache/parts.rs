@@ -167,11 +167,7 @@ mod tests {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         let report = PartsReport::of(folder.path(), parts_of(folder.path()));
-        let names: Vec<&str> = report
-            .parts
-            .iter()
-            .map(|part| part.name.as_str())
-            .collect();
+        let names: Vec<&str> = report.parts.iter().map(|part| part.name.as_str()).collect();
         assert_eq!(names, ["layers-0-2.heads-0-4", "layers-0-2.heads-4-8"]);
         // A part that is no disk tier has its problem in the list, and does not hide the others.
         let text = report.text(Screen {
