@@ -245,6 +245,9 @@ fn soak((kills, seeds, seconds): (u64, u64, u64), seed: Option<u64>) -> Result<(
     simulation
         .env("KVTILE_CACHE_SEEDS", seeds.div_ceil(10))
         .run()?;
+    step("block_store", "simulation")
+        .env("KVTILE_STORE_SEEDS", seeds.div_ceil(10))
+        .run()?;
     step("cache", "mixed")
         .env("KVTILE_CACHE_SECONDS", seconds)
         .run()?;

@@ -45,7 +45,8 @@ def refused_pools() -> list[tuple[str, Any]]:
     other = pools.mha("page_first", layers=1)
     other.layout = "another"
     # One page of it is larger than the folder.
-    return [("an order", other), ("a class", SimpleNamespace()), ("a size", pools.mha("page_first", layers=400, heads=64))]
+    large = pools.mha("page_first", layers=400, heads=64)
+    return [("an order", other), ("a class", SimpleNamespace()), ("a size", large)]
 
 
 @pytest.mark.parametrize(("what", "other"), refused_pools(), ids=[what for what, _ in refused_pools()])
@@ -80,11 +81,13 @@ def test_a_pool_in_place_of_another_one_has_its_pages(tmp_path: Path) -> None:
 
 def answers(backend: KvtileHiCache) -> list[Any]:
     """What each call of SGLang answers."""
-    trailing = PoolTransfer(name=PoolName.KV, keys=keys(1), host_indices=indices([0]), hit_policy=PoolHitPolicy.TRAILING_PAGES)
+    policy = PoolHitPolicy.TRAILING_PAGES
+    trailing = PoolTransfer(name=PoolName.KV, keys=keys(1), host_indices=indices([0]), hit_policy=policy)
     return [
-        backend.batch_exists(keys(1)), backend.batch_get_v1(keys(1), indices([0])), backend.batch_set_v1(keys(1), indices([0])),
-        backend.batch_exists_v2(keys(1), [trailing]).kv_hit_pages, backend.batch_get_v2([trailing]), backend.get(keys(1)[0]),
-        backend.clear(), backend.flush(), backend.store_stats(),
+        backend.batch_exists(keys(1)), backend.batch_get_v1(keys(1), indices([0])),
+        backend.batch_set_v1(keys(1), indices([0])), backend.batch_exists_v2(keys(1), [trailing]).kv_hit_pages,
+        backend.batch_get_v2([trailing]), backend.get(keys(1)[0]), backend.clear(), backend.flush(),
+        backend.store_stats(),
     ]
 
 

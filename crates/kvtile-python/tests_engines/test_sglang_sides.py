@@ -1,4 +1,4 @@
-"""Pools beside the KV: indexers, sparse index keys and compressor states, in each host layout, and on ranks that share them."""
+"""Pools beside the KV: indexers, index keys and states, in each host layout, and on ranks that share them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ INDEX = 12
 def indexer(layout: str) -> Any:
     """The keys and scales of a sparse index, of which one layer shares those of another one."""
     device = SimpleNamespace(
-        store_dtype=torch.uint8, start_layer=0, end_layer=LAYERS, layer_num=LAYERS, device="cpu", page_size=PAGE, layer_shard_enabled=False,
+        store_dtype=torch.uint8, start_layer=0, end_layer=LAYERS, layer_num=LAYERS, device="cpu", page_size=PAGE,
+        layer_shard_enabled=False,
         index_k_with_scale_buffer=[torch.zeros(TOKENS // PAGE, PAGE * INDEX, dtype=torch.uint8) for _ in range(LAYERS)],
     )
     info = HostPoolStorageInfo(bytes_per_token_per_layer=INDEX, dtype=torch.uint8)
@@ -52,7 +53,8 @@ def compressed_keys(layout: str) -> Any:
 def index_keys(layout: str) -> Any:
     """Index keys without values."""
     device = SimpleNamespace(
-        store_dtype=torch.bfloat16, start_layer=0, end_layer=LAYERS, layer_num=LAYERS, head_num=2, head_dim=8, device="cpu",
+        store_dtype=torch.bfloat16, start_layer=0, end_layer=LAYERS, layer_num=LAYERS, head_num=2, head_dim=8,
+        device="cpu",
         k_buffer=[torch.zeros(TOKENS, 2, 8, dtype=torch.bfloat16) for _ in range(LAYERS)],
     )
     return MHATokenToKOnlyPoolHost(device, pools.mha(layout), layout, pin_memory=False)
@@ -71,7 +73,8 @@ KINDS: dict[str, Callable[[str], Any]] = {
 
 
 def memory(pool: Any) -> list[torch.Tensor]:
-    found = next(found for name in ("kv_buffer", "k_buffer", "index_k_with_scale_buffer") if (found := getattr(pool, name, None)) is not None)
+    names = ("kv_buffer", "k_buffer", "index_k_with_scale_buffer")
+    found = next(getattr(pool, name) for name in names if getattr(pool, name, None) is not None)
     return list(found) if isinstance(found, list) else [found]
 
 
@@ -106,8 +109,10 @@ def attached(path: Path, kv: Any, side: Any, name: PoolName, **ranks: Any) -> Kv
     return made
 
 
-def transfer(names: list[str], where: torch.Tensor | None, policy: PoolHitPolicy = PoolHitPolicy.ALL_PAGES) -> PoolTransfer:
-    return PoolTransfer(name=PoolName.INDEXER, keys=names, host_indices=where, hit_policy=policy)
+def transfer(names: list[str], where: torch.Tensor | None) -> PoolTransfer:
+    return PoolTransfer(
+        name=PoolName.INDEXER, keys=names, host_indices=where, hit_policy=PoolHitPolicy.ALL_PAGES
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,7 +162,8 @@ def test_ranks_read_all_pools_that_rank_0_writes(tmp_path: Path) -> None:
     while (found := reader.batch_exists_v2(keys(3), [transfer(keys(3), None)])).kv_hit_pages != 2:
         assert time.monotonic() < end, found
         time.sleep(0.05)
-    assert found.restorable_prefix_pages == [1, 2] and found.extra_pool_hit_pages == {PoolName.KV: 3, PoolName.INDEXER: 2}
+    assert found.restorable_prefix_pages == [1, 2]
+    assert found.extra_pool_hit_pages == {PoolName.KV: 3, PoolName.INDEXER: 2}
     assert reader.batch_get_v1(keys(2), indices([5, 6])) == [True] * 2
     assert reader.batch_get_v2([transfer(keys(2), indices([5, 6]))]) == {PoolName.INDEXER: [True] * 2}
     assert all(same(values(sides[1][0], number + 4), values(sides[0][0], number)) for number in (1, 2))

@@ -3,6 +3,7 @@
 
 mod convert;
 mod export;
+mod parts;
 mod report;
 mod save;
 mod shared;
@@ -24,7 +25,10 @@ use kvtile::tiers::{
     disk::{self, InspectedGroup, Inspection, SlotMiss, StoredSlot, medium::FolderMedium},
 };
 
-use self::report::{BadStoredBlock, CheckReport, ReadBlocks, StatReport, failed_json};
+use self::{
+    parts::PartsReport,
+    report::{BadStoredBlock, CheckReport, ReadBlocks, StatReport, failed_json},
+};
 use crate::{
     error::CliError,
     files,
@@ -211,8 +215,19 @@ fn with_json_errors(
 }
 
 fn stat(folder: &FolderArgs) -> Result<(), CliError> {
-    let inspection = open(&folder.dir)?;
-    let stat = StatReport::of(&folder.dir, &inspection);
+    let parts = parts::parts_of(&folder.dir);
+    let inspection = match open(&folder.dir) {
+        // The folder of a model whose ranks have a part each has no blocks of its own.
+        Err(CliError::Tier(error)) if !parts.is_empty() && parts::is_no_store(&error) => {
+            let stat = PartsReport::of(&folder.dir, parts);
+            return match folder.json {
+                true => output::print_json(&stat),
+                false => output::print(&stat.text(Screen::of_stdout())),
+            };
+        }
+        opened => opened?,
+    };
+    let stat = StatReport::of(&folder.dir, &inspection, parts);
     match folder.json {
         true => output::print_json(&stat),
         false => output::print(&stat.text(Screen::of_stdout())),

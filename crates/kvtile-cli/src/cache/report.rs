@@ -17,6 +17,7 @@ use kvtile::{
 };
 use serde::Serialize;
 
+use super::parts::{PartStat, parts_text};
 use crate::output::{Align, Screen, TextTable, bytes, thousands};
 
 /// Most bad blocks in a list.
@@ -94,6 +95,9 @@ pub(super) struct StatReport<'a> {
     created_by: &'a str,
     #[serde(flatten)]
     usage: UsageReport,
+    /// The parts of ranks, in folders below.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<PartStat>,
 }
 
 /// The contents of one of several groups.
@@ -166,7 +170,7 @@ impl<'a> GroupStat<'a> {
 
 /// Whether a cache uses the folder.
 #[derive(Serialize)]
-struct UsageReport {
+pub(super) struct UsageReport {
     /// Null where it is unknown.
     in_use: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -176,7 +180,11 @@ struct UsageReport {
 }
 
 impl UsageReport {
-    fn of(inspection: &Inspection) -> UsageReport {
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(super) fn of(inspection: &Inspection) -> UsageReport {
         let (in_use, used_by_process, text) = match inspection.usage() {
             FolderUsage::Unused => (Some(false), None, "by no process".to_owned()),
             FolderUsage::Used(holder) => {
@@ -199,10 +207,12 @@ impl UsageReport {
 }
 
 impl<'a> StatReport<'a> {
-    pub(super) fn of(path: &'a Path, inspection: &'a Inspection) -> StatReport<'a> {
+    pub(super) fn of(
+        path: &'a Path,
+        inspection: &'a Inspection,
+        parts: Vec<PartStat>,
+    ) -> StatReport<'a> {
         let manifest = inspection.manifest();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.map_or(0, |now| now.as_secs());
         let created = manifest.created();
         let named = |group: &'a InspectedGroup| {
             Some(NamedGroupStat {
@@ -218,9 +228,10 @@ impl<'a> StatReport<'a> {
             files_bytes: inspection.files_bytes(),
             capacity_bytes: manifest.capacity_bytes(),
             created_unix_seconds: created.unix_seconds,
-            age_seconds: now.saturating_sub(created.unix_seconds),
+            age_seconds: seconds_since(created.unix_seconds),
             created_by: &created.kvtile,
             usage: UsageReport::of(inspection),
+            parts,
         }
     }
 
@@ -255,6 +266,9 @@ impl<'a> StatReport<'a> {
         if !self.groups.is_empty() {
             text.push_str(&self.groups_text());
         }
+        if !self.parts.is_empty() {
+            text.push_str(&parts_text(&self.parts));
+        }
         text
     }
 
@@ -283,7 +297,14 @@ impl<'a> StatReport<'a> {
     }
 }
 
-fn path_text(screen: Screen, path: &Path) -> String {
+/// Seconds from a time since the start of 1970 to now.
+pub(super) fn seconds_since(unix_seconds: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
+        .saturating_sub(unix_seconds)
+}
+
+pub(super) fn path_text(screen: Screen, path: &Path) -> String {
     screen.bold(&ShownText(&path.display().to_string()).to_string())
 }
 
