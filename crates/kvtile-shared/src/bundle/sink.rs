@@ -107,7 +107,7 @@ pub(crate) struct BundleReader<'a> {
     packed: Vec<u8>,
     fault: Option<BundleFault>,
     bytes: u64,
-    /// The store was told to pass no further bytes.
+    /// The reader has refused further bytes of the store's last call.
     has_ended: bool,
 }
 

@@ -296,14 +296,16 @@ impl KnownBlocks {
         count
     }
 
-    /// Deletes the blocks whose ancestors were deleted. Returns their number.
+    /// Deletes the staged blocks whose parents were deleted, and so on. Returns their number. Stored ones stay: a query
+    /// may be of keys that are no chain.
     fn delete_descendants(&self, state: &mut KnownState, mut deleted: Vec<BlockName>) -> usize {
         deleted.retain(|name| state.children.contains_key(name));
         if deleted.is_empty() {
             return 0;
         }
         let mut children: HashMap<BlockName, Vec<BlockName>> = HashMap::new();
-        for (name, block) in &state.blocks {
+        let is_staged = |block: &KnownBlock| matches!(block.place, BlockPlace::Staged(_));
+        for (name, block) in state.blocks.iter().filter(|(_, block)| is_staged(block)) {
             if let Some(key) = block.chained.parent {
                 let parent = BlockName { key, ..*name };
                 children.entry(parent).or_default().push(*name);
@@ -527,10 +529,14 @@ mod tests {
         known.add_stored(&second, &blocks[2..4], true);
         known.add_stored(&first, &blocks[..2], false);
         assert_eq!(known.stats().present, 4);
-        // A bundle that cannot be read takes those after it along.
-        known.drop_bundle(&first, Duration::ZERO, true);
+        // A bundle that cannot be read takes the staged blocks after it along, and no stored ones.
+        assert_eq!(known.add_staged(blocks[4], &bytes), StagedAs::New);
+        known.drop_bundle(&second, Duration::ZERO, true);
         let stats = known.stats();
-        assert_eq!((stats.present, stats.damaged), (0, 6));
+        assert_eq!((stats.present, stats.damaged), (2, 6));
+        known.add_stored(&second, &blocks[2..4], false);
+        known.drop_bundle(&first, Duration::ZERO, false);
+        assert_eq!(known.stats().present, 2);
         known.check_integrity();
     }
 

@@ -190,11 +190,15 @@ fn a_manifest_states_what_the_bundles_of_an_identity_belong_to() {
         let new: Vec<ValueName> = names.iter().filter(is_new).cloned().collect();
         assert_eq!(store.remove(&new, by).unwrap(), 1);
     }
-    // It stays as long as a bundle of its identity, and is removed with the last one.
-    fs::write(&path, &text).unwrap();
+}
+
+#[test]
+fn a_manifest_leaves_with_the_last_bundle_of_its_identity() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path(), 1);
+    let settings = SurveySettings::new();
     let cleared = clear(&*store, &settings).unwrap();
     assert_eq!((cleared.removed, cleared.foreign), (2, 1));
-    assert!(!path.exists());
     assert_eq!(survey(&*store, &settings).unwrap().manifests.len(), 0);
     let elsewhere = SurveySettings::new().prefix("elsewhere");
     assert_eq!(survey(&*store, &elsewhere).unwrap().manifests.len(), 1);

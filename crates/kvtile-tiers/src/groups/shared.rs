@@ -182,7 +182,7 @@ impl GroupsShared {
 }
 
 /// The facts of the groups of the settings, with their unit and the unit of their stops.
-pub(super) fn facts_of(
+pub(crate) fn facts_of(
     groups: &[CacheGroup],
 ) -> Result<(Vec<GroupFacts>, NonZeroU64, NonZeroU64), TierError> {
     let page = |group: &CacheGroup| match NonZeroU64::new(group.identity.page_size()) {
