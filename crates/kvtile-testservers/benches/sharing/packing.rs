@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use kvtile_testkit::disk::SplitMix64;
 use kvtile_shared::{memory::MemoryStore, store::SharedStore};
+use kvtile_testkit::disk::SplitMix64;
 use kvtile_testservers::kinds::InstalledServers;
 
 use crate::{
