@@ -13,6 +13,7 @@ const ARROWS: [(&str, &[&str]); 30] = [
         "kvtile-transfer",
         &[
             "kvtile-device",
+            "kvtile-kernels",
             "kvtile-layout",
             "kvtile-memory",
             "kvtile-random",

@@ -55,8 +55,9 @@ const ENVIRONMENT: CachedEnvironment<'_> = CachedEnvironment {
 };
 
 /// The files of [`TESTS`] that start engines, the longest first. All others run in one process.
-const ENGINE_TESTS: [&str; 8] = [
+const ENGINE_TESTS: [&str; 9] = [
     "test_connector.py",
+    "test_hybrid_models.py",
     "test_tier_engine.py",
     "test_parallel.py",
     "test_shared.py",

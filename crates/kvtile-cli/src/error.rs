@@ -141,6 +141,17 @@ pub enum CliError {
         /// Why it is not an identity.
         source: serde_json::Error,
     },
+    /// A file that is no model.
+    #[error(
+        "{path} is not the JSON of a model's identity, as `kvtile.ModelIdentity.to_json()` of the Python package \
+         writes it", path = .path.display()
+    )]
+    NotAModel {
+        /// The path.
+        path: PathBuf,
+        /// Why it is none.
+        source: serde_json::Error,
+    },
     /// A saved cache or a folder that is damaged, or that does not fit its intended use. The
     /// command has printed the report.
     #[error("{path}: {problem}", path = .path.display())]

@@ -33,6 +33,7 @@ pub mod files;
 mod inspect;
 mod known;
 mod layout;
+mod model_file;
 pub mod numbers;
 pub mod output;
 mod plan;

@@ -40,6 +40,8 @@ pub enum GoalState {
     Missed,
     /// The run has no figure for it.
     NotMeasured,
+    /// The figure is of a stand-in, so it decides nothing.
+    Undecided,
 }
 
 /// One goal and what the run found.
@@ -104,6 +106,19 @@ impl GoalRow {
         GoalRow {
             by: reason.to_owned(),
             ..self
+        }
+    }
+}
+
+impl GoalState {
+    /// The state in words.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            GoalState::Met => "met",
+            GoalState::Missed => "missed",
+            GoalState::NotMeasured => "not measured",
+            GoalState::Undecided => "undecided",
         }
     }
 }
@@ -345,4 +360,154 @@ fn register(figures: &[CheckFigure]) -> Option<GoalFigure> {
             register.bytes
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure::RoundSpread;
+
+    fn of(phase: CheckPhase, work: &str, seconds: f64) -> CheckFigure {
+        CheckFigure::of(phase, work, RoundSpread::of(vec![seconds], 1))
+    }
+
+    /// A cell of the sweep with a ratio, of 64 MiB.
+    fn cell(way: CopyDirection, run: u64, blocks: Option<u32>, ratio: f64) -> CheckFigure {
+        let route = match blocks {
+            Some(_) => MeasuredRoute::Kernel,
+            None => MeasuredRoute::Batch,
+        };
+        CheckFigure {
+            run_bytes: Some(run),
+            pieces: Some((64 << 20) / run),
+            blocks,
+            ratio: Some(ratio),
+            ..of(CheckPhase::Sweep, work::RUNS, 0.001).moved(64 << 20, way, route)
+        }
+    }
+
+    fn state(figures: &[CheckFigure], capability: &str, work: &str) -> (GoalState, Option<f64>) {
+        let goals = goals(figures, capability);
+        let mut found = goals.iter().filter(|goal| goal.work.contains(work));
+        let goal = found.next().unwrap();
+        assert!(found.next().is_none(), "{work}");
+        (goal.state, goal.found)
+    }
+
+    #[test]
+    fn no_figures_decide_nothing() {
+        for goal in goals(&[], "9.0") {
+            assert_eq!(
+                (goal.state, goal.found),
+                (GoalState::NotMeasured, None),
+                "{goal:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_best_route_of_each_size_counts_and_the_worst_size_decides() {
+        use CopyDirection::{DeviceToHost, HostToDevice};
+        let mut figures = vec![
+            cell(HostToDevice, 64 << 10, None, 0.97),
+            cell(HostToDevice, 64 << 10, Some(4), 0.5),
+            cell(DeviceToHost, 128 << 10, None, 0.96),
+            cell(HostToDevice, 32 << 10, None, 0.1),
+        ];
+        let large = "runs of 64 KiB";
+        assert_eq!(state(&figures, "9.0", large), (GoalState::Met, Some(0.96)));
+        assert_eq!(
+            state(&figures, "9.0", "28 to 64 KiB"),
+            (GoalState::Missed, Some(0.1))
+        );
+        // Small transfers do not decide.
+        let mut small = cell(DeviceToHost, 128 << 10, None, 0.2);
+        small.bytes = 1 << 20;
+        figures.push(CheckFigure {
+            run_bytes: Some(1 << 20),
+            ..small
+        });
+        assert_eq!(state(&figures, "9.0", large), (GoalState::Met, Some(0.96)));
+        figures.push(cell(DeviceToHost, 1 << 20, None, 0.9));
+        assert_eq!(
+            state(&figures, "9.0", large),
+            (GoalState::Missed, Some(0.9))
+        );
+    }
+
+    #[test]
+    fn older_devices_may_use_more_blocks() {
+        let figures = [cell(CopyDirection::HostToDevice, 4096, Some(8), 0.93)];
+        let title = "1 to 24 KiB";
+        assert_eq!(state(&figures, "8.0", title), (GoalState::Met, Some(0.93)));
+        assert_eq!(
+            state(&figures, "9.0", title),
+            (GoalState::NotMeasured, None)
+        );
+    }
+
+    #[test]
+    fn permutations_need_every_direction() {
+        let permute = |way, ratio| CheckFigure {
+            ratio: Some(ratio),
+            ..of(CheckPhase::Permutes, "rows: A → B, 2 bytes", 0.001).moved(
+                1,
+                way,
+                MeasuredRoute::Staged,
+            )
+        };
+        let mut figures = vec![permute(CopyDirection::HostToDevice, 0.95)];
+        let title = "NHD ↔ HND";
+        assert_eq!(
+            state(&figures, "9.0", title),
+            (GoalState::NotMeasured, None)
+        );
+        figures.push(permute(CopyDirection::DeviceToHost, 0.91));
+        assert_eq!(state(&figures, "9.0", title), (GoalState::Met, Some(0.91)));
+    }
+
+    #[test]
+    fn costs_are_in_the_units_of_their_goals() {
+        let costs = CheckPhase::Costs;
+        let whole = CheckFigure {
+            bytes: 3200,
+            ..of(costs, work::WHOLE_BY_LAYERS, 0.0032)
+        };
+        let first = CheckFigure {
+            bytes: 100,
+            ..of(costs, work::FIRST_LAYER, 0.000_150)
+        };
+        let mut figures = vec![
+            whole,
+            first,
+            of(costs, work::ENQUEUE, 0.000_050),
+            of(costs, work::ENQUEUE, 0.000_015),
+            of(costs, work::REGISTER, 1.0),
+            of(costs, work::ALLOCATE, 4.0),
+            of(costs, work::TOUCH, 2.0),
+        ];
+        let close = |(state, found): (GoalState, Option<f64>), expected: f64| {
+            assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}");
+            state
+        };
+        assert_eq!(
+            close(state(&figures, "9.0", "first of"), 50.0),
+            GoalState::Met
+        );
+        assert_eq!(
+            close(state(&figures, "9.0", "enqueueing"), 15.0),
+            GoalState::Met
+        );
+        assert_eq!(
+            close(state(&figures, "9.0", "registering"), 0.5),
+            GoalState::Missed
+        );
+        // An allocation that is no slower than the writing of its bytes decides nothing.
+        figures.retain(|figure| figure.work != work::ALLOCATE);
+        figures.push(of(costs, work::ALLOCATE, 1.5));
+        assert_eq!(
+            state(&figures, "9.0", "registering"),
+            (GoalState::NotMeasured, None)
+        );
+    }
 }

@@ -106,13 +106,13 @@ mod tests {
 
     #[test]
     fn a_program_that_is_absent_fails_or_hangs_is_a_reason() {
-        let reason = |program: &str, argument: &str| {
+        let reason = |program: &str, argument: &str, milliseconds| {
             let mut program = Command::new(program);
             program.arg(argument);
-            first_line(program, Duration::from_millis(50)).unwrap_err()
+            first_line(program, Duration::from_millis(milliseconds)).unwrap_err()
         };
-        assert!(reason("/nonexistent/nvidia-smi", "").starts_with("not known: No such file"));
-        assert!(reason("false", "").starts_with("not known: exit status: 1"));
-        assert_eq!(reason("sleep", "60"), "not known: no answer in 0 s");
+        assert!(reason("/nonexistent/nvidia-smi", "", 50).starts_with("not known: No such file"));
+        assert!(reason("false", "", 60_000).starts_with("not known: exit status: 1"));
+        assert_eq!(reason("sleep", "60", 50), "not known: no answer in 0 s");
     }
 }

@@ -5,8 +5,8 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser;
 use kvtile_device::{DeviceOptions, Driver};
 use kvtile_gpu_check::{
-    CheckPhase, CheckProgress, GoalState, GpuCheckError, GpuCheckReport, GpuCheckSettings,
-    PhaseEnd, ReportFiles,
+    CheckPhase, CheckProgress, GpuCheckError, GpuCheckReport, GpuCheckSettings, PhaseEnd,
+    ReportFiles,
 };
 
 /// Bytes differ from the naive copy, or the driver failed.
@@ -141,6 +141,7 @@ fn print(report: &GpuCheckReport, files: &ReportFiles) {
     }
     for check in &report.bytes {
         let found = match &check.wrong {
+            None if check.compared == 0 => format!("{} refused", check.refused),
             None => format!("{} equal the naive copy", check.compared),
             Some(wrong) => format!("WRONG: {wrong}"),
         };
@@ -148,11 +149,7 @@ fn print(report: &GpuCheckReport, files: &ReportFiles) {
         println!("  {}, {way}, {route}: {found}", check.work);
     }
     for goal in &report.goals {
-        let state = match goal.state {
-            GoalState::Met => "met",
-            GoalState::Missed => "missed",
-            GoalState::NotMeasured => "not measured",
-        };
+        let state = goal.state.name();
         let found = goal
             .found
             .map_or_else(String::new, |found| format!("{found:.3} "));

@@ -8,8 +8,8 @@ use std::sync::{
 
 use kvtile_device::cuda;
 use kvtile_gpu_check::{
-    ByteCheck, CheckPhase, CopyDirection, GoalState, GpuCheckReport, GpuCheckSettings, PhaseEnd,
-    ReportFiles,
+    ByteCheck, CheckPhase, CopyDirection, GoalRow, GoalState, GpuCheckReport, GpuCheckSettings,
+    PhaseEnd, ReportFiles,
 };
 use kvtile_standin::{
     PtxEngine, Standin, StandinLeaks, StandinOptions,
@@ -75,6 +75,8 @@ fn a_whole_run_is_complete_compares_equal_and_writes_its_files() {
     for direction in CopyDirection::ALL {
         assert!(report.ceiling(direction).unwrap() > 0.0);
     }
+    let undecided = |goal: &&GoalRow| goal.found.is_some() && goal.state == GoalState::Undecided;
+    assert!(report.goals.iter().filter(undecided).count() >= 10);
     let open = report.goals.iter();
     let open = open.filter(|goal| goal.state == GoalState::NotMeasured);
     let open: Vec<&str> = open.map(|goal| goal.work.as_str()).collect();

@@ -30,6 +30,16 @@ pub enum LowerError {
         /// Bytes of the region.
         bytes: u64,
     },
+    /// A plan with bytes that a packed side does not have side by side: it was packed for another part.
+    #[error("the packed {side} does not have the bytes from {offset} of region {region}")]
+    NotPacked {
+        /// `source` or `destination`.
+        side: &'static str,
+        /// The region.
+        region: u64,
+        /// The offset in the region.
+        offset: u64,
+    },
     /// Loops over regions with more combinations than a table holds.
     #[error("{combinations} combinations of loops over regions; a table holds {max}")]
     TableTooLong {

@@ -20,7 +20,7 @@ mod shape;
 
 pub use error::LowerError;
 pub use kernel::{MOVE_PTX, MoveKernel, VectorBytes};
-pub use lower::{MoveRegion, lower};
+pub use lower::{MoveRegion, MoveSide, PackedPiece, PackedSide, PlanPart, lower, lower_part};
 pub use parameters::{
     LOOPS_MAX, LoopParameters, MoveParameters, RowsParameters, SideParameters, TileParameters,
 };

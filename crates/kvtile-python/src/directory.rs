@@ -1,9 +1,10 @@
 //! The directory of the blocks of other caches, for schedulers.
 
-use std::time::Duration;
+use std::{num::NonZeroU64, time::Duration};
 
 use kvtile::{
     BlockKey, TierId,
+    layout::GroupPresence,
     tiers::{DIRECTORY_TIERS_MAX, TierDirectory},
 };
 use parking_lot::{Mutex, MutexGuard};
@@ -19,7 +20,9 @@ use crate::{
         wrong_type,
     },
     error::python::RequestError,
-    guard, keys, pickle,
+    guard, keys,
+    model::PyModelGroup,
+    pickle,
 };
 
 /// Which tiers of a cache have which blocks, from its events. The scheduler of an engine keeps one for each worker.
@@ -209,4 +212,66 @@ pub(crate) fn reading_pays(
     guard::call(py, || {
         kvtile::tiers::reading_pays(reading, tokens, tokens_per_second)
     })
+}
+
+/// A group of a model, and the directory of its pages.
+struct ListedGroup<'py> {
+    group: Bound<'py, PyModelGroup>,
+    directory: Bound<'py, PyTierDirectory>,
+}
+
+impl<'py> ListedGroup<'py> {
+    fn read(item: &Bound<'py, PyAny>) -> PyResult<ListedGroup<'py>> {
+        let parts = item.extract::<(Bound<'py, PyModelGroup>, Bound<'py, PyTierDirectory>)>();
+        let expected = "pairs of a ModelGroup and a TierDirectory";
+        let (group, directory) = parts.map_err(|_| wrong_type("groups", expected, item))?;
+        Ok(ListedGroup { group, directory })
+    }
+
+    fn page_size(&self) -> PyResult<NonZeroU64> {
+        let tokens = self.group.get().0.shape().page_size();
+        NonZeroU64::new(tokens).ok_or_else(|| RequestError::new_err("a page of 0 tokens"))
+    }
+
+    /// Whether a tier has a page: its key is the one at its end.
+    fn has(&self, page: u64, size: NonZeroU64, (keys, unit): (&[BlockKey], NonZeroU64)) -> bool {
+        let end = page
+            .checked_add(1)
+            .and_then(|end| end.checked_mul(size.get()));
+        let at = end.and_then(|end| usize::try_from(end / unit).ok()?.checked_sub(1));
+        let key = at.and_then(|at| keys.get(at));
+        key.is_some_and(|key| self.directory.get().lock().fastest(key).is_some())
+    }
+}
+
+/// The stops of a chain that the directories of all groups have, the longest first, as `GroupMatch.stops`.
+#[pyfunction]
+pub(crate) fn usable_stops(
+    groups: &Bound<'_, PyAny>,
+    #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
+    unit: NonZeroU64,
+    at_most: u64,
+) -> PyResult<Vec<u64>> {
+    let items = groups.try_iter()?;
+    let groups: Vec<ListedGroup<'_>> = items
+        .map(|item| ListedGroup::read(&item?))
+        .collect::<PyResult<_>>()?;
+    let chain = (keys.as_slice(), unit);
+    let mut has: Vec<Box<dyn Fn(u64) -> bool + '_>> = Vec::with_capacity(groups.len());
+    let mut pages = Vec::with_capacity(groups.len());
+    for group in &groups {
+        let size = group.page_size()?;
+        pages.push(size);
+        has.push(Box::new(move |page| group.has(page, size, chain)));
+    }
+    let of_groups = groups.iter().zip(&pages).zip(&has);
+    let presences: Vec<GroupPresence<'_>> = of_groups
+        .map(|((group, page), has)| GroupPresence {
+            rule: group.group.get().0.rule(),
+            page: *page,
+            has,
+        })
+        .collect();
+    let most = at_most.min((keys.len() as u64).saturating_mul(unit.get()));
+    Ok(kvtile::layout::usable_stops(&presences, most, unit).collect())
 }

@@ -62,9 +62,11 @@ mod _kvtile {
     #[pymodule_export]
     use crate::completion::PyCompletion;
     #[pymodule_export]
-    use crate::directory::{PyTierDirectory, reading_pays};
+    use crate::directory::{PyTierDirectory, reading_pays, usable_stops};
     #[pymodule_export]
-    use crate::groups::{PyGroupCache, PyGroupLoadReport, PyGroupMatch, PyGroupStoreReport};
+    use crate::groups::{
+        PyGroupCache, PyGroupLoadReport, PyGroupMatch, PyGroupSeek, PyGroupStoreReport,
+    };
     #[pymodule_export]
     use crate::http::{PyHttpServer, serve_http};
     #[pymodule_export]

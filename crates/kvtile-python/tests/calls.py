@@ -20,6 +20,7 @@ MADE_BY_KVTILE = {
     "FlushReport",
     "GroupLoadReport",
     "GroupMatch",
+    "GroupSeek",
     "GroupStoreReport",
     "HttpServer",
     "LoadReport",
@@ -151,7 +152,8 @@ class World:
     def group_settings(self) -> dict[str, Any]:
         folder = self.folder / f"groups-{len(list(self.folder.iterdir()))}"
         of_groups = {"disk": str(folder), "shares": {"full": 1.0}, "storage_words": {"full": "BHLKNC"}}
-        without = ("connect", "shared", "storage_word", "quotas", "recompute_tokens_per_second")
+        of_groups["shared"] = str(self.folder / "shared")
+        without = ("connect", "storage_word", "quotas")
         common = {name: value for name, value in SETTINGS.items() if not name.startswith(without)}
         return {**common, **of_groups, "host_bytes": 2 << 20}
 
@@ -221,6 +223,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
             lambda: w.open_groups(workers=0),
             ["clear", "flush", "stats", "subscribe", "snapshot", "step", "close", "__enter__", "__repr__"],
         ),
+        "GroupSeek": (lambda: w.groups.seek(w.chain, 1.0), ["match", "wait", "__repr__"]),
         "GroupMatch": (stop, ["release", "__enter__", "__repr__"]),
         "GroupLoadReport": (lambda: load_stop().wait(), ["__repr__"]),
         "GroupStoreReport": (lambda: w.groups.store(w.chain, {"full": [0]}).wait(), ["__repr__"]),
@@ -393,6 +396,10 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "GroupCache.lookup": lambda: (
             w.groups.lookup,
             {"keys": w.chain, "at_most": 16, "owner": 1, "hold": 5.0, "priority": 0, "lifetime": 5.0},
+        ),
+        "GroupCache.seek": lambda: (
+            w.groups.seek,
+            {"keys": w.chain, "within": 1.0, "at_most": 16, "owner": 1, "hold": 5.0, "priority": 0, "lifetime": 5.0},
         ),
         "GroupCache.load": lambda: (
             w.groups.load,

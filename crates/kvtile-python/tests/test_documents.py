@@ -45,7 +45,7 @@ def test_the_examples_with_a_model_run() -> None:
 
 def test_no_example_is_left_out() -> None:
     names = {
-        "docs/groups.md": {"python"},
+        "docs/groups.md": {"sh", "python"},
         "docs/python.md": {"sh", "python"},
         "docs/transformers.md": {"python torch"},
     }

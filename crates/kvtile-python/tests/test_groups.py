@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import queue
+import time
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,8 @@ def test_each_call_may_bring_the_layouts_of_its_blocks(engine: Engine, tmp_path:
 
 
 def test_a_draft_group_comes_along_and_decides_nothing(engine: Engine) -> None:
-    """vllm#52735: "every group is a drafter" made all hits 0."""
+    """vllm#52735: "every group is a drafter" made all hits 0. sglang#30321: a hit counted the layers of a drafter whose KV
+    was not restored, and the answers were garbled."""
     with pytest.raises(kvtile.IdentityError, match="none is of the model"):
         engine.model("full", draft=("full",))
     model, names = engine.model(draft=("window",)), ("full", "state")
@@ -243,7 +245,7 @@ def test_a_draft_group_comes_along_and_decides_nothing(engine: Engine) -> None:
         engine.blocks["window"][:4] = 5
         cache.store(chain, {"full": range(4), "state": ([3], 3)}, stop=16).wait()
         found = cache.lookup(chain)
-        assert (found.stop, list(found.needs("window"))) == (16, [])
+        assert (found.stop, list(found.needs("window"))) == (16, []), "the drafter has to compute its own KV"
         assert cache.load(found, {"full": range(4), "state": [4]}).wait().tokens == 16
         assert cache.store(chain, {"window": range(4)}, stop=16).wait().stored == 3
         found = cache.lookup(chain)
@@ -257,3 +259,46 @@ def test_a_draft_group_comes_along_and_decides_nothing(engine: Engine) -> None:
         found = cache.lookup(chain)
         assert (found.stop, found.stops, list(found.needs("window"))) == (16, [16], [])
         found.release()
+
+
+@pytest.mark.parametrize("kind", ["folder", "dictionary"])
+def test_a_stop_that_one_cache_stores_another_one_finds_and_a_lost_page_ends_it(
+    engine: Engine, tmp_path: Path, kind: str
+) -> None:
+    from test_shared import DictionaryTier
+
+    shared = tmp_path / "shared" if kind == "folder" else DictionaryTier()
+    with engine.open(shared=shared, shared_bundle_blocks=2) as first:
+        chain = first.hasher().keys(range(42))
+        store(engine, first, chain, 24)
+        store(engine, first, chain, 40)
+        deadline = time.monotonic() + 20
+        # Pairs of full pages, and one page a value of the others: two windows and two states.
+        while first.stats()["shared"]["written"] < 5 + 2 * 3 + 2:
+            assert time.monotonic() < deadline, first.stats()["shared"]
+            time.sleep(0.01)
+    with engine.open(shared=shared, shared_bundle_blocks=2) as second:
+        assert second.lookup(chain).stop == 0
+        seek = second.seek(chain, 20, at_most=41)
+        found = seek.wait()
+        assert (found.stop, found.stops) == (40, [40, 24]) and "taken" in repr(seek)
+        with pytest.raises(kvtile.ClosedError):
+            seek.wait()
+        assert load(engine, second, found).tokens == 40
+        ready = second.seek(chain, 0)
+        assert ready.ready
+        match = ready.match()
+        assert match is not None and match.stop == 40
+        match.release()
+    state = chain[9].hex()
+    if isinstance(shared, DictionaryTier):
+        return
+    files = [file for file in shared.rglob(f"*/{state}.1")]
+    # The state and the last page of the window.
+    assert len(files) == 2
+    files[0].unlink()
+    with engine.open(shared=shared, shared_bundle_blocks=2) as third:
+        found = third.seek(chain, 20).wait()
+        assert load(engine, third, found).tokens == 24
+    with pytest.raises(kvtile.SettingsError, match="without shared"):
+        engine.open(shared_lifetime=5)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import kvtile
+from kvtile import _kvtile
 from kvtile._hf.groups import FAMILIES
 from kvtile._hf.models import GROUPED
 
@@ -250,3 +251,16 @@ def test_the_list_of_types_is_that_of_the_readers() -> None:
     assert sorted(FAMILIES) == sorted(GROUPED) and len(set(GROUPED)) == len(GROUPED)
     listed = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
     assert [name for name in GROUPED if f"| `{name}` |" not in listed] == []
+
+
+@pytest.mark.parametrize("name", [*BYTES, "deepseek-ai/DeepSeek-V4-Pro"])
+def test_the_program_shows_the_groups(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """``kvtile layout groups`` takes what ``to_json`` writes, and counts the same bytes."""
+    model = model_of({**PUBLISHED[name], **LEFT_OUT.get(name, {})}, page_size=128)
+    path = tmp_path / "model.json"
+    path.write_text(model.to_json())
+    assert _kvtile.run_program(["layout", "groups", str(path), "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["tokens"] == HIT and [row["name"] for row in told["groups"]] == list(model.groups)
+    targets = [group for group in model.groups.values() if group.role == "target"]
+    assert told["needed_bytes"] == sum(map(needed, targets))

@@ -299,17 +299,18 @@ def test_a_second_engine_in_a_process_is_refused(sides: Any, monkeypatch: pytest
     (worker,) = engine.workers
     monkeypatch.setattr(sides.worker, "Worker", lambda *_: worker)
     monkeypatch.setattr(sides.worker, "rank_of", lambda _: sides.rank.Rank())
+    kv = SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=type("FullAttentionSpec", (), {})())])
     config = SimpleNamespace(
         lora_config=None, kv_transfer_config=SimpleNamespace(engine_id="one"),
         parallel_config=SimpleNamespace(distributed_executor_backend="uni"),
     )
-    sides.worker.open_worker(config, {}, None)
+    sides.worker.open_worker(config, {}, None, kv)
     with pytest.raises(kvtile.SettingsError, match="one connector per process"):
-        sides.worker.open_worker(config, {}, None)
+        sides.worker.open_worker(config, {}, None, kv)
     assert not worker.cache.closed, "the first engine keeps its cache"
     sides.worker.close_worker(config)
     assert worker.cache.closed
-    sides.worker.open_worker(config, {}, None)
+    sides.worker.open_worker(config, {}, None, kv)
     sides.worker.close_worker(config)
 
 
@@ -329,11 +330,12 @@ def test_a_worker_opens_its_cache_on_the_processors_of_its_engine(
     monkeypatch.setattr(sides.worker, "processors_of_engine", processors_of_engine)
     monkeypatch.setattr(sides.worker, "Worker", lambda *_: opened.append(list(now)) or SimpleNamespace(close=ignore))
     monkeypatch.setattr(sides.worker, "rank_of", lambda _: sides.rank.Rank())
+    kv = SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=type("FullAttentionSpec", (), {})())])
     config = SimpleNamespace(
         lora_config=None, kv_transfer_config=SimpleNamespace(engine_id="one"),
         parallel_config=SimpleNamespace(distributed_executor_backend="mp"),
     )
-    sides.worker.open_worker(config, {}, None)
+    sides.worker.open_worker(config, {}, None, kv)
     sides.worker.close_worker(config)
     assert opened == [["mp"]] and not now
 

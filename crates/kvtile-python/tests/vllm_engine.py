@@ -50,16 +50,28 @@ def sides() -> Iterator[Any]:
             setattr(made, name, type(name, (), {}))
     modules[f"{root}.metrics"].KVConnectorStats = Stats
     for name in ("AllBlocksCleared", "BlockRemoved", "BlockStored"):
-        setattr(modules["vllm.distributed.kv_events"], name, type(name, (), {}))
+        setattr(modules["vllm.distributed.kv_events"], name, type(name, (SimpleNamespace,), {}))
     modules["vllm.logger"].init_logger = lambda _: SimpleNamespace(info=ignore, warning=ignore, debug=ignore)
     kept = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:
-        from kvtile.vllm import _directory, _messages, _rank, _scheduler, _settings, _worker
+        from kvtile.vllm import (
+            _directory,
+            _events,
+            _group_layout,
+            _group_scheduler,
+            _group_worker,
+            _groups,
+            _messages,
+            _rank,
+            _scheduler,
+            _settings,
+            _worker,
+        )
 
         yield SimpleNamespace(
-            directory=_directory, messages=_messages, rank=_rank, scheduler=_scheduler, settings=_settings,
-            worker=_worker,
+            directory=_directory, events=_events, messages=_messages, rank=_rank, scheduler=_scheduler, settings=_settings,
+            worker=_worker, groups=_groups, group_layout=_group_layout, group_scheduler=_group_scheduler, group_worker=_group_worker,
         )
     finally:
         for name in [name for name in sys.modules if name.startswith("kvtile.vllm")]:

@@ -18,7 +18,13 @@ with warnings.catch_warnings():
     import torch
     from lmcache.lmcache_native import Bitmap
     from lmcache.v1.check.check_mode_test_l2_adapter import run_test_mode
-    from lmcache.v1.distributed.api import GroupedObjectKeys, MemoryLayoutDesc, ObjectKey, PrefetchTaskSpec
+    from lmcache.v1.distributed.api import (
+        FULL_ATTENTION_WINDOW_CHUNKS,
+        GroupedObjectKeys,
+        MemoryLayoutDesc,
+        ObjectKey,
+        PrefetchTaskSpec,
+    )
     from lmcache.v1.distributed.config import (
         EvictionConfig,
         L1ManagerConfig,
@@ -295,6 +301,38 @@ class ManagerSide:
         self.manager.finish_read_prefetched(came)
         assert all(len(content) == 1 for content in contents)
         return result.l2_hit_count, [content.pop() for content in contents]
+
+    def hit_cells(
+        self, rows: Sequence[Sequence[ObjectKey]], layouts: Sequence[MemoryLayoutDesc], windows: Sequence[int]
+    ) -> tuple[list[tuple[int, int]], list[int]]:
+        """Prefetches the chunks of several groups: which (group, chunk) came, and the byte that each consists of."""
+        groups = [
+            GroupedObjectKeys(list(row), number, layout, window)
+            for number, (row, layout, window) in enumerate(zip(rows, layouts, windows, strict=False))
+        ]
+        handle = self.manager.submit_prefetch_task(PrefetchTaskSpec(groups))
+        assert self.manager.wait_prefetch_status(handle, WAIT_SECONDS)
+        result = self.manager.query_prefetch_status(handle)
+        assert result is not None
+        cells = [
+            (group, chunk)
+            for group, row in enumerate(rows)
+            for chunk in range(len(row))
+            if result.hit_cells[group].test(chunk)
+        ]
+        came = [rows[group][chunk] for group, chunk in cells]
+        if not came:
+            return cells, []
+        with self.manager.read_prefetched_results(came) as objects:
+            assert objects is not None
+            contents = [set(bytes(found.byte_array)) for found in objects]
+        self.manager.finish_read_prefetched(came)
+        assert all(len(content) == 1 for content in contents)
+        return cells, [content.pop() for content in contents]
+
+    def delete(self, key: ObjectKey) -> None:
+        """Deletes an object in L2, as LMCache's eviction of L2 does."""
+        next(iter(self.manager._l2_adapters.values())).delete([key])
 
     def clear(self) -> None:
         """Drops all objects of L1."""

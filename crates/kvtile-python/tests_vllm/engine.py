@@ -13,18 +13,19 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 
-def serve(told: dict[str, Any], output: Connection) -> None:
-    """Runs the orders in a process that was forked for them, which writes everything to ``output``."""
+def serve(told: dict[str, Any], output: Connection, orders: Callable[[dict[str, Any]], None]) -> None:
+    """Runs orders in a process that was forked for them, which writes everything to ``output``."""
     os.setsid()
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
     output.close()
     os.environ.update(told.get("environment", {}))
-    main(told)
+    orders(told)
     # Such a process ends without the functions that others run at their end.
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -64,7 +65,7 @@ def patch(name: str, value: Any) -> None:
     elif name == "instruction_set":
         from kvtile.vllm import _layout
 
-        _layout._instruction_set = lambda *_: value
+        _layout.instruction_set = lambda *_: value
     else:
         raise ValueError(f"no patch {name}")
 

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ HOST_BLOCKS = 60
 class Process:
     """A process with an engine, and its output."""
 
-    def __init__(self, told: dict[str, Any]) -> None:
+    def __init__(self, told: dict[str, Any], orders: Callable[[dict[str, Any]], None] = engine.main) -> None:
         output, its_output = PROCESSES.Pipe(duplex=False)
-        self.process = PROCESSES.Process(target=engine.serve, args=(told, its_output))
+        self.process = PROCESSES.Process(target=engine.serve, args=(told, its_output, orders))
         self.process.start()
         its_output.close()
         self.output = os.fdopen(os.dup(output.fileno()), encoding="utf-8", errors="replace")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -275,3 +276,11 @@ def test_the_quantisation_of_a_composite_model_is_in_the_identity() -> None:
 
 def test_the_model_of_the_tests_is_known_by_its_content() -> None:
     assert revision_of(engine_config()) == f"blake2b:{weights_digest(MODEL)}"
+
+
+def test_windows_that_vllm_keeps_as_full_attention_count_by_the_whole_config() -> None:
+    """With vLLM's hybrid KV cache manager off, all layers are in one table that keeps all tokens."""
+    config = engine_config()
+    before = identity(config)
+    config.compilation_config.static_forward_context = {"model.layers.0.self_attn.attn": SimpleNamespace(sliding_window=16)}
+    assert identity(config) != before

@@ -26,7 +26,7 @@ pub use descriptor::{DESCRIPTOR_BYTES_MAX, LayoutDescriptor};
 pub use error::{
     BindError, CopyError, DescriptorError, LeaseError, RegisterError, SavedError, TransferError,
 };
-pub use execute::{FileBatch, FileIo, FileRead, FileWay, FileWrite, TransferReport};
+pub use execute::{DeviceRoute, FileBatch, FileIo, FileRead, FileWay, FileWrite, TransferReport};
 pub use lease::{BlockLease, LayoutHandle, LeaseMode};
 pub use manager::{
     FillPattern, TransferCompletion, TransferManager, TransferManagerBuilder, TransferOptions,

@@ -96,10 +96,10 @@ pub mod layout {
 /// Transfers: registered layouts, leases on their blocks, and completions.
 pub mod transfer {
     pub use kvtile_transfer::{
-        BindError, BlockLease, CopyError, DescriptorError, FileBatch, FileIo, FileRead, FileWay,
-        FileWrite, FillPattern, LayoutHandle, LeaseError, LeaseMode, RegisterError, SavedError,
-        TransferCompletion, TransferError, TransferManager, TransferManagerBuilder,
-        TransferOptions, TransferReport, completion::*,
+        BindError, BlockLease, CopyError, DescriptorError, DeviceRoute, FileBatch, FileIo,
+        FileRead, FileWay, FileWrite, FillPattern, LayoutHandle, LeaseError, LeaseMode,
+        RegisterError, SavedError, TransferCompletion, TransferError, TransferManager,
+        TransferManagerBuilder, TransferOptions, TransferReport, completion::*,
     };
 }
 

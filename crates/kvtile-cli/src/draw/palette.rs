@@ -86,7 +86,7 @@ pub(super) fn dark_rules() -> String {
         let _ = writeln!(
             rules,
             "rect.{class} {{ stroke: {stroke}; }} rect.{class}.open {{ fill: {open}; }} \
-             rect.{class}.closed {{ fill: {closed}; }} text.{class} {{ fill: {stroke}; }}"
+             rect.{class}.closed {{ fill: {closed}; }} rect.{class}.needed {{ fill: {stroke}; }} text.{class} {{ fill: {stroke}; }}"
         );
     }
     for (index, colour) in RUNS_DARK.iter().enumerate() {

@@ -25,26 +25,38 @@ const ROW: usize = 34;
 const MARGIN: usize = 24;
 
 /// A document under construction, from top to bottom.
-struct SvgPage {
+pub(super) struct SvgPage {
     body: String,
     y: usize,
 }
 
 impl SvgPage {
-    fn new() -> SvgPage {
+    pub(super) fn new() -> SvgPage {
         SvgPage {
             body: String::new(),
             y: MARGIN,
         }
     }
 
-    fn text(&mut self, class: &str, text: &str) {
+    pub(super) fn text(&mut self, class: &str, text: &str) {
         self.y += if class == "title" { 22 } else { 18 };
         let y = self.y;
         self.write(format_args!(
             "<text class=\"{class}\" x=\"{MARGIN}\" y=\"{y}\">{}</text>\n",
             escape(text)
         ));
+    }
+
+    /// Makes room for a bar as wide as the page: its left and upper edge, width and height.
+    pub(super) fn bar_place(&mut self) -> (f64, f64, f64, f64) {
+        let (top, height) = (self.y + 8, ROW - 12);
+        self.y = top + height + 6;
+        (
+            MARGIN as f64,
+            top as f64,
+            (COLUMNS * COLUMN) as f64,
+            height as f64,
+        )
     }
 
     /// The rows of a nesting; the cells of a row touch those that they are the inside of.
@@ -157,12 +169,12 @@ impl SvgPage {
         places
     }
 
-    fn write(&mut self, text: std::fmt::Arguments<'_>) {
+    pub(super) fn write(&mut self, text: std::fmt::Arguments<'_>) {
         // Writing to a string cannot fail.
         let _ = self.body.write_fmt(text);
     }
 
-    fn finish(self) -> String {
+    pub(super) fn finish(self) -> String {
         let (width, height) = (COLUMNS * COLUMN + 2 * MARGIN, self.y + MARGIN);
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \

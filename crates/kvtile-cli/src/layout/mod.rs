@@ -1,6 +1,7 @@
-//! `kvtile layout`: explains layouts, and lists the known ones.
+//! `kvtile layout`: explains layouts, lists the known ones, and shows the groups of a model.
 
 mod facts;
+mod groups;
 mod list;
 mod words;
 
@@ -20,7 +21,7 @@ use crate::{
     draw::{self, NestingNode},
     error::CliError,
     files::OutputFile,
-    known,
+    known, numbers,
     output::{self, Screen},
     shape_args::ShapeArgs,
 };
@@ -43,17 +44,24 @@ Examples:
   kvtile layout 'L|BNKC' --plane c:bf16:C=512 --plane r:bf16:C=64
   kvtile layout BHLKNC --svg order.svg
   kvtile layout list vllm
-  kvtile layout models";
+  kvtile layout models
+  kvtile layout groups model.json --tokens 32768 --svg groups.svg
+
+The file of a model with groups is the JSON of its identity. The Python package writes it:
+  python3 -c 'import kvtile; print(kvtile.ModelIdentity.from_hf_config(\"config.json\", page_size=16).to_json())'";
 
 /// Arguments of `kvtile layout`.
 #[derive(Args, Debug)]
 pub struct LayoutArgs {
     /// Layout words such as BLKNHC, or names of known layouts; or `list [NAME]` for the known
-    /// layouts, `models [NAME]` for the known models
+    /// layouts, `models [NAME]` for the known models, `groups FILE` for the groups of a model
     #[arg(value_name = "WORD", required = true)]
     words: Vec<String>,
     #[command(flatten)]
     shape: ShapeArgs,
+    /// Tokens of the hit whose needs `groups` shows [default: 32768]
+    #[arg(long, value_name = "TOKENS", value_parser = numbers::within(1_u64, 1 << 40))]
+    tokens: Option<u64>,
     /// Write the picture of the layout to a file
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     svg: Option<PathBuf>,
@@ -64,6 +72,16 @@ pub struct LayoutArgs {
 
 /// Explains layouts, or lists known ones.
 pub(crate) fn run(args: &LayoutArgs) -> Result<(), CliError> {
+    if let (Some(tokens), false) = (
+        args.tokens,
+        args.words.first().is_some_and(|word| word == "groups"),
+    ) {
+        return Err(CliError::Option {
+            option: "--tokens",
+            value: tokens.to_string(),
+            problem: "a layout has no hits; give it with `kvtile layout groups FILE`".to_owned(),
+        });
+    }
     match args.words.split_first() {
         Some((first, filters)) if first == "list" => {
             check_list(args, first)?;
@@ -72,6 +90,10 @@ pub(crate) fn run(args: &LayoutArgs) -> Result<(), CliError> {
         Some((first, filters)) if first == "models" => {
             check_list(args, first)?;
             list::models(filters, args.json)
+        }
+        Some((first, files)) if first == "groups" => {
+            check_shape(args, first)?;
+            groups::run(args, files)
         }
         _ => explain(args),
     }
@@ -84,6 +106,18 @@ pub fn layout_picture(layout: &StridedLayout, word: &Word) -> String {
     let node = NestingNode::of(layout);
     let facts = LayoutFacts::of(layout, None).called(word);
     draw::layout_svg(&facts.side(&node))
+}
+
+/// Refuses options of the shape, which groups have themselves.
+fn check_shape(args: &LayoutArgs, what: &str) -> Result<(), CliError> {
+    if !args.shape.is_given() {
+        return Ok(());
+    }
+    Err(CliError::Option {
+        option: "options of the shape beside",
+        value: what.to_owned(),
+        problem: "the model's file has the shapes of its groups".to_owned(),
+    })
 }
 
 /// Refuses options of a layout, which a list would ignore.

@@ -1,9 +1,11 @@
 //! `kvtile replay`: replays a trace of requests on a cache for several policies and capacities, and compares
-//! the hits with bounds that no policy can exceed. With `--nodes` it replays on several caches and a shared tier.
+//! the hits with bounds that no policy can exceed. With `--nodes` it replays on several caches and a shared tier, with
+//! `--groups` on the cache over the groups of a model.
 
 mod capacities;
 mod chart;
 mod cluster;
+mod groups;
 mod page;
 mod report;
 
@@ -27,6 +29,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 
 use self::{
     cluster::ClusterInput,
+    groups::GroupsInput,
     report::{ReplayReport, ReplayRun, ReplayedBytes},
 };
 use crate::{
@@ -61,6 +64,12 @@ a node computes --prefill-rate tokens a second. --shared-writes uses:N writes a 
 on the node have used all of it; cached-uses:N counts only while its blocks are in host memory. The
 policy is gittins unless --policy names others. Every option that takes a list adds rows.
 
+With --groups the requests go through the cache over the groups of a model, with pages of a few bytes in
+place of the model's; --host-bytes are those of the model, and the groups divide them as in the cache. A
+hit is the longest stop before the last token of the prompt. The engine stores the last stop of each
+prompt, and where an earlier request branched off; --every adds stops. The policy is gittins unless
+--policy names others.
+
 Examples:
   kvtile replay conversation.jsonl --dry
   kvtile replay conversation.jsonl --dry --policy gittins,lru --capacity 10000
@@ -70,6 +79,7 @@ Examples:
   kvtile replay conversation.jsonl --nodes 1,8,64 --capacity 1000 --shared 0,20000,unbounded
   kvtile replay conversation.jsonl --nodes 8 --capacity 5000 --route prefix-load --shared unbounded \
     --bundle 1,2,4,8 --model llama-3.1-8b
+  kvtile replay conversation.jsonl --groups model.json --host-bytes 64GiB,256GiB,unbounded
   kvtile replay conversation.jsonl --dry --json | jq '.runs[] | [.policy, .block_hit_ratio]'";
 
 /// Arguments of `kvtile replay`.
@@ -113,6 +123,8 @@ pub struct ReplayArgs {
     prefill_rate: u32,
     #[command(flatten)]
     cluster: cluster::ClusterArgs,
+    #[command(flatten)]
+    groups: groups::GroupsArgs,
     /// Write a page with the curves
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     html: Option<PathBuf>,
@@ -151,6 +163,9 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
     if !args.cluster.nodes.is_empty() {
         return on_nodes(args, &policies, &capacities);
     }
+    if let Some(path) = &args.groups.groups {
+        return over_groups(args, path, &policies);
+    }
     if let Some(path) = &args.prometheus {
         check_one_cache(path, policies.len() == 1 && capacities.len() == 1)?;
     }
@@ -174,6 +189,21 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
         return output::print_json(&report);
     }
     output::print(&report.text())
+}
+
+/// Replays on the cache over groups.
+fn over_groups(args: &ReplayArgs, path: &Path, policies: &[PolicyKind]) -> Result<(), CliError> {
+    let default = [PolicyKind::default()];
+    let input = GroupsInput {
+        path: &args.trace,
+        policies: match args.policy.is_empty() {
+            true => &default,
+            false => policies,
+        },
+        prefill_rate: args.prefill_rate,
+        json: args.json,
+    };
+    groups::run(&read(args)?, &args.groups, (path, &input))
 }
 
 /// Replays on several nodes.

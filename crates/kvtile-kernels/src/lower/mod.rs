@@ -10,6 +10,8 @@
 //!
 //! A nest whose loops change regions becomes one launch for each region at which its pairs start.
 
+mod packed;
+mod part;
 mod rows;
 mod tables;
 mod tiles;
@@ -22,6 +24,10 @@ use std::collections::BTreeMap;
 use kvtile_layout::{AddressStep, CopyPlan, Location, Loop, Nest};
 
 use self::tables::{TABLE_WORDS_MAX, TableWords};
+pub use self::{
+    packed::{PackedPiece, PackedSide},
+    part::PlanPart,
+};
 use crate::{
     error::LowerError,
     program::{MoveLaunch, MoveProgram},
@@ -37,6 +43,15 @@ pub struct MoveRegion {
     pub bytes: u64,
 }
 
+/// Where the bytes of one side of a plan are.
+#[derive(Clone, Copy, Debug)]
+pub enum MoveSide<'r> {
+    /// In the regions of its layout.
+    Regions(&'r [MoveRegion]),
+    /// Packed, from an address on.
+    Packed(&'r PackedSide, u64),
+}
+
 /// The program that copies what `plan` copies, between regions at these addresses.
 ///
 /// # Errors
@@ -46,21 +61,37 @@ pub fn lower(
     source: &[MoveRegion],
     destination: &[MoveRegion],
 ) -> Result<MoveProgram, LowerError> {
+    lower_part(
+        &PlanPart::whole(plan),
+        MoveSide::Regions(source),
+        MoveSide::Regions(destination),
+    )
+}
+
+/// The program that copies what a part of a plan copies.
+///
+/// # Errors
+/// As for [`lower`]; a packed side that was made for another part.
+pub fn lower_part(
+    part: &PlanPart<'_>,
+    source: MoveSide<'_>,
+    destination: MoveSide<'_>,
+) -> Result<MoveProgram, LowerError> {
     let mut lowering = PlanLowering {
         source: RegionSide {
             name: "source",
-            regions: source,
+            side: source,
         },
         destination: RegionSide {
             name: "destination",
-            regions: destination,
+            side: destination,
         },
         tables: TableWords::default(),
         launches: Vec::new(),
     };
-    for class in plan.classes() {
+    for (class, pairs) in part.classes() {
         for nest in class.nests.iter() {
-            let starts = class.pairs.iter().map(|pair| plan.start(nest, pair));
+            let starts = pairs.iter().map(|pair| part.plan().start(nest, pair));
             lowering.nest(nest, starts)?;
         }
     }
@@ -70,28 +101,36 @@ pub fn lower(
     })
 }
 
-/// The regions of one side.
+/// One side.
 #[derive(Clone, Copy)]
 struct RegionSide<'r> {
     name: &'static str,
-    regions: &'r [MoveRegion],
+    side: MoveSide<'r>,
 }
 
 impl RegionSide<'_> {
-    fn get(&self, region: u64) -> Result<MoveRegion, LowerError> {
-        let found = usize::try_from(region)
-            .ok()
-            .and_then(|region| self.regions.get(region));
-        found.copied().ok_or(LowerError::NoRegion {
-            side: self.name,
-            region,
-            regions: self.regions.len(),
-        })
-    }
-
     /// The address of `start`, from which `span` bytes are in its region.
     fn address(&self, start: Location, span: u64) -> Result<u64, LowerError> {
-        let region = self.get(start.region)?;
+        let regions = match self.side {
+            MoveSide::Packed(packed, address) => {
+                let place = packed.place(start, span);
+                let place = place.map(|place| address.wrapping_add(place));
+                return place.ok_or(LowerError::NotPacked {
+                    side: self.name,
+                    region: start.region,
+                    offset: start.offset,
+                });
+            }
+            MoveSide::Regions(regions) => regions,
+        };
+        let region = usize::try_from(start.region).ok();
+        let Some(region) = region.and_then(|region| regions.get(region)) else {
+            return Err(LowerError::NoRegion {
+                side: self.name,
+                region: start.region,
+                regions: regions.len(),
+            });
+        };
         let end = start.offset.saturating_add(span);
         if end > region.bytes {
             return Err(LowerError::OutsideRegion {
@@ -112,7 +151,7 @@ impl RegionSide<'_> {
         (offset, span): (u64, u64),
         steps: impl Iterator<Item = AddressStep>,
     ) -> Result<Vec<u64>, LowerError> {
-        let first = self.get(region)?.address.wrapping_add(offset);
+        let first = self.address(Location { region, offset }, span)?;
         let difference = |step: AddressStep| {
             let place = Location {
                 region: region.saturating_add(step.regions),

@@ -3,6 +3,7 @@
 
 mod barriers;
 mod counts;
+mod packed;
 mod presets;
 mod random;
 mod refusals;

@@ -32,7 +32,7 @@ impl DevicePlacement {
         blocks: 4,
     };
 
-    fn regions(start: u64, image: &Image) -> Vec<MoveRegion> {
+    pub(crate) fn regions(start: u64, image: &Image) -> Vec<MoveRegion> {
         let addresses = (0u64..).map(|region| start + region * BETWEEN_REGIONS);
         let regions = addresses.zip(image).map(|(address, bytes)| MoveRegion {
             address,
@@ -81,14 +81,31 @@ pub(crate) fn run_kernels(
     for (region, bytes) in destinations.iter().zip(to) {
         memory = memory.writable(region.address, bytes.clone());
     }
+    let (memory, counts) = launch_all(kernels, &program, memory, placement.blocks)?;
+    let bytes = |region: &MoveRegion| memory.bytes(region.address).unwrap().to_vec();
+    let done = DeviceRun {
+        destination: destinations.iter().map(bytes).collect(),
+        program,
+        counts,
+    };
+    Ok((done, memory))
+}
+
+/// Executes all launches of a program over `memory`, which then has its tables too.
+pub(crate) fn launch_all(
+    kernels: &PtxModule,
+    program: &MoveProgram,
+    memory: PtxRanges,
+    blocks: u32,
+) -> Result<(PtxRanges, PtxCounts), PtxLaunchError> {
     let words = program.tables().iter().flat_map(|word| word.to_le_bytes());
-    memory = memory.readable(TABLES, words.collect());
+    let mut memory = memory.readable(TABLES, words.collect());
     let mut counts = PtxCounts::default();
     for launch in program.launches() {
         let report = kernels.launch(
             &PtxLaunch {
                 kernel: launch.kernel().name(),
-                blocks: launch.blocks(placement.blocks),
+                blocks: launch.blocks(blocks),
                 threads: launch.threads(),
                 shared_bytes: 0,
                 parameters: launch.parameters(TABLES).as_bytes(),
@@ -98,11 +115,5 @@ pub(crate) fn run_kernels(
         );
         counts.add(&report?.counts);
     }
-    let bytes = |region: &MoveRegion| memory.bytes(region.address).unwrap().to_vec();
-    let done = DeviceRun {
-        destination: destinations.iter().map(bytes).collect(),
-        program,
-        counts,
-    };
-    Ok((done, memory))
+    Ok((memory, counts))
 }

@@ -7,6 +7,7 @@ mod cache_convert;
 mod cache_shared;
 mod doctor;
 mod events;
+mod groups;
 mod inspect;
 mod layout;
 mod plan;

@@ -20,6 +20,7 @@ __all__ = [
     "GroupCache",
     "GroupLoadReport",
     "GroupMatch",
+    "GroupSeek",
     "GroupStoreReport",
     "HttpServer",
     "Identity",
@@ -53,6 +54,7 @@ __all__ = [
     "reading_pays",
     "run_program",
     "serve_http",
+    "usable_stops",
 ]
 
 STORAGE_WORD: Final[str]
@@ -534,6 +536,13 @@ class Seek:
     def wait(self) -> Match: ...
 
 @final
+class GroupSeek:
+    @property
+    def ready(self) -> bool: ...
+    def match(self) -> GroupMatch | None: ...
+    def wait(self) -> GroupMatch: ...
+
+@final
 class Event:
     @property
     def sequence(self) -> int: ...
@@ -913,9 +922,16 @@ class GroupCache:
         close_within: float | None = ...,
         answer_within: float | None = ...,
         policy: _Policy | None = ...,
+        shared: str | os.PathLike[str] | SharedTier | None = ...,
+        shared_lifetime: float | None = ...,
+        shared_bundle_blocks: int | None = ...,
+        shared_compress: bool | None = ...,
+        shared_staging_bytes: int | None = ...,
+        shared_within: float | None = ...,
         storage_words: Mapping[str, str] | None = ...,
         workers: int | None = ...,
         queue_capacity: int | None = ...,
+        recompute_tokens_per_second: float | None = ...,
         event_capacity: int | None = ...,
     ) -> Self: ...
     @property
@@ -935,6 +951,17 @@ class GroupCache:
         priority: int = 0,
         lifetime: float | None = None,
     ) -> GroupMatch: ...
+    def seek(
+        self,
+        keys: Sequence[bytes],
+        within: float,
+        *,
+        at_most: int | None = None,
+        owner: int = 0,
+        hold: float | None = None,
+        priority: int = 0,
+        lifetime: float | None = None,
+    ) -> GroupSeek: ...
     def load(
         self,
         found: GroupMatch,
@@ -995,3 +1022,6 @@ def close_all() -> None: ...
 def run_program(arguments: Sequence[str]) -> int: ...
 
 def reading_pays(seconds: float, tokens: int, tokens_per_second: float) -> bool: ...
+def usable_stops(
+    groups: Iterable[tuple[ModelGroup, TierDirectory]], keys: Sequence[bytes], unit: int, at_most: int
+) -> list[int]: ...

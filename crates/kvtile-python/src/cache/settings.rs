@@ -313,7 +313,7 @@ fn source_of(value: &Bound<'_, PyAny>) -> PyResult<SharedSource> {
     }
 }
 
-fn rate_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
+pub(crate) fn rate_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
     let rate = real(name, "a number of tokens per second", value)?;
     rate.ok_or_else(|| SettingsError::new_err(format!("{name} is larger than any number")))
 }

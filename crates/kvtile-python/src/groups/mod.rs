@@ -3,10 +3,12 @@
 mod blocks;
 mod found;
 mod report;
+mod seek;
 mod settings;
 
 pub(crate) use found::PyGroupMatch;
 pub(crate) use report::{PyGroupLoadReport, PyGroupStoreReport};
+pub(crate) use seek::PyGroupSeek;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -80,6 +82,11 @@ static OPEN: OpenSlots<GroupCache> = OpenSlots::new();
 ///     prefault, disk, disk_bytes, disk_writes, disk_policy, close_within, answer_within, policy: as for
 ///         ``kvtile.Cache``. All groups are in one folder.
 ///     workers, queue_capacity: as for ``kvtile.Cache``, for each group.
+///     recompute_tokens_per_second: how fast the engine computes; a stop that takes longer to load is left
+///         out; default: unknown.
+///     shared, shared_lifetime, shared_bundle_blocks, shared_compress, shared_staging_bytes, shared_within:
+///         as for ``kvtile.Cache``. A value has ``shared_bundle_blocks`` pages of a group with the rule full
+///         and one page of another group; the staging memory must hold the largest value.
 ///     event_capacity: events kept for subscribers that lag.
 ///
 /// Raises:
@@ -149,14 +156,18 @@ impl PyGroupCache {
     ) -> PyResult<PyGroupCache> {
         let py = model.py();
         let opening = settings::read(&model.get().0, layouts, settings)?;
-        let (settings, layouts) = (opening.settings, opening.layouts);
+        let (settings, shared, layouts) = (opening.settings, opening.shared, opening.layouts);
         let engines = layouts.clone();
         let cache = guard::run(py, move || -> Result<GroupCache, CallFailure> {
             let handle = |engine: &Arc<PyLayoutShared>| engine.handle();
             let handles = engines.iter();
             let handles = handles.map(|engine| engine.as_ref().map(handle).transpose());
             let handles: Vec<Option<LayoutHandle>> = handles.collect::<Result<_, _>>()?;
-            let builder = GroupCache::builder(settings);
+            let mut builder = GroupCache::builder(settings);
+            if let Some(shared) = shared {
+                let (tier, opener) = shared.open()?;
+                builder = builder.tier(tier, opener);
+            }
             Ok(builder.open_registered(Arc::clone(manager()), &handles)?)
         })?;
         Ok(PyGroupCache {
@@ -253,6 +264,40 @@ impl PyGroupCache {
             Ok::<_, CallFailure>(cache.lookup_with(&keys, &options))
         })?;
         Ok(PyGroupMatch::new(found))
+    }
+
+    /// Like ``lookup``, but first asks the shared tier for stops. The call returns at once.
+    ///
+    /// Args:
+    ///     keys: the chain from its first key.
+    ///     within: seconds to wait for the answers; after that the match has the pages of the other tiers.
+    ///     at_most, owner, hold, priority, lifetime: as for ``lookup``.
+    ///
+    /// Returns:
+    ///     A GroupSeek. Its match pins pages, so load it or release it.
+    #[pyo3(signature = (keys, within, *, at_most=None, owner=0, hold=None, priority=0, lifetime=None))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn seek(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
+        #[pyo3(from_py_with = time::seek_within)] within: Duration,
+        #[pyo3(from_py_with = crate::arguments::optional::at_most)] at_most: Option<u64>,
+        #[pyo3(from_py_with = number::owner)] owner: u64,
+        #[pyo3(from_py_with = time::hold)] hold: Option<Duration>,
+        #[pyo3(from_py_with = number::priority)] priority: i8,
+        #[pyo3(from_py_with = time::lifetime)] lifetime: Option<Duration>,
+    ) -> PyResult<PyGroupSeek> {
+        let options = StopOptions::new()
+            .at_most(at_most)
+            .owner(OwnerId(owner))
+            .hold(hold)
+            .hints(hints(priority, 0, false))
+            .lifetime(lifetime);
+        let seek = self.with(py, |cache| {
+            Ok::<_, CallFailure>(cache.seek_with(&keys, within, &options))
+        })?;
+        Ok(PyGroupSeek::new(seek))
     }
 
     /// Starts loading what the stop of a match needs. The call consumes the match, even if it raises.
@@ -410,7 +455,7 @@ impl PyGroupCache {
     }
 
     /// Counters since the cache was opened, as a dict of plain values: lookups, hits, the tokens of the
-    /// stops found, and the counters of each group as ``Cache.stats`` has them.
+    /// stops found, the counters of the shared tier, and those of each group as ``Cache.stats`` has them.
     fn stats(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let stats = self.with(py, |cache| {
             let stats = cache.stats();
@@ -424,6 +469,7 @@ impl PyGroupCache {
                 "lookups": stats.lookups,
                 "hits": stats.hits,
                 "found_tokens": stats.found_tokens,
+                "shared": stats::of_shared(cache.tier(TierId::SHARED)),
                 "groups": Value::Object(groups.collect()),
             }))
         })?;

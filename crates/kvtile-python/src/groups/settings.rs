@@ -12,13 +12,16 @@ use pyo3::{prelude::*, types::PyDict};
 use super::blocks::GroupLayouts;
 use crate::{
     arguments::{flag, keywords, object, text, time},
-    cache::settings::{DiskKeywords, folder_of, number, policy_of, word_of, writes_of},
+    cache::settings::{
+        DiskKeywords, folder_of, number, policy_of, rate_of, read_shared, word_of, writes_of,
+    },
     error::python::ArgumentError,
     layout::PyLayoutShared,
+    shared::{SharedKeywords, SharedOpening},
 };
 
 /// All keywords.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 21] = [
     "host_bytes",
     "prefault",
     "shares",
@@ -28,16 +31,24 @@ const NAMES: [&str; 14] = [
     "disk_policy",
     "close_within",
     "answer_within",
+    "shared",
+    "shared_lifetime",
+    "shared_bundle_blocks",
+    "shared_compress",
+    "shared_staging_bytes",
+    "shared_within",
     "policy",
     "storage_words",
     "workers",
     "queue_capacity",
+    "recompute_tokens_per_second",
     "event_capacity",
 ];
 
-/// The settings of a cache over groups, and the layouts of its groups in their order.
+/// The settings of a cache over groups, its shared tier, and the layouts of its groups in their order.
 pub(super) struct GroupOpening {
     pub(super) settings: GroupCacheSettings,
+    pub(super) shared: Option<SharedOpening>,
     pub(super) layouts: Vec<Option<Arc<PyLayoutShared>>>,
 }
 
@@ -56,6 +67,7 @@ pub(super) fn read(
         }
     }
     let mut disk = DiskKeywords::default();
+    let mut shared = SharedKeywords::default();
     for (name, value) in keywords.into_iter().flatten() {
         let name = text::read("the name of a setting", &name)?;
         if !NAMES.contains(&&*name) {
@@ -65,13 +77,19 @@ pub(super) fn read(
                 NAMES.join(", ")
             )));
         }
-        if !value.is_none() {
+        if value.is_none() {
+            continue;
+        }
+        if name.starts_with("shared") {
+            read_shared(&mut shared, &name, &value)?;
+        } else {
             set(&mut settings, &mut disk, (&name, &value))?;
         }
     }
     settings.disk = disk.settings()?;
     Ok(GroupOpening {
         settings,
+        shared: shared.opening()?,
         layouts: of_groups,
     })
 }
@@ -117,6 +135,9 @@ fn set(
         "policy" => settings.policy = policy_of(name, value)?,
         "workers" => settings.workers = number(name, value)?,
         "queue_capacity" => settings.queue_capacity = number(name, value)?,
+        "recompute_tokens_per_second" => {
+            settings.recompute_tokens_per_second = Some(rate_of(name, value)?);
+        }
         _ => settings.event_capacity = number(name, value)?,
     }
     Ok(())

@@ -38,8 +38,8 @@ pub(crate) fn read_bundle(
 /// `None` if it has no ranges.
 fn call_bytes(store: &dyn SharedStore) -> Option<u64> {
     let abilities = store.abilities();
-    let rate = u128::from(abilities.bytes_per_second);
-    let bytes = abilities.latency.as_nanos().saturating_mul(rate) / 1_000_000_000;
+    let per_second = u128::from(abilities.bytes_per_second);
+    let bytes = abilities.latency.as_micros().saturating_mul(per_second) / 1_000_000;
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
     abilities.reads_ranges.then_some(bytes)
 }

@@ -277,7 +277,7 @@ fn groups(
         let names = BundleName::new(&settings.prefix, &form)?;
         let manifest = manifest_name(&settings.prefix, form.identity)?;
         Ok(GroupBundles {
-            manifest: ManifestWrite::new(manifest, &StoreManifest::new(&group.identity)),
+            manifest: ManifestWrite::new(manifest, &StoreManifest::new(&named)),
             form,
             packing: BundlePacking::for_blocks_of(&group.identity.logical),
             names,

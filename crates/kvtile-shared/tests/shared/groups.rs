@@ -14,6 +14,7 @@ use kvtile_shared::{
     folder::{FolderStore, FolderStoreSettings},
     memory::MemoryStore,
     store::{Deadline, SharedStore, ValueName},
+    survey::{SurveySettings, survey},
     tier::{SharedTier, SharedTierSettings},
 };
 use kvtile_testkit::{disk::SplitMix64, shared::SharedTierRig};
@@ -261,6 +262,9 @@ fn a_second_cache_finds_and_loads_the_stops_that_the_first_stored() {
         let (keys, other) = (chain(1), chain(2));
         first.store(&keys);
         assert_eq!(values_of(&*store, &keys).len(), VALUES);
+        let found = survey(&*store, &SurveySettings::new()).unwrap();
+        assert_eq!(found.manifests.len(), 4);
+        assert!(found.manifests.values().all(Result::is_ok), "{found:?}");
         let second = SharingEngine::open(Arc::clone(&store), None);
         assert_eq!(second.cache.lookup(&keys).stop(), 0, "no query was made");
         let found = second.seek(&keys);

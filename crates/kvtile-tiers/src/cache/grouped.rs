@@ -1,6 +1,6 @@
 //! What a cache over groups needs of the cache of one group.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use kvtile_blocks::{
     BlockKey,
@@ -91,6 +91,24 @@ impl CacheParts {
         let is_late =
             |below: &CacheTier| below.abilities.answers == AnswerTime::Later && below.may_look(now);
         self.below.iter().any(is_late)
+    }
+
+    /// The estimated time to read those of the blocks that are not in host memory; tiers without an
+    /// estimate take none.
+    pub(crate) fn reading_time(&self, keys: &[BlockKey]) -> Duration {
+        let absent = |key: &&BlockKey| !self.host.pool.has(key);
+        let mut left: Vec<BlockKey> = keys.iter().filter(absent).copied().collect();
+        let mut time = Duration::ZERO;
+        for below in &self.below {
+            let (here, others): (Vec<BlockKey>, Vec<BlockKey>) =
+                left.into_iter().partition(|key| below.has(key));
+            if !here.is_empty() {
+                let estimate = below.tier.estimate(GROUP, here.len());
+                time += estimate.unwrap_or_default();
+            }
+            left = others;
+        }
+        time
     }
 
     /// Queries the tiers that answer later for blocks.

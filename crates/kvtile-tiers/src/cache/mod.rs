@@ -68,6 +68,7 @@ pub use options::{LoadOptions, LookupOptions, Priority, StoreOptions};
 pub use report::{LoadReport, LoadStop};
 pub use seek::Seek;
 pub(crate) use seek::SoughtAnswers;
+pub(crate) use settings::check_rate;
 pub use settings::{
     CacheSettings, EVENT_CAPACITY_MAX, HOST_BYTES_MAX, QUEUE_CAPACITY_MAX, QUOTAS_MAX, WORKERS_MAX,
 };

@@ -216,7 +216,7 @@ impl CacheSettings {
     }
 }
 
-pub(super) fn check_rate(rate: Option<f64>) -> Result<(), TierError> {
+pub(crate) fn check_rate(rate: Option<f64>) -> Result<(), TierError> {
     match rate {
         Some(rate) if !rate.is_finite() || rate <= 0.0 => {
             Err(TierError::Settings(SettingsError::RecomputeRate { rate }))

@@ -8,7 +8,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kvtile_blocks::BlockKey;
+use kvtile_blocks::{BlockKey, GroupId};
 use kvtile_transfer::completion::{Completer, Completion};
 use parking_lot::Mutex;
 
@@ -34,8 +34,8 @@ pub(crate) trait RefreshedIndex: Send + Sync + 'static {
     /// Brings the index up to the disk.
     fn refresh(&self) -> Result<(), TierError>;
 
-    /// The number of leading blocks of `keys` in the index.
-    fn leading(&self, keys: &[BlockKey]) -> usize;
+    /// The number of leading blocks of `keys` in the index of a group.
+    fn leading(&self, group: GroupId, keys: &[BlockKey]) -> usize;
 }
 
 /// When to refresh.
@@ -64,6 +64,7 @@ impl RefreshPace {
 
 /// A query that waits for a refresh.
 struct RefreshAsk {
+    group: GroupId,
     keys: Box<[BlockKey]>,
     completer: Completer<TierAnswer>,
     what: &'static str,
@@ -99,11 +100,12 @@ pub(crate) fn refresh_if_old<I: RefreshedIndex>(index: &Arc<I>, threads: &DiskTh
 pub(crate) fn ask<I: RefreshedIndex>(
     index: &Arc<I>,
     threads: &DiskThreads,
-    keys: &[BlockKey],
+    (group, keys): (GroupId, &[BlockKey]),
 ) -> Completion<TierAnswer> {
     let completer = Completer::new(0, 0);
     let completion = completer.completion();
     let ask = RefreshAsk {
+        group,
         keys: keys.into(),
         completer,
         what: I::WHAT,
@@ -150,7 +152,7 @@ impl<'a, I: RefreshedIndex> RefreshTurn<'a, I> {
     fn answer(mut self, failure: Option<TierError>) {
         for ask in std::mem::take(&mut self.asks) {
             ask.completer.finish(TierAnswer {
-                leading: self.index.leading(&ask.keys),
+                leading: self.index.leading(ask.group, &ask.keys),
                 failure: failure.clone(),
             });
         }

@@ -265,11 +265,11 @@ pub enum SettingsError {
         "a block store writes each block once, right after its store; give `at_once` or leave `writes` out"
     )]
     StoreWrites,
-    /// A follower of a folder with another number of groups than one.
+    /// A tier over the parts of other ranks with another number of groups than one.
     #[error(
-        "a follower reads folders of one group, and {groups} groups are requested; open a follower for each folder of one group"
+        "a tier over the parts of other ranks reads folders of one group, and {groups} groups are requested"
     )]
-    FollowerGroups {
+    PartsGroups {
         /// The number of groups.
         groups: usize,
     },

@@ -17,7 +17,11 @@ use super::{
 use crate::{
     cache::{CacheParts, LookupOptions, Match},
     error::TierError,
+    rate::reading_pays,
 };
+
+/// The most stops of a lookup whose loading time is estimated.
+const STOPS_WEIGHED: usize = 64;
 
 /// Options of [`GroupCache::lookup_with`](super::GroupCache::lookup_with).
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,6 +38,11 @@ pub struct StopOptions {
     pub hints: EvictionHints,
     /// How long the pages are worth keeping, as [`LookupOptions::lifetime`].
     pub lifetime: Option<Duration>,
+    /// Tokens per second at which the engine computes, a finite number above 0 (default, and in place of any
+    /// other number: that of the cache's settings). A stop is left out if what it needs
+    /// takes longer to load from the tiers below than its tokens beyond the longest stop in host memory take
+    /// to compute.
+    pub recompute_tokens_per_second: Option<f64>,
 }
 
 impl StopOptions {
@@ -76,6 +85,19 @@ impl StopOptions {
     pub fn lifetime(mut self, time: impl Into<Option<Duration>>) -> StopOptions {
         self.lifetime = time.into();
         self
+    }
+
+    /// Sets [`recompute_tokens_per_second`](Self::recompute_tokens_per_second).
+    #[must_use]
+    pub fn recompute_tokens_per_second(mut self, rate: impl Into<Option<f64>>) -> StopOptions {
+        self.recompute_tokens_per_second = rate.into();
+        self
+    }
+
+    /// The rate of computing, if it is one.
+    fn rate(&self) -> Option<f64> {
+        let rate = self.recompute_tokens_per_second;
+        rate.filter(|rate| rate.is_finite() && *rate > 0.0)
     }
 }
 
@@ -221,7 +243,11 @@ pub(super) fn lookup(
     let spine = search.spine();
     let mut most = spine;
     // A page may leave between the search and the pin: the next shorter stop is tried then.
-    while let Some(stop) = search.longest(most) {
+    let rate = options.rate().or(shared.recompute_tokens_per_second);
+    while let Some(stop) = match rate {
+        None => search.longest(most),
+        Some(rate) => search.longest_that_pays(most, rate),
+    } {
         if let Some(needs) = search.pin(stop, options) {
             found.stop = stop;
             found.needs = needs;
@@ -336,6 +362,30 @@ impl<'a> StopSearch<'a> {
 
     fn longest(&self, most: u64) -> Option<u64> {
         self.with_stops(most, |stops| stops.next())
+    }
+
+    /// The longest stop of at most `most` tokens that loads faster than it computes, or is in host memory.
+    fn longest_that_pays(&self, most: u64, tokens_per_second: f64) -> Option<u64> {
+        let reading = |stop: &u64| {
+            let gating = self.groups().filter(|(facts, _)| facts.gates());
+            let times = gating.map(|(facts, cache)| {
+                let keys = facts.keys(self.chain, facts.needs(*stop));
+                cache.reading_time(&keys.unwrap_or_default())
+            });
+            times.sum::<Duration>()
+        };
+        let stops = self.with_stops(most, |stops| {
+            stops.take(STOPS_WEIGHED).collect::<Vec<u64>>()
+        });
+        let times: Vec<Duration> = stops.iter().map(reading).collect();
+        let weighed = || stops.iter().copied().zip(&times);
+        let in_host = weighed().find(|(_, time)| time.is_zero());
+        let in_host = in_host.map_or(0, |(stop, _)| stop);
+        let pays = |(stop, time): &(u64, &Duration)| {
+            *stop == in_host
+                || (*stop > in_host && reading_pays(**time, stop - in_host, tokens_per_second))
+        };
+        weighed().find(pays).map(|(stop, _)| stop)
     }
 
     /// Pins what a stop needs of every group; `None` if a page has left meanwhile. A draft group of which a page is

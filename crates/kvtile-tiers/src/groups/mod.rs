@@ -23,6 +23,7 @@
 //! Presence in all groups is what makes a stop, so a store needs no transaction across groups: if a
 //! page is lost, evicted or damaged, the stops that need it end, and shorter ones remain.
 
+mod division;
 mod found;
 mod load;
 mod open;
@@ -58,6 +59,9 @@ pub use seek::GroupSeek;
 pub use settings::{CacheGroup, GroupCacheSettings};
 pub use shared::GroupFacts;
 pub use store::{GroupStoreOptions, StoreBlocks};
+
+pub(crate) use division::{GroupPart, divide_host, fill_shares, memory_bytes, pages_of_a_stop};
+pub(crate) use shared::facts_of;
 
 use shared::GroupsShared;
 use stops::StopKeeper;

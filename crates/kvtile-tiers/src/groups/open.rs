@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::{
     GroupCache,
+    division::{GroupPart, divide_host, fill_shares, memory_bytes},
     settings::{CacheGroup, GroupCacheSettings},
     shared::{GroupCounts, GroupFacts, GroupsShared, facts_of},
     view::TierOfGroup,
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     below::TendedTier,
     cache::{Cache, CacheSettings, Clock, EngineLayout, GroupPlace, SystemClock},
-    disk::{DiskSettings, medium::Medium, share_weight},
+    disk::{DiskSettings, medium::Medium},
     error::{SettingsError, TierError},
     opening,
     parts::PartsSettings,
@@ -27,12 +28,6 @@ use crate::{
         TierSettings,
     },
 };
-
-/// Tokens of the typical request by which groups without shares divide memory.
-const TYPICAL_TOKENS: u64 = 8192;
-
-/// Stops of the typical request.
-const TYPICAL_STOPS: u64 = 2;
 
 /// Opens a [`GroupCache`] with other components than the defaults.
 #[must_use = "a builder does nothing until `open` is called"]
@@ -45,19 +40,10 @@ pub struct GroupCacheBuilder {
 
 /// The layout of a group and its part of host memory.
 struct GroupPlan {
-    page_bytes: u64,
     identity: StoreIdentity,
     /// The share of host memory and of the disk.
-    share: Option<f64>,
-    /// Bytes of a typical request.
-    typical_bytes: f64,
+    part: GroupPart,
     host_bytes: u64,
-}
-
-impl GroupPlan {
-    fn weight(&self) -> u128 {
-        share_weight(self.share.unwrap_or(1.0))
-    }
 }
 
 impl GroupCache {
@@ -198,6 +184,7 @@ impl GroupCacheBuilder {
             unit,
             chain: settings.chain,
             stop_unit,
+            recompute_tokens_per_second: settings.recompute_tokens_per_second,
             counts: GroupCounts::default(),
             book: Mutex::default(),
         };
@@ -241,7 +228,7 @@ fn tier_groups(groups: &[CacheGroup], plans: &[GroupPlan]) -> Vec<TierGroup> {
     let groups = groups.iter().zip(plans);
     let tier_group = |(group, plan): (&CacheGroup, &GroupPlan)| {
         TierGroup::new(&group.name, plan.identity.clone())
-            .share(plan.share)
+            .share(plan.part.share)
             .shares_keys(true)
             .is_rootless(group.rule != GroupRule::Full)
     };
@@ -265,59 +252,26 @@ fn in_own_folder(disk: &DiskSettings, groups: &[CacheGroup]) -> DiskSettings {
 
 /// Plans the groups: what they store, and how they divide memory.
 fn plans(settings: &GroupCacheSettings, facts: &[GroupFacts]) -> Result<Vec<GroupPlan>, TierError> {
-    let mut plans = Vec::with_capacity(facts.len());
-    for (group, facts) in settings.groups.iter().zip(facts) {
+    let mut stores = Vec::with_capacity(facts.len());
+    let mut parts = Vec::with_capacity(facts.len());
+    for group in &settings.groups {
         let identity = stored(group)?;
-        let block_bytes = identity.block_bytes();
-        let page_bytes = block_bytes.checked_next_multiple_of(opening::ALIGNMENT);
-        let page_bytes = page_bytes.ok_or(SettingsError::BlockBytes { block_bytes });
-        let page_bytes = page_bytes.map_err(TierError::Settings)?;
-        plans.push(GroupPlan {
-            page_bytes,
-            identity,
+        parts.push(GroupPart {
+            page_bytes: memory_bytes(identity.block_bytes())?,
             share: group.share,
-            typical_bytes: typical_pages(facts).saturating_mul(page_bytes) as f64,
-            host_bytes: 0,
         });
+        stores.push(identity);
     }
-    divide_default_shares(&mut plans);
-    // Each group has room for one stop; its share divides the rest.
-    let least = |facts: &GroupFacts, plan: &GroupPlan| {
-        pages_of_a_stop(facts).saturating_mul(plan.page_bytes)
-    };
-    let needed = facts
-        .iter()
-        .zip(&plans)
-        .map(|(facts, plan)| least(facts, plan));
-    let needed_bytes = needed.fold(0, u64::saturating_add);
-    let Some(rest) = settings.host_bytes.checked_sub(needed_bytes) else {
-        return Err(TierError::Settings(SettingsError::GroupHostTooSmall {
-            host_bytes: settings.host_bytes,
-            needed_bytes,
-        }));
-    };
-    let all: u128 = plans.iter().map(GroupPlan::weight).sum();
-    for (facts, plan) in facts.iter().zip(&mut plans) {
-        plan.host_bytes = least(facts, plan) + part_of(rest, plan.weight(), all);
-    }
-    Ok(plans)
-}
-
-/// Gives a share to the groups without one: 1 on average, by the bytes of a typical request.
-fn divide_default_shares(plans: &mut [GroupPlan]) {
-    let open = plans.iter().filter(|plan| plan.share.is_none());
-    let (count, bytes) = open.fold((0.0, 0.0), |(count, bytes), plan| {
-        (count + 1.0, bytes + plan.typical_bytes)
-    });
-    for plan in plans.iter_mut().filter(|plan| plan.share.is_none()) {
-        plan.share = Some((plan.typical_bytes * count / bytes).clamp(1e-6, 1e6));
-    }
-}
-
-/// A part of a number of bytes, by weight.
-fn part_of(bytes: u64, weight: u128, all: u128) -> u64 {
-    let part = u128::from(bytes).saturating_mul(weight) / all.max(1);
-    u64::try_from(part).map_or(bytes, |part| part.min(bytes))
+    fill_shares(facts, &mut parts);
+    let host = divide_host(facts, &parts, settings.host_bytes)?;
+    let plans = stores.into_iter().zip(parts).zip(host);
+    Ok(plans
+        .map(|((identity, part), host_bytes)| GroupPlan {
+            identity,
+            part,
+            host_bytes,
+        })
+        .collect())
 }
 
 /// What a tier stores of a group.
@@ -337,20 +291,4 @@ fn stored(group: &CacheGroup) -> Result<StoreIdentity, TierError> {
         block_layout: LayoutIdentity::of_block(&strided),
         pieces: BlockPieces::of_layout(&strided)?,
     })
-}
-
-/// Pages that a stop may need of a group; one for a spine, which grows page by page.
-fn pages_of_a_stop(facts: &GroupFacts) -> u64 {
-    match facts.rule {
-        GroupRule::Full | GroupRule::Stop => 1,
-        GroupRule::Window { tokens } => (tokens.get() - 1).div_ceil(facts.page_size.get()).max(1),
-        GroupRule::Chunk { tokens } => tokens.get().div_ceil(facts.page_size.get()),
-    }
-}
-
-fn typical_pages(facts: &GroupFacts) -> u64 {
-    match facts.rule {
-        GroupRule::Full => TYPICAL_TOKENS.div_ceil(facts.page_size.get()),
-        _ => pages_of_a_stop(facts).saturating_mul(TYPICAL_STOPS),
-    }
 }

@@ -155,7 +155,7 @@ impl GroupSeek {
         let most = self.options.at_most.map_or(tokens, |most| most.min(tokens));
         for (at, facts) in shared.facts.iter().enumerate() {
             let pages = 0..most / facts.page_size;
-            if facts.rule == GroupRule::Full
+            if facts.is_spine()
                 && let Some(keys) = facts.keys(&self.chain, pages)
             {
                 self.ask(caches, at, &keys);
@@ -211,7 +211,19 @@ fn wave(
     let mut stop = search.spine();
     while stop > 0 && count < WAVE_PAGES {
         match missing(shared, search, (stop, asked)) {
-            MissingPages::Nothing => break,
+            MissingPages::Nothing => {
+                // What a draft model has of the stop comes along.
+                let drafts = shared.facts.iter().enumerate();
+                for (at, facts) in drafts.filter(|(_, facts)| !facts.gates()) {
+                    let absent = search.absent(at, facts.needs(stop)).into_iter();
+                    let unasked = absent.filter(|key| asked.insert((at, *key)));
+                    let unasked: Vec<BlockKey> = unasked.collect();
+                    if !unasked.is_empty() {
+                        pages.entry(at).or_default().extend(unasked);
+                    }
+                }
+                break;
+            }
             // A page of a longer stop may be in this wave: the next wave looks again.
             MissingPages::Absent => {}
             MissingPages::Unasked(at, keys) => {

@@ -7,7 +7,7 @@ use kvtile_layout::{
 };
 
 use crate::{
-    cache::{EVENT_CAPACITY_MAX, HOST_BYTES_MAX, QUEUE_CAPACITY_MAX, WORKERS_MAX},
+    cache::{EVENT_CAPACITY_MAX, HOST_BYTES_MAX, QUEUE_CAPACITY_MAX, WORKERS_MAX, check_rate},
     disk::{DiskSettings, GROUPS_MAX},
     error::{SettingsError, TierError},
     tier::TierGroup,
@@ -98,6 +98,10 @@ pub struct GroupCacheSettings {
     pub workers: usize,
     /// Capacity of the job queue of each group (default 256; 1 to [`QUEUE_CAPACITY_MAX`]).
     pub queue_capacity: usize,
+    /// The engine's rate of computing, a finite number above 0 (default: unknown). With it, lookups leave
+    /// out stops that load more slowly than they compute
+    /// ([`StopOptions::recompute_tokens_per_second`](super::StopOptions::recompute_tokens_per_second)).
+    pub recompute_tokens_per_second: Option<f64>,
     /// Events that the log keeps for subscribers that lag (default 65,536; 1 to
     /// [`EVENT_CAPACITY_MAX`]).
     pub event_capacity: usize,
@@ -116,6 +120,7 @@ impl GroupCacheSettings {
             policy: PolicyKind::default(),
             workers: 2,
             queue_capacity: 256,
+            recompute_tokens_per_second: None,
             event_capacity: 1 << 16,
         }
     }
@@ -178,6 +183,13 @@ impl GroupCacheSettings {
         self
     }
 
+    /// Sets [`recompute_tokens_per_second`](Self::recompute_tokens_per_second).
+    #[must_use]
+    pub fn recompute_tokens_per_second(mut self, rate: f64) -> GroupCacheSettings {
+        self.recompute_tokens_per_second = Some(rate);
+        self
+    }
+
     /// Sets [`event_capacity`](Self::event_capacity).
     #[must_use]
     pub fn event_capacity(mut self, events: usize) -> GroupCacheSettings {
@@ -187,6 +199,7 @@ impl GroupCacheSettings {
 
     /// Refuses values out of range, and groups that cannot be those of one cache.
     pub(super) fn check(&self) -> Result<(), TierError> {
+        check_rate(self.recompute_tokens_per_second)?;
         let ranges = [
             ("host_bytes", self.host_bytes, (0, HOST_BYTES_MAX)),
             ("workers", self.workers as u64, (0, WORKERS_MAX as u64)),

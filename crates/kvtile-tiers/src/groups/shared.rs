@@ -116,6 +116,8 @@ pub(super) struct GroupsShared {
     pub(super) stop_unit: NonZeroU64,
     /// The tiers below host memory, which all groups share.
     pub(super) tiers: Vec<Arc<dyn Tier>>,
+    /// Tokens per second at which the engine computes, if the settings state it.
+    pub(super) recompute_tokens_per_second: Option<f64>,
     pub(super) counts: GroupCounts,
     /// The stops that are known to be stored.
     pub(super) book: Mutex<StopBook>,
@@ -182,7 +184,7 @@ impl GroupsShared {
 }
 
 /// The facts of the groups of the settings, with their unit and the unit of their stops.
-pub(super) fn facts_of(
+pub(crate) fn facts_of(
     groups: &[CacheGroup],
 ) -> Result<(Vec<GroupFacts>, NonZeroU64, NonZeroU64), TierError> {
     let page = |group: &CacheGroup| match NonZeroU64::new(group.identity.page_size()) {

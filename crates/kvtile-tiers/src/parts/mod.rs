@@ -247,7 +247,7 @@ impl PartsTier {
     /// the system refuses.
     pub fn open(settings: PartsSettings, context: &TierContext) -> Result<PartsTier, TierError> {
         let [group] = context.groups.as_slice() else {
-            return Err(TierError::Settings(SettingsError::FollowerGroups {
+            return Err(TierError::Settings(SettingsError::PartsGroups {
                 groups: context.groups.len(),
             }));
         };
@@ -344,7 +344,7 @@ impl Tier for PartsTier {
         if group != GROUP {
             return Completion::ended(0, TierAnswer::of(0));
         }
-        ask(&self.shared, &self.refresher, keys)
+        ask(&self.shared, &self.refresher, (group, keys))
     }
 
     fn read(&self, blocks: Vec<BlockRead>) -> Completion<ReadReport> {

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use kvtile_blocks::BlockKey;
+use kvtile_blocks::{BlockKey, GroupId};
 use kvtile_layout::Shard;
 
 use super::{
@@ -91,7 +91,7 @@ impl RefreshedIndex for PartsShared {
         self.refresh_parts()
     }
 
-    fn leading(&self, keys: &[BlockKey]) -> usize {
+    fn leading(&self, _group: GroupId, keys: &[BlockKey]) -> usize {
         let state = self.state.read();
         keys.iter()
             .take_while(|key| state.index.find(key).is_some())

@@ -7,6 +7,7 @@
 //! | `service` | generated requests with the lengths, returns and pauses of a published trace |
 //! | `dry` | a target without bytes: the block pool alone |
 //! | `real` | the cache itself, with bytes that are compared after each load |
+//! | `grouped` | the cache over groups, for models with windows, chunks and states |
 //! | `cluster` | nodes with private caches and a tier that they share, without bytes |
 //! | `bound` | the hits of a cache that evicts nothing, and of Belady's rule |
 //! | `record` | the requests of a running engine, recorded as a trace |
@@ -19,6 +20,7 @@ mod bound;
 mod cluster;
 mod dry;
 mod generate;
+mod grouped;
 mod real;
 mod record;
 mod run;
@@ -32,6 +34,10 @@ pub use cluster::{
 };
 pub use dry::DryCache;
 pub use generate::{Workload, generate};
+pub use grouped::{
+    GROUPED_PAGES_MAX, GroupedError, GroupedMoves, GroupedSettings, GroupedTotals, ReplayStops,
+    replay_grouped,
+};
 pub use real::RealCache;
 pub use record::{RecordError, RecordOptions, RecordReport, RecordedRequest, TraceRecorder};
 pub use run::{ReplayTarget, ReplayTotals, replay};

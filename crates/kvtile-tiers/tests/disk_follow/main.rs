@@ -17,6 +17,7 @@ mod damage;
 mod engine;
 mod faults;
 mod following;
+mod groups;
 #[path = "../cache/hooked.rs"]
 mod hooked;
 mod keeper;

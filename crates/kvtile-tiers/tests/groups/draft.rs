@@ -49,9 +49,7 @@ fn stops_are_those_of_the_model_whatever_the_draft_group_has() {
 /// Compares a lookup with the listing of all pages, and returns whether it brings the draft group.
 fn look_up(cache: &GroupCache, keys: &[BlockKey], seed: u64) -> u64 {
     let stored = cache.snapshot().blocks.into_iter();
-    let stored: HashSet<(u32, BlockKey)> = stored
-        .map(|block| (u32::from(block.group.0), block.key))
-        .collect();
+    let stored: HashSet<(u32, BlockKey)> = stored.map(|block| (block.group.0, block.key)).collect();
     let has = |at: u32, group: usize, stop: u64| {
         needed(group, stop).into_iter().all(|number| {
             let end = usize::try_from((number + 1) * page(group) / 4).unwrap();

@@ -3,7 +3,7 @@
 use std::fs;
 
 use kvtile_blocks::events::TierId;
-use kvtile_tiers::cache::TierWrites;
+use kvtile_tiers::{cache::TierWrites, groups::StopOptions};
 
 use super::common::{GroupEngine, chain, in_host, settings, settle, with_disk};
 
@@ -38,6 +38,47 @@ fn a_restart_finds_the_stops_of_a_closed_cache() {
     let builder = kvtile_tiers::groups::GroupCache::builder(two);
     let refused = builder.open_registered(other.manager.clone(), &other.handles);
     assert!(refused.err().unwrap().to_string().contains("chunk"));
+}
+
+/// A stop is worth its loading as a whole. Without the rate, and in host memory, it is found anyway.
+#[test]
+fn a_stop_that_loads_more_slowly_than_it_computes_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = GroupEngine::new(&[0, 1, 3]);
+    let disk = || with_disk(settings(&[0, 1, 3], &[20, 9, 4]), folder.path());
+    let keys = chain(1, 0, 0, 10);
+    let cache = engine.open(disk());
+    engine.store(&cache, &keys, &[24, 40]);
+    drop(cache);
+    let cache = engine.open(disk());
+    let at = |rate: f64| {
+        let options = StopOptions::new().recompute_tokens_per_second(rate);
+        cache.lookup_with(&keys, &options).stop()
+    };
+    // Before the first read nothing is known of the disk.
+    assert_eq!(at(1e12), 40);
+    let other = cache.lookup(&keys[..6]);
+    assert_eq!(engine.load(&cache, &keys[..6], other).tokens, 24);
+    // The shorter stop is in host memory now, and the rest of the longer one takes time.
+    assert_eq!((at(1e12), at(1e-3)), (24, 40));
+    assert_eq!((at(f64::NAN), at(0.0), at(-1.0)), (40, 40, 40));
+    let found = cache.lookup(&keys);
+    assert_eq!(engine.load(&cache, &keys, found).tokens, 40);
+    assert_eq!(at(1e12), 40);
+    // The rate may be one of the settings.
+    drop(cache);
+    let cache = engine.open(disk().recompute_tokens_per_second(1e12));
+    let at = |rate: f64| {
+        let options = StopOptions::new().recompute_tokens_per_second(rate);
+        cache.lookup_with(&keys, &options).stop()
+    };
+    let found = cache.lookup(&keys);
+    assert_eq!(engine.load(&cache, &keys, found).tokens, 40);
+    // Nothing in host memory: no stop is worth it at that rate.
+    for name in ["full", "window", "state"] {
+        cache.evict(name, TierId::HOST, 20).unwrap();
+    }
+    assert_eq!((cache.lookup(&keys).stop(), at(1e12), at(1e-3)), (0, 0, 40));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use kvtile_device::Device;
+use kvtile_kernels::MoveRegion;
 use kvtile_layout::{Location, StridedLayout};
 use kvtile_memory::{FileMemory, OwnedMemoryRegion, StorageKind, file_of};
 
@@ -127,6 +128,14 @@ impl BoundLayout {
         self.kind
     }
 
+    /// The device that has its memory, if it is memory of a device.
+    pub(crate) fn device(&self) -> Option<&Device> {
+        match &self.backing {
+            RegionBacking::Device(engine, _) => Some(engine.device()),
+            RegionBacking::Memory(_) | RegionBacking::File => None,
+        }
+    }
+
     pub(super) fn backing(&self) -> &RegionBacking {
         &self.backing
     }
@@ -203,6 +212,22 @@ impl BoundLayout {
         let place = (location.region, location.offset);
         self.reached(device)?.add_parts(place, bytes, parts);
         Ok(())
+    }
+
+    /// The regions as kernels of `device` reach them; `None` where a region is not at consecutive addresses. Kernels are
+    /// lowered for these regions, and a plan that leaves one is refused there.
+    pub(super) fn move_regions(
+        &self,
+        device: &Device,
+    ) -> Result<Option<Vec<MoveRegion>>, TransferError> {
+        if let RegionBacking::Device(_, regions) = &self.backing {
+            let regions = regions.iter().map(|region| MoveRegion {
+                address: region.address,
+                bytes: region.bytes as u64,
+            });
+            return Ok(Some(regions.collect()));
+        }
+        Ok(self.reached(device)?.as_regions())
     }
 
     /// Where `device` reaches memory of this process.

@@ -19,8 +19,12 @@ use std::{
 use kvtile_layout::CopyPlan;
 
 use super::{
-    bound::BoundLayout, device::DeviceLane, file::FileLane, flight::TransferFlight,
-    lane_queue::LaneQueue, memory::MemoryLane,
+    bound::BoundLayout,
+    device::{DeviceLane, DeviceRoute},
+    file::FileLane,
+    flight::TransferFlight,
+    lane_queue::LaneQueue,
+    memory::MemoryLane,
 };
 use crate::error::{BindError, TransferError};
 
@@ -45,6 +49,8 @@ pub(crate) struct TransferHints {
     pub(crate) bytes: u64,
     /// The destination is read soon after the copy.
     pub(crate) read_next: bool,
+    /// The way that a device prefers; it chooses one without.
+    pub(crate) route: Option<DeviceRoute>,
 }
 
 /// How the planner makes plans for a lane.
@@ -111,11 +117,12 @@ pub(crate) struct LaneThreads {
 }
 
 /// All lanes.
-pub(crate) fn all(threads: LaneThreads) -> [Arc<dyn Lane>; 3] {
+pub(crate) fn all(threads: LaneThreads) -> [Arc<dyn Lane>; 4] {
     [
         Arc::new(MemoryLane::new(threads.copy)),
         Arc::new(FileLane::new(threads.file)),
-        Arc::new(DeviceLane::default()),
+        Arc::new(DeviceLane::new()),
+        Arc::new(DeviceLane::with_files(threads.file)),
     ]
 }
 
@@ -189,7 +196,7 @@ impl Lanes {
 
 /// The lane between two layouts for single blocks, which the calling thread alone copies.
 pub(crate) fn one_thread_lane(sides: LaneSides<'_>) -> Result<&'static dyn Lane, TransferError> {
-    static LANES: OnceLock<[Arc<dyn Lane>; 3]> = OnceLock::new();
+    static LANES: OnceLock<[Arc<dyn Lane>; 4]> = OnceLock::new();
     let lanes = LANES.get_or_init(|| all(LaneThreads { copy: 1, file: 1 }));
     let lane = first_between(lanes, |lane| &**lane, sides)?;
     Ok(&**lane)

@@ -44,6 +44,7 @@ mod space;
 mod tests;
 
 pub(crate) use bound::BoundLayout;
+pub use device::DeviceRoute;
 pub(crate) use device::LayerMarks;
 pub use file::{FileBatch, FileIo, FileRead, FileWay, FileWrite};
 pub use flight::TransferReport;

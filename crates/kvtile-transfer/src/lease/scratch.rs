@@ -109,6 +109,7 @@ impl BlockScratch {
 const READ_NEXT: TransferHints = TransferHints {
     bytes: 0,
     read_next: true,
+    route: None,
 };
 
 /// Checks that the lease holds all layers of every block of `selection` on one side.

@@ -23,8 +23,8 @@ use super::{
 use crate::{
     error::{CopyError, TransferError},
     execute::{
-        LaneSides, Lanes, QueuedLane, TransferCargo, TransferHints, TransferReport, TransferResult,
-        carry,
+        DeviceRoute, LaneSides, Lanes, QueuedLane, TransferCargo, TransferHints, TransferReport,
+        TransferResult, carry,
     },
     physical::PhysicalLayout,
 };
@@ -127,6 +127,8 @@ pub(crate) struct TransferTerms {
     pub(crate) verify: bool,
     /// A hint that the destination is read at once.
     pub(crate) read_next: bool,
+    /// The way that a device prefers.
+    pub(crate) route: Option<DeviceRoute>,
     /// Marks of devices that are passed before a byte of a device is read or written.
     pub(crate) after: Vec<DeviceMark>,
 }
@@ -238,6 +240,7 @@ impl<'a> PlannedTransfer<'a> {
             hints: TransferHints {
                 bytes: self.bytes(),
                 read_next: terms.read_next || terms.verify,
+                route: terms.route,
             },
             terms,
             planned: self,

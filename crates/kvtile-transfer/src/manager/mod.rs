@@ -259,6 +259,7 @@ impl TransferManager {
         let terms = TransferTerms {
             verify: options.verify,
             read_next: options.read_next,
+            route: options.route,
             after: after_marks(&planned, &options.after)?,
         };
         if planned.is_short() {

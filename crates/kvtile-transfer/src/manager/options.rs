@@ -3,7 +3,7 @@
 use kvtile_device::{DeviceMark, DeviceQueue};
 use kvtile_layout::RangePair;
 
-use crate::error::TransferError;
+use crate::{error::TransferError, execute::DeviceRoute};
 
 /// Settings of one transfer. The default copies whole blocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,7 @@ pub struct TransferOptions {
     pub(super) layer_by_layer: Option<bool>,
     pub(super) read_next: bool,
     pub(super) after: Vec<DeviceWork>,
+    pub(super) route: Option<DeviceRoute>,
 }
 
 /// Work of a device that comes before a transfer.
@@ -117,6 +118,14 @@ impl TransferOptions {
     #[must_use]
     pub fn after_queue(mut self, queue: DeviceQueue) -> TransferOptions {
         self.after.push(DeviceWork::Queue(queue));
+        self
+    }
+
+    /// The way that a device prefers, in place of the one with the least estimated time. All ways copy the same. Where a
+    /// transfer has no such way ([`DeviceRoute`]), the copy engine copies; transfers without a device ignore it.
+    #[must_use]
+    pub fn route(mut self, route: DeviceRoute) -> TransferOptions {
+        self.route = Some(route);
         self
     }
 }

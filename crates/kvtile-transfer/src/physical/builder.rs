@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use kvtile_device::{Device, DeviceMemory, PinnedMemory};
+use kvtile_device::{Device, DeviceMemory, PinnedMemory, RegisterOptions, RegisteredMemory};
 use kvtile_layout::{
     LayoutError, Shape, ShapeError, StridedLayout,
     identity::Fingerprint,
@@ -72,6 +72,7 @@ enum MemoryPlan {
     SharedForReaders(Prefault),
     Disk(Option<PathBuf>),
     Pinned(Device),
+    RegisteredWith(Device),
     Device(Device),
     Over(OwnedMemoryRegion),
     Regions(Vec<OwnedMemoryRegion>),
@@ -231,11 +232,18 @@ impl PhysicalLayoutBuilder<HasLayout> {
     }
 
     /// Memory of this process that the driver allocates and pins, in one allocation for all regions: `device` and all
-    /// other devices copy from and to it without staging memory. Large pools start faster as
-    /// [`RegisteredMemory`](kvtile_device::RegisteredMemory) with [`over_memory`](Self::over_memory).
+    /// other devices copy from and to it without staging memory. Large pools start faster with
+    /// [`allocate_registered`](Self::allocate_registered).
     #[must_use]
     pub fn allocate_pinned(self, device: &Device) -> PhysicalLayoutBuilder<HasMemory> {
         self.memory(MemoryPlan::Pinned(device.clone()))
+    }
+
+    /// System memory that several threads touch first, registered with the driver of `device`: for large pools, which start
+    /// faster so than as [`allocate_pinned`](Self::allocate_pinned).
+    #[must_use]
+    pub fn allocate_registered(self, device: &Device) -> PhysicalLayoutBuilder<HasMemory> {
+        self.memory(MemoryPlan::RegisteredWith(device.clone()))
     }
 
     /// Memory of `device`, in one allocation for all regions. Its bytes are undefined until they are written.
@@ -347,6 +355,14 @@ impl MemoryPlan {
             MemoryPlan::Pinned(device) => {
                 let regions = packing.allocate(layout.alignment(), DRIVER_ALIGNMENT, |bytes| {
                     Ok(Arc::new(PinnedMemory::allocate(&device, bytes)?))
+                })?;
+                return Ok((regions, None));
+            }
+            MemoryPlan::RegisteredWith(device) => {
+                let regions = packing.allocate(layout.alignment(), REGION_ALIGNMENT, |bytes| {
+                    let options = RegisterOptions::default();
+                    let memory = RegisteredMemory::allocate(&device, bytes, options, |_| {})?;
+                    Ok(Arc::new(memory))
                 })?;
                 return Ok((regions, None));
             }

@@ -24,6 +24,7 @@ use std::{
 pub use builder::{HasConfig, HasLayout, HasMemory, NeedsConfig, PhysicalLayoutBuilder};
 pub(crate) use described::RemoteDescription;
 pub use described::{DescribedLayout, DescribedOrder};
+use kvtile_device::Device;
 use kvtile_layout::{
     LayoutError, RegionSpan, ResolveError, Shape, StridedLayout,
     identity::{Fingerprint, LayoutIdentity},
@@ -163,6 +164,12 @@ impl PhysicalLayout {
             LayoutPlace::Local { bound, .. } => Ok(bound),
             LayoutPlace::Remote(_) => Err(self.remote_error()),
         }
+    }
+
+    /// The device that has its memory; none for other memory, and for remote layouts.
+    #[must_use]
+    pub fn device(&self) -> Option<&Device> {
+        self.bound().ok().and_then(|bound| bound.device())
     }
 
     fn remote_error(&self) -> TransferError {

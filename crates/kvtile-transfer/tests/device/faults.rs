@@ -2,7 +2,7 @@
 
 use kvtile_device::{DeviceError, cuda};
 use kvtile_standin::{Standin, StandinLeaks, StandinOptions};
-use kvtile_transfer::{FillPattern, LeaseMode, TransferError, TransferOptions};
+use kvtile_transfer::{DeviceRoute, FillPattern, LeaseMode, TransferError, TransferOptions};
 
 use crate::scenarios::DeviceWorld;
 
@@ -20,6 +20,14 @@ fn scenario(world: &DeviceWorld) -> Result<(), TransferError> {
         manager
             .execute_transfer(pool, &[2, 3], engine, &[4, 5], options)?
             .wait()?;
+    }
+    for route in [DeviceRoute::Kernel, DeviceRoute::Staged] {
+        let options = TransferOptions::new().route(route);
+        let stored =
+            manager.execute_transfer(engine, &[0, 1], world.pinned, &[0, 1], options.clone());
+        stored?.wait()?;
+        let loaded = manager.execute_transfer(world.pinned, &[0, 1], engine, &[4, 5], options);
+        loaded?.wait()?;
     }
     let options = TransferOptions::new().verify(true);
     manager
@@ -43,6 +51,7 @@ fn each_call_fails_once_and_leases_staging_and_memory_come_back() {
     for version in [12_000, 13_000] {
         let options = || StandinOptions {
             version,
+            kernels: Some(crate::random::kernels()),
             ..StandinOptions::seeded(17)
         };
         let standin = Standin::start(options());

@@ -1,6 +1,6 @@
 //! Layouts over memory that devices reach, whose every byte the test controls.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use kvtile_device::{
     Device, DeviceMemory, DeviceQueue, PinnedMemory, RegisterOptions, RegisteredMemory,
@@ -24,6 +24,8 @@ pub(crate) enum DevicePlace {
     Registered,
     /// Memory that is not pinned.
     Pageable,
+    /// A file.
+    File,
 }
 
 /// The bytes under a layout.
@@ -34,7 +36,7 @@ pub(crate) enum DeviceStore {
         address: Vec<(u64, usize)>,
         is_host: bool,
     },
-    Pageable(RegionStore),
+    Other(RegionStore),
 }
 
 /// The seed of the poison bytes between regions.
@@ -46,12 +48,16 @@ pub(crate) fn place(
     case: &LayoutCase,
     image: &Image,
     at: DevicePlace,
-    (standin, device): (&Standin, &Device),
+    (standin, device, folder): (&Standin, &Device, &Path),
 ) -> (PhysicalLayout, DeviceStore) {
-    if at == DevicePlace::Pageable {
-        let nowhere = std::path::Path::new("");
-        let (layout, store) = over_image(case, image, StoragePlace::Memory, nowhere).unwrap();
-        return (layout, DeviceStore::Pageable(store));
+    let other = match at {
+        DevicePlace::Pageable => Some(StoragePlace::Memory),
+        DevicePlace::File => Some(StoragePlace::File { direct: false }),
+        _ => None,
+    };
+    if let Some(other) = other {
+        let (layout, store) = over_image(case, image, other, folder).unwrap();
+        return (layout, DeviceStore::Other(store));
     }
     let alignment = usize::try_from(case.alignment).unwrap();
     let mut end = 4093;
@@ -65,7 +71,7 @@ pub(crate) fn place(
     let memory: OwnedMemoryRegion = match at {
         DevicePlace::Device => Arc::new(DeviceMemory::allocate(device, end).unwrap()),
         DevicePlace::Pinned => Arc::new(PinnedMemory::allocate(device, end).unwrap()),
-        DevicePlace::Registered | DevicePlace::Pageable => {
+        _ => {
             let options = SystemMemory::options().huge_pages(false);
             let memory = Arc::new(options.allocate(end).unwrap());
             let options = RegisterOptions {
@@ -133,7 +139,7 @@ impl DeviceStore {
     /// The bytes of every region of `image`, after the layout was dropped. Asserts that the bytes between are unchanged.
     pub(crate) fn image(self, standin: &Standin, image: &Image, alignment: u64) -> Image {
         let (memory, address) = match self {
-            DeviceStore::Pageable(store) => return store.image(),
+            DeviceStore::Other(store) => return store.image(),
             DeviceStore::Reached {
                 memory, address, ..
             } => (memory, address),

@@ -1,13 +1,18 @@
 //! Random transfers between a device and every kind of memory, compared with a copy unit by unit. Every byte of both
 //! sides is compared, including padding and other blocks.
 
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
+
 use kvtile_layout::{LayoutError, PlanError};
-use kvtile_standin::{Standin, StandinLeaks, StandinOptions};
+use kvtile_standin::{PtxEngine, Standin, StandinLeaks, StandinOptions, kernel::KernelEngine};
 use kvtile_testkit::{
     generate::{TransferCase, config, transfers},
     naive_copy,
 };
-use kvtile_transfer::{TransferError, TransferManager, TransferOptions};
+use kvtile_transfer::{DeviceRoute, TransferError, TransferManager, TransferOptions};
 use proptest::prelude::*;
 
 use crate::places::{DevicePlace, place};
@@ -21,10 +26,13 @@ pub(crate) struct DeviceManner {
     pub(crate) layer_by_layer: Option<bool>,
     pub(crate) seed: u64,
     pub(crate) version: i32,
+    /// Whether the device executes kernels.
+    pub(crate) kernels: bool,
+    pub(crate) route: Option<DeviceRoute>,
 }
 
-const PAIRS: [(DevicePlace, DevicePlace); 8] = {
-    use DevicePlace::{Device, Pageable, Pinned, Registered};
+const PAIRS: [(DevicePlace, DevicePlace); 11] = {
+    use DevicePlace::{Device, File, Pageable, Pinned, Registered};
     [
         (Device, Pinned),
         (Pinned, Device),
@@ -34,49 +42,82 @@ const PAIRS: [(DevicePlace, DevicePlace); 8] = {
         (Device, Pageable),
         (Pageable, Device),
         (Device, Pinned),
+        (Pinned, Device),
+        (Device, File),
+        (File, Device),
     ]
 };
 
 fn manners() -> impl Strategy<Value = DeviceManner> {
     let pairs = prop::sample::select(PAIRS.as_slice());
     let versions = prop::sample::select([13_000, 13_000, 12_080, 12_000].as_slice());
-    (
-        pairs,
+    let routes = prop::sample::select(
+        [
+            None,
+            Some(DeviceRoute::CopyEngine),
+            Some(DeviceRoute::Kernel),
+            Some(DeviceRoute::Staged),
+        ]
+        .as_slice(),
+    );
+    let how = (
         prop::bool::weighted(0.2),
         any::<Option<bool>>(),
-        any::<u64>(),
-        versions,
+        prop::bool::weighted(0.8),
+    );
+    (pairs, how, any::<u64>(), versions, routes).prop_map(
+        |((from, to), (verify, layer_by_layer, kernels), seed, version, route)| DeviceManner {
+            from,
+            to,
+            verify,
+            layer_by_layer,
+            seed,
+            version,
+            kernels,
+            route,
+        },
     )
-        .prop_map(
-            |((from, to), verify, layer_by_layer, seed, version)| DeviceManner {
-                from,
-                to,
-                verify,
-                layer_by_layer,
-                seed,
-                version,
-            },
-        )
 }
 
-/// Executes a case; whether the planner accepted it.
-pub(crate) fn run(case: &TransferCase, manner: DeviceManner) -> bool {
+/// What became of the cases.
+#[derive(Default)]
+struct CaseCounts {
+    /// Cases that the planner accepted.
+    done: u32,
+    all: u32,
+    /// Of those that prefer kernels between a device and pinned memory: launched, and all.
+    by_kernel: (u32, u32),
+    /// As above, for staged ones.
+    staged: (u32, u32),
+}
+
+/// Executes a case; `None` if the planner refused it, else how many kernels were launched.
+pub(crate) fn run(case: &TransferCase, manner: DeviceManner, folder: &Path) -> Option<u64> {
     let standin = Standin::start(StandinOptions {
         version: manner.version,
         aliases: manner.seed.is_multiple_of(2),
+        kernels: manner.kernels.then(kernels),
         ..StandinOptions::seeded(manner.seed)
     });
     let device = standin.driver().unwrap().device(0).unwrap();
     let foreign = device.queue().unwrap();
     let (src, dst) = (case.src.reference().unwrap(), case.dst.reference().unwrap());
     let (from_image, to_image) = (src.filled(1).unwrap(), dst.filled(2).unwrap());
-    let (from, from_store) = place(&case.src, &from_image, manner.from, (&standin, &device));
-    let (to, to_store) = place(&case.dst, &to_image, manner.to, (&standin, &device));
+    let (from, from_store) = place(
+        &case.src,
+        &from_image,
+        manner.from,
+        (&standin, &device, folder),
+    );
+    let (to, to_store) = place(&case.dst, &to_image, manner.to, (&standin, &device, folder));
     let manager = TransferManager::new();
     let [from, to] = [from, to].map(|layout| manager.register(layout).unwrap());
     let mut options = TransferOptions::new().verify(manner.verify);
     if let Some(layer_by_layer) = manner.layer_by_layer {
         options = options.layer_by_layer(layer_by_layer);
+    }
+    if let Some(route) = manner.route {
+        options = options.route(route);
     }
     let mut expected = to_image.clone();
     let started = manager.execute_selection(from, to, case.selection.selection(), options);
@@ -112,22 +153,55 @@ pub(crate) fn run(case: &TransferCase, manner: DeviceManner) -> bool {
     assert_eq!(standin.complaints(), []);
     drop((foreign, device));
     assert_eq!(standin.leaks(), StandinLeaks::default());
-    executed
+    let launches = standin.calls().get("cuLaunchKernel").copied();
+    executed.then_some(launches.unwrap_or(0))
+}
+
+/// The interpreter of kernels, which keeps their text from case to case.
+pub(crate) fn kernels() -> Arc<dyn KernelEngine> {
+    static ENGINE: OnceLock<Arc<PtxEngine>> = OnceLock::new();
+    Arc::clone(ENGINE.get_or_init(Arc::default)) as _
 }
 
 /// 300 cases in CI; `PROPTEST_CASES` sets another number.
 #[test]
 fn a_transfer_with_a_device_copies_what_the_naive_copy_copies_and_nothing_else() {
     let mut runner = proptest::test_runner::TestRunner::new(config(300));
-    let (done, all) = (std::cell::Cell::new(0u32), std::cell::Cell::new(0u32));
+    let folder = crate::common::folder();
+    let counts = std::cell::RefCell::new(CaseCounts::default());
     runner
         .run(&(transfers(), manners()), |(case, manner)| {
-            done.set(done.get() + u32::from(run(&case, manner)));
-            all.set(all.get() + 1);
+            let launched = run(&case, manner, folder.path());
+            let mut counts = counts.borrow_mut();
+            counts.all += 1;
+            let Some(launches) = launched else {
+                return Ok(());
+            };
+            counts.done += 1;
+            let is_pinned = [manner.from, manner.to].contains(&DevicePlace::Pinned);
+            let counted = match manner.route {
+                Some(DeviceRoute::Kernel) => &mut counts.by_kernel,
+                Some(DeviceRoute::Staged) => &mut counts.staged,
+                _ => return Ok(()),
+            };
+            if is_pinned && manner.kernels {
+                counted.0 += u32::from(launches > 0);
+                counted.1 += 1;
+            }
             Ok(())
         })
         .unwrap();
-    let (done, all) = (done.get(), all.get());
+    let counts = counts.into_inner();
+    let (done, all) = (counts.done, counts.all);
     assert!(done * 10 > all * 6, "only {done} of {all} were executed");
-    eprintln!("{done} of {all} transfers executed, the others refused by the planner");
+    let ((kernel, of_kernel), (staged, of_staged)) = (counts.by_kernel, counts.staged);
+    assert_eq!(kernel, of_kernel, "kernels were launched");
+    assert!(
+        staged * 4 > of_staged,
+        "{staged} of {of_staged} were staged"
+    );
+    eprintln!(
+        "{done} of {all} transfers executed, the others refused by the planner; {kernel} by kernels, {staged} of \
+         {of_staged} staged"
+    );
 }

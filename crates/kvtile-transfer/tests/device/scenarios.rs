@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use crate::random::kernels;
 use kvtile_device::{Device, DeviceError, DeviceMemory, DeviceQueue, PinnedMemory};
 use kvtile_layout::{Shape, Unit, tradition::LayoutSpec};
 use kvtile_memory::MemoryRegion;
 use kvtile_standin::{Standin, StandinLeaks, StandinOptions};
 use kvtile_transfer::{
-    BindError, CopyError, FillPattern, HasLayout, LayoutHandle, LeaseMode, PhysicalLayout,
-    PhysicalLayoutBuilder, TransferError, TransferManager, TransferOptions,
+    BindError, CopyError, DeviceRoute, FillPattern, HasLayout, LayoutHandle, LeaseMode,
+    PhysicalLayout, PhysicalLayoutBuilder, TransferError, TransferManager, TransferOptions,
 };
 
 pub(crate) const LAYERS: u64 = 4;
@@ -59,6 +60,20 @@ impl DeviceWorld {
         });
         digests.collect()
     }
+}
+
+const ROUTES: [DeviceRoute; 3] = [
+    DeviceRoute::CopyEngine,
+    DeviceRoute::Kernel,
+    DeviceRoute::Staged,
+];
+
+/// A stand-in that executes kernels.
+pub(crate) fn with_kernels(seed: u64) -> Standin {
+    Standin::start(StandinOptions {
+        kernels: Some(kernels()),
+        ..StandinOptions::seeded(seed)
+    })
 }
 
 const PATTERN: FillPattern = FillPattern::Distinct { seed: 3 };
@@ -137,7 +152,11 @@ const LAYER_BYTES: usize = 6 * 2 * 8 * 2 * 16 * 2;
 
 /// The engine writes its blocks on its stream and stores them, overwrites each layer as soon as it is stored, loads the
 /// blocks, and reads each layer as soon as it is loaded. It never waits on the host for an order on the device.
-fn engine_step(world: &DeviceWorld, memory: &DeviceMemory, scratch: &DeviceMemory) {
+fn engine_step(
+    world: &DeviceWorld,
+    (memory, scratch): (&DeviceMemory, &DeviceMemory),
+    route: DeviceRoute,
+) {
     let (manager, stream) = (&world.manager, &world.stream);
     let start = |layer: usize| memory.device_address() + (layer * LAYER_STRIDE) as u64;
     for layer in 0..4 {
@@ -145,7 +164,7 @@ fn engine_step(world: &DeviceWorld, memory: &DeviceMemory, scratch: &DeviceMemor
         unsafe { stream.fill(start(layer), 3, LAYER_BYTES) }.unwrap();
     }
     let blocks = [0, 1, 2, 3, 4, 5];
-    let options = TransferOptions::new().layer_by_layer(true);
+    let options = TransferOptions::new().layer_by_layer(true).route(route);
     let after = options.clone().after_queue(stream.clone());
     let stored = manager.execute_transfer(world.engine, &blocks, world.pinned, &blocks, after);
     let stored = stored.unwrap();
@@ -182,11 +201,11 @@ pub(crate) fn engine_world(standin: &Standin) -> (DeviceWorld, std::sync::Arc<De
 
 #[test]
 fn an_engine_stores_and_loads_on_its_stream_without_waiting_on_the_host() {
-    for seed in 0..100 {
-        let standin = Standin::start(StandinOptions::seeded(seed));
+    for (seed, route) in (0..100).zip(ROUTES.into_iter().cycle()) {
+        let standin = with_kernels(seed);
         let (world, memory) = engine_world(&standin);
         let scratch = DeviceMemory::allocate(&world.device, 4 * LAYER_BYTES).unwrap();
-        engine_step(&world, &memory, &scratch);
+        engine_step(&world, (&memory, &scratch), route);
         let mut bytes = vec![0; scratch.size()];
         assert!(standin.peek(scratch.device_address(), &mut bytes));
         assert!(bytes.iter().all(|byte| *byte == 3), "seed {seed}");
@@ -196,40 +215,36 @@ fn an_engine_stores_and_loads_on_its_stream_without_waiting_on_the_host() {
     }
 }
 
-/// Every wait of the step, on a stream or on the host, does nothing once: the checker or the bytes show each.
+/// Every wait of the step does nothing once: the checker finds each.
 #[test]
 fn each_wait_that_is_left_out_is_found() {
-    let counted = {
-        let standin = Standin::start(StandinOptions::seeded(0));
-        let (world, memory) = engine_world(&standin);
-        let scratch = DeviceMemory::allocate(&world.device, 4 * LAYER_BYTES).unwrap();
-        let before = standin.calls();
-        engine_step(&world, &memory, &scratch);
-        let after = standin.calls();
-        let count = |name: &str| after.get(name).unwrap_or(&0) - before.get(name).unwrap_or(&0);
-        count("cuStreamWaitEvent")
-    };
-    // For each of two transfers one behind the stream, and one for each layer.
-    assert_eq!(counted, 10);
-    for nth in 1..=counted {
-        // Where the reaper has seen the mark before, the host knows the order, and the wait has nothing to add.
-        let is_found = (0..50).any(|seed| {
-            let standin = Standin::start(StandinOptions::seeded(seed));
-            let (world, memory) = engine_world(&standin);
-            let scratch = DeviceMemory::allocate(&world.device, 4 * LAYER_BYTES).unwrap();
-            // It returns success and does nothing.
-            standin.fail("cuStreamWaitEvent", nth, 0);
-            engine_step(&world, &memory, &scratch);
-            !standin.complaints().is_empty()
-        });
-        assert!(is_found, "wait {nth} of {counted}");
+    for route in ROUTES {
+        // For each of two transfers one behind the stream, and one for each layer.
+        for nth in 1..=10 {
+            let mut calls = 0;
+            // Where the reaper has seen the mark before, the host knows the order, and the wait has nothing to add.
+            let is_found = (0..50).any(|seed| {
+                let standin = with_kernels(seed);
+                let (world, memory) = engine_world(&standin);
+                let scratch = DeviceMemory::allocate(&world.device, 4 * LAYER_BYTES).unwrap();
+                // It returns success and does nothing.
+                standin.fail("cuStreamWaitEvent", nth, 0);
+                engine_step(&world, (&memory, &scratch), route);
+                calls = standin.calls()["cuStreamWaitEvent"];
+                !standin.complaints().is_empty()
+            });
+            assert!(is_found, "wait {nth} by {route:?}");
+            assert_eq!(calls, 10, "{route:?}");
+        }
     }
 }
 
 #[test]
 fn a_transfer_that_lands_too_early_is_found() {
-    for (from_engine, seed) in [(true, 1), (false, 2), (true, 3), (false, 4)] {
-        let standin = Standin::start(StandinOptions::seeded(seed));
+    let routes = ROUTES.into_iter().flat_map(|route| [route; 4]);
+    for (seed, route) in (1..).zip(routes) {
+        let from_engine = seed % 2 == 0;
+        let standin = with_kernels(seed);
         let (world, memory) = engine_world(&standin);
         world.fill(world.engine, PATTERN);
         world.fill(world.pinned, PATTERN);
@@ -239,7 +254,7 @@ fn a_transfer_that_lands_too_early_is_found() {
         } else {
             (pinned, engine)
         };
-        let options = TransferOptions::new().layer_by_layer(false);
+        let options = TransferOptions::new().layer_by_layer(false).route(route);
         standin.fail("cuEventSynchronize", 1, 0);
         let done = world
             .manager

@@ -20,6 +20,8 @@ const NAME_HEIGHT: f64 = 13.0;
 /// A line: its name, and ratios by bytes of a run, in order.
 pub(super) struct ChartLine {
     pub(super) name: String,
+    /// The number of its colour.
+    pub(super) style: usize,
     pub(super) points: Vec<(u64, f64)>,
 }
 
@@ -66,11 +68,11 @@ pub(super) fn chart(lines: &[ChartLine]) -> String {
             );
         }
     }
-    for (index, line) in lines.iter().enumerate() {
+    for line in lines {
         let points = line.points.iter();
         let points = points.map(|(run, ratio)| format!("{:.1},{:.1}", x(*run), y(*ratio)));
         let points: Vec<String> = points.collect();
-        let style = index % 5;
+        let style = line.style;
         let _ = writeln!(
             svg,
             "<polyline class=\"line s{style}\" style=\"fill:none\" points=\"{}\"/>",
@@ -81,11 +83,11 @@ pub(super) fn chart(lines: &[ChartLine]) -> String {
     let ends: Vec<f64> = ends
         .map(|end| end.map_or(0.0, |(_, ratio)| y(*ratio)))
         .collect();
-    for (index, (line, at)) in lines.iter().zip(apart(&ends)).enumerate() {
+    for (line, at) in lines.iter().zip(apart(&ends)) {
         let _ = writeln!(
             svg,
             "<text class=\"s{}\" style=\"stroke:none\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-            index % 5,
+            line.style,
             WIDTH - RIGHT + 6.0,
             at + 4.0,
             escaped(&line.name)

@@ -37,44 +37,38 @@ fn name((route, blocks): RouteLine) -> String {
 
 /// The whole section; nothing without figures.
 pub(super) fn section(report: &GpuCheckReport) -> String {
-    let mut section = String::new();
+    let (mut charts, mut grids) = (String::new(), String::new());
     for way in WAYS {
-        section.push_str(&way_of(report, way));
+        let mut pieces: Vec<u64> = cells(report, way).filter_map(|cell| cell.pieces).collect();
+        pieces.sort_unstable();
+        pieces.dedup();
+        // The number of runs with the most sizes is drawn.
+        let sizes = |count: u64| {
+            cells(report, way)
+                .filter(|cell| cell.pieces == Some(count))
+                .count()
+        };
+        let drawn = pieces.iter().copied().max_by_key(|count| sizes(*count));
+        if let Some(count) = drawn {
+            let _ = writeln!(
+                charts,
+                "<figure><figcaption>{}: {count} runs, ratio to the ceiling by bytes of a run</figcaption>{}</figure>",
+                way.name(),
+                chart(&lines(report, way, count))
+            );
+        }
+        for count in pieces.into_iter().rev() {
+            grids.push_str(&grid(report, way, count));
+        }
     }
-    if section.is_empty() {
-        return section;
+    if grids.is_empty() {
+        return grids;
     }
     format!(
         "<h2>Runs between dense blocks of the host and scattered ones of the device</h2>\n<p>Each number is a rate \
-         divided by the ceiling of the same run; hold the pointer over a cell for GB/s, time and spread.</p>\n{section}"
+         divided by the ceiling of the same run; hold the pointer over a cell for GB/s, time and spread.</p>\n\
+         <div class=\"charts\">{charts}</div>\n{grids}"
     )
-}
-
-fn way_of(report: &GpuCheckReport, way: CopyDirection) -> String {
-    let mut pieces: Vec<u64> = cells(report, way).filter_map(|cell| cell.pieces).collect();
-    pieces.sort_unstable();
-    pieces.dedup();
-    let mut section = String::new();
-    // The number of runs with the most sizes is drawn.
-    let sizes = |count: u64| {
-        cells(report, way)
-            .filter(|cell| cell.pieces == Some(count))
-            .count()
-    };
-    let drawn = pieces.iter().copied().max_by_key(|count| sizes(*count));
-    if let Some(count) = drawn {
-        let _ = writeln!(
-            section,
-            "<div class=\"charts\"><figure><figcaption>{}: {count} runs, ratio to the ceiling by bytes of a run\
-             </figcaption>{}</figure></div>",
-            way.name(),
-            chart(&lines(report, way, count))
-        );
-    }
-    for count in pieces.into_iter().rev() {
-        section.push_str(&grid(report, way, count));
-    }
-    section
 }
 
 /// The lines of the chart: kernels with four blocks alone.
@@ -92,10 +86,22 @@ fn lines(report: &GpuCheckReport, way: CopyDirection, pieces: u64) -> Vec<ChartL
         points.sort_by_key(|(run, _)| *run);
         ChartLine {
             name: name(wanted),
+            style: style(wanted.0),
             points,
         }
     };
     known.into_iter().map(line).collect()
+}
+
+/// A colour for each route, the same in all charts.
+fn style(route: MeasuredRoute) -> usize {
+    match route {
+        MeasuredRoute::Loop => 0,
+        MeasuredRoute::Batch => 1,
+        MeasuredRoute::BatchAny => 2,
+        MeasuredRoute::Staged => 3,
+        MeasuredRoute::Copy | MeasuredRoute::Kernel => 4,
+    }
 }
 
 /// Ratios by route and size of runs.

@@ -4,7 +4,7 @@ use kvtile_bench::escaped;
 
 use super::{left, note, plain, rate_text, shaded, table, time_text};
 use crate::{
-    figures::{CheckFigure, CopyDirection},
+    figures::{ByteCheck, CheckFigure, CopyDirection, MeasuredRoute},
     goals::{GoalRow, GoalState},
     phase::CheckPhase,
     report::{GpuCheckReport, PhaseEnd},
@@ -21,11 +21,12 @@ pub(super) fn goals(report: &GpuCheckReport) -> String {
 }
 
 fn goal(goal: &GoalRow) -> String {
-    let (class, state) = match goal.state {
-        GoalState::Met => ("met", "met"),
-        GoalState::Missed => ("missed", "missed"),
-        GoalState::NotMeasured => ("open", "not measured"),
+    let class = match goal.state {
+        GoalState::Met => "met",
+        GoalState::Missed => "missed",
+        GoalState::NotMeasured | GoalState::Undecided => "open",
     };
+    let state = goal.state.name();
     let bound = if goal.at_least { "≥" } else { "≤" };
     let found = goal.found.map_or_else(
         || "·".to_owned(),
@@ -40,30 +41,64 @@ fn goal(goal: &GoalRow) -> String {
     )
 }
 
+/// A row for each kind of work, a column for each way; differences below.
 pub(super) fn bytes(report: &GpuCheckReport) -> String {
-    let rows = report.bytes.iter().map(|check| {
-        let (class, found) = match &check.wrong {
-            None => ("met", "equal".to_owned()),
-            Some(wrong) => ("missed", wrong.clone()),
+    let mut ways: Vec<(CopyDirection, MeasuredRoute)> = report
+        .bytes
+        .iter()
+        .map(|check| (check.direction, check.route))
+        .collect();
+    ways.sort_unstable();
+    ways.dedup();
+    let mut works: Vec<&str> = Vec::new();
+    for check in &report.bytes {
+        if !works.contains(&check.work.as_str()) {
+            works.push(&check.work);
+        }
+    }
+    let rows = works.into_iter().map(|work| {
+        let cell = |way: &(CopyDirection, MeasuredRoute)| {
+            let mut of_work = report.bytes.iter().filter(|check| check.work == work);
+            let found = of_work.find(|check| (check.direction, check.route) == *way);
+            compared(found)
         };
-        let (way, route) = (check.direction.name(), check.route.name());
-        format!(
-            "{}{}{}{}{}<td class=\"left {class}\">{}</td>",
-            left(&check.work),
-            left(way),
-            left(route),
-            plain(&check.compared.to_string()),
-            plain(&check.refused.to_string()),
-            escaped(&found)
-        )
+        let cells: String = ways.iter().map(cell).collect();
+        format!("{}{cells}", left(work))
     });
-    table(
-        "Bytes",
-        "Each transfer is compared with the naive copy: every byte of the destination, which held poison, and of the \
-         guards around it.",
-        &["work", "way", "route", "compared", "refused", ""],
-        &rows.collect::<Vec<String>>(),
-    )
+    let rows: Vec<String> = rows.collect();
+    let titles = ways
+        .iter()
+        .map(|(way, route)| format!("{}<br>{}", way.name(), route.name()));
+    let titles: Vec<String> = titles.collect();
+    let columns: Vec<&str> = std::iter::once("")
+        .chain(titles.iter().map(String::as_str))
+        .collect();
+    let text = "Each transfer is compared with the naive copy: every byte of the destination, which held poison, and of \
+                the guards around it.";
+    let mut section = table("Bytes", text, &columns, &rows);
+    for check in &report.bytes {
+        if let Some(wrong) = &check.wrong {
+            let (way, route) = (check.direction.name(), check.route.name());
+            let line = format!("{}, {way}, {route}: {wrong}", check.work);
+            section.push_str(&format!("<p class=\"missed\">{}</p>\n", escaped(&line)));
+        }
+    }
+    section
+}
+
+fn compared(check: Option<&ByteCheck>) -> String {
+    let Some(check) = check else {
+        return "<td class=\"none\">·</td>".to_owned();
+    };
+    let refused = check.refused;
+    match (&check.wrong, check.compared) {
+        (Some(_), _) => "<td class=\"plain missed\">wrong</td>".to_owned(),
+        (None, 0) => format!("<td class=\"plain met\">{refused} refused</td>"),
+        (None, equal) if refused == 0 => format!("<td class=\"plain met\">{equal} equal</td>"),
+        (None, equal) => {
+            format!("<td class=\"plain met\" title=\"{refused} without a plan\">{equal} equal</td>")
+        }
+    }
 }
 
 /// A row for each pair of layouts, with its three directions.

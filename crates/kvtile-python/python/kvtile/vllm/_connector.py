@@ -11,21 +11,26 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorWorkerMetadata,
+    SupportsHMA,
 )
 
 from kvtile._errors import ClosedError, InternalError
 from kvtile.vllm._events import TierChanges
+from kvtile.vllm._group_scheduler import GroupScheduler
+from kvtile.vllm._groups import groups_of, is_one_full_group
 from kvtile.vllm._layout import refuse_what_is_not_supported
 from kvtile.vllm._messages import Hello, Orders, Report
 from kvtile.vllm._scheduler import Scheduler
 from kvtile.vllm._settings import Settings
 from kvtile.vllm._stats import KvtilePromMetrics, KvtileStats
-from kvtile.vllm._worker import Worker, close_worker, open_worker
+from kvtile.vllm._transfers import WorkerTransfers
+from kvtile.vllm._worker import close_worker, open_worker
 
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
     from vllm.distributed.kv_events import KVCacheEvent
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
     from vllm.forward_context import ForwardContext
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -35,11 +40,14 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
-class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
+class KvtileConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     """Keeps vLLM's KV blocks in host memory and on disk.
 
     Prefixes that vLLM has evicted are loaded while other requests run. Full blocks are stored as they are computed,
     without delaying the forward pass. vLLM recomputes blocks that fail to load.
+
+    Models with sliding windows, chunks or recurrent states have several groups of KV. Their requests resume at stops, where
+    all groups have what their rules need; vLLM computes a request whose load of a stop fails.
 
     vLLM creates one connector for its scheduler and one for each worker, in one process or several.
     """
@@ -50,8 +58,12 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
         refuse_what_is_not_supported(vllm_config, kv_cache_config, self._settings)
         # vLLM recomputes blocks that fail to load; its default fails the request.
         vllm_config.kv_transfer_config.kv_load_failure_policy = "recompute"
-        self._opened: Worker | None = None
-        self.scheduler = Scheduler(self._settings, vllm_config.cache_config.block_size)
+        self._opened: WorkerTransfers | None = None
+        if is_one_full_group(kv_cache_config):
+            self.scheduler: Scheduler = Scheduler(self._settings, vllm_config.cache_config.block_size)
+        else:
+            alignment = getattr(kv_cache_config, "cache_hit_alignment_tokens", None) or 1
+            self.scheduler = GroupScheduler(self._settings, groups_of(kv_cache_config), alignment)
         wanted = vllm_config.kv_events_config
         if wanted is not None and wanted.enable_kv_cache_events:
             self.scheduler.changes = TierChanges()
@@ -59,6 +71,11 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
     @classmethod
     def supports_sleep_mode(cls, kv_transfer_config: object) -> bool:
         """False: kvtile keeps the addresses of the KV, which a sleeping engine frees. vLLM calls it from 0.33 on."""
+        return False
+
+    @property
+    def supports_divergent_local_hybrid_hits(self) -> bool:
+        """False: what vLLM reports as computed is in all groups, so a load brings only what comes after it."""
         return False
 
     @property
@@ -97,7 +114,13 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """Keeps the blocks of an ended request until its stores complete."""
-        return self.scheduler.finished(request), None
+        return self.scheduler.finished(request, (block_ids,)), None
+
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Keeps the blocks of an ended request until its stores complete; with several groups, stores the end of its answer."""
+        return self.scheduler.finished(request, block_ids), None
 
     def has_pending_block_frees(self) -> bool:
         """Whether blocks of ended requests become free soon."""
@@ -114,7 +137,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
     # Worker side.
 
     @property
-    def _worker(self) -> Worker:
+    def _worker(self) -> WorkerTransfers:
         if self._opened is None:
             raise ClosedError("kvtile.vllm: vLLM uses its connector before it has registered its KV cache, or after shutdown")
         return self._opened
@@ -125,7 +148,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
         Raises SettingsError for a second engine in this process: vLLM keeps one connector per process, so the second
         engine would read and write the first one's blocks.
         """
-        self._opened = open_worker(self._vllm_config, kv_caches, self._settings)
+        self._opened = open_worker(self._vllm_config, kv_caches, self._settings, self._kv_cache_config)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         """The worker's identity and blocks, for the scheduler."""
@@ -159,6 +182,12 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
         """Ended requests whose stores have completed, and requests whose loads have completed."""
         loaded = self._worker.take_finished_loads(idle=self._orders().idle)
         return self._worker.take_finished_stores() or None, loaded or None
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        """The same, with the requests whose loads of a stop have failed."""
+        results = super().get_transfer_results(finished_req_ids)
+        results.failed_recving |= self._worker.take_failed_requests()
+        return results
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Blocks that failed to load and that vLLM recomputes."""

@@ -36,6 +36,8 @@ _ALLOWED: dict[tuple[str, str], tuple[tuple[Any, ...], str]] = {
     ("SchedulerConfig", "async_scheduling"): (
         (False, None), "a step would begin before the failed loads of the last one are known; switch it off",
     ),
+    ("CacheConfig", "use_replayssm"): ((False,), "vLLM keeps a part of each state as inputs that it has not applied yet"),
+    ("CacheConfig", "use_kda_recoverssm"): ((False,), "vLLM keeps a part of each state as inputs that it has not applied yet"),
     ("AttentionConfig", "use_non_causal"): ((False,), "a token would attend to later ones, so KV is not a function of its prefix"),
     ("MultiModalConfig", "mm_encoder_attn_dtype"): ((None,), "its scales depend on the encoder's earlier inputs"),
     ("SpeculativeConfig", "method"): (

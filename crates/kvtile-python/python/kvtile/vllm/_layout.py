@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
@@ -13,6 +13,7 @@ from kvtile._errors import LayoutError, SettingsError
 from kvtile._hf import identity_of, kv_fields
 from kvtile._hf.config import Config
 from kvtile.vllm._extras import extras_of, refuse_options
+from kvtile.vllm._groups import groups_of, is_one_full_group
 from kvtile.vllm._rank import OF_RANK
 from kvtile.vllm._weights import revision_of
 
@@ -35,18 +36,22 @@ def refuse_what_is_not_supported(config: VllmConfig, kv: KVCacheConfig | None, s
     refuse_options(config, settings.revision, os.environ)
     if kv is None:
         raise SettingsError("kvtile.vllm: this vLLM gives its connectors no KV cache config (kv_cache_config)")
-    groups = kv.kv_cache_groups
-    if len(groups) != 1:
+    if is_one_full_group(kv):
+        return
+    groups_of(kv)
+    settings.refuse_with_groups()
+    if kv_cache_results() is None:
         raise SettingsError(
-            f"kvtile.vllm: the model has {len(groups)} groups of KV (a hybrid model), which is not supported yet"
+            "kvtile.vllm: this vLLM takes failed loads of models with windows, chunks or states by block and not by request "
+            "(KVConnectorTransferResults), so a failed load would end the engine; use a later version"
         )
-    spec = groups[0].kv_cache_spec
-    if type(spec).__name__ != "FullAttentionSpec" or getattr(spec, "sliding_window", None):
-        raise SettingsError(
-            f"kvtile.vllm: the model's KV is {type(spec).__name__}"
-            f"{' with a sliding window' if getattr(spec, 'sliding_window', None) else ''}; "
-            "only full attention is supported yet"
-        )
+
+
+def kv_cache_results() -> Any:
+    """vLLM's class for the results of transfers; None in versions without it."""
+    from vllm.distributed.kv_transfer.kv_connector.v1 import base
+
+    return getattr(base, "KVConnectorTransferResults", None)
 
 
 def layout_and_identity(
@@ -65,7 +70,7 @@ def layout_and_identity(
     model = config.model_config
     if first.device.type != "cpu":
         raise SettingsError(f"kvtile.vllm: the KV cache is on {first.device}; only the CPU's memory is supported yet")
-    isa = _instruction_set(config, first, page_size)
+    isa = instruction_set(config, first.dtype, page_size, model.get_head_size())
     heads = model.get_num_kv_heads(config.parallel_config)
     expected = (first.shape[0], heads, page_size, 2 * model.get_head_size())
     if (dtype, isa) in _CHECKED and tuple(first.shape) == expected:
@@ -94,13 +99,19 @@ def _identity(config: VllmConfig, settings: Settings, layout: Layout, dtype: str
     """The identity of blocks with known element order: from the model's config, and the options that change KV."""
     model = config.model_config
     hf, limit = model.hf_text_config, model.max_model_len
-    # vLLM has reported full attention already; for model types that kvtile does not know, the whole config counts.
-    if not Config(hf, known=False).listed:
+    # vLLM keeps all tokens of all layers in one table. The whole config counts for model types that kvtile does not know,
+    # and for those with windows that vLLM's hybrid KV cache manager would keep in tables of their own.
+    if not Config(hf, known=False).listed or _has_windows(config):
         return _identity_by_fields(config, settings, layout, {})
     return identity_of(
-        hf, layout.shape.page_size, dtype=dtype, model=_name(config, settings), revision=settings.revision or revision_of(config),
+        hf, layout.shape.page_size, dtype=dtype, model=name_of(config, settings), revision=settings.revision or revision_of(config),
         tp_rank=rank.number, tp_size=rank.size, extra=extras_of(config, os.environ), max_model_len=limit,
     )
+
+
+def _has_windows(config: VllmConfig) -> bool:
+    layers = config.compilation_config.static_forward_context.values()
+    return any(getattr(layer, "sliding_window", None) for layer in layers)
 
 
 def _identity_by_fields(
@@ -110,12 +121,13 @@ def _identity_by_fields(
     model = config.model_config
     fields = kv_fields(model.hf_text_config, max_model_len=model.max_model_len, known=False)
     return Identity(
-        _name(config, settings), settings.revision or revision_of(config), layout.shape,
+        name_of(config, settings), settings.revision or revision_of(config), layout.shape,
         extra={**fields, **extras_of(config, os.environ), **extra},
     )
 
 
-def _name(config: VllmConfig, settings: Settings) -> str:
+def name_of(config: VllmConfig, settings: Settings) -> str:
+    """The model's name in identities."""
     return settings.model or str(config.model_config.model)
 
 
@@ -148,10 +160,8 @@ def _layer(name: str) -> int:
     return numbers[0]
 
 
-def _instruction_set(config: VllmConfig, tensor: torch.Tensor, page_size: int) -> str:
-    """The instruction set that the attention backend selects for itself."""
+def instruction_set(config: VllmConfig, dtype: torch.dtype, page_size: int, head_size: int) -> str:
+    """The instruction set that the attention backend selects for itself. The order inside its blocks depends on it."""
     from vllm.v1.attention.backends import cpu_attn
 
-    cache_dtype = config.cache_config.cache_dtype
-    return str(cpu_attn._get_attn_isa(tensor.dtype, page_size, config.model_config.get_head_size(), cache_dtype))
-
+    return str(cpu_attn._get_attn_isa(dtype, page_size, head_size, config.cache_config.cache_dtype))

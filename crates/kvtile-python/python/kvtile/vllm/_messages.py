@@ -49,6 +49,35 @@ class StoreOrder:
 
 
 @dataclass
+class GroupLoadOrder:
+    """Loads all that a request needs to resume after ``stop`` tokens; ``keys`` are its keys up to there.
+
+    Of each group, ``blocks`` has a block for each page that is needed beyond the first ``have`` tokens, which vLLM has.
+    """
+
+    request: str
+    keys: Keys
+    stop: int
+    blocks: dict[str, list[int]]
+    have: dict[str, int]
+    adapter: tuple[int, bytes] | None = None
+
+
+@dataclass
+class GroupStoreOrder:
+    """Stores pages of groups that are whole after this step: ids, and the page of the first one, by group.
+
+    ``stop`` is the position whose windows and states are among them; None for pages of full attention alone.
+    """
+
+    request: str
+    keys: Keys
+    blocks: dict[str, tuple[list[int], int]]
+    stop: int | None
+    adapter: tuple[int, bytes] | None = None
+
+
+@dataclass
 class SeekOrder:
     """Queries the shared store for the blocks of a request."""
 
@@ -63,6 +92,9 @@ class Orders(KVConnectorMetadata):  # type: ignore[misc]
     loads: list[LoadOrder] = field(default_factory=list)
     stores: list[StoreOrder] = field(default_factory=list)
     seeks: list[SeekOrder] = field(default_factory=list)
+    # The same for models with several groups.
+    group_loads: list[GroupLoadOrder] = field(default_factory=list)
+    group_stores: list[GroupStoreOrder] = field(default_factory=list)
     # Prefixes in use that vLLM has itself; a use makes kvtile keep them longer.
     uses: list[Keys] = field(default_factory=list)
     preempted: set[str] = field(default_factory=set)
@@ -79,7 +111,9 @@ class Hello(KVConnectorHandshakeMetadata):  # type: ignore[misc]
     """A worker's message after opening its cache: the identity of its blocks, and the blocks that it has."""
 
     identity: str
-    changes: list[Change]
+    changes: list[Change] = field(default_factory=list)
+    # For models with several groups, whose identity is that of the model: the blocks by group.
+    group_changes: dict[str, list[Change]] = field(default_factory=dict)
 
 
 @dataclass
@@ -87,6 +121,10 @@ class RankReport:
     """The events at one worker since its last report."""
 
     changes: list[Change] = field(default_factory=list)
+    # The same by group, for models with several groups.
+    group_changes: dict[str, list[Change]] = field(default_factory=dict)
+    # Requests whose loads of a stop have failed.
+    failed: set[str] = field(default_factory=set)
     # The number of completed stores by request.
     ended: dict[str, int] = field(default_factory=dict)
     # By request, the first block to store again.

@@ -59,13 +59,15 @@ OPTIONS: dict[str, dict[str, Effect]] = {
         },
         "CacheConfig": {
             Effect.IDENTITY: "cache_dtype kv_cache_dtype_skip_layers kv_sharing_fast_prefill swa_bounded_replay",
-            Effect.COVERED: "block_size kv_cache_layout sliding_window",
-            # The state options are for models that are refused, because their KV has several groups.
+            # The identity of a group has the dtypes of its states.
+            Effect.COVERED: """block_size kv_cache_layout sliding_window mamba_block_size mamba_cache_dtype
+                mamba_ssm_cache_dtype""",
+            # A state is whole only together with inputs that are kept elsewhere.
+            Effect.REFUSED: "use_replayssm use_kda_recoverssm",
             Effect.NOTHING: """user_specified_block_size prefix_match_unit gpu_memory_utilization is_attention_free
                 num_gpu_blocks_override enable_prefix_caching prefix_caching_hash_algo prefix_cache_retention_interval
-                mamba_page_size_padded skip_page_size_padded mamba_block_size mamba_cache_dtype mamba_ssm_cache_dtype
-                mamba_cache_mode enable_mamba_shared_prefix_checkpoint replayssm_buffer_len use_replayssm
-                use_kda_recoverssm num_gpu_blocks num_cpu_blocks effective_attention_block_size kv_cache_size_tokens
+                mamba_page_size_padded skip_page_size_padded mamba_cache_mode enable_mamba_shared_prefix_checkpoint
+                replayssm_buffer_len num_gpu_blocks num_cpu_blocks effective_attention_block_size kv_cache_size_tokens
                 kv_cache_max_concurrency hash_block_size cache_hit_alignment_tokens kv_cache_memory_bytes
                 kv_offloading_size kv_offloading_backend _block_size_resolved""",
         },
@@ -174,9 +176,10 @@ OPTIONS: dict[str, dict[str, Effect]] = {
                 fuse_rope_kvcache fuse_qk_norm_rope_kvcache rope_kvcache_fusion_max_token_num
                 fi_allreduce_fusion_max_size_mb""",
         },
-        # Only hybrid models have states, and they are refused.
         "MambaConfig": {
-            Effect.NOTHING: "backend enable_stochastic_rounding stochastic_rounding_philox_rounds ssu_algorithm",
+            # Rounding with random bits, as the models' owners choose it.
+            Effect.IDENTITY: "enable_stochastic_rounding",
+            Effect.NOTHING: "backend stochastic_rounding_philox_rounds ssu_algorithm",
         },
         "OffloadConfig": {Effect.PARTS: "uva prefetch", Effect.NOTHING: "offload_backend"},
         "UVAOffloadConfig": {Effect.NOTHING: "cpu_offload_gb cpu_offload_params"},

@@ -12,7 +12,7 @@ from kvtile._errors import IdentityError
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-    from kvtile import Identity
+    from kvtile import Identity, ModelIdentity
 
 # The entry of an identity whose blocks cannot be cut by heads: the rank that wrote them.
 OF_RANK = "rank"
@@ -31,7 +31,7 @@ class Rank:
     def __str__(self) -> str:
         return f"{self.number} of {self.size}"
 
-    def folder(self, path: Path, identity: Identity) -> Path:
+    def folder(self, path: Path, identity: Identity | ModelIdentity) -> Path:
         """The folder for a worker's cache.
 
         If the order inside a block is known, all workers have the same one: each cache writes the part with its heads there

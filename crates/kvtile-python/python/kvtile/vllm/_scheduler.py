@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
@@ -17,7 +17,7 @@ from kvtile.vllm._adapters import Adapter, Digests
 from kvtile.vllm._directory import directory_of, leading_tiers, on_disk
 from kvtile.vllm._events import TierChanges
 from kvtile.vllm._keys import RequestKeys
-from kvtile.vllm._messages import Change, Hello, Keys, LoadOrder, Orders, Report, SeekOrder, StoreOrder
+from kvtile.vllm._messages import Change, Hello, Keys, LoadOrder, Orders, RankReport, Report, SeekOrder, StoreOrder
 from kvtile.vllm._settings import Settings
 from kvtile.vllm._stats import KvtileStats
 
@@ -48,6 +48,10 @@ class Tracked:
         unanswered: the ranks whose shared store has not answered; None before the query.
         waits_until: when the request stops waiting for the shared store.
         counted, loaded: whether the request was counted as looked up, and whether it was loaded.
+        stops: of a model with several groups, the stops that need no store. Its ``stored`` and ``first`` are tokens, and
+            ``found`` are units of its keys.
+        branch: where the request leaves what is stored, if no stop is there; 0 otherwise.
+        has_failed: whether a load has failed; vLLM then computes the request.
     """
 
     request: Request
@@ -62,6 +66,9 @@ class Tracked:
     waits_until: float = 0.0
     counted: bool = False
     loaded: bool = False
+    stops: set[int] = field(default_factory=set)
+    branch: int = 0
+    has_failed: bool = False
 
 
 class Scheduler:
@@ -241,8 +248,9 @@ class Scheduler:
         before = {rank: of_rank[:first] for rank, of_rank in keys.items()}
         return len(leading_tiers(self.directories, before))
 
-    def finished(self, request: Request) -> bool:
-        """Ends a request. Returns whether vLLM must keep its blocks, because stores still read them."""
+    def finished(self, request: Request, tables: Sequence[Sequence[int]] = ()) -> bool:
+        """Ends a request, whose blocks are in ``tables``. Returns whether vLLM must keep them, because stores still read
+        them."""
         name = request.request_id
         self._record(request, self.tracked.pop(name, None))
         if not self.announced.get(name):
@@ -269,8 +277,7 @@ class Scheduler:
     def take(self, report: Report) -> None:
         """Receives the workers' reports after a step."""
         for rank, said in report.ranks.items():
-            self.directories[rank].apply(said.changes)
-            self._announce(rank, said.changes)
+            self._apply(rank, said)
             for name, count in said.ended.items():
                 left = self.announced.pop(name, 0) - count
                 if left > 0:
@@ -292,6 +299,11 @@ class Scheduler:
             if said.disk_seconds:
                 self._disk_seconds[rank] = said.disk_seconds
 
+    def _apply(self, rank: int, said: RankReport) -> None:
+        """Updates the view of a worker's tiers."""
+        self.directories[rank].apply(said.changes)
+        self._announce(rank, said.changes)
+
     def _announce(self, rank: int, changes: list[Change]) -> None:
         """Adds changes to the events. vLLM gets one event per block: that of the lowest rank."""
         if self.changes is not None and rank == min(self.directories):
@@ -304,13 +316,17 @@ class Scheduler:
         vLLM resets the cache when it has replaced its weights, which the identity does not cover. So blocks stored from
         now on are for this process only, and requests in flight store nothing.
         """
-        for directory in self.directories.values():
-            directory.clear()
+        self._forget()
         self._orders.clear = True
         self._epoch = secrets.token_bytes(16)
         self.tracked.clear()
         logger.info("kvtile has removed all blocks; later ones are kept for this process only")
         return not self.loading
+
+    def _forget(self) -> None:
+        """Empties the view of the workers' tiers."""
+        for directory in self.directories.values():
+            directory.clear()
 
     def _track(self, request: Request) -> Tracked:
         tracked = self.tracked.get(request.request_id)

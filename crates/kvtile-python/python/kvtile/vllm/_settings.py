@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvtile import Identity
+from kvtile import Identity, ModelIdentity
 from kvtile._errors import SettingsError
 from kvtile.vllm._rank import Rank
 
@@ -29,6 +29,16 @@ _OF_THE_DAEMON = (
     "shared_compress",
     "policy",
 )
+
+
+# Settings that need more than `kvtile.GroupCache` has, and what to do instead.
+_NOT_WITH_GROUPS = {
+    "connect": "give host_gib, disk_path and disk_gib to this engine",
+    "shared": "give disk_path and disk_gib",
+    "recompute_tokens_per_second": "stops on disk are loaded whole",
+    "record": "a trace has the blocks of one group",
+    "http": "vLLM's metrics have the counts of kvtile",
+}
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,15 @@ class Settings:
         settings.http_address(0)
         return settings
 
+    def refuse_with_groups(self) -> None:
+        """Raises SettingsError for settings that a model with windows, chunks or states cannot have yet."""
+        for name, instead in _NOT_WITH_GROUPS.items():
+            if getattr(self, name) is not None:
+                raise SettingsError(
+                    f"kv_connector_extra_config: {name} is not supported yet for models with windows, chunks, states or latents; "
+                    f"leave it out: {instead}"
+                )
+
     def http_address(self, rank: int) -> str | None:
         """The address of a rank's page; None for no page. Raises SettingsError for a text without a port."""
         if self.http is None:
@@ -144,8 +163,8 @@ class Settings:
         number = int(port) + rank if int(port) else 0
         return f"{host or '127.0.0.1'}:{number}"
 
-    def of_cache(self, rank: Rank, identity: Identity) -> dict[str, Any]:
-        """The keyword arguments of a rank's ``kvtile.Cache``, without those that were not given."""
+    def of_cache(self, rank: Rank, identity: Identity | ModelIdentity) -> dict[str, Any]:
+        """The keyword arguments of a rank's ``kvtile.Cache`` or ``kvtile.GroupCache``, without those that were not given."""
         if self.connect is not None:
             own = {"workers": self.workers, "recompute_tokens_per_second": self.recompute_tokens_per_second}
             return {"connect": self.connect} | {name: value for name, value in own.items() if value is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -26,24 +25,25 @@ from kvtile import (
 )
 from kvtile.vllm._adapters import LOADED
 from kvtile.vllm._directory import TIERS
+from kvtile.vllm._group_worker import GroupWorker
+from kvtile.vllm._groups import is_one_full_group
 from kvtile.vllm._layout import in_order, layout_and_identity
 from kvtile.vllm._messages import Change, Hello, LoadOrder, Orders, RankReport, StoreOrder
 from kvtile.vllm._processors import processors_of_engine
 from kvtile.vllm._rank import Rank, rank_of
 from kvtile.vllm._settings import Settings
-from kvtile.vllm._stats import KvtileStats, blocks_by_tier
+from kvtile.vllm._stats import blocks_by_tier
+from kvtile.vllm._transfers import PATIENCE, WorkerTransfers
 
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
 
 # A child of vLLM's logger, so its settings apply.
 logger = init_logger("vllm.kvtile")
 
-# Seconds to wait for a load when the engine is idle.
-_PATIENCE = 0.005
-
-_workers: dict[str, Worker] = {}
+_workers: dict[str, WorkerTransfers] = {}
 _workers_lock = threading.Lock()
 
 
@@ -63,34 +63,26 @@ class Load:
         return self.completion is None or self.completion.done()
 
 
-class Worker:
+class Worker(WorkerTransfers):
     """The cache of one worker, and the loads and stores in flight."""
 
     def __init__(
         self, config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings, rank: Rank
     ) -> None:
         layout, self.identity = layout_and_identity(config, caches, settings, rank)
-        self.rank = rank.number
-        self.ranks = rank.size
         self.cache = Cache(self.identity, layout, **settings.of_cache(rank, self.identity))
+        super().__init__(rank)
         self.has_disk = settings.disk_path is not None
         self.layers = {name: layer for layer, name in enumerate(in_order(caches))}
-        self.stats = KvtileStats()
         self.loads: dict[str, Load] = {}
         # Loads of the current step, which computes with their blocks.
         self.step_loads: dict[str, Load] = {}
-        self.stores: dict[str, list[Completion[StoreReport]]] = {}
         # Requests for which the shared store is queried.
         self.seeks: dict[str, Seek] = {}
         self._seek_seconds = settings.seek_seconds
-        # Ended requests whose blocks vLLM keeps until their stores complete.
-        self.held: set[str] = set()
         self.failed_blocks: set[int] = set()
         self._block_bytes = sum(tensor[0].numel() * tensor.element_size() for tensor in caches.values())
-        self._report = RankReport()
         self._subscriber = self.cache.subscribe()
-        self._closed = False
-        atexit.register(self.close)
         on_disk = self.cache.pool_stats("disk")["cached"] if self.has_disk else 0
         self._server = self._serve(settings.http_address(rank.number))
         self._warn_of_little_room(config)
@@ -220,47 +212,19 @@ class Worker:
         self._store_again_from(order.request, order.first)
         self._store_ended(order.request)
 
-    def wait_for_stores(self, requests: set[str]) -> None:
-        """Waits for all stores of these requests, because their blocks are about to be overwritten."""
-        for request in requests:
-            for completion in self.stores.get(request, []):
-                completion.wait()
-        self.reap_stores()
-
-    def reap_stores(self) -> None:
-        """Records the stores that have completed."""
-        for request, completions in list(self.stores.items()):
-            for completion in [completion for completion in completions if completion.done()]:
-                completions.remove(completion)
-                report = completion.wait()
-                self.stats.add(
-                    stored_blocks=report.stored,
-                    present_blocks=report.present,
-                    dropped_blocks=report.dropped,
-                    stored_bytes=report.bytes,
-                )
-                if report.dropped:
-                    self._report.without_room.add(request)
-                self._store_ended(request)
-            if not completions:
-                del self.stores[request]
-
-    def take_finished_stores(self) -> set[str]:
-        """Ended requests whose stores have completed."""
-        self.reap_stores()
-        sent = {request for request in self.held if request not in self.stores}
-        self.held -= sent
-        return sent
+    def _count_store(self, request: str, report: StoreReport) -> None:
+        if report.dropped:
+            self._report.without_room.add(request)
 
     def take_finished_loads(self, *, idle: bool) -> set[str]:
         """Requests whose loads have completed. In an idle step, waits for one."""
         pending = [load.completion for load in self.loads.values() if load.completion is not None]
         if idle and self.seeks and not any(seek.ready for seek in self.seeks.values()):
             # vLLM steps again at once.
-            time.sleep(_PATIENCE / 5)
+            time.sleep(PATIENCE / 5)
         elif idle and pending and not any(load.is_done() for load in self.loads.values()):
             try:
-                pending[0].wait(_PATIENCE)
+                pending[0].wait(PATIENCE)
             except WaitTimeoutError:
                 return set()
         ended = {request for request, load in self.loads.items() if load.is_done()}
@@ -339,20 +303,7 @@ class Worker:
         self._store_again_from(request, first)
         self.stats.add(failed_blocks=len(blocks))
 
-    def _store_again_from(self, request: str, first: int) -> None:
-        """Requests that a later step of the request stores its blocks again, from ``first`` on."""
-        again = self._report.store_from
-        again[request] = min(first, again.get(request, first))
-
-    def _store_ended(self, request: str) -> None:
-        self._report.ended[request] = self._report.ended.get(request, 0) + 1
-
-    def close(self) -> None:
-        """Writes all blocks to the disk and closes the cache. Further calls do nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        atexit.unregister(self.close)
+    def _close_cache(self) -> None:
         if self._server is not None:
             self._server.close()
         report = self.cache.close()
@@ -360,7 +311,9 @@ class Worker:
             logger.warning("not all blocks in host memory could be written to the disk: %s", report)
 
 
-def open_worker(config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings) -> Worker:
+def open_worker(
+    config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings, kv: KVCacheConfig
+) -> WorkerTransfers:
     """Opens the cache over an engine's tensors."""
     name = _name(config)
     with _workers_lock:
@@ -373,11 +326,15 @@ def open_worker(config: VllmConfig, caches: Mapping[str, torch.Tensor], settings
         if config.lora_config is not None:
             LOADED.watch()
         with processors_of_engine(config.parallel_config.distributed_executor_backend):
-            worker = _workers[name] = Worker(config, caches, settings, rank_of(config))
-        return worker
+            rank = rank_of(config)
+            if is_one_full_group(kv):
+                _workers[name] = Worker(config, caches, settings, rank)
+            else:
+                _workers[name] = GroupWorker(config, caches, settings, rank, kv)
+        return _workers[name]
 
 
-def find_worker(config: VllmConfig) -> Worker | None:
+def find_worker(config: VllmConfig) -> WorkerTransfers | None:
     """The worker of an engine, if it is in this process."""
     with _workers_lock:
         return _workers.get(_name(config))

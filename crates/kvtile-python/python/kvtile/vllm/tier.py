@@ -116,7 +116,11 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
             self._count, self.options.wait_seconds, functools.partial(primary_has_room, offloading_spec)
         )
         blocks_per_chunk = offloading_spec.config.cache.blocks_per_chunk
-        self._tokens = [group.tokens_per_block * blocks_per_chunk for group in offloading_spec.config.groups]
+        # By the numbers of the groups in keys, which have gaps where vLLM does not keep a group.
+        self._tokens = {
+            getattr(group, "group_id", number): group.tokens_per_block * blocks_per_chunk
+            for number, group in enumerate(offloading_spec.config.groups)
+        }
         self._jobs: dict[int, _TierJob] = {}
         self._results: list[JobResult] = []
         self._failed: dict[bytes, None] = {}
@@ -316,8 +320,7 @@ class KvtileTier(SecondaryTierManager):  # type: ignore[misc]
 
     def _tokens_of(self, key: bytes) -> int | None:
         """The tokens of a block: the last four bytes of vLLM's key are the number of its group."""
-        group = int.from_bytes(key[-4:], "big")
-        return self._tokens[group] if group < len(self._tokens) else None
+        return self._tokens.get(int.from_bytes(key[-4:], "big"))
 
     def _end(self, job_id: int, keys: list[bytes], *, is_load: bool, success: bool) -> None:
         """Ends a job that was not started."""

@@ -5,21 +5,23 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use kvtile_blocks::GroupId;
 use kvtile_layout::{broken, identity::Difference};
+use parking_lot::RwLock;
 
 use super::{
     super::{
-        capacity,
-        folder::{self, RECORDS_FILE, SLOTS_FILE},
+        capacity, folder,
         manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, ManifestGroup, file_name},
         medium::{Medium, MediumFile, NameStanding, OpenFile},
         record::{RecordForm, StoreId},
+        store::StoreCounter,
     },
     index::FollowedIndex,
 };
 use crate::{
     error::{MismatchError, TierError},
-    tier::{BlockPieces, TierGroup},
+    tier::{BlockPieces, TierGroup, TierStats},
 };
 
 /// The state of a followed folder at the last refresh.
@@ -45,15 +47,53 @@ pub enum FollowCondition {
 
 /// The view that lookups and reads have of one group.
 #[derive(Debug, Default)]
-pub(super) struct FollowedGroup {
+pub(super) struct FollowedView {
     /// `None` while there is no folder to follow.
     pub(super) files: Option<Arc<FollowedFiles>>,
     pub(super) index: FollowedIndex,
 }
 
+/// One group of a followed folder.
+#[derive(Debug)]
+pub(super) struct FollowedGroup {
+    pub(super) id: GroupId,
+    /// Its number in the manifest and in the names of its files.
+    pub(super) number: usize,
+    pub(super) of: TierGroup,
+    /// What lookups and reads use. Only a refresh changes it, except that reads drop blocks.
+    pub(super) view: RwLock<FollowedView>,
+    /// Blocks that were damaged or could not be read.
+    pub(super) damaged: StoreCounter,
+}
+
+impl FollowedGroup {
+    /// The groups of a folder, in the order of their numbers.
+    pub(super) fn all(groups: &[TierGroup]) -> Vec<FollowedGroup> {
+        let numbered = groups.iter().enumerate().zip(0..);
+        let group = |((number, of), id): ((usize, &TierGroup), u32)| FollowedGroup {
+            id: GroupId(id),
+            number,
+            of: of.clone(),
+            view: RwLock::default(),
+            damaged: StoreCounter::default(),
+        };
+        numbered.map(group).collect()
+    }
+
+    pub(super) fn stats(&self) -> TierStats {
+        TierStats {
+            present: self.view.read().index.len() as u64,
+            damaged: self.damaged.get(),
+            ..TierStats::default()
+        }
+    }
+}
+
 /// The open files of a group, as long as they were when they were opened.
 #[derive(Debug)]
 pub(super) struct FollowedFiles {
+    /// The number of the group.
+    pub(super) number: usize,
     pub(super) store: StoreId,
     pub(super) form: RecordForm,
     pub(super) pieces: BlockPieces,
@@ -79,8 +119,8 @@ pub(super) struct FolderWatch {
     /// The manifest, if the folder is followed.
     pub(super) manifest: Option<Manifest>,
     pub(super) condition: FollowCondition,
-    /// `None` if the records must be compared regardless of their time.
-    pub(super) compared: Option<ComparedRecords>,
+    /// One for each group; `None` if its records must be compared regardless of their time.
+    pub(super) compared: Vec<Option<ComparedRecords>>,
     /// Whether the last refresh failed: the log reports only the first failure.
     pub(super) is_failing: bool,
 }
@@ -96,13 +136,27 @@ pub(super) struct ComparedRecords {
 }
 
 impl FolderWatch {
-    pub(super) fn new() -> FolderWatch {
+    pub(super) fn new(groups: usize) -> FolderWatch {
         FolderWatch {
             manifest_bytes: None,
             manifest: None,
             condition: FollowCondition::Missing,
-            compared: None,
+            compared: vec![None; groups],
             is_failing: false,
+        }
+    }
+
+    /// The records of all groups must be compared.
+    pub(super) fn compare_all(&mut self) {
+        self.compared.fill(None);
+    }
+
+    /// When the records of a group were compared.
+    pub(super) fn compared(&mut self, group: usize) -> &mut Option<ComparedRecords> {
+        let groups = self.compared.len();
+        match self.compared.get_mut(group) {
+            Some(compared) => compared,
+            None => broken(format_args!("group {group} of {groups}")),
         }
     }
 
@@ -138,47 +192,50 @@ pub(super) fn manifest_bytes(medium: &dyn Medium) -> Result<Option<Vec<u8>>, Tie
 pub(super) fn judge(
     bytes: &[u8],
     medium: &dyn Medium,
-    group: &TierGroup,
+    groups: &[TierGroup],
 ) -> (FollowCondition, Option<Manifest>) {
     match Manifest::from_bytes(bytes, medium) {
         Err(error) => (FollowCondition::Unusable { error }, None),
-        Ok(manifest) => {
-            match manifest.check(&manifest.cut_as_stored(std::slice::from_ref(group)), medium) {
-                Ok(()) => (FollowCondition::Followed, Some(manifest)),
-                Err(TierError::Mismatch(MismatchError::FolderDiffers { difference, .. })) => {
-                    (FollowCondition::Differs { difference }, None)
-                }
-                Err(error) => (FollowCondition::Unusable { error }, None),
+        Ok(manifest) => match manifest.check(&manifest.cut_as_stored(groups), medium) {
+            Ok(()) => (FollowCondition::Followed, Some(manifest)),
+            Err(TierError::Mismatch(MismatchError::FolderDiffers { difference, .. })) => {
+                (FollowCondition::Differs { difference }, None)
             }
-        }
+            Err(error) => (FollowCondition::Unusable { error }, None),
+        },
     }
 }
 
 impl FollowedFiles {
-    /// Opens the files of a folder. A file that is shorter than the manifest states is used as far
+    /// Opens the files of a group. A file that is shorter than the manifest states is used as far
     /// as it goes.
     pub(super) fn open(
         medium: &dyn Medium,
         manifest: &Manifest,
+        number: usize,
     ) -> Result<FollowedFiles, TierError> {
-        let pieces = only(manifest).pieces()?;
+        let group = numbered(manifest, number);
+        let pieces = group.pieces()?;
         let form = RecordForm::of(&pieces);
-        let [records, slots] = lengths(medium, manifest, form)?;
+        let [records, slots] = lengths(medium, manifest, (number, form))?;
         let places = u32::try_from(records / form.stride()).unwrap_or(u32::MAX);
+        let names = [folder::records_file(number), folder::slots_file(number)];
+        let [records_name, slots_name] = &names;
         Ok(FollowedFiles {
-            store: manifest.store(0),
+            number,
+            store: manifest.store(number),
             form,
             pieces,
-            slot_bytes: only(manifest).slot_bytes(),
-            places: places.min(only(manifest).slots()),
-            records: FollowedFile::open(medium, (RECORDS_FILE, records), false)?,
-            slots: FollowedFile::open(medium, (SLOTS_FILE, slots), true)?,
+            slot_bytes: group.slot_bytes(),
+            places: places.min(group.slots()),
+            records: FollowedFile::open(medium, (records_name, records), false)?,
+            slots: FollowedFile::open(medium, (slots_name, slots), true)?,
         })
     }
 
     /// Whether the names of the files still refer to these files, with the same lengths.
     pub(super) fn are_current(&self, medium: &dyn Medium, manifest: &Manifest) -> bool {
-        let now = lengths(medium, manifest, self.form);
+        let now = lengths(medium, manifest, (self.number, self.form));
         let as_opened = [self.records.bytes, self.slots.bytes];
         now.is_ok_and(|now| now == as_opened) && self.are_named()
     }
@@ -189,11 +246,12 @@ impl FollowedFiles {
     }
 }
 
-/// The only group of a folder that can be followed.
-fn only(manifest: &Manifest) -> &ManifestGroup {
-    match manifest.groups() {
-        [group] => group,
-        groups => broken(format_args!("{} groups of a followed folder", groups.len())),
+/// A group of a manifest that has passed its check.
+fn numbered(manifest: &Manifest, number: usize) -> &ManifestGroup {
+    let groups = manifest.groups();
+    match groups.get(number) {
+        Some(group) => group,
+        None => broken(format_args!("group {number} of {}", groups.len())),
     }
 }
 
@@ -201,12 +259,13 @@ fn only(manifest: &Manifest) -> &ManifestGroup {
 fn lengths(
     medium: &dyn Medium,
     manifest: &Manifest,
-    form: RecordForm,
+    (number, form): (usize, RecordForm),
 ) -> Result<[u64; 2], TierError> {
-    let records = capacity::records_bytes(only(manifest).slots(), form);
-    let records = records.min(folder::length(medium, RECORDS_FILE)?);
-    let slots = only(manifest).data_bytes();
-    let slots = slots.min(folder::length(medium, SLOTS_FILE)?);
+    let group = numbered(manifest, number);
+    let records = capacity::records_bytes(group.slots(), form);
+    let records = records.min(folder::length(medium, &folder::records_file(number))?);
+    let slots = group.data_bytes();
+    let slots = slots.min(folder::length(medium, &folder::slots_file(number))?);
     Ok([records, slots])
 }
 

@@ -37,7 +37,7 @@ use kvtile_blocks::{
     pool::PinClaim,
 };
 use kvtile_transfer::completion::Completion;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 pub use self::{folder::FollowCondition, stats::FollowerStats};
 use self::{
@@ -49,16 +49,16 @@ use super::{
     folder::LOCK_FILE,
     medium::{FolderMedium, Medium},
     pace::{RefreshPace, ask, refresh_if_old},
-    tier::{DiskThreads, GROUP, READERS_MAX, given_up, start},
+    tier::{DiskThreads, READERS_MAX, given_up, start},
 };
 use crate::{
     clock::Clock,
-    error::{FolderError, SettingsError, TierError},
+    error::{FolderError, TierError},
     rate::TierRate,
     tier::{
         AnswerTime, BlockRead, BlockWrite, GroupId, NotWritten, OutcomeGather, PromisedHold,
-        ReadReport, SyncReport, Tier, TierAbilities, TierAnswer, TierContext, TierGroup, TierHold,
-        TierStats, WriteReport, WriteSuccess,
+        ReadReport, SyncReport, Tier, TierAbilities, TierAnswer, TierContext, TierHold, TierStats,
+        WriteReport, WriteSuccess,
     },
 };
 
@@ -76,7 +76,8 @@ const TRIES: usize = 4;
 ///   the writer erased or replaced is [`Absent`](crate::tier::TierMiss::Absent). A block whose
 ///   bytes do not match its unchanged record is [`Damaged`](crate::tier::TierMiss::Damaged); the
 ///   follower does not find it again until its record changes, and removes nothing.
-/// - **Folders of several groups** are refused.
+/// - **Folders of several groups** are followed whole: the groups of the context must be those of the
+///   folder, in the same order.
 /// - **Writes** fail with [`FolderError::ReadsOnly`]. Give the cache
 ///   [`DiskSettings::follower`], so that it does not try.
 /// - **A folder that does not exist yet** has no blocks. The follower picks it up when the writer
@@ -95,8 +96,8 @@ pub struct DiskFollower {
 struct FollowerShared {
     id: TierId,
     medium: Arc<dyn Medium>,
-    /// The only group of the folder.
-    group: TierGroup,
+    /// In the order of their numbers.
+    groups: Vec<FollowedGroup>,
     events: Arc<EventLog>,
     clock: Arc<dyn Clock>,
     rate: TierRate,
@@ -104,8 +105,6 @@ struct FollowerShared {
     counters: FollowerCounters,
     /// Whether the follower was opened: changes since then have events.
     is_open: AtomicBool,
-    /// What lookups and reads use. Only a refresh changes it, except that reads drop blocks.
-    view: RwLock<FollowedGroup>,
     /// Held during a refresh.
     watch: Mutex<FolderWatch>,
     pace: RefreshPace,
@@ -121,8 +120,13 @@ impl std::fmt::Debug for FollowerShared {
 }
 
 impl FollowerShared {
-    fn hold(&self, keys: &[BlockKey]) -> Option<Box<dyn TierHold>> {
-        let view = self.view.read();
+    /// A group; `None` if the tier does not have it.
+    fn group(&self, group: GroupId) -> Option<&FollowedGroup> {
+        self.groups.get(usize::try_from(group.0).ok()?)
+    }
+
+    fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn TierHold>> {
+        let view = self.group(group)?.view.read();
         let found = keys.iter().map_while(|key| view.index.find(key));
         PromisedHold::of(found.map(|block| (block.parent, block.tenant)))
     }
@@ -142,7 +146,7 @@ impl DiskFollower {
     /// [`refresh_after`](DiskSettings::refresh_after) of the settings matter.
     ///
     /// # Errors
-    /// The name is no valid tier name; the folder exists and belongs to another identity, layout or
+    /// The name is no valid tier name; the folder exists and has other groups, belongs to another identity, layout or
     /// block size (the error names the first field that differs), is of another version, or cannot
     /// be read.
     pub fn open(settings: &DiskSettings, context: &TierContext) -> Result<DiskFollower, TierError> {
@@ -160,11 +164,6 @@ impl DiskFollower {
         settings: &DiskSettings,
         context: &TierContext,
     ) -> Result<DiskFollower, TierError> {
-        let [group] = context.groups.as_slice() else {
-            return Err(TierError::Settings(SettingsError::FollowerGroups {
-                groups: context.groups.len(),
-            }));
-        };
         let id = match &settings.name {
             None => TierId::DISK,
             Some(name) => TierId::new(TierKind::Disk, name)?,
@@ -172,15 +171,14 @@ impl DiskFollower {
         let shared = Arc::new(FollowerShared {
             id,
             medium,
-            group: group.clone(),
+            groups: FollowedGroup::all(&context.groups),
             events: Arc::clone(&context.events),
             clock: Arc::clone(&context.clock),
             rate: TierRate::default(),
             refresh_after: settings.refresh_after,
             counters: FollowerCounters::default(),
             is_open: AtomicBool::new(false),
-            view: RwLock::default(),
-            watch: Mutex::new(FolderWatch::new()),
+            watch: Mutex::new(FolderWatch::new(context.groups.len())),
             pace: RefreshPace::default(),
         });
         let mut tried = shared.refresh_folder();
@@ -239,25 +237,25 @@ impl Tier for DiskFollower {
         keys: &[BlockKey],
         _claim: &PinClaim,
     ) -> Option<Box<dyn TierHold>> {
-        (group == GROUP).then_some(())?;
+        self.shared.group(group)?;
         refresh_if_old(&self.shared, &self.refresher);
-        self.shared.hold(keys)
+        self.shared.hold(group, keys)
     }
 
     fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn TierHold>> {
-        (group == GROUP).then_some(())?;
-        self.shared.hold(keys)
+        self.shared.hold(group, keys)
     }
 
     fn has(&self, group: GroupId, key: &BlockKey) -> bool {
-        group == GROUP && self.shared.view.read().index.has(key)
+        let group = self.shared.group(group);
+        group.is_some_and(|group| group.view.read().index.has(key))
     }
 
     fn ask(&self, group: GroupId, keys: &[BlockKey]) -> Completion<TierAnswer> {
-        if group != GROUP {
+        if self.shared.group(group).is_none() {
             return Completion::ended(0, TierAnswer::of(0));
         }
-        ask(&self.shared, &self.refresher, keys)
+        ask(&self.shared, &self.refresher, (group, keys))
     }
 
     fn read(&self, blocks: Vec<BlockRead>) -> Completion<ReadReport> {
@@ -305,24 +303,26 @@ impl Tier for DiskFollower {
     }
 
     fn stats(&self) -> TierStats {
-        let counted = self.shared.counters.snapshot();
-        TierStats {
-            present: self.shared.view.read().index.len() as u64,
-            damaged: counted.misses_damaged + counted.misses_io,
-            ..TierStats::default()
-        }
+        TierStats::sum(self.shared.groups.iter().map(FollowedGroup::stats))
+    }
+
+    fn stats_of(&self, group: GroupId) -> TierStats {
+        let group = self.shared.group(group);
+        group.map(FollowedGroup::stats).unwrap_or_default()
     }
 
     fn estimate(&self, group: GroupId, blocks: usize) -> Option<Duration> {
-        (group == GROUP).then_some(())?;
+        let group = self.shared.group(group)?;
         let rate = self.shared.rate.bytes_per_second()?;
-        let bytes = blocks as f64 * self.shared.group.identity.block_bytes() as f64;
+        let bytes = blocks as f64 * group.of.identity.block_bytes() as f64;
         Duration::try_from_secs_f64(bytes / rate).ok()
     }
 
     fn list(&self, blocks: &mut Vec<StoredBlock>) {
-        let view = self.shared.view.read();
-        view.index.list((self.shared.id, GROUP), blocks);
+        for group in &self.shared.groups {
+            let view = group.view.read();
+            view.index.list((self.shared.id, group.id), blocks);
+        }
     }
 
     fn maintain(&self) {
@@ -330,7 +330,9 @@ impl Tier for DiskFollower {
     }
 
     fn check_integrity(&self) {
-        self.shared.view.read().index.check_integrity();
+        for group in &self.shared.groups {
+            group.view.read().index.check_integrity();
+        }
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -17,15 +17,15 @@ use kvtile_layout::broken;
 use super::{
     super::{
         SlotMiss,
-        folder::{RECORDS_FILE, SLOTS_FILE},
+        folder::{records_file, slots_file},
         manifest::file_name,
         medium::FileRead,
         record::{DecodedRecord, SlotRecord},
         store::{ExpectedBlock, ReadSource, is_end, pieces_of, read_expected},
-        tier::{BatchReader, GROUP, set},
+        tier::{BatchReader, set},
     },
     FollowerShared,
-    folder::FollowedFiles,
+    folder::{FollowedFiles, FollowedGroup},
     index::FoundBlock,
 };
 use crate::{
@@ -64,10 +64,19 @@ impl BatchReader for FollowerShared {
         let mut outcomes: Vec<FollowerOutcome> =
             blocks.iter().map(|_| Err(TierMiss::Absent)).collect();
         let mut came = 0;
-        let (files, found) = self.look_up(blocks);
-        if let Some(files) = files {
-            let wanted = wanted(&files, (blocks, found), &mut outcomes);
-            came = self.read_wanted((&files, threads), wanted, &mut outcomes);
+        for group in &self.groups {
+            let (files, found) = look_up(group, blocks);
+            if let Some(files) = files {
+                let wanted = wanted(&files, (blocks, found), &mut outcomes);
+                came += self.read_wanted((group, &files, threads), wanted, &mut outcomes);
+            }
+            let ours = blocks.iter().zip(&outcomes);
+            let damaged = ours.filter(|(block, outcome)| {
+                let is_lost =
+                    matches!(outcome, Err(TierMiss::Damaged { .. } | TierMiss::Failed(_)));
+                is_lost && block.name.group == group.id
+            });
+            group.damaged.add(damaged.count() as u64);
         }
         self.counters.count_reads(&outcomes, came);
         (outcomes, came)
@@ -108,24 +117,24 @@ fn wanted<'a>(
     wanted
 }
 
-impl FollowerShared {
-    /// The files, and what the index knows of each block.
-    fn look_up(
-        &self,
-        blocks: &[BlockRead],
-    ) -> (Option<Arc<FollowedFiles>>, Vec<Option<FoundBlock>>) {
-        let view = self.view.read();
-        let find = |block: &BlockRead| match block.name.group == GROUP {
-            true => view.index.find(&block.name.key),
-            false => None,
-        };
-        (view.files.clone(), blocks.iter().map(find).collect())
-    }
+/// The files of a group, and what its index knows of each block.
+fn look_up(
+    group: &FollowedGroup,
+    blocks: &[BlockRead],
+) -> (Option<Arc<FollowedFiles>>, Vec<Option<FoundBlock>>) {
+    let view = group.view.read();
+    let find = |block: &BlockRead| match block.name.group == group.id {
+        true => view.index.find(&block.name.key),
+        false => None,
+    };
+    (view.files.clone(), blocks.iter().map(find).collect())
+}
 
+impl FollowerShared {
     /// Reads blocks and verifies them with their records. Returns the number of bytes read.
     fn read_wanted(
         &self,
-        (files, threads): (&FollowedFiles, usize),
+        (group, files, threads): (&FollowedGroup, &FollowedFiles, usize),
         wanted: Vec<FollowedRead<'_>>,
         outcomes: &mut [FollowerOutcome],
     ) -> u64 {
@@ -147,14 +156,14 @@ impl FollowerShared {
                     there.push((block, record));
                 }
                 // The writer has erased or replaced the block, and is perhaps doing so now.
-                Ok(_) => self.stop_finding(&block),
+                Ok(_) => self.stop_finding(group, &block),
                 // The file is shorter than at the last refresh.
                 Err(error) if is_end(&error) => {}
                 Err(error) => {
-                    let file = file_name(&*self.medium, RECORDS_FILE);
+                    let file = file_name(&*self.medium, &records_file(files.number));
                     let error = TierError::file("read", file, error);
                     set(outcomes, block.at, Err(TierMiss::Failed(error)));
-                    self.stop_finding(&block);
+                    self.stop_finding(group, &block);
                 }
             }
         }
@@ -168,7 +177,7 @@ impl FollowerShared {
                     came += bytes.bytes.len() as u64;
                     Ok(ReadSuccess::default())
                 }
-                Err(miss) => Err(self.missed(files, (block, record), miss)),
+                Err(miss) => Err(self.missed((group, files), (block, record), miss)),
             };
             set(outcomes, block.at, outcome);
         }
@@ -186,12 +195,13 @@ impl FollowerShared {
             let missing = (0..reads.len()).map(|read| (read, Err(SlotMiss::Truncated)));
             return missing.collect();
         };
+        let file = || file_name(&*self.medium, &slots_file(files.number));
         let mut ended = Vec::with_capacity(reads.len());
         let from = ReadSource {
             slots,
             pieces: &files.pieces,
             threads,
-            failed: &|error| TierError::file("read", file_name(&*self.medium, SLOTS_FILE), error),
+            failed: &|error| TierError::file("read", file(), error),
         };
         read_expected(&from, (reads, expected), &mut |read, outcome| {
             ended.push((read, outcome));
@@ -203,14 +213,14 @@ impl FollowerShared {
     /// the one that was read before the bytes.
     fn missed(
         &self,
-        files: &FollowedFiles,
+        (group, files): (&FollowedGroup, &FollowedFiles),
         (block, record): (&SoughtBlock, &SlotRecord),
         miss: SlotMiss,
     ) -> TierMiss {
         let now = read_record(files, block.found.place);
         let is_same = matches!(&now, Ok(DecodedRecord::Stored(now)) if now == record);
         if !is_same {
-            self.stop_finding(block);
+            self.stop_finding(group, block);
             return TierMiss::Absent;
         }
         if !files.are_named() {
@@ -224,7 +234,7 @@ impl FollowerShared {
             block.found.place,
             self.id
         );
-        self.stop_finding(block);
+        self.stop_finding(group, block);
         match miss {
             SlotMiss::Io(error) => TierMiss::Failed(error),
             _ => TierMiss::Damaged { what },
@@ -232,10 +242,10 @@ impl FollowerShared {
     }
 
     /// Lookups do not find the block until its record changes.
-    fn stop_finding(&self, block: &SoughtBlock) {
-        let mut view = self.view.write();
+    fn stop_finding(&self, group: &FollowedGroup, block: &SoughtBlock) {
+        let mut view = group.view.write();
         if view.index.drop_block(&block.key, &block.found) {
-            self.events.removed(self.id, GROUP, &[block.key]);
+            self.events.removed(self.id, group.id, &[block.key]);
         }
     }
 }

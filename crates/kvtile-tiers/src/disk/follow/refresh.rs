@@ -13,23 +13,22 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use kvtile_blocks::{BlockKey, events::EventKind};
+use kvtile_blocks::{BlockKey, GroupId, events::EventKind};
 
 use super::{
     super::{
         capacity::PAGE,
-        folder::RECORDS_FILE,
+        folder::records_file,
         manifest::{Manifest, file_name},
         medium::NameStanding,
         pace::{RefreshPace, RefreshedIndex},
         record::{RecordForm, StoreId},
         store::{RecordRun, each_run},
-        tier::GROUP,
     },
     FollowerShared,
     folder::{
-        ComparedRecords, FolderWatch, FollowCondition, FollowedFiles, FollowedGroup, judge,
-        manifest_bytes,
+        ComparedRecords, FolderWatch, FollowCondition, FollowedFiles, FollowedGroup, FollowedView,
+        judge, manifest_bytes,
     },
     index::{FollowedIndex, FollowedPage, digest, per_page},
 };
@@ -62,8 +61,11 @@ impl RefreshedIndex for FollowerShared {
         self.refresh_folder()
     }
 
-    fn leading(&self, keys: &[BlockKey]) -> usize {
-        let view = self.view.read();
+    fn leading(&self, group: GroupId, keys: &[BlockKey]) -> usize {
+        let Some(group) = self.group(group) else {
+            return 0;
+        };
+        let view = group.view.read();
         keys.iter().take_while(|key| view.index.has(key)).count()
     }
 }
@@ -78,7 +80,7 @@ impl FollowerShared {
         if let Err(error) = &refreshed {
             self.counters.refresh_failures.add(1);
             // Nothing that this refresh has learnt counts for the next one.
-            watch.compared = None;
+            watch.compare_all();
             if !watch.is_failing {
                 log::warn!("the {} tier cannot follow its folder: {error}", self.id);
             }
@@ -97,8 +99,14 @@ impl FollowerShared {
             // There is no folder to follow, and the index is empty.
             return Ok(());
         };
-        let files = self.files(watch, &manifest)?;
-        self.compare_if_written(watch, &files)
+        let mut refreshed = Ok(());
+        for group in &self.groups {
+            // A group whose files cannot be read does not stop the others.
+            let files = self.files(group, watch, &manifest);
+            let compared = files.and_then(|files| self.compare_if_written(group, watch, &files));
+            refreshed = refreshed.and(compared);
+        }
+        refreshed
     }
 
     /// Looks the folder's name up again if it no longer refers to the open folder.
@@ -111,7 +119,7 @@ impl FollowerShared {
         }
         self.medium.reopen();
         // The open files are those of the folder before, which may have an equal manifest.
-        self.reset(true);
+        self.reset_all(true);
         Ok(())
     }
 
@@ -120,7 +128,10 @@ impl FollowerShared {
         let before = watch.manifest.take();
         let (condition, manifest) = match &bytes {
             None => (FollowCondition::Missing, None),
-            Some(bytes) => judge(bytes, &*self.medium, &self.group),
+            Some(bytes) => {
+                let groups = self.groups.iter().map(|group| group.of.clone());
+                judge(bytes, &*self.medium, &groups.collect::<Vec<_>>())
+            }
         };
         let is_same = |before: &Manifest| {
             let now = manifest.as_ref().map(|manifest| manifest.store(0));
@@ -128,8 +139,8 @@ impl FollowerShared {
         };
         // After a resize the records are those of the same store, in the same places.
         let keeps = before.as_ref().is_some_and(is_same);
-        self.reset(keeps);
-        watch.compared = None;
+        self.reset_all(keeps);
+        watch.compare_all();
         self.report(&condition);
         watch.condition = condition;
         watch.manifest = manifest;
@@ -154,43 +165,50 @@ impl FollowerShared {
         }
     }
 
-    /// Closes the files, and drops the blocks unless `keeps`.
-    fn reset(&self, keeps: bool) {
-        let mut view = self.view.write();
+    fn reset_all(&self, keeps: bool) {
+        for group in &self.groups {
+            self.reset(group, keeps);
+        }
+    }
+
+    /// Closes the files of a group, and drops its blocks unless `keeps`.
+    fn reset(&self, group: &FollowedGroup, keeps: bool) {
+        let mut view = group.view.write();
         view.files = None;
         if keeps {
             return;
         }
         if view.index.len() > 0 && self.is_open.load(Ordering::Relaxed) {
-            self.events.cleared(self.id, GROUP);
+            self.events.cleared(self.id, group.id);
         }
         view.index = FollowedIndex::default();
     }
 
-    /// The open files of the folder; opens them again if they were replaced or resized.
+    /// The open files of a group; opens them again if they were replaced or resized.
     fn files(
         &self,
+        group: &FollowedGroup,
         watch: &mut FolderWatch,
         manifest: &Manifest,
     ) -> Result<Arc<FollowedFiles>, TierError> {
-        let opened = self.view.read().files.clone();
+        let opened = group.view.read().files.clone();
         if let Some(files) = opened
             && files.are_current(&*self.medium, manifest)
         {
             return Ok(files);
         }
-        watch.compared = None;
-        let opened = FollowedFiles::open(&*self.medium, manifest);
+        *watch.compared(group.number) = None;
+        let opened = FollowedFiles::open(&*self.medium, manifest, group.number);
         if opened.is_err() {
             // Blocks that no read can get are not offered.
-            self.reset(false);
+            self.reset(group, false);
         }
         let files = Arc::new(opened?);
-        if !self.view.read().index.takes(files.form) {
+        if !group.view.read().index.takes(files.form) {
             // A manifest that was changed in place.
-            self.reset(false);
+            self.reset(group, false);
         }
-        let mut view = self.view.write();
+        let mut view = group.view.write();
         view.index.expect(files.form);
         view.files = Some(Arc::clone(&files));
         Ok(files)
@@ -199,13 +217,18 @@ impl FollowerShared {
     /// Compares the records, unless their file was not written since the last comparison.
     fn compare_if_written(
         &self,
+        group: &FollowedGroup,
         watch: &mut FolderWatch,
         files: &FollowedFiles,
     ) -> Result<(), TierError> {
         let began = self.clock.now();
         let started = SystemTime::now();
         let failed = |operation, error| {
-            TierError::file(operation, file_name(&*self.medium, RECORDS_FILE), error)
+            TierError::file(
+                operation,
+                file_name(&*self.medium, &records_file(group.number)),
+                error,
+            )
         };
         let modified = match files.records.get() {
             None => None,
@@ -217,16 +240,16 @@ impl FollowerShared {
             let is_recent = began.saturating_sub(compared.began) < COMPARE_AFTER;
             is_recent && compared.modified.is_some() && compared.modified == modified
         };
-        if watch.compared.is_some_and(is_unchanged) {
+        if watch.compared(group.number).is_some_and(is_unchanged) {
             return Ok(());
         }
         let is_old = |at: &SystemTime| started.duration_since(*at).is_ok_and(|age| age > TICK);
-        let unreadable = self.compare(files);
+        let unreadable = self.compare(group, files);
         if unreadable > 0 {
             let problem = format!("{unreadable} pages cannot be read");
             return Err(failed("read", io::Error::other(problem)));
         }
-        watch.compared = Some(ComparedRecords {
+        *watch.compared(group.number) = Some(ComparedRecords {
             modified: modified.filter(is_old),
             began,
         });
@@ -235,7 +258,7 @@ impl FollowerShared {
 
     /// Decodes the pages of records that changed. Returns how many pages cannot be read; they have
     /// no blocks.
-    fn compare(&self, files: &FollowedFiles) -> usize {
+    fn compare(&self, group: &FollowedGroup, files: &FollowedFiles) -> usize {
         let scope = (files.places, files.form);
         let of_page = per_page(files.form).max(1);
         let (mut seen, mut unreadable) = (0, 0);
@@ -243,32 +266,36 @@ impl FollowerShared {
             each_run(records, scope, &mut |first, run| {
                 let page = (first / of_page) as usize;
                 let changed = match run {
-                    RecordRun::Read(bytes) => self.changed((files.form, &files.store), page, bytes),
+                    RecordRun::Read(bytes) => {
+                        let of = (files.form, &files.store);
+                        self.changed(group, of, (page, bytes))
+                    }
                     RecordRun::Unreadable(_) => {
                         unreadable += 1;
                         vec![(page, FollowedPage::default())]
                     }
                 };
                 seen = page + run.pages();
-                self.apply(changed);
+                self.apply(group, changed);
             });
         }
         // Pages behind the end of the file have no blocks.
-        let rest = seen..self.view.read().index.pages();
-        self.apply(rest.map(|page| (page, FollowedPage::default())).collect());
+        let rest = seen..group.view.read().index.pages();
+        let rest = rest.map(|page| (page, FollowedPage::default()));
+        self.apply(group, rest.collect());
         unreadable
     }
 
     /// The pages among `bytes` whose digest differs from that of the last comparison, decoded.
     fn changed(
         &self,
+        group: &FollowedGroup,
         of: (RecordForm, &StoreId),
-        first: usize,
-        bytes: &[u8],
+        (first, bytes): (usize, &[u8]),
     ) -> Vec<(usize, FollowedPage)> {
         let digests: Vec<u64> = bytes.chunks(PAGE).map(digest).collect();
         let is_changed: Vec<bool> = {
-            let view = self.view.read();
+            let view = group.view.read();
             let known = (first..).map(|page| view.index.digest(page));
             digests
                 .iter()
@@ -293,20 +320,20 @@ impl FollowerShared {
     }
 
     /// Replaces pages of the index, and reports the blocks that appeared and disappeared.
-    fn apply(&self, pages: Vec<(usize, FollowedPage)>) {
+    fn apply(&self, group: &FollowedGroup, pages: Vec<(usize, FollowedPage)>) {
         if pages.is_empty() {
             return;
         }
         self.counters.changed_pages.add(pages.len() as u64);
         let mut changes: Vec<EventKind> = Vec::new();
-        let mut view = self.view.write();
-        let FollowedGroup { index, .. } = &mut *view;
+        let mut view = group.view.write();
+        let FollowedView { index, .. } = &mut *view;
         for (page, content) in pages {
             index.replace(page, content, &mut changes);
         }
         // Blocks that are there when the tier is opened have no events.
         if self.is_open.load(Ordering::Relaxed) {
-            self.events.append(self.id, GROUP, changes);
+            self.events.append(self.id, group.id, changes);
         }
     }
 }

@@ -1,17 +1,18 @@
-//! Memory that is not pinned, through slots of pinned staging memory.
+//! Files, and memory that is not pinned, through slots of pinned staging memory.
 //!
 //! ```text
-//! up     runs ──CPU──► slot ──batch──► device             the mark of a slot lets it be used again
-//! down   device ──batch──► slot, wait, slot ──CPU──► runs
+//! up     runs ──CPU or read──► slot ──batch──► device             the mark of a slot lets it be used again
+//! down   device ──batch──► slot, wait, slot ──CPU or write──► runs
 //! ```
 //!
-//! It is for single blocks (digests, comparisons, patterns) and for callers that have no pinned memory: each byte is
-//! copied twice.
+//! For memory it is meant for single blocks (digests, comparisons, patterns) and for callers that have no pinned memory:
+//! each byte is copied twice. Runs that follow each other in a file are one read or write.
 
 use kvtile_device::{CopyBatch, DeviceQueue, SourceOrder};
 use kvtile_layout::{CopyPlan, Location};
 
 use super::{
+    super::bound::{BoundLayout, RegionBacking},
     copies::BATCH_COPIES_MAX,
     engine::CopyDirection,
     sides::DeviceSides,
@@ -37,6 +38,7 @@ pub(super) unsafe fn copy_plan(
         left: plan.bytes(),
         batch: CopyBatch::default(),
         host: Vec::new(),
+        pieces: Vec::new(),
     };
     let mut end = Ok(());
     plan.for_each_run(|source, destination, bytes| {
@@ -67,11 +69,26 @@ struct BouncedRuns<'a> {
     /// Bytes of the plan that have no place in a slot yet.
     left: u64,
     batch: CopyBatch,
-    /// For copies from the device.
+    /// For copies from the device to memory.
     host: Vec<HostPiece>,
+    /// The pieces of files.
+    pieces: Vec<FilePart>,
 }
 
-impl BouncedRuns<'_> {
+/// Bytes of a file with their place in the slot.
+struct FilePart {
+    region: u64,
+    offset: u64,
+    staged_at: usize,
+    bytes: usize,
+}
+
+/// Whether a side is in files.
+fn is_file(layout: &BoundLayout) -> bool {
+    matches!(layout.backing(), RegionBacking::File)
+}
+
+impl<'a> BouncedRuns<'a> {
     /// # Safety
     /// As for [`DeviceSides::enqueue`].
     unsafe fn add(
@@ -99,11 +116,42 @@ impl BouncedRuns<'_> {
         Ok(())
     }
 
+    /// The side that is not on a device.
+    fn host_side(&self) -> &'a BoundLayout {
+        match self.sides.direction {
+            CopyDirection::Up => self.sides.source,
+            _ => self.sides.destination,
+        }
+    }
+
+    /// Adds a piece of a file, or extends the last one.
+    fn add_file_part(&mut self, at: Location, bytes: usize) {
+        if let Some(last) = self.pieces.last_mut()
+            && last.region == at.region
+            && last.offset + last.bytes as u64 == at.offset
+            && last.staged_at + last.bytes == self.used
+        {
+            last.bytes += bytes;
+            return;
+        }
+        self.pieces.push(FilePart {
+            region: at.region,
+            offset: at.offset,
+            staged_at: self.used,
+            bytes,
+        });
+    }
+
     /// Bytes that the slot has left; takes a slot if there is none.
     fn room(&mut self) -> Result<usize, TransferError> {
         if self.slot.is_none() {
             let left = usize::try_from(self.left).unwrap_or(usize::MAX);
-            let slot = self.sides.engine.staging.take(left.min(SLOT_BYTES_MAX))?;
+            let engine = self.sides.engine;
+            let staging = match is_file(self.host_side()) {
+                true => &engine.file_staging,
+                false => &engine.staging,
+            };
+            let slot = staging.take(left.min(SLOT_BYTES_MAX))?;
             self.slot = Some(slot);
             self.used = 0;
         }
@@ -125,22 +173,32 @@ impl BouncedRuns<'_> {
         let staged = staged.wrapping_add(self.used);
         let address = address + self.used as u64;
         let bytes = piece as u64;
+        let with_file = is_file(self.host_side());
         if self.sides.direction == CopyDirection::Up {
-            let from = self.sides.source.pointer(source, bytes)?;
             let to = self.sides.destination.address(destination, bytes)?;
+            if with_file {
+                self.add_file_part(source, piece);
+                self.batch.push(to, address, piece);
+                self.used += piece;
+                return Ok(());
+            }
+            let from = self.sides.source.pointer(source, bytes)?;
             // SAFETY: `from` reaches the bytes of the source, which nothing writes; the slot has room, no work uses it, and it is
             // memory of its own.
             unsafe { staged.copy_from_nonoverlapping(from, piece) };
             self.batch.push(to, address, piece);
         } else {
             let from = self.sides.source.address(source, bytes)?;
-            let to = self.sides.destination.pointer(destination, bytes)?;
             self.batch.push(address, from, piece);
-            self.host.push(HostPiece {
-                address: to,
-                staged_at: self.used,
-                bytes: piece,
-            });
+            if with_file {
+                self.add_file_part(destination, piece);
+            } else {
+                self.host.push(HostPiece {
+                    address: self.sides.destination.pointer(destination, bytes)?,
+                    staged_at: self.used,
+                    bytes: piece,
+                });
+            }
         }
         self.used += piece;
         Ok(())
@@ -160,15 +218,29 @@ impl BouncedRuns<'_> {
             CopyDirection::Up => SourceOrder::Any,
             _ => SourceOrder::Queue,
         };
+        let is_up = self.sides.direction == CopyDirection::Up;
+        if is_up {
+            for part in self.pieces.drain(..) {
+                let (file, base) = self.sides.source.file(part.region)?;
+                let place = slot.piece_mut(part.staged_at, part.bytes);
+                file.read_exact_at(base + part.offset, place)?;
+            }
+        }
         slot.lend(self.queue);
         // SAFETY: the pieces were checked against their regions and the slot, which is lent to the queue; the caller
         // guarantees the rest.
         unsafe { self.queue.copy_batch(&mut self.batch, order) }?;
         self.batch.clear();
-        if self.sides.direction == CopyDirection::Up {
+        if is_up {
             return slot.mark();
         }
         slot.wait()?;
+        for part in self.pieces.drain(..) {
+            let (file, base) = self.sides.destination.file(part.region)?;
+            let end = part.staged_at + part.bytes;
+            let bytes = slot.bytes(end).get(part.staged_at..).unwrap_or_default();
+            file.write_all_at(base + part.offset, bytes)?;
+        }
         for piece in self.host.drain(..) {
             let staged = slot.start().wrapping_add(piece.staged_at);
             // SAFETY: `address` reaches the bytes of the destination, which the caller keeps from all other access; the

@@ -6,6 +6,7 @@ use kvtile_device::{Device, DeviceQueue};
 use parking_lot::Mutex;
 
 use super::{
+    kernels::{MoveKernels, WayMemory},
     reaper::Reaper,
     staging::{PinnedStaging, SLOT_BYTES_MAX},
 };
@@ -27,6 +28,8 @@ pub(super) enum CopyDirection {
 pub(super) struct DeviceWay {
     /// Made when it is needed first.
     queue: Mutex<Option<DeviceQueue>>,
+    /// Memory of the device that work of the queue uses in its order. It is locked while that work is enqueued.
+    pub(super) memory: Mutex<WayMemory>,
     pub(super) reaper: Reaper,
 }
 
@@ -39,6 +42,10 @@ pub(crate) struct DeviceEngine {
     down: DeviceWay,
     across: DeviceWay,
     pub(super) staging: PinnedStaging,
+    /// Slots of their own, as files are slow.
+    pub(super) file_staging: PinnedStaging,
+    /// The kernels, once they are known: `None` inside where the device takes none.
+    kernels: Mutex<Option<Option<Arc<MoveKernels>>>>,
 }
 
 /// The engines of the process.
@@ -59,12 +66,14 @@ impl DeviceEngine {
             down: DeviceWay::default(),
             across: DeviceWay::default(),
             staging: PinnedStaging::new(device),
+            file_staging: PinnedStaging::new(device),
+            kernels: Mutex::new(None),
         });
         engines.push(Arc::downgrade(&engine));
         engine
     }
 
-    pub(super) fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Device {
         &self.device
     }
 
@@ -83,6 +92,16 @@ impl DeviceEngine {
             return Ok(queue.clone());
         }
         Ok(queue.insert(self.device.queue()?).clone())
+    }
+
+    /// The kernels, compiled when they are needed first; `None` where the driver or the device takes none of them.
+    pub(super) fn kernels(&self) -> Result<Option<Arc<MoveKernels>>, TransferError> {
+        let mut known = self.kernels.lock();
+        if let Some(kernels) = &*known {
+            return Ok(kernels.clone());
+        }
+        let kernels = MoveKernels::load(&self.device)?.map(Arc::new);
+        Ok(known.insert(kernels).clone())
     }
 
     /// Passes `bytes` bytes of the device at `address` to `take`, piece by piece.

@@ -24,29 +24,60 @@ use crate::error::{CopyError, TransferError};
 /// Threads that enqueue: a flight that waits for staging memory does not stop the next one.
 const THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 
-/// The lane between devices, and between devices and memory of this process.
-#[derive(Debug, Default)]
+/// The lane between devices, and between devices and memory of this process; or that between devices and files.
+#[derive(Debug)]
 pub(crate) struct DeviceLane {
     flying: Arc<FlyingCount>,
+    with_files: bool,
+    threads: NonZeroUsize,
+}
+
+impl DeviceLane {
+    /// The lane between memories.
+    pub(crate) fn new() -> DeviceLane {
+        DeviceLane {
+            flying: Arc::default(),
+            with_files: false,
+            threads: THREADS,
+        }
+    }
+
+    /// The lane between devices and files. At most `threads` transfers read or write files concurrently; 0 counts as 1.
+    pub(crate) fn with_files(threads: usize) -> DeviceLane {
+        DeviceLane {
+            flying: Arc::default(),
+            with_files: true,
+            threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
+        }
+    }
 }
 
 impl Lane for DeviceLane {
     fn name(&self) -> &'static str {
-        "kvtile-device"
+        match self.with_files {
+            true => "kvtile-dev-file",
+            false => "kvtile-device",
+        }
     }
 
     fn threads(&self) -> NonZeroUsize {
-        THREADS
+        self.threads
     }
 
     fn carries(&self, from: LaneEnd, to: LaneEnd) -> bool {
-        [from, to].contains(&LaneEnd::Device) && ![from, to].contains(&LaneEnd::File)
+        let ends = [from, to];
+        ends.contains(&LaneEnd::Device) && ends.contains(&LaneEnd::File) == self.with_files
     }
 
-    fn planning(&self, (_, destination): LaneSides<'_>) -> LanePlanning {
+    /// Files are read and written in their order, and layers are free where that keeps it.
+    fn planning(&self, (source, destination): LaneSides<'_>) -> LanePlanning {
+        let from_file = source.end() == LaneEnd::File;
+        let to_file = destination.end() == LaneEnd::File;
+        let is_separate =
+            destination.has_region_per_layer() && (!from_file || source.has_region_per_layer());
         LanePlanning {
-            source_order: false,
-            layers_are_free: destination.has_region_per_layer(),
+            source_order: from_file,
+            layers_are_free: is_separate && !to_file,
         }
     }
 
@@ -63,13 +94,13 @@ impl Lane for DeviceLane {
         &self,
         plan: &CopyPlan,
         sides: LaneSides<'_>,
-        _hints: TransferHints,
+        hints: TransferHints,
     ) -> Result<(), TransferError> {
         let sides = DeviceSides::of(sides)?;
         let queue = sides.queue()?;
         let mut guard = QuiesceOnDrop(Some(&queue));
         // SAFETY: passed on to the caller; the guard waits for the copies before this returns or unwinds.
-        unsafe { sides.enqueue(plan, &queue, &[]) }?;
+        unsafe { sides.enqueue(plan, &queue, &[], hints.route) }?;
         if !sides.ends_on_host() {
             queue.record()?.wait()?;
         }
@@ -145,7 +176,7 @@ impl FlightWay {
     ) -> Result<(), TransferError> {
         let cargo = flight.cargo();
         let sides = DeviceSides::of(cargo.sides()?)?;
-        let announces = cargo.announces_layers();
+        let (announces, route) = (cargo.announces_layers(), cargo.hints().route);
         let mut record = |layer: Option<usize>| {
             let mark = self.queue.record()?;
             match (flight.marks(), layer) {
@@ -160,7 +191,7 @@ impl FlightWay {
         cargo.for_each_plan(&mut |plan| {
             // SAFETY: guaranteed by the cargo, which lives until the flight lands: behind the last mark, or after an
             // error when the queue is idle.
-            unsafe { sides.enqueue(plan, &self.queue, cargo.after()) }?;
+            unsafe { sides.enqueue(plan, &self.queue, cargo.after(), route) }?;
             if announces {
                 record(Some(layer))?;
                 layer += 1;

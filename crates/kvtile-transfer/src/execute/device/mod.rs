@@ -12,7 +12,10 @@
 //! | `lane` | implements the lane; enqueues flights on its threads |
 //! | `sides` | the kinds of memory at both ends: direction, queue, and whether staging is needed |
 //! | `engine` | one for each device: a queue and a reaper for each direction, and staging memory |
+//! | `route` | chooses between copy engine, kernels and both, by estimated times |
 //! | `copies` | the runs of a plan as batches of copies |
+//! | `kernels` | the runs of a plan by kernels of the device |
+//! | `staged` | kernels that pack or unpack on the device, and few large copies |
 //! | `bounce` | memory that is not pinned, through staging memory |
 //! | `staging` | bounded pinned memory in slots, reused when their marks are passed |
 //! | `reach` | the addresses by which devices reach memory of this process |
@@ -26,14 +29,18 @@
 mod bounce;
 mod copies;
 mod engine;
+mod kernels;
 mod lane;
 mod marks;
 mod reach;
 mod reaper;
+mod route;
 mod sides;
+mod staged;
 mod staging;
 
 pub(crate) use engine::DeviceEngine;
 pub(super) use lane::DeviceLane;
 pub(crate) use marks::LayerMarks;
 pub(crate) use reach::ReachedMemory;
+pub use route::DeviceRoute;

@@ -1,6 +1,7 @@
 //! Where devices reach the regions of a layout in memory of this process.
 
 use kvtile_device::Device;
+use kvtile_kernels::MoveRegion;
 use kvtile_layout::broken;
 use kvtile_memory::{OwnedMemoryRegion, StorageKind};
 
@@ -50,6 +51,24 @@ impl ReachedMemory {
         });
         let parts = parts.collect::<Result<_, TransferError>>()?;
         Ok(ReachedMemory::Pinned(parts))
+    }
+
+    /// The regions, if each is at consecutive addresses.
+    pub(crate) fn as_regions(&self) -> Option<Vec<MoveRegion>> {
+        let ReachedMemory::Pinned(regions) = self else {
+            // Devices do not reach pageable memory.
+            return None;
+        };
+        let regions = regions.iter().map(|parts| {
+            let first = parts.first()?;
+            let is_next = |part: &ReachedPart| part.address == first.address + part.start;
+            let bytes = parts.last().map_or(0, |last| last.start + last.bytes);
+            parts.iter().all(is_next).then_some(MoveRegion {
+                address: first.address,
+                bytes,
+            })
+        });
+        regions.collect()
     }
 
     pub(super) fn is_pinned(&self) -> bool {

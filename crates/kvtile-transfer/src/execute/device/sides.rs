@@ -12,6 +12,9 @@ use super::{
     },
     bounce, copies,
     engine::{CopyDirection, DeviceEngine, DeviceWay},
+    kernels,
+    route::{self, DeviceRoute},
+    staged,
 };
 use crate::error::{BindError, TransferError};
 
@@ -22,7 +25,7 @@ pub(super) struct DeviceSides<'a> {
     pub(super) destination: &'a BoundLayout,
     pub(super) engine: &'a Arc<DeviceEngine>,
     pub(super) direction: CopyDirection,
-    /// Whether the side in memory of this process, if there is one, is pinned.
+    /// Whether devices reach both sides: no side is in a file or in memory that is not pinned.
     is_pinned: bool,
 }
 
@@ -40,6 +43,20 @@ impl<'a> DeviceSides<'a> {
             (RegionBacking::Memory(_), RegionBacking::Device(engine, _)) => {
                 (engine, CopyDirection::Up, Some(source))
             }
+            (RegionBacking::Device(engine, _), RegionBacking::File) => {
+                return Ok(DeviceSides::with_file(
+                    (source, destination),
+                    engine,
+                    CopyDirection::Down,
+                ));
+            }
+            (RegionBacking::File, RegionBacking::Device(engine, _)) => {
+                return Ok(DeviceSides::with_file(
+                    (source, destination),
+                    engine,
+                    CopyDirection::Up,
+                ));
+            }
             _ => {
                 let kind = destination.kind();
                 return Err(TransferError::Bind(BindError::NotReachable { kind }));
@@ -55,6 +72,20 @@ impl<'a> DeviceSides<'a> {
         })
     }
 
+    fn with_file(
+        (source, destination): LaneSides<'a>,
+        engine: &'a Arc<DeviceEngine>,
+        direction: CopyDirection,
+    ) -> DeviceSides<'a> {
+        DeviceSides {
+            source,
+            destination,
+            engine,
+            direction,
+            is_pinned: false,
+        }
+    }
+
     pub(super) fn way(&self) -> &DeviceWay {
         self.engine.way(self.direction)
     }
@@ -63,7 +94,7 @@ impl<'a> DeviceSides<'a> {
         self.engine.queue(self.direction)
     }
 
-    /// Whether the last step is a copy by the CPU, so that no mark is behind the transfer.
+    /// Whether the last step is a copy by the CPU or a write to a file, so that no mark is behind the transfer.
     pub(super) fn ends_on_host(&self) -> bool {
         !self.is_pinned && self.direction == CopyDirection::Down
     }
@@ -78,6 +109,7 @@ impl<'a> DeviceSides<'a> {
         plan: &CopyPlan,
         queue: &DeviceQueue,
         after: &[DeviceMark],
+        route: Option<DeviceRoute>,
     ) -> Result<(), TransferError> {
         if !self.is_pinned {
             // SAFETY: passed on to the caller.
@@ -88,7 +120,22 @@ impl<'a> DeviceSides<'a> {
             CopyDirection::Up if after.is_empty() => SourceOrder::Any,
             _ => SourceOrder::Queue,
         };
-        // SAFETY: passed on to the caller.
+        let copied = match route::choose(plan, self, route) {
+            DeviceRoute::CopyEngine => false,
+            // SAFETY: passed on to the caller, in both of these.
+            DeviceRoute::Kernel => unsafe { kernels::enqueue(plan, self, queue) }?,
+            // SAFETY: as above.
+            DeviceRoute::Staged => unsafe { staged::enqueue(plan, self, queue, order) }?,
+        };
+        if copied {
+            return Ok(());
+        }
+        // SAFETY: passed on to the caller; no route has enqueued anything.
         unsafe { copies::enqueue(plan, self, queue, order) }
+    }
+
+    /// Whether both sides are on one device.
+    pub(super) fn is_one_device(&self) -> bool {
+        self.source.kind() == self.destination.kind()
     }
 }

@@ -159,6 +159,29 @@ impl PinnedSlot<'_> {
         unsafe { std::slice::from_raw_parts(self.start(), bytes) }
     }
 
+    /// `bytes` bytes from offset `at` on, for writing. No work uses the slot.
+    pub(super) fn piece_mut(&mut self, at: usize, bytes: usize) -> &mut [u8] {
+        let is_inside = at.checked_add(bytes).is_some_and(|end| end <= self.size());
+        if self.lent_to.is_some() || self.mark.is_some() || !is_inside {
+            let size = self.size();
+            broken(format_args!(
+                "bytes {at} and {bytes} more of a slot of {size} in use"
+            ));
+        }
+        let start = self.start().wrapping_add(at);
+        // SAFETY: pinned memory is initialised and has these bytes; only the owner of the slot uses it, and it is borrowed
+        // exclusively.
+        unsafe { std::slice::from_raw_parts_mut(start, bytes) }
+    }
+
+    /// Writes `words` to its start. No work uses the slot.
+    pub(super) fn write_words(&mut self, words: &[u64]) {
+        let bytes = words.iter().flat_map(|word| word.to_ne_bytes());
+        for (to, from) in self.piece_mut(0, size_of_val(words)).iter_mut().zip(bytes) {
+            *to = from;
+        }
+    }
+
     /// Work of `queue` uses the slot from now on, until the next mark or wait.
     pub(super) fn lend(&mut self, queue: &DeviceQueue) {
         self.lent_to = Some(queue.clone());

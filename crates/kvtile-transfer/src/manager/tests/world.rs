@@ -39,7 +39,7 @@ pub(super) fn world(capacity: usize) -> LanesWorld {
 }
 
 pub(super) fn world_with(capacity: usize, files: usize, flying: FlightMode) -> LanesWorld {
-    let [memory, file, _] = all_lanes(LaneThreads {
+    let [memory, file, ..] = all_lanes(LaneThreads {
         copy: 1,
         file: files,
     });
