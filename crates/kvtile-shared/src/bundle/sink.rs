@@ -156,7 +156,7 @@ impl<'a> BundleReader<'a> {
     /// The bytes to read next; `None` if it needs no more. Reading up to `call_bytes` bytes of no use is faster than a call
     /// of its own; without it the store has no ranges.
     pub(crate) fn next_bytes(&mut self, call_bytes: Option<u64>) -> Option<NextBytes> {
-        if self.fault.is_some() || self.offset > 0 {
+        if self.fault.is_some() {
             return None;
         }
         self.has_ended = false;
@@ -180,13 +180,19 @@ impl<'a> BundleReader<'a> {
                 },
             });
         }
-        let next = self.target.next_wanted(self.index)?;
-        let last = self.target.last_wanted()?;
-        if next != self.index {
-            self.index = next;
-            self.begin_block();
+        // The bytes so far may end within a required block, if the blocks are compressed.
+        let is_within = self.offset > 0 && self.digest.is_some();
+        if !is_within {
+            let from = self.index.saturating_add(u32::from(self.offset > 0));
+            let next = self.target.next_wanted(from)?;
+            if next != self.index {
+                self.index = next;
+                self.begin_block();
+            }
         }
-        let start = self.end_of_those_before(next);
+        let last = self.target.last_wanted()?;
+        let start = self.end_of_those_before(self.index);
+        let start = start.saturating_add(self.offset);
         self.fault.is_none().then(|| NextBytes {
             range: start..self.end_of(last),
             is_all: false,

@@ -143,6 +143,32 @@ fn a_read_of_later_blocks_reads_the_header_and_their_bytes() {
     }
 }
 
+#[test]
+fn blocks_join_the_read_of_a_part_of_a_compressed_bundle() {
+    let store = SimulatedStore::new(MemoryStore::new(), 1);
+    let open = || {
+        let settings = settings().bundle_blocks(8).compress(true);
+        let store = Arc::clone(&store) as Arc<dyn SharedStore>;
+        SharedTierRig::open(store, settings, (256, 2))
+    };
+    for number in 0..8 {
+        let chain = SharedTierRig::chain(number, 8);
+        open().write(&chain);
+        let reader = open();
+        assert_eq!(reader.ask(&chain).leading, 8);
+        let shut = store.gate().shut(1);
+        let first = reader.begin_read(&chain[..1]);
+        // The bytes of the first call may end within any of the others.
+        let others = reader.begin_read(&chain[1..]);
+        drop(shut);
+        for (_, read) in [&first, &others] {
+            let report = read.wait_timeout(PATIENCE).unwrap();
+            assert!(report.blocks.iter().all(Result::is_ok), "{report:?}");
+        }
+        reader.read_all(&chain);
+    }
+}
+
 /// Takes all bytes of a value.
 struct GrowingValue<'a>(&'a mut Vec<u8>, Vec<u8>);
 
