@@ -133,7 +133,7 @@ impl TestRun {
         if let Err(error) = &result {
             eprintln!("cannot run {}: {error}", self.program.display());
         }
-        // Without its output nobody sees what failed.
+        // A failure without its output would have no reason.
         printed.is_ok() && result.unwrap_or(false)
     }
 

@@ -28,6 +28,29 @@ fn poll_all(subscriber: &mut EventSubscriber) -> Vec<Event> {
     events
 }
 
+/// A reader that waits returns for each new event, and once for all when waits end.
+#[test]
+fn a_subscriber_waits_until_there_is_something_to_poll_or_waits_end() {
+    let log = log(4);
+    let mut subscriber = log.subscribe();
+    log.cleared(TierId::HOST, GroupId(0));
+    assert!(subscriber.wait());
+    assert_eq!(poll_all(&mut subscriber).len(), 1);
+    let reader = std::thread::spawn(move || {
+        let mut read = 0;
+        while subscriber.wait() {
+            read += poll_all(&mut subscriber).len();
+        }
+        assert!(!subscriber.wait());
+        read + poll_all(&mut subscriber).len()
+    });
+    for number in 0..3 {
+        log.stored(TierId::HOST, GroupId(0), None, &[key(number)]);
+    }
+    log.end_waits();
+    assert_eq!(reader.join().unwrap(), 3);
+}
+
 /// Sorts the blocks, as the order of a list does not matter.
 fn sorted(
     mirror: &EventMirror,

@@ -1,5 +1,5 @@
 //! Whole runs against the stand-in driver.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::sync::{
     Arc,

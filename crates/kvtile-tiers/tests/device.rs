@@ -1,6 +1,5 @@
 //! A cache whose engine is in memory of a device, under the stand-in driver: blocks go to host memory and to the disk and
 //! come back, bit for bit. Not run on hardware.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_layout::{Shape, identity::Identity};

@@ -1,10 +1,6 @@
 //! `kvtile layout groups`: the groups of a model, and what a hit needs of each.
 
-use std::{
-    fmt::Write as _,
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::{fmt::Write as _, ops::Range, path::Path};
 
 use kvtile::{
     identity::{GroupRole, ModelGroup, ModelIdentity},
@@ -91,7 +87,7 @@ pub(super) fn run(args: &LayoutArgs, files: &[String]) -> Result<(), CliError> {
     output::print(&text)
 }
 
-fn picture_line(path: &PathBuf) -> String {
+fn picture_line(path: &Path) -> String {
     format!("\nThe picture is in {}.\n", path.display())
 }
 
@@ -104,9 +100,8 @@ fn needed(group: &ModelGroup, stop: u64) -> Range<u64> {
 impl GroupsReport {
     /// The figures for the longest stop of at most `tokens` tokens.
     fn of(model: &ModelIdentity, tokens: u64) -> Result<GroupsReport, CliError> {
-        let pages = model.targets().map(|group| group.shape().page_size());
-        let stop_unit = pages.fold(Some(1), |unit: Option<u64>, page| {
-            let unit = unit?;
+        let mut pages = model.targets().map(|group| group.shape().page_size());
+        let stop_unit = pages.try_fold(1_u64, |unit, page| {
             let shared = greatest_common_divisor(unit, page).max(1);
             unit.checked_mul(page / shared)
         });

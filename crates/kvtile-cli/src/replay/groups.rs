@@ -103,17 +103,17 @@ pub(super) struct GroupsInput<'a> {
 
 /// The report.
 #[derive(Debug, Serialize)]
-struct GroupsReport {
+struct GroupedReport {
     trace: TraceFacts,
     model: String,
     /// Prompt tokens that an engine computes in a second, from `--prefill-rate`.
     prefill_tokens_per_second: u32,
-    runs: Vec<GroupsRun>,
+    runs: Vec<GroupedRun>,
 }
 
 /// One policy with one size of host memory.
 #[derive(Debug, Serialize)]
-struct GroupsRun {
+struct GroupedRun {
     policy: &'static str,
     /// `null` for room for all pages.
     host_bytes: Option<u64>,
@@ -160,7 +160,7 @@ pub(super) fn run(
     let requests = trace.requests().len() as u64;
     let runs = input.policies.len() * args.host_bytes.len();
     let bar = output::progress(requests * runs as u64, "replaying");
-    let mut report = GroupsReport {
+    let mut report = GroupedReport {
         trace: TraceFacts::new(trace, input.path.display().to_string()),
         model: model.model().to_owned(),
         prefill_tokens_per_second: input.prefill_rate,
@@ -179,7 +179,7 @@ pub(super) fn run(
             let totals = totals.map_err(|error| refused(error, size, &model))?;
             let seconds = start.elapsed().as_secs_f64();
             let rate = input.prefill_rate;
-            let run = GroupsRun::new((policy, size), totals, (seconds, rate));
+            let run = GroupedRun::new((policy, size), totals, (seconds, rate));
             report.runs.push(run);
         }
     }
@@ -216,14 +216,14 @@ fn refused(error: GroupedError, size: HostSize, model: &ModelIdentity) -> CliErr
     }
 }
 
-impl GroupsRun {
+impl GroupedRun {
     fn new(
         (policy, size): (PolicyKind, HostSize),
         totals: GroupedTotals,
         (seconds, rate): (f64, u32),
-    ) -> GroupsRun {
+    ) -> GroupedRun {
         let saved = totals.hit_tokens as f64 / f64::from(rate);
-        GroupsRun {
+        GroupedRun {
             policy: policy.name(),
             host_bytes: size.bytes(),
             requests: totals.requests,
@@ -257,7 +257,7 @@ impl GroupsRun {
     }
 }
 
-impl GroupsReport {
+impl GroupedReport {
     /// As text for a terminal.
     fn text(&self) -> String {
         let mut text = self.trace.text();

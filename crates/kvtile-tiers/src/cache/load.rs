@@ -1,5 +1,4 @@
-//! Loads: they copy blocks of a match to the engine; prefetches copy blocks of tiers to host
-//! memory.
+//! Loads: they copy blocks of a match to the engine; prefetches copy blocks of tiers to host memory.
 //!
 //! A load is split into parts, so that several worker threads read and copy at once. Each part
 //! reads missing blocks into host memory in batches, and copies them from there to the engine. If
@@ -78,8 +77,7 @@ struct LoadPiece {
     destinations: Option<(LayoutHandle, Vec<usize>)>,
 }
 
-/// Consecutive pieces of a load that one job brings. Dropping it reports its end to the load, also
-/// after a panic.
+/// Consecutive pieces of a load that one job brings. Dropping it reports its end to the load, also after a panic.
 struct LoadPart {
     load: Arc<SharedLoad>,
     /// Pieces that have not completed.
@@ -121,9 +119,8 @@ pub(super) fn prefetch(
     inner: &Arc<CacheParts>,
     keys: &[BlockKey],
 ) -> Result<Completion<LoadReport>, TierError> {
-    let options = LookupOptions::default();
-    let found = found::lookup(inner, keys, (&options, MissReason::Absent));
-    prefetch_found(inner, found)
+    let lookup = (&LookupOptions::default(), MissReason::Absent);
+    prefetch_found(inner, found::lookup(inner, keys, lookup))
 }
 
 /// As [`prefetch`], for the blocks of a match.
@@ -134,12 +131,8 @@ pub(super) fn prefetch_found(
     let options = LoadOptions::new().priority(Priority::Background);
     let completer = Completer::new(0, found.blocks());
     let completion = completer.completion();
-    begin(
-        inner,
-        found,
-        (LoadCompleter::Load(completer), None),
-        &options,
-    )?;
+    let goal = (LoadCompleter::Load(completer), None);
+    begin(inner, found, goal, &options)?;
     Ok(completion)
 }
 

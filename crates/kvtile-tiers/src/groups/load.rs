@@ -91,17 +91,7 @@ pub(super) fn start(
         return Err(TierError::Request(RequestError::OtherCache));
     }
     let caches = shared.opened()?;
-    let mut given: Vec<Option<&LoadBlocks<'_>>> = vec![None; shared.facts.len()];
-    for one in blocks {
-        let at = shared.at(one.group)?;
-        if let Some(place) = given.get_mut(at)
-            && place.replace(one).is_some()
-        {
-            return Err(TierError::Request(RequestError::GroupTwiceInRequest {
-                group: one.group.to_owned(),
-            }));
-        }
-    }
+    let given = by_group(shared, blocks)?;
     // Everything is checked before the first job begins.
     for (((at, facts), one), cache) in shared.facts.iter().enumerate().zip(&given).zip(&caches) {
         let pages = found.needs_of(at, facts, one.map_or(0, |one| one.have));
@@ -167,4 +157,23 @@ pub(super) fn start(
 fn draft_names(shared: &GroupsShared) -> Vec<String> {
     let draft = shared.facts.iter().filter(|facts| !facts.gates());
     draft.map(|facts| facts.name.clone()).collect()
+}
+
+/// The blocks of each group, in the order of the groups.
+fn by_group<'a>(
+    shared: &GroupsShared,
+    blocks: &'a [LoadBlocks<'a>],
+) -> Result<Vec<Option<&'a LoadBlocks<'a>>>, TierError> {
+    let mut given: Vec<Option<&LoadBlocks<'a>>> = vec![None; shared.facts.len()];
+    for one in blocks {
+        let at = shared.at(one.group)?;
+        if let Some(place) = given.get_mut(at)
+            && place.replace(one).is_some()
+        {
+            return Err(TierError::Request(RequestError::GroupTwiceInRequest {
+                group: one.group.to_owned(),
+            }));
+        }
+    }
+    Ok(given)
 }

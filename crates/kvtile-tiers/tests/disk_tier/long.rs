@@ -38,6 +38,33 @@ struct LongRead {
     buffer: Vec<u8>,
 }
 
+impl LongRead {
+    /// A read of one of 4 blocks.
+    fn random(numbers: &mut SplitMix64) -> LongRead {
+        let start = numbers.index(3);
+        let pieces = start..start + 1 + numbers.index(3 - start);
+        LongRead {
+            number: numbers.below(4),
+            buffer: vec![0; 3 * usize::try_from(MIB).unwrap() * pieces.len()],
+            pieces,
+        }
+    }
+}
+
+/// The places of the blocks in the file, found by their bytes.
+fn starts_of(blocks: &[Vec<u8>], slots: &std::fs::File) -> [u64; 4] {
+    let mut starts = [0; 4];
+    let mut word = [0; 16];
+    for place in 0..6 {
+        let at = place * 9 * MIB;
+        if slots.read_exact_at(&mut word, at).is_ok() {
+            let found = blocks.iter().position(|block| block[..16] == word);
+            found.into_iter().for_each(|block| starts[block] = at);
+        }
+    }
+    starts
+}
+
 /// Reads with every number of threads are compared with what a read of single bytes gives.
 #[test]
 fn exactly_the_reads_with_a_damaged_piece_fail_whatever_the_number_of_threads() {
@@ -55,16 +82,7 @@ fn exactly_the_reads_with_a_damaged_piece_fail_whatever_the_number_of_threads() 
     let slots = OpenOptions::new().read(true).write(true).open(file);
     let slots = slots.unwrap();
     let mut numbers = SplitMix64::new(5);
-    // The places of the blocks in the file, found by their bytes.
-    let mut starts = vec![0; 4];
-    let mut word = [0; 16];
-    for place in 0..6 {
-        let at = place * 9 * MIB;
-        if slots.read_exact_at(&mut word, at).is_ok() {
-            let found = blocks.iter().position(|block| block[..16] == word);
-            found.into_iter().for_each(|block| starts[block] = at);
-        }
-    }
+    let starts = starts_of(&blocks, &slots);
     for round in 0..12 {
         let mut flipped = Vec::new();
         for _ in 0..round % 3 {
@@ -75,17 +93,8 @@ fn exactly_the_reads_with_a_damaged_piece_fail_whatever_the_number_of_threads() 
             flipped.push((block, at, byte));
         }
         let threads = 1 + numbers.index(5);
-        let mut reads: Vec<LongRead> = (0..1 + numbers.index(5))
-            .map(|_| {
-                let start = numbers.index(3);
-                let pieces = start..start + 1 + numbers.index(3 - start);
-                LongRead {
-                    number: numbers.below(4),
-                    buffer: vec![0; 3 * usize::try_from(MIB).unwrap() * pieces.len()],
-                    pieces,
-                }
-            })
-            .collect();
+        let reads = 0..1 + numbers.index(5);
+        let mut reads: Vec<LongRead> = reads.map(|_| LongRead::random(&mut numbers)).collect();
         let mut batch: Vec<SlotRead<'_>> = reads
             .iter_mut()
             .map(|read| SlotRead {
