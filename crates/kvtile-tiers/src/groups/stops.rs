@@ -86,11 +86,23 @@ impl StopBook {
     }
 }
 
+/// The key by which the book has a stop of a chain.
+fn key_of(shared: &GroupsShared, chain: &[BlockKey], stop: u64) -> Option<BlockKey> {
+    let units = usize::try_from(stop / shared.unit).ok()?;
+    chain.get(units.checked_sub(1)?).copied()
+}
+
+/// Takes a stop that is about to be stored from the book. Otherwise the loss of one of its pages before the store would
+/// remove, while the store runs, the pages that it finds present. The end of the store records it again.
+pub(super) fn forget(shared: &GroupsShared, chain: &[BlockKey], stop: u64) {
+    if let Some(key) = key_of(shared, chain, stop) {
+        shared.book.lock().remove(&key);
+    }
+}
+
 /// Adds a stop of a chain to the book, if all of it is stored.
 pub(super) fn record(shared: &GroupsShared, chain: &[BlockKey], stop: u64) {
-    let units = usize::try_from(stop / shared.unit).ok();
-    let end = units.and_then(|units| units.checked_sub(1));
-    let Some(&key) = end.and_then(|end| chain.get(end)) else {
+    let Some(key) = key_of(shared, chain, stop) else {
         return;
     };
     if shared.book.lock().stops.contains_key(&key) {

@@ -210,6 +210,8 @@ pub(super) fn start(
         spine,
         unreachable,
     } = plan;
+    let named = options.stops.iter();
+    named.for_each(|stop| stops::forget(shared, chain, *stop));
     let cache = |of: &PlannedStore| caches.get(of.at);
     let begun = others.iter().filter_map(|of| Some(of.begin(cache(of)?)));
     let begun: Vec<GroupJob<StoreReport>> = begun.collect();
@@ -221,14 +223,11 @@ pub(super) fn start(
         options.stops.clone(),
     );
     let report = move |groups: Vec<_>| {
-        let report = report_of(groups, unreachable);
-        if let (None, Some(shared)) = (report.stopped(), ended.0.upgrade()) {
-            ended
-                .2
-                .iter()
-                .for_each(|stop| stops::record(&shared, &ended.1, *stop));
+        if let Some(shared) = ended.0.upgrade() {
+            let stops = ended.2.iter();
+            stops.for_each(|stop| stops::record(&shared, &ended.1, *stop));
         }
-        report
+        report_of(groups, unreachable)
     };
     Ok(GroupOperation::begin(begun, Some(Box::new(spine)), report))
 }
