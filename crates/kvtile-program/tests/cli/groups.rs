@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use crate::program::kvtile;
 
+/// Requests of the trace that are replayed.
+const REQUESTS: usize = 200;
+
 const TRACE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../../docs/traces/generated.jsonl"
@@ -42,6 +45,15 @@ fn file(folder: &tempfile::TempDir) -> PathBuf {
     let path = folder.path().join("model.json");
     std::fs::write(&path, serde_json::to_string(&model()).unwrap()).unwrap();
     path
+}
+
+/// The first requests of the trace that ships.
+fn trace(folder: &tempfile::TempDir) -> String {
+    let text = std::fs::read_to_string(TRACE).unwrap();
+    let first: Vec<&str> = text.lines().take(REQUESTS).collect();
+    let path = folder.path().join("trace.jsonl");
+    std::fs::write(&path, first.join("\n")).unwrap();
+    path.to_str().unwrap().to_owned()
 }
 
 #[test]
@@ -94,9 +106,10 @@ fn a_trace_is_replayed_on_the_groups_of_a_model() {
     let folder = tempfile::tempdir().unwrap();
     let path = file(&folder);
     let path = path.to_str().unwrap();
+    let trace = trace(&folder);
     let args = [
         "replay",
-        TRACE,
+        &trace,
         "--groups",
         path,
         "--host-bytes",

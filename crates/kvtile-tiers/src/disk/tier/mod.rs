@@ -235,10 +235,14 @@ impl Tier for DiskTier {
         evict::evict(&self.disk.groups, blocks, now)
     }
 
+    /// Waits for batches that are being written: they pin the blocks that they have registered, which would stay.
     fn clear(&self, now: Tick) -> usize {
         self.disk.removals.remove_all();
-        let groups = self.disk.groups.iter();
-        groups.map(|group| group.evict(usize::MAX, now)).sum()
+        let clear = |group: &DiskGroup| {
+            let _writing = group.writing.lock();
+            group.evict(usize::MAX, now)
+        };
+        self.disk.groups.iter().map(clear).sum()
     }
 
     fn sync(&self) -> Completion<SyncReport> {

@@ -78,8 +78,11 @@ pub(super) fn choose(
 
 fn cheapest(runs: &[EqualRuns], pairs: u64, direction: CopyDirection) -> DeviceRoute {
     use DeviceRoute::{CopyEngine, Kernel, Staged};
+    let is_large = |run: &EqualRuns| run.bytes >= COSTS.large_run_bytes;
     let candidates: &[DeviceRoute] = match direction {
         CopyDirection::Across => &[Kernel],
+        // Copy engines move large runs at the rate of the link and take nothing from the model's kernels.
+        _ if runs.iter().all(is_large) => &[CopyEngine],
         CopyDirection::Down => &[CopyEngine, Staged],
         CopyDirection::Up => &[CopyEngine, Kernel, Staged],
     };
