@@ -262,5 +262,5 @@ def test_the_program_shows_the_groups(name: str, tmp_path: Path, capfd: pytest.C
     assert _kvtile.run_program(["layout", "groups", str(path), "--json"]) == 0
     told = json.loads(capfd.readouterr().out)
     assert told["tokens"] == HIT and [row["name"] for row in told["groups"]] == list(model.groups)
-    targets = [group for group in model.groups.values() if group.role == "target"]
+    targets = [group for group in model.groups.values() if not group.draft]
     assert told["needed_bytes"] == sum(map(needed, targets))

@@ -47,7 +47,8 @@ const PAGE_BYTES: u64 = 8;
 /// Which stops of a prompt an engine stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplayStops {
-    /// The last one before the last token of the prompt, and the end of the prompt where it is one.
+    /// The last one before the last token of the prompt that ends a block of the trace, and the end of the prompt where it
+    /// is one. Within a block a trace does not say where two prompts part.
     pub prompt: bool,
     /// Where an earlier request branched off, as a lookup reports it.
     pub branch: bool,
@@ -197,6 +198,8 @@ struct GroupedReplay {
     stops: ReplayStops,
     /// Units of a block of the trace.
     units: u64,
+    /// Tokens between two stops at ends of blocks of the trace.
+    prompt_unit: u64,
     chain: Vec<BlockKey>,
     totals: GroupedTotals,
 }
@@ -324,11 +327,13 @@ impl GroupedReplay {
         let opened = GroupCache::builder(small_settings(small, &pages, settings.policy))
             .clock(Arc::clone(&clock) as Arc<dyn Clock>)
             .open_registered(manager, &handles)?;
+        let opened_unit = opened.stop_unit();
         Ok(GroupedReplay {
             cache: opened,
             clock,
             stops: settings.stops,
             units: u64::from(block) / unit,
+            prompt_unit: common_multiple(opened_unit, u64::from(block)),
             chain: Vec::new(),
             totals,
         })
@@ -444,8 +449,8 @@ impl GroupedReplay {
         let mut stops: Vec<u64> = Vec::new();
         if self.stops.prompt {
             let before_last = end.saturating_sub(1);
-            stops.push(before_last - before_last % unit);
-            stops.push(end - end % unit);
+            stops.push(before_last - before_last % self.prompt_unit);
+            stops.push(end - end % self.prompt_unit);
         }
         if self.stops.branch {
             stops.extend(branch);
@@ -465,6 +470,13 @@ impl GroupedReplay {
         while self.cache.step() && !operation.is_complete() {}
         operation.wait()
     }
+}
+
+/// The least common multiple, or the largest number.
+fn common_multiple(one: u64, other: u64) -> u64 {
+    let mut multiples = (1..=one).map(|times| other.saturating_mul(times));
+    let found = multiples.find(|multiple| multiple.is_multiple_of(one));
+    found.unwrap_or(u64::MAX)
 }
 
 /// The blocks of the engine for pages.

@@ -76,7 +76,8 @@ fn hits_without_pools(trace: &Trace, stops: ReplayStops) -> u64 {
         hits += hit;
         let mut new = Vec::new();
         if stops.prompt {
-            new.extend([last(all - 1), last(all)]);
+            // Blocks of the trace have 512 tokens, a multiple of the unit.
+            new.extend([all - 1 - (all - 1) % block, all - all % block]);
         }
         if stops.branch {
             new.push(last(reach));
