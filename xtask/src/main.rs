@@ -266,7 +266,7 @@ fn soak((kills, seeds, seconds): (u64, u64, u64), seed: Option<u64>) -> Result<(
 }
 
 /// Seconds of CI's fuzzing per target.
-const CHECK_FUZZ_SECONDS: u32 = 20;
+const CHECK_FUZZ_SECONDS: u32 = 10;
 
 /// Runs the demonstration with the tiny model, then with the real one, which it downloads if the package
 /// index is reachable. It takes the program of the tests, because any other build takes longer than both runs.
