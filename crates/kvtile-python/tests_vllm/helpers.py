@@ -50,7 +50,7 @@ class Process:
                 self.log.append(line)
 
     def kill(self) -> None:
-        """Ends the process and those that it started. It must have said something before."""
+        """Ends the process and those that it started. It must have printed an event before."""
         assert self.process.pid is not None
         os.killpg(self.process.pid, signal.SIGKILL)
         self.wait()

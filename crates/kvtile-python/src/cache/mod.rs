@@ -244,7 +244,7 @@ impl PyCache {
         Ok(PyMatch::new(found))
     }
 
-    /// Like ``lookup``, but first asks the shared tier which blocks it has. The call returns at once.
+    /// Like ``lookup``, but first queries the shared tier for the blocks that it has. The call returns at once.
     ///
     /// Args:
     ///     keys: the chain from its first block.

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use super::PyMatch;
 use crate::{error::python::ClosedError, guard, pickle};
 
-/// A lookup that asks the shared tier first. ``Cache.seek`` starts it.
+/// A lookup that queries the shared tier first. ``Cache.seek`` starts it.
 ///
 /// It pins no block before its match is taken.
 #[pyclass(name = "Seek", module = "kvtile", frozen)]

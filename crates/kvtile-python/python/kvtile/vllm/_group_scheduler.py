@@ -228,7 +228,7 @@ class GroupScheduler(Scheduler):
     ) -> dict[str, Pages] | None:
         """The pages of windows, chunks and states that a stop needs; None if vLLM does not have all of them.
 
-        ``is_end`` says that the tables' requests have computed exactly up to the stop, so that their last states are those
+        ``is_end`` means that the tables' requests have computed exactly up to the stop, so that their last states are those
         of the stop.
         """
         found: dict[str, Pages] = {}

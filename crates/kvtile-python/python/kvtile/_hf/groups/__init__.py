@@ -56,7 +56,7 @@ def grouped_model_of(
 
 
 def refuse_unknown(read: Config) -> None:
-    """Refuses a model type whose layers kvtile does not know, and says what is missing."""
+    """Refuses a model type whose layers kvtile does not know, and names what is missing."""
     if not read.model_type:
         raise IdentityError("the config has no model_type, from which kvtile knows what the layers of a model keep; add it")
     if str(read.model_type) not in FAMILIES:
