@@ -19,8 +19,8 @@ use crate::{
     error::{BatchError, SlotError, TierError},
     room::chain_room,
     tier::{
-        BlockWrite, NotWritten, OutcomeGather, RefusedBlocks, RemovalTicket, WriteReport,
-        WriteSuccess,
+        BlockName, BlockWrite, NotWritten, OutcomeGather, RefusedBlocks, RemovalTicket,
+        WriteReport, WriteSuccess,
     },
 };
 
@@ -145,7 +145,26 @@ impl DiskGroup {
             self.write_run(&mut batch, &wanted, (room, tenant));
             wanted = rest;
         }
-        batch.end()
+        let names: Vec<BlockName> = batch.blocks.iter().map(|block| block.name).collect();
+        let mut outcomes = batch.end();
+        if ticket.lock().is_cleared() {
+            self.remove_registered(&names, &mut outcomes);
+        }
+        outcomes
+    }
+
+    /// Removes the blocks that a batch registered before all blocks were removed: its pins kept them then. No other batch
+    /// has written them since, because this one still has the lock of writers.
+    fn remove_registered(&self, names: &[BlockName], outcomes: &mut [DiskWriteOutcome]) {
+        let registered = names.iter().zip(outcomes);
+        let mut registered: Vec<_> = registered
+            .filter(|(_, outcome)| matches!(outcome, Ok(WriteSuccess::New)))
+            .collect();
+        let keys: Vec<BlockKey> = registered.iter().map(|(name, _)| name.key).collect();
+        self.forget(&keys);
+        for (_, outcome) in &mut registered {
+            **outcome = Err(NotWritten::Removed);
+        }
     }
 
     /// The indices of the blocks to write: those that are not on the tier and whose parent is.
