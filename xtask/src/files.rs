@@ -11,9 +11,10 @@ use crate::step::{StepFailure, root};
 const LINES_MAX: usize = 600;
 
 /// Folders and files that may contain unsafe code: memory, the executors, the leases that prove
-/// them sound, the calls of the device driver and the regions that it owns, the stand-in for it (in
-/// tests only, whose functions are called as the driver's), and the file in which the Python
-/// package reads the structures of DLPack and of the buffer protocol.
+/// them sound, the calls of the device driver and the regions that it owns, the rig of the check for
+/// machines with a GPU, the stand-in for the driver (in tests only, whose functions are called as the
+/// driver's), and the file in which the Python package reads the structures of DLPack and of the buffer
+/// protocol.
 const UNSAFE_PLACES: [&str; 8] = [
     "crates/kvtile-device/src/driver",
     "crates/kvtile-device/src/memory",

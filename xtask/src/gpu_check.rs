@@ -45,7 +45,8 @@ pub(crate) fn run() -> Result<(), StepFailure> {
     );
     println!("{found}");
     let is_foreign = |library: &&String| !LIBRARIES.contains(&library.as_str());
-    let foreign = needs.libraries.iter().any(|library| is_foreign(&library));
+    let libraries = &needs.libraries;
+    let foreign = libraries.is_empty() || libraries.iter().any(|library| is_foreign(&library));
     if size.len() > BYTES_MAX || needs.glibc > GLIBC || foreign {
         return Err(StepFailure::Tool(format!(
             "more than {} MB, glibc {}.{} and its libraries: {found}",
@@ -105,13 +106,14 @@ fn needs(program: &Path) -> Result<ProgramNeeds, StepFailure> {
         }
     };
     Ok(ProgramNeeds {
-        glibc: newest_glibc(&read("objdump", "-T")?),
+        glibc: newest_glibc(&read("objdump", "-T")?)
+            .ok_or_else(|| StepFailure::Tool("objdump lists no version of glibc".into()))?,
         libraries: needed(&read("readelf", "-dW")?),
     })
 }
 
 /// The newest version of glibc among the symbols that `objdump -T` lists.
-fn newest_glibc(symbols: &str) -> (u32, u32) {
+fn newest_glibc(symbols: &str) -> Option<(u32, u32)> {
     let versions = symbols.split("GLIBC_").skip(1).filter_map(|text| {
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
         let version = text.get(..end.unwrap_or(text.len()))?;
@@ -121,7 +123,7 @@ fn newest_glibc(symbols: &str) -> (u32, u32) {
             _ => None,
         }
     });
-    versions.max().unwrap_or((0, 0))
+    versions.max()
 }
 
 /// The libraries that `readelf -d` lists.
@@ -142,8 +144,8 @@ mod tests {
     fn the_newest_version_and_all_libraries_are_found() {
         let symbols = "0 DF *UND* 0 (GLIBC_2.2.5) read\n0 DF *UND* 0 (GLIBC_2.28) fcntl64\n\
                        0 DF *UND* 0 (GLIBC_2.9) epoll\n0 w D *UND* 0 Base _ITM\n";
-        assert_eq!(newest_glibc(symbols), (2, 28));
-        assert_eq!(newest_glibc("no symbols"), (0, 0));
+        assert_eq!(newest_glibc(symbols), Some((2, 28)));
+        assert_eq!(newest_glibc("no symbols"), None);
         let sections = " 0x01 (NEEDED)  Shared library: [libc.so.6]\n 0x0c (INIT) 0x1000\n";
         assert_eq!(needed(sections), ["libc.so.6"]);
     }

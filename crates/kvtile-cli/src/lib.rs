@@ -37,6 +37,7 @@ mod model_file;
 pub mod numbers;
 pub mod output;
 mod plan;
+mod policy;
 mod ranges;
 mod replay;
 mod serve;

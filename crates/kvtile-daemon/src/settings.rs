@@ -112,13 +112,10 @@ impl DaemonSettings {
         self
     }
 
-    /// Sets the eviction policies of host memory and of the disk.
+    /// Sets [`policy`](Self::policy), that of host memory. The disk has its own ([`DaemonDisk::policy`]).
     #[must_use]
-    pub fn policies(mut self, host: PolicyKind, on_disk: PolicyKind) -> DaemonSettings {
-        self.policy = host;
-        if let Some(disk) = &mut self.disk {
-            disk.policy = on_disk;
-        }
+    pub fn policy(mut self, policy: PolicyKind) -> DaemonSettings {
+        self.policy = policy;
         self
     }
 

@@ -16,8 +16,10 @@ pub(crate) mod work {
     pub(crate) const LAUNCH: &str = "a launch, to its end";
     pub(crate) const LAUNCH_CALL: &str = "the call of a launch";
     pub(crate) const EVENT: &str = "an event, recorded and awaited";
-    pub(crate) const COMPILE: &str = "the driver compiles the kernels again";
-    pub(crate) const FIRST_COMPILE: &str = "the driver compiles the kernels for the first time";
+    pub(crate) const COMPILE: &str =
+        "the kernels loaded again, compiled or from the driver's cache";
+    pub(crate) const FIRST_COMPILE: &str =
+        "the kernels loaded first, compiled or from the driver's cache, and two queues made";
     pub(crate) const RUNS: &str = "runs";
     pub(crate) const PERMUTE_ROWS: &str = "rows";
     pub(crate) const PERMUTE_TILES: &str = "tiles of 8 elements";
@@ -214,13 +216,13 @@ fn cost_goals(figures: &[CheckFigure]) -> Vec<GoalRow> {
         )
         .because("needs a model's matrix products, which this program does not have"),
         at_most(
-            "enqueueing 64 blocks of 32 layers",
+            "enqueueing 64 blocks of 32 layers, fewer where the device has little free memory",
             20.0,
             "µs",
             enqueue(figures),
         ),
         at_most(
-            "first of 32 layers, beyond its share of the whole",
+            "first of 32 layers, fewer where the device has little free memory, beyond its share of the whole",
             60.0,
             "µs",
             first_layer(figures),
@@ -272,8 +274,8 @@ fn described(figure: &CheckFigure) -> String {
     parts.join(", ")
 }
 
-/// The lowest ratio among all directions and sizes of runs in a range, of the best route for each size. Of each size, the
-/// largest number of runs counts: the fixed cost of few is another goal's.
+/// The lowest ratio among all directions and sizes of runs in a range, of the best route for each size; all directions have
+/// to be there. Of each size, the largest number of runs counts: the fixed cost of few is another goal's.
 fn worst_run(
     figures: &[CheckFigure],
     ways: &[MeasuredDirection],
@@ -286,6 +288,7 @@ fn worst_run(
     };
     let mut best: Vec<&CheckFigure> = Vec::new();
     for &way in ways {
+        let before = best.len();
         let of_way = || sweep().filter(move |figure| figure.direction == Some(way));
         let mut runs: Vec<u64> = of_way().filter_map(|figure| figure.run_bytes).collect();
         runs.sort_unstable();
@@ -295,6 +298,9 @@ fn worst_run(
             let most = of_run().filter_map(|figure| figure.pieces).max();
             let cells = of_run().filter(|figure| figure.pieces == most && admits(figure));
             best.extend(cells.max_by(|a, b| ratio(a).total_cmp(&ratio(b))));
+        }
+        if best.len() == before {
+            return None;
         }
     }
     let worst = best
@@ -415,6 +421,7 @@ mod tests {
             cell(HostToDevice, 64 << 10, Some(4), 0.5),
             cell(DeviceToHost, 128 << 10, None, 0.96),
             cell(HostToDevice, 32 << 10, None, 0.1),
+            cell(DeviceToHost, 32 << 10, None, 0.5),
         ];
         let large = "runs of 64 KiB";
         assert_eq!(state(&figures, "9.0", large), (GoalState::Met, Some(0.96)));

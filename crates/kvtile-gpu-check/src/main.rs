@@ -34,7 +34,7 @@ struct GpuCheckArgs {
     #[arg(long, default_value_t = GpuCheckSettings::default().seed)]
     seed: u64,
     /// Random transfers for each direction and route.
-    #[arg(long, default_value_t = GpuCheckSettings::default().cases)]
+    #[arg(long, conflicts_with = "small", default_value_t = GpuCheckSettings::default().cases)]
     cases: u32,
     /// Everything as small as for a driver that interprets kernels: seconds, and no useful figures.
     #[arg(long)]

@@ -169,7 +169,7 @@ fn fit(points: &[FitPoint]) -> ([f64; 3], f64) {
     best
 }
 
-/// The normal equations over the used columns, by elimination; the others are 0.
+/// The normal equations over the used columns, by elimination; the coefficients of unused columns are 0.
 fn solve(points: &[FitPoint], used: [bool; 3]) -> Option<[f64; 3]> {
     let column = |point: &FitPoint, index: usize| -> f64 {
         let used = used.get(index).copied().unwrap_or(false);

@@ -188,7 +188,7 @@ fn not_run(phase: CheckPhase, settings: &GpuCheckSettings, end: PhaseEnd) -> Pha
     }
 }
 
-/// Takes the device into use and compiles the kernels, whose first compilation is a figure.
+/// Takes the device into use and loads the kernels, whose first loading is a figure.
 fn open(
     driver: &Driver,
     settings: &GpuCheckSettings,

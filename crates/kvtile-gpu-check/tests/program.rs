@@ -1,29 +1,11 @@
 //! The program itself, with the stand-in as the library of a driver.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::{path::PathBuf, process::Command};
+#[path = "../../kvtile-standin/tests/shared/driver_library.rs"]
+mod driver_library;
 
 use assert_cmd::cargo::cargo_bin_cmd;
 use kvtile_gpu_check::{GpuCheckReport, ReportFiles};
-
-/// The stand-in as a library, built where no earlier test has built it.
-fn library() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let folder = test.parent().unwrap().with_file_name("examples");
-    let library = folder.join("libdriver_library.so");
-    if !library.exists() {
-        let build = [
-            "build",
-            "-p",
-            "kvtile-standin",
-            "--example",
-            "driver_library",
-        ];
-        let status = Command::new(env!("CARGO")).args(build).status().unwrap();
-        assert!(status.success());
-    }
-    library
-}
 
 #[test]
 fn the_program_runs_some_phases_and_writes_its_files() {
@@ -33,7 +15,7 @@ fn the_program_runs_some_phases_and_writes_its_files() {
     program.arg("--small").arg("--only").arg("ceilings,bytes");
     program
         .arg("--driver")
-        .arg(library())
+        .arg(driver_library::library())
         .arg("--out")
         .arg(&out);
     let done = program.assert().success();

@@ -192,7 +192,7 @@ fn one_wrong_bit_of_a_kernel_is_found_and_named() {
     }
 }
 
-/// Each function fails once, early and late: the phase ends with the error, the others run, and nothing is left.
+/// Each function fails once, early and late: the phase ends with the error, the other phases run, and no resource of the driver is left.
 #[test]
 fn a_failure_of_the_driver_ends_its_phase_and_keeps_what_was_measured() {
     let phases = [CheckPhase::Bytes, CheckPhase::Ceilings];

@@ -273,7 +273,7 @@ def test_a_stop_that_one_cache_stores_another_one_finds_and_a_lost_page_ends_it(
         store(engine, first, chain, 24)
         store(engine, first, chain, 40)
         deadline = time.monotonic() + 20
-        # Pairs of full pages, and one page a value of the others: two windows and two states.
+        # Pairs of full pages, and one page a value of the other groups: two windows and two states.
         while first.stats()["shared"]["written"] < 5 + 2 * 3 + 2:
             assert time.monotonic() < deadline, first.stats()["shared"]
             time.sleep(0.01)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import kvtile
-from vllm_engine import BLOCKS, LAYERS, PAGE, Engine, Tensor, layout_and_identity, nothing, sides
+from vllm_engine import BLOCKS, LAYERS, PAGE, Engine, Tensor, layout_and_identity, nothing, settle, sides
 
 __all__ = ["sides"]  # The fixture of the tests below.
 
@@ -38,6 +38,7 @@ def test_every_block_is_right_and_every_operation_completes(
                 if request.state != "loading":
                     engine.end(request)
             engine.run(pickle.loads(pickle.dumps(engine.scheduler.orders(nothing()))), {})
+        settle(engine)
         scheduler = engine.scheduler
         assert not engine.requests and not engine.held and not any(engine.said.values())
         left = [scheduler.tracked, scheduler.announced, scheduler.finishing, scheduler.loading]

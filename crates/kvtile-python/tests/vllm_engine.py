@@ -371,6 +371,13 @@ def layout_and_identity(_: Any, caches: dict[str, Tensor], __: Any, rank: Any) -
     return layout, kvtile.Identity("a-model", "main", shape)
 
 
+def settle(engine: Any) -> None:
+    """Ends what the workers' caches write in the background, and gives the scheduler the changes."""
+    for worker in engine.workers:
+        worker.cache.flush()
+    engine.run(pickle.loads(pickle.dumps(engine.scheduler.orders(nothing()))), {})
+
+
 def nothing() -> Any:
     """A step that schedules nothing."""
     return SimpleNamespace(

@@ -116,3 +116,14 @@ def test_empty_batches_are_answered(tmp_path: Path) -> None:
     unknown = PoolTransfer(name=PoolName.KV, keys=None, host_indices=None)
     assert backend.batch_get_v2([unknown]) == backend.batch_set_v2([unknown]) == {PoolName.KV: []}
     backend.close()
+
+
+def test_a_pool_that_cannot_replace_another_one_leaves_misses(tmp_path: Path) -> None:
+    other = pools.mha("page_first")
+    other.layout = "another"
+    backend = created(tmp_path, pools.mha("page_first"))
+    assert backend.batch_set_v1(keys(1), indices([0])) == [True]
+    backend.register_mem_host_pool_v2(other, PoolName.KV)
+    assert backend.batch_exists(keys(1)) == 0 and backend.batch_get_v1(keys(1), indices([1])) == [False]
+    assert backend.counts()["pools_refused"] == 1
+    backend.close()

@@ -227,11 +227,26 @@ def counts(llm: Any) -> dict[str, Any]:
 
 def in_step_with(worker: Any, scheduler: Any) -> bool:
     """Whether the scheduler's directory equals the worker's tiers."""
+    tiers, known = ("host", "disk"), scheduler.directories[0]
+    return comes_in_step(
+        worker, scheduler,
+        lambda: {(tier, key) for tier, _, key, _ in worker.cache.snapshot().blocks},
+        lambda: {(tier, key) for tier in tiers for key in known.blocks(tier)},
+    )
+
+
+def comes_in_step(
+    worker: Any, scheduler: Any, stored: Callable[[], set[tuple[Any, ...]]], known: Callable[[], set[tuple[Any, ...]]]
+) -> bool:
+    """Whether the scheduler's view equals the worker's tiers, once the cache has written what it writes in the background."""
     from kvtile.vllm._messages import Report
 
-    report = worker.take_report()
-    if report is not None:
-        scheduler.take(Report({0: report}))
-    known = scheduler.directories[0]
-    stored = {(tier, key) for tier, _, key, _ in worker.cache.snapshot().blocks}
-    return stored == {(tier, key) for tier in ("host", "disk") for key in known.blocks(tier)}
+    end = time.monotonic() + 30
+    while True:
+        now = stored()
+        report = worker.take_report()
+        if report is not None:
+            scheduler.take(Report({0: report}))
+        if now == known() or time.monotonic() > end:
+            return now == known()
+        time.sleep(0.01)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hybrid_models
-from engine import connected, engine, patch, play, say
+from engine import comes_in_step, connected, engine, patch, play, say
 from helpers import flip_bytes
 
 
@@ -56,21 +56,19 @@ def left(llm: Any) -> dict[str, Any]:
     worker = connected(llm)
     if worker is None:
         return {}
-    from kvtile.vllm._messages import Report
-
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler.connector.scheduler
-    report = worker.take_report()
-    if report is not None:
-        scheduler.take(Report({0: report}))
     open_ones = (
         worker.loads, worker.stores, worker.held, scheduler.tracked, scheduler.announced, scheduler.finishing, scheduler.loading,
     )
-    stored = {(group, tier, key) for tier, group, key, _ in worker.cache.snapshot().blocks}
     numbers = {name: facts["number"] for name, facts in worker.cache.groups.items()}
-    known = {
-        (numbers[name], tier, key)
-        for name, directory in scheduler.group_directories[0].items()
-        for tier in ("host", "disk")
-        for key in directory.blocks(tier)
-    }
-    return {"stats": worker.cache.stats(), "open": [len(things) for things in open_ones], "directory": stored == known}
+    in_step = comes_in_step(
+        worker, scheduler,
+        lambda: {(group, tier, key) for tier, group, key, _ in worker.cache.snapshot().blocks},
+        lambda: {
+            (numbers[name], tier, key)
+            for name, directory in scheduler.group_directories[0].items()
+            for tier in ("host", "disk")
+            for key in directory.blocks(tier)
+        },
+    )
+    return {"stats": worker.cache.stats(), "open": [len(things) for things in open_ones], "directory": in_step}

@@ -138,7 +138,7 @@ pub fn sweep(
     let (removed, kept) = too_many(settings, found, report.bytes);
     let kept: HashSet<String> = kept.into_iter().map(|one| one.identity).collect();
     // A new manifest may be one whose first bundle is being written.
-    let is_old = |age: Option<Duration>| age.is_none_or(|age| age >= settings.leftovers_after);
+    let is_old = |age: Option<Duration>| age.is_some_and(|age| age >= settings.leftovers_after);
     let manifests = other
         .manifests
         .into_iter()

@@ -1,38 +1,21 @@
 //! The stand-in as a library, through the loader that loads real drivers.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "shared/driver_library.rs"]
+mod driver_library;
+
 use kvtile_device::{
     BatchRoute, CopyBatch, DeviceMemory, DeviceOptions, Driver, PinnedMemory, RegisterOptions,
     RegisteredMemory, SourceOrder,
 };
 use kvtile_memory::{MemoryRegion, SystemMemory};
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-
-/// The library, built where a run of this test alone has not built the examples.
-fn library() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let folder = test.parent().unwrap().with_file_name("examples");
-    let library = folder.join("libdriver_library.so");
-    if !library.exists() {
-        let build = [
-            "build",
-            "-p",
-            "kvtile-standin",
-            "--example",
-            "driver_library",
-        ];
-        let status = Command::new(env!("CARGO")).args(build).status().unwrap();
-        assert!(status.success());
-    }
-    library
-}
 
 #[test]
 fn a_driver_is_loaded_by_its_file_and_copies_there_and_back() {
     let options = DeviceOptions {
-        library: Some(library()),
+        library: Some(driver_library::library()),
     };
     let driver = Driver::open(&options).unwrap();
     assert_eq!(driver.version().to_string(), "13.0");
@@ -78,7 +61,11 @@ fn a_driver_in_the_search_path_is_found_by_its_usual_name() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(library(), folder.path().join("libcuda.so.1")).unwrap();
+    std::os::unix::fs::symlink(
+        driver_library::library(),
+        folder.path().join("libcuda.so.1"),
+    )
+    .unwrap();
     let name = "a_driver_in_the_search_path_is_found_by_its_usual_name";
     let child = Command::new(std::env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture"])

@@ -13,17 +13,28 @@ use kvtile::{
 use serde::Serialize;
 
 use super::report::{UsageReport, age, path_text, seconds_since};
-use crate::output::{Align, Screen, TextTable, bytes, thousands};
+use crate::{
+    error::with_causes,
+    output::{Align, Screen, TextTable, bytes, thousands},
+};
 
 /// A part.
 #[derive(Serialize)]
 pub(super) struct PartStat {
     name: String,
     #[serde(flatten)]
-    facts: Option<PartFacts>,
-    /// Why the part cannot be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<String>,
+    state: PartState,
+}
+
+/// What was found out about a part.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum PartState {
+    Read(PartFacts),
+    /// It cannot be read.
+    Failed {
+        problem: String,
+    },
 }
 
 /// What a part has.
@@ -38,15 +49,14 @@ struct PartFacts {
 
 impl PartStat {
     fn of(path: &Path, name: String) -> PartStat {
-        let (facts, problem) = match Inspection::open(&path.join(&name)) {
-            Ok(part) => (Some(PartFacts::of(&part)), None),
-            Err(error) => (None, Some(error.to_string())),
+        let state = match Inspection::open(&path.join(&name)) {
+            Ok(part) => PartState::Read(PartFacts::of(&part)),
+            Err(error) => PartState::Failed {
+                // In one line, for the table.
+                problem: with_causes(error.to_string(), &error).replace("\n  because: ", ": "),
+            },
         };
-        PartStat {
-            name,
-            facts,
-            problem,
-        }
+        PartStat { name, state }
     }
 }
 
@@ -88,15 +98,14 @@ pub(super) fn parts_text(parts: &[PartStat]) -> String {
         ("used", Align::Left),
     ]);
     for part in parts {
-        let [blocks, files, made, used] = match (&part.facts, &part.problem) {
-            (Some(facts), _) => [
+        let [blocks, files, made, used] = match &part.state {
+            PartState::Read(facts) => [
                 thousands(facts.blocks as u64),
                 bytes(facts.files_bytes),
                 format!("{} ago", age(facts.age_seconds)),
                 facts.usage.text().to_owned(),
             ],
-            (None, problem) => {
-                let problem = problem.as_deref().unwrap_or_default();
+            PartState::Failed { problem } => {
                 let unknown = || "?".to_owned();
                 [
                     unknown(),
@@ -121,7 +130,10 @@ pub(super) struct PartsReport<'a> {
 
 impl<'a> PartsReport<'a> {
     pub(super) fn of(path: &'a Path, parts: Vec<PartStat>) -> PartsReport<'a> {
-        let each = parts.iter().filter_map(|part| part.facts.as_ref());
+        let each = parts.iter().filter_map(|part| match &part.state {
+            PartState::Read(facts) => Some(facts),
+            PartState::Failed { .. } => None,
+        });
         PartsReport {
             path,
             files_bytes: each.map(|facts| facts.files_bytes).sum(),
@@ -169,7 +181,7 @@ mod tests {
         let report = PartsReport::of(folder.path(), parts_of(folder.path()));
         let names: Vec<&str> = report.parts.iter().map(|part| part.name.as_str()).collect();
         assert_eq!(names, ["layers-0-2.heads-0-4", "layers-0-2.heads-4-8"]);
-        // A part that is no disk tier has its problem in the list, and does not hide the others.
+        // A part that is no disk tier has its problem in the list, which goes on after it.
         let text = report.text(Screen {
             columns: 80,
             colours: false,

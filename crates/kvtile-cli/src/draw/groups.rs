@@ -1,6 +1,6 @@
 //! What a hit needs of the groups of a model: a bar of tokens for each group.
 
-use super::{palette, svg::SvgPage};
+use super::{palette, svg::SvgPage, terminal};
 use crate::output::Screen;
 
 /// What a hit needs of a group: the end of its tokens, from a point on.
@@ -37,7 +37,7 @@ pub(crate) fn picture(groups: &[GroupNeeds], screen: Screen) -> String {
     for (at, group) in groups.iter().enumerate() {
         let first = first_column(group, columns);
         let padding = " ".repeat(names - group.name.chars().count());
-        let colour = 31 + at * 6;
+        let (colour, _) = terminal::colours_of(at);
         let needed = screen.ansi(&format!("38;5;{colour}"), &"█".repeat(columns - first));
         let absent = screen.dim(&"·".repeat(first));
         text.push_str(&format!("  {}{padding}  {absent}{needed}\n", group.name));

@@ -77,7 +77,8 @@ fn body(cell: &DrawnCell, screen: Screen) -> String {
     }
 }
 
-fn colours_of(plane: usize) -> (u8, u8) {
+/// The colours of a plane, light on and off.
+pub(super) fn colours_of(plane: usize) -> (u8, u8) {
     PLANES.get(plane % PLANES.len()).copied().unwrap_or(MIXED)
 }
 

@@ -1,10 +1,10 @@
 //! `kvtile layout groups`: the groups of a model, and what a hit needs of each.
 
-use std::{fmt::Write as _, ops::Range, path::Path};
+use std::{fmt::Write as _, num::NonZeroU64, ops::Range, path::Path};
 
 use kvtile::{
     identity::{GroupRole, ModelGroup, ModelIdentity},
-    layout::GroupRule,
+    layout::{GroupRule, broken},
 };
 use serde::Serialize;
 
@@ -93,19 +93,16 @@ fn picture_line(path: &Path) -> String {
 
 /// The pages of a group that a hit needs.
 fn needed(group: &ModelGroup, stop: u64) -> Range<u64> {
-    let page = std::num::NonZeroU64::new(group.shape().page_size());
-    page.map_or(0..0, |page| group.rule().needs(stop, page))
+    let Some(page) = NonZeroU64::new(group.shape().page_size()) else {
+        broken(format_args!("group {} has pages of 0 tokens", group.name()))
+    };
+    group.rule().needs(stop, page)
 }
 
 impl GroupsReport {
     /// The figures for the longest stop of at most `tokens` tokens.
     fn of(model: &ModelIdentity, tokens: u64) -> Result<GroupsReport, CliError> {
-        let mut pages = model.targets().map(|group| group.shape().page_size());
-        let stop_unit = pages.try_fold(1_u64, |unit, page| {
-            let shared = greatest_common_divisor(unit, page).max(1);
-            unit.checked_mul(page / shared)
-        });
-        let stop_unit = stop_unit.filter(|unit| *unit > 0 && *unit <= tokens);
+        let stop_unit = model.stop_unit().filter(|unit| *unit <= tokens);
         let Some(stop_unit) = stop_unit else {
             return Err(CliError::Option {
                 option: "--tokens",
@@ -241,11 +238,4 @@ fn layers_text(group: &GroupRow) -> String {
         true => format!("{} layers", thousands(group.layer_count)),
         false => group.layers.clone(),
     }
-}
-
-fn greatest_common_divisor(mut one: u64, mut other: u64) -> u64 {
-    while other != 0 {
-        (one, other) = (other, one % other);
-    }
-    one
 }

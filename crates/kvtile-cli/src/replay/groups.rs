@@ -155,8 +155,8 @@ pub(super) fn run(
     args: &GroupsArgs,
     (path, input): (&Path, &GroupsInput<'_>),
 ) -> Result<(), CliError> {
+    let stops = stops(args)?;
     let model = model_file::read(path)?;
-    let stops = stops(args);
     let requests = trace.requests().len() as u64;
     let runs = input.policies.len() * args.host_bytes.len();
     let bar = output::progress(requests * runs as u64, "replaying");
@@ -190,13 +190,21 @@ pub(super) fn run(
     }
 }
 
-fn stops(args: &GroupsArgs) -> ReplayStops {
+fn stops(args: &GroupsArgs) -> Result<ReplayStops, CliError> {
+    let is_alone = args.stops.iter().all(|stop| *stop == StopName::None);
+    if args.stops.contains(&StopName::None) && (args.every.is_none() || !is_alone) {
+        return Err(CliError::Option {
+            option: "--stops",
+            value: "none".to_owned(),
+            problem: "give it alone and with --every; without stops nothing is found".to_owned(),
+        });
+    }
     let has = |name| args.stops.is_empty() || args.stops.contains(&name);
-    ReplayStops {
+    Ok(ReplayStops {
         prompt: has(StopName::Prompt),
         branch: has(StopName::Branch),
         every: args.every.and_then(NonZeroU64::new),
-    }
+    })
 }
 
 /// The error of a replay over groups.

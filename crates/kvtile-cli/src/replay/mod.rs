@@ -35,7 +35,7 @@ use self::{
 use crate::{
     error::CliError,
     files::{self, OutputFile},
-    numbers, output,
+    numbers, output, policy,
 };
 
 /// The text at the end of `--help`.
@@ -62,13 +62,13 @@ the shared tier, in whole bundles, or are computed. --route prefix-load routes t
 longest prefix whose queue is at most 1.25 times the mean queue plus the tokens that the prefix saves;
 a node computes --prefill-rate tokens a second. --shared-writes uses:N writes a bundle once N requests
 on the node have used all of it; cached-uses:N counts only while its blocks are in host memory. The
-policy is gittins unless --policy names others. Every option that takes a list adds rows.
+default policy is gittins. Every option that takes a list adds rows.
 
 With --groups the requests go through the cache over the groups of a model, with pages of a few bytes in
 place of the model's; --host-bytes are those of the model, and the groups divide them as in the cache. A
 hit is the longest stop before the last token of the prompt. The engine stores the last stop of each
-prompt, and where an earlier request branched off; --every adds stops. The policy is gittins unless
---policy names others.
+prompt, and where an earlier request branched off; --every adds stops. The default
+policy is gittins.
 
 Examples:
   kvtile replay conversation.jsonl --dry
@@ -271,10 +271,10 @@ fn policies(names: &[String]) -> Result<Vec<PolicyKind>, CliError> {
     }
     let mut policies = Vec::new();
     for name in names {
-        let policy: PolicyKind = name.trim().parse().map_err(|_| CliError::Option {
+        let policy = policy::parse(name).map_err(|problem| CliError::Option {
             option: "--policy",
             value: name.clone(),
-            problem: "no such policy; give gittins, lru, arc or s3-fifo".to_owned(),
+            problem,
         })?;
         if !policies.contains(&policy) {
             policies.push(policy);

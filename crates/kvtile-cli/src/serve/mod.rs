@@ -24,6 +24,7 @@ use crate::{
     error::CliError,
     numbers,
     output::{self, thousands},
+    policy,
 };
 
 /// The end of `--help`.
@@ -69,10 +70,10 @@ pub struct ServeArgs {
     )]
     disk_writes: DiskWrites,
     /// The eviction policy of host memory: gittins, lru, arc or s3-fifo
-    #[arg(long, value_name = "NAME", value_parser = policy, default_value = PolicyKind::Gittins.name())]
+    #[arg(long, value_name = "NAME", value_parser = policy::parse, default_value = PolicyKind::Gittins.name())]
     policy: PolicyKind,
     /// The eviction policy of the disk
-    #[arg(long, value_name = "NAME", value_parser = policy, default_value = PolicyKind::Gittins.name(),
+    #[arg(long, value_name = "NAME", value_parser = policy::parse, default_value = PolicyKind::Gittins.name(),
           requires = "disk")]
     disk_policy: PolicyKind,
     /// At most so many blocks of host memory for a tenant, of each identity; once for each tenant
@@ -100,12 +101,6 @@ pub struct ServeArgs {
     /// Take the memory of a cache when it opens, not when blocks come
     #[arg(long)]
     prefault: bool,
-}
-
-/// An eviction policy by its name.
-fn policy(name: &str) -> Result<PolicyKind, String> {
-    name.parse()
-        .map_err(|_| "no such policy; give gittins, lru, arc or s3-fifo".to_owned())
 }
 
 /// `7=20000`: the blocks of a tenant.
@@ -256,7 +251,7 @@ mod tests {
         ] {
             assert!(quota(text).unwrap_err().contains("TENANT=BLOCKS"), "{text}");
         }
-        assert_eq!(policy("s3-fifo"), Ok(PolicyKind::S3Fifo));
-        assert!(policy("LRU").unwrap_err().contains("gittins"));
+        assert_eq!(policy::parse("s3-fifo"), Ok(PolicyKind::S3Fifo));
+        assert!(policy::parse("LRU").unwrap_err().contains("gittins"));
     }
 }

@@ -262,7 +262,8 @@ fn a_daemon_has_an_eviction_policy_and_quotas_of_tenants() {
     }
     let settings = node.settings(16).quotas(vec![quota(7, 4)]);
     let settings = settings.disk(node.folder.path().join("disk"), 1 << 20);
-    let settings = settings.policies(PolicyKind::Lru, PolicyKind::S3Fifo);
+    let mut settings = settings.policy(PolicyKind::Lru);
+    settings.disk.as_mut().unwrap().policy = PolicyKind::S3Fifo;
     let maker = |of_cache: CacheSettings| {
         assert_eq!(of_cache.policy, PolicyKind::Lru);
         assert_eq!(of_cache.disk.as_ref().unwrap().policy, PolicyKind::S3Fifo);

@@ -22,7 +22,7 @@ pub(super) fn run_blocks(blocks: usize, run_bytes: usize) -> Result<StridedLayou
 pub(super) struct ScatteredRuns {
     pub(super) dense: StridedLayout,
     pub(super) scattered: StridedLayout,
-    /// From the dense blocks to the others.
+    /// From the dense blocks to the scattered ones.
     pub(super) load: CopyPlan,
     /// The way back.
     pub(super) store: CopyPlan,

@@ -176,6 +176,17 @@ fn what_is_no_model_and_what_does_not_go_together_is_refused() {
     assert!(error.contains("63"), "{error}");
     kvtile(&["replay", TRACE, "--groups", path]).fails(2);
     kvtile(&["replay", TRACE, "--host-bytes", "1GiB"]).fails(2);
+    let stops = [
+        "replay",
+        TRACE,
+        "--groups",
+        path,
+        "--host-bytes",
+        "1GiB",
+        "--stops",
+    ];
+    kvtile(&[&stops[..], &["none"]].concat()).fails(2);
+    kvtile(&[&stops[..], &["none,prompt", "--every", "64"]].concat()).fails(2);
     kvtile(&[
         "replay",
         TRACE,

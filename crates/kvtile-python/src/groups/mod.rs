@@ -71,7 +71,7 @@ static OPEN: OpenSlots<GroupCache> = OpenSlots::new();
 ///     model: the model with its groups, each with a rule and a page size: ``"full"`` (all tokens before
 ///         the stop), ``"window"`` (the last tokens that a token attends to, itself included),
 ///         ``"chunk"`` (the tokens of the chunk that the stop is in) or ``"stop"`` (one record for the
-///         state at the stop). A group of a draft model is kept beside the others: a stop and a load
+///         state at the stop). A group of a draft model is kept beside the model's groups: a stop and a load
 ///         need nothing of it.
 ///     layouts: the engine's layout of groups, by name. Of a group without one, each load and store
 ///         gives the layout of its blocks.
@@ -143,6 +143,21 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
             drop(slot.take());
         }
     })
+}
+
+/// The options of a lookup: the most tokens of the stop and the owner of its pins, how long they last, and how long the
+/// pages are worth keeping.
+fn stop_options(
+    (at_most, owner): (Option<u64>, u64),
+    hold: Option<Duration>,
+    (priority, lifetime): (i8, Option<Duration>),
+) -> StopOptions {
+    StopOptions::new()
+        .at_most(at_most)
+        .owner(OwnerId(owner))
+        .hold(hold)
+        .hints(hints(priority, 0, false))
+        .lifetime(lifetime)
 }
 
 #[pymethods]
@@ -254,12 +269,7 @@ impl PyGroupCache {
         #[pyo3(from_py_with = number::priority)] priority: i8,
         #[pyo3(from_py_with = time::lifetime)] lifetime: Option<Duration>,
     ) -> PyResult<PyGroupMatch> {
-        let options = StopOptions::new()
-            .at_most(at_most)
-            .owner(OwnerId(owner))
-            .hold(hold)
-            .hints(hints(priority, 0, false))
-            .lifetime(lifetime);
+        let options = stop_options((at_most, owner), hold, (priority, lifetime));
         let found = self.with(py, |cache| {
             Ok::<_, CallFailure>(cache.lookup_with(&keys, &options))
         })?;
@@ -288,12 +298,7 @@ impl PyGroupCache {
         #[pyo3(from_py_with = number::priority)] priority: i8,
         #[pyo3(from_py_with = time::lifetime)] lifetime: Option<Duration>,
     ) -> PyResult<PyGroupSeek> {
-        let options = StopOptions::new()
-            .at_most(at_most)
-            .owner(OwnerId(owner))
-            .hold(hold)
-            .hints(hints(priority, 0, false))
-            .lifetime(lifetime);
+        let options = stop_options((at_most, owner), hold, (priority, lifetime));
         let seek = self.with(py, |cache| {
             Ok::<_, CallFailure>(cache.seek_with(&keys, within, &options))
         })?;

@@ -144,7 +144,7 @@ pub fn survey(
     })?;
     Ok(StoreSurvey {
         forms: forms.into_values().collect(),
-        manifests: read_manifests(store, settings, &other.manifests)?,
+        manifests: read_manifests(store, settings, &other.manifests),
         foreign: other.foreign,
     })
 }
@@ -156,15 +156,19 @@ fn read_manifests(
     store: &dyn SharedStore,
     settings: &SurveySettings,
     manifests: &[(Fingerprint, ListedValue)],
-) -> Result<BTreeMap<String, Result<StoreManifest, StoreManifestError>>, SharedStoreError> {
+) -> BTreeMap<String, Result<StoreManifest, StoreManifestError>> {
     let mut read = BTreeMap::new();
     for (identity, value) in manifests.iter().take(MANIFESTS_MAX) {
         let by = Deadline::within(settings.call_within);
-        if let Some(manifest) = StoreManifest::read(store, (*identity, &value.name), by)? {
-            read.insert(identity.to_string(), manifest);
-        }
+        let manifest = match StoreManifest::read(store, (*identity, &value.name), by) {
+            Ok(None) => continue,
+            Ok(Some(manifest)) => manifest,
+            // The report on the bundles is worth more.
+            Err(error) => Err(StoreManifestError::Unreadable(error.to_string())),
+        };
+        read.insert(identity.to_string(), manifest);
     }
-    Ok(read)
+    read
 }
 
 /// What was removed.

@@ -124,7 +124,7 @@ pub fn verify(
         Ok(())
     })?;
     check.foreign = other.foreign;
-    for (identity, manifest) in read_manifests(store, settings, &other.manifests)? {
+    for (identity, manifest) in read_manifests(store, settings, &other.manifests) {
         if let Err(problem) = manifest {
             check.unfit_manifests.insert(identity, problem);
         }

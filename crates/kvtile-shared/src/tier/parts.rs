@@ -83,6 +83,8 @@ impl ManifestWrite {
             _ => store.write(&self.name, &[text], None, by).map(drop),
         };
         if let Err(error) = write() {
+            // The next bundle tries again.
+            self.is_begun.store(false, Ordering::Relaxed);
             log::info!(
                 "the manifest {} is not in {}: {error}",
                 self.name,

@@ -374,18 +374,18 @@ impl<'a> StopSearch<'a> {
             });
             times.sum::<Duration>()
         };
-        let stops = self.with_stops(most, |stops| {
-            stops.take(STOPS_WEIGHED).collect::<Vec<u64>>()
-        });
-        let times: Vec<Duration> = stops.iter().map(reading).collect();
+        let stops = self.with_stops(most, |stops| stops.collect::<Vec<u64>>());
+        let times: Vec<Duration> = stops.iter().take(STOPS_WEIGHED).map(reading).collect();
         let weighed = || stops.iter().copied().zip(&times);
-        let in_host = weighed().find(|(_, time)| time.is_zero());
-        let in_host = in_host.map_or(0, |(stop, _)| stop);
+        // However many longer ones there are: it costs nothing.
+        let is_in_host = |stop: &u64| reading(stop).is_zero();
+        let in_host = stops.iter().copied().find(is_in_host).unwrap_or(0);
         let pays = |(stop, time): &(u64, &Duration)| {
             *stop == in_host
                 || (*stop > in_host && reading_pays(**time, stop - in_host, tokens_per_second))
         };
-        weighed().find(pays).map(|(stop, _)| stop)
+        let found = weighed().find(pays).map(|(stop, _)| stop);
+        found.or((in_host > 0).then_some(in_host))
     }
 
     /// Pins what a stop needs of every group; `None` if a page has left meanwhile. A draft group of which a page is

@@ -61,7 +61,7 @@ pub use shared::GroupFacts;
 pub use store::{GroupStoreOptions, StoreBlocks};
 
 pub(crate) use division::{GroupPart, divide_host, fill_shares, memory_bytes, pages_of_a_stop};
-pub(crate) use shared::facts_of;
+pub(crate) use shared::{divisor, facts_of};
 
 use shared::GroupsShared;
 use stops::StopKeeper;

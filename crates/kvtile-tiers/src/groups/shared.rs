@@ -228,7 +228,7 @@ pub(crate) fn facts_of(
 }
 
 /// The greatest common divisor.
-fn divisor(mut one: u64, mut other: u64) -> u64 {
+pub(crate) fn divisor(mut one: u64, mut other: u64) -> u64 {
     while other != 0 {
         (one, other) = (other, one % other);
     }

@@ -159,7 +159,13 @@ impl StopKeeper {
 
     /// Follows the events until the cache closes and ends the waits for them.
     pub(super) fn serve(mut self) {
-        while self.events.wait() {
+        let is_open = |keeper: &StopKeeper| {
+            keeper
+                .shared
+                .upgrade()
+                .is_some_and(|shared| shared.open().is_some())
+        };
+        while self.events.wait() && is_open(&self) {
             while self.step() {}
         }
     }

@@ -3,14 +3,12 @@
 //! `KVTILE_GROUPS_TRACE=conversation.jsonl` replays the first `KVTILE_GROUPS_REQUESTS` requests (default
 //! 1,500) of a trace in the format of Mooncake. Each block of the trace is one state page and two full pages.
 
-use std::{fs, num::NonZeroUsize};
+use std::fs;
 
 use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_tiers::groups::{GroupCache, GroupStoreOptions, StoreBlocks};
 
-use super::common::{
-    GroupEngine, NAMES, STATE_PAGE, UNIT, in_host, needed, number, page, settings, settle,
-};
+use super::common::{GroupEngine, NAMES, UNIT, in_host, needed, number, page, settings, settle};
 
 /// Blocks of the trace that fit in the engine's layout.
 const BLOCKS_MAX: usize = 31;
@@ -77,6 +75,7 @@ fn tokens_of_a_trace() {
         [6000, 300, 100],
     ] {
         let engine = GroupEngine::new(&[0, 1, 3]);
+        let mut hits = Vec::new();
         for whole_stops in [false, true] {
             let cache = engine.open(settings(&[0, 1, 3], &pages));
             let (mut hit, mut all) = (0, 0);
@@ -100,8 +99,9 @@ fn tokens_of_a_trace() {
             println!(
                 "{pages:?} whole stops {whole_stops}: {hit} of {all} tokens, {known} stops, {host:?} pages"
             );
+            hits.push(hit);
         }
-        assert!(NonZeroUsize::new(chains.len()).is_some() && STATE_PAGE == 2 * UNIT);
+        assert!(hits.iter().all(|hit| *hit > 0), "{pages:?}: {hits:?}");
     }
 }
 

@@ -145,6 +145,10 @@ impl TransferFlight {
 
     /// Executes the plans on this thread, and ends the flight.
     pub(crate) fn fly(self, lane: &dyn Lane) {
+        if let Some(marks) = &self.marks {
+            // It has none, so those that wait for a layer wait for its arrival.
+            marks.close();
+        }
         let mut layer = 0;
         let end = carry(lane, self.cargo(), &mut || {
             self.layer_arrived(layer);

@@ -8,7 +8,7 @@
 //! | `flight` | a transfer in progress, from its start to its end |
 //! | `memory` | the lane between memories |
 //! | `file` | the lane from and to files, through staging memory |
-//! | `device` | the lane from and to memory of devices, by their copy engines |
+//! | `device` | the lane from and to memory of devices, by their copy engines and kernels |
 //! | `bound` | binds a layout to its regions and checks every bound |
 //! | `nest` | chooses the kernel of a nest and the loops around it |
 //! | `pipeline` | the steps of a kernel, with prefetches of the next ones |

@@ -1,4 +1,5 @@
-//! Every call of the driver fails once: a typed error, the blocks and the staging memory come back, and nothing is left.
+//! Each function of the driver fails once, at its first calls and some later ones: a typed error, the blocks and the
+//! staging memory come back, and nothing is left.
 
 use kvtile_device::{DeviceError, cuda};
 use kvtile_standin::{Standin, StandinLeaks, StandinOptions};

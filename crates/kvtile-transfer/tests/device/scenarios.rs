@@ -381,11 +381,8 @@ fn bad_requests_are_typed_errors() {
         refused,
         Err(TransferError::Copy(CopyError::AfterWithoutDevice { .. }))
     ));
-    let file = manager
-        .register(layout("BLKNHC").allocate_disk(None).build().unwrap())
-        .unwrap();
     let options = TransferOptions::new();
-    let done = manager.execute_transfer(world.pageable, &[0], other, &[0], options.clone());
+    let done = manager.execute_transfer(world.pageable, &[0], other, &[0], options);
     let done = done.unwrap();
     done.wait_layer_on(stream, 3).unwrap();
     assert!(done.mark(3).unwrap().is_none());
@@ -396,7 +393,6 @@ fn bad_requests_are_typed_errors() {
             layers: 4
         }))
     ));
-    let _ = file;
     let huge = layout("BLKNHC");
     let full = DeviceMemory::allocate(&world.device, (64 << 20) - (48 << 10)).unwrap();
     let error = huge.allocate_device(&world.device).build().unwrap_err();

@@ -53,12 +53,21 @@ pub(super) fn run(context: &mut PhaseContext<'_>) -> Result<(), GpuCheckError> {
     let mut accepted: Vec<&str> = Vec::new();
     let attempted = attempts.len() + 1;
     for (name, attempt) in attempts {
-        if attempt.is_ok() {
-            accepted.push(name);
+        match attempt {
+            Ok(_) => accepted.push(name),
+            Err(
+                GpuCheckError::Lower(_)
+                | GpuCheckError::OutsideBuffer { .. }
+                | GpuCheckError::OverlappingCopies,
+            ) => {}
+            // Not refused for its bounds.
+            Err(error) => return Err(error),
         }
     }
-    if PreparedCopies::whole(&to, &from, BYTES + 1).is_ok() {
-        accepted.push("a copy that is too long");
+    match PreparedCopies::whole(&to, &from, BYTES + 1) {
+        Ok(_) => accepted.push("a copy that is too long"),
+        Err(GpuCheckError::OutsideBuffer { .. }) => {}
+        Err(error) => return Err(error),
     }
     context.done += 1;
     context.compared(ByteCheck {

@@ -310,6 +310,16 @@ impl ModelIdentity {
         pages.fold(0, greatest_common_divisor)
     }
 
+    /// The tokens between two stops: the least common multiple of the page sizes of the model's own groups; `None` if it
+    /// exceeds `u64`.
+    #[must_use]
+    pub fn stop_unit(&self) -> Option<u64> {
+        let mut pages = self.targets().map(|group| group.shape().page_size());
+        pages.try_fold(1_u64, |unit, page| {
+            unit.checked_mul(page / greatest_common_divisor(unit, page))
+        })
+    }
+
     /// The identity without groups, if the model is plain: one group, of all layers, with full attention and the name
     /// `full`.
     #[must_use]

@@ -112,6 +112,8 @@ class KvtileHiCache(HiCacheStorage):  # type: ignore[misc]
             for known in (self._pages, self._pools):
                 known.pop(name, None)
             self._count("pools_refused", f"kvtile does not keep the pages of the pool {name!r}: {error}", error)
+            if name in self._stores:
+                self._shut()
             if not self._stores and self._pages:
                 self._guard(self._open, None, "open the folders again")
 

@@ -90,7 +90,7 @@ class Contents:
                 put_back(layer, of_layer, stop)
 
     def join(self, rows: list[Any], starts: list[int], past: Any) -> None:
-        """Makes an unused cache object continue with the rows of others, each of one sequence, which end in one column.
+        """Makes an unused cache object continue with the rows of several cache objects, each of one sequence, which end in one column.
 
         Args:
             starts: the column of the first token of each row. Columns before it are padding, which attention ignores.

@@ -112,6 +112,8 @@ class PassedStops(DynamicCache):  # type: ignore[misc]
     def reset(self) -> None:
         super().reset()
         self.kvtile_rows = ()
+        if self.kvtile_columns is not None:
+            self.kvtile_columns = 0
 
     def pass_stops(self) -> None:
         """Copies the records of the rows whose answer is at a page's end."""

@@ -13,8 +13,6 @@ import logging
 from collections.abc import Collection
 from typing import Any
 
-from transformers import DynamicCache
-
 from kvtile._errors import IdentityError, RequestError, SettingsError
 from kvtile._hf.fields import text
 from kvtile._kvtile import GroupStoreReport, ModelIdentity, TokenHasher

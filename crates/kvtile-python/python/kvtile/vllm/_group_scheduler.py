@@ -53,6 +53,7 @@ class GroupScheduler(Scheduler):
             self._members = model.groups
             self._hashers[rank] = TokenHasher(model, salt=self._settings.salt)
             self.group_directories[rank] = {group.name: directory_of() for group in self._groups}
+        for rank, hello in hellos.items():
             # The blocks that the folder has kept.
             self._apply(rank, RankReport(group_changes=hello.group_changes))
 
@@ -147,10 +148,11 @@ class GroupScheduler(Scheduler):
                 continue
             self._follow(tracked)
             # Draft tokens fill no page: their KV may be wrong.
-            after = self._known(tracked, min(computed[name] + scheduled, tracked.request.num_tokens))
+            end = min(computed[name] + scheduled, tracked.request.num_tokens)
+            after = self._known(tracked, end)
             states = {(table, boundary): block for table, block, boundary in offers.get(name, ())}
             wanted = self._wanted(tracked, after)
-            for store in self._stores(tracked, after, wanted, tables, states):
+            for store in self._stores(tracked, (after, end), wanted, tables, states):
                 self._announce_store(store, orders)
         return orders
 
@@ -187,16 +189,21 @@ class GroupScheduler(Scheduler):
         return found
 
     def _stores(
-        self, tracked: Tracked, after: int, stops: Iterable[int], tables: Tables, states: Mapping[tuple[int, int], int]
+        self, tracked: Tracked, reached: tuple[int, int], stops: Iterable[int], tables: Tables,
+        states: Mapping[tuple[int, int], int],
     ) -> list[GroupStoreOrder]:
-        """The orders to store stops, and the pages of full attention up to ``after`` that are not stored."""
+        """The orders to store stops, and the pages of full attention that are not stored.
+
+        ``reached`` has the tokens whose content is known after the step, and all that are computed then.
+        """
         if tracked.keys is None:
             return []
+        after, end = reached
         request, keys = tracked.request.request_id, tracked.keys.of(after // self.page_size)
         full = self._full_pages(tracked, keys, after, tables)
         made: list[GroupStoreOrder] = []
         for stop in stops:
-            pages = self._stop_pages(stop, stop == after, tables, states)
+            pages = self._stop_pages(stop, stop == end, tables, states)
             if pages is not None:
                 made.append(GroupStoreOrder(request, keys, {**full, **pages}, stop, tracked.adapter))
                 full = {}
@@ -256,8 +263,7 @@ class GroupScheduler(Scheduler):
         if tracked is not None and tracked.request is request and tracked.keys is not None and tracked.has_room:
             # The blocks of a request that waits for its load have no content yet.
             computed = 0 if name in self.loading else min(request.num_computed_tokens, request.num_tokens)
-            computed = self._known(tracked, computed)
-            stop = computed // self._stop_unit * self._stop_unit
+            stop = self._known(tracked, computed) // self._stop_unit * self._stop_unit
             if stop and stop not in tracked.stops and tables:
                 # Full pages were ordered with the steps that filled them.
                 pages = self._stop_pages(stop, stop == computed, tables, {})
@@ -279,7 +285,12 @@ class GroupScheduler(Scheduler):
                 tracked.has_failed = True
 
     def _forget(self) -> None:
-        """Empties the view of the workers' tiers."""
+        """Empties the view of the workers' tiers, and drops the ends of answers that wait for the next step."""
+        for store in self._orders.group_stores:
+            left = self.announced.pop(store.request, 0) - len(self.group_directories)
+            if left > 0:
+                self.announced[store.request] = left
+        self._orders.group_stores.clear()
         for directories in self.group_directories.values():
             for directory in directories.values():
                 directory.clear()

@@ -75,13 +75,8 @@ class GroupWorker(WorkerTransfers):
         """The identity of the model, and the worker's pages, for the scheduler."""
         return Hello(self.model.to_json(), group_changes=self._everything())
 
-    def begin_step(self, orders: Orders) -> None:
+    def _start_loads(self, orders: Orders) -> None:
         """Starts the loads of a step."""
-        if orders.clear:
-            self.cache.clear()
-        for keys in orders.uses:
-            self.cache.lookup(keys[self.rank]).release()
-        self.held |= orders.held
         for load in orders.group_loads:
             self._start_load(load)
 

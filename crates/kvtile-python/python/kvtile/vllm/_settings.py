@@ -66,7 +66,7 @@ class Settings:
             well, 8 MiB for a bucket. Prompts with fewer full blocks are not shared.
         shared_compress: compress blocks for the shared store, without loss. Every engine reads compressed blocks.
         policy: eviction policy: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
-        workers: worker threads that move blocks, per rank.
+        workers: worker threads that move blocks, per rank; with several groups, per rank and group.
         recompute_tokens_per_second: prompt tokens that the engine computes per second. Blocks on disk that take longer
             to load than to compute are not loaded.
         model: the model's name in the identity of its blocks; default: the name that vLLM was given.

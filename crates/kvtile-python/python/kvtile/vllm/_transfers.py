@@ -23,6 +23,8 @@ PATIENCE = 0.005
 class WorkerTransfers(ABC):
     """A worker's cache and transfers, as the connector calls them."""
 
+    cache: Any
+
     def __init__(self, rank: Rank) -> None:
         self.rank = rank.number
         self.ranks = rank.size
@@ -38,9 +40,18 @@ class WorkerTransfers(ABC):
     def hello(self) -> Hello:
         """The worker's identity and blocks, for the scheduler."""
 
-    @abstractmethod
     def begin_step(self, orders: Orders) -> None:
         """Starts the loads of a step."""
+        if orders.clear:
+            self.cache.clear()
+        for keys in orders.uses:
+            self.cache.lookup(keys[self.rank]).release()
+        self.held |= orders.held
+        self._start_loads(orders)
+
+    @abstractmethod
+    def _start_loads(self, orders: Orders) -> None:
+        """Starts the loads and the queries of a step."""
 
     def wait_for_layer(self, name: str) -> None:
         """Waits until the step's loads have completed this layer, or have failed."""

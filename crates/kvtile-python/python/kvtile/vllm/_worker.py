@@ -119,13 +119,8 @@ class Worker(WorkerTransfers):
         """The worker's identity and blocks, for the scheduler."""
         return Hello(self.identity.to_json(), list(self._everything()))
 
-    def begin_step(self, orders: Orders) -> None:
+    def _start_loads(self, orders: Orders) -> None:
         """Starts the loads of a step."""
-        if orders.clear:
-            self.cache.clear()
-        for keys in orders.uses:
-            self.cache.lookup(keys[self.rank]).release()
-        self.held |= orders.held
         for load in orders.loads:
             self._start_load(load)
         for order in orders.seeks:

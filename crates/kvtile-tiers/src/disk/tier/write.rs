@@ -19,8 +19,8 @@ use crate::{
     error::{BatchError, SlotError, TierError},
     room::chain_room,
     tier::{
-        BlockName, BlockWrite, NotWritten, OutcomeGather, RefusedBlocks, RemovalTicket,
-        WriteReport, WriteSuccess,
+        BlockWrite, NotWritten, OutcomeGather, RefusedBlocks, RemovalTicket, WriteReport,
+        WriteSuccess,
     },
 };
 
@@ -145,25 +145,32 @@ impl DiskGroup {
             self.write_run(&mut batch, &wanted, (room, tenant));
             wanted = rest;
         }
-        let names: Vec<BlockName> = batch.blocks.iter().map(|block| block.name).collect();
+        let blocks = batch.blocks.clone();
         let mut outcomes = batch.end();
         if ticket.lock().is_cleared() {
-            self.remove_registered(&names, &mut outcomes);
+            self.remove_registered(&blocks, &mut outcomes);
         }
         outcomes
     }
 
     /// Removes the blocks that a batch registered before all blocks were removed: its pins kept them then. No other batch
     /// has written them since, because this one still has the lock of writers.
-    fn remove_registered(&self, names: &[BlockName], outcomes: &mut [DiskWriteOutcome]) {
-        let registered = names.iter().zip(outcomes);
-        let mut registered: Vec<_> = registered
-            .filter(|(_, outcome)| matches!(outcome, Ok(WriteSuccess::New)))
-            .collect();
-        let keys: Vec<BlockKey> = registered.iter().map(|(name, _)| name.key).collect();
+    fn remove_registered(&self, blocks: &[&BlockWrite], outcomes: &mut [DiskWriteOutcome]) {
+        let ended = blocks.iter().zip(&*outcomes);
+        let new = ended.filter(|(_, outcome)| matches!(outcome, Ok(WriteSuccess::New)));
+        let keys: Vec<BlockKey> = new.map(|(block, _)| block.name.key).collect();
         self.forget(&keys);
-        for (_, outcome) in &mut registered {
-            **outcome = Err(NotWritten::Removed);
+        let removed: HashSet<BlockKey> = keys.into_iter().collect();
+        let mut refused = RefusedBlocks::default();
+        for (block, outcome) in blocks.iter().zip(outcomes) {
+            if outcome.is_ok() {
+                // A repeated key has the outcome of its first block.
+                *outcome = match removed.contains(&block.name.key) {
+                    true => Err(NotWritten::Removed),
+                    false => refused.check(block).map(|()| WriteSuccess::Present),
+                };
+            }
+            refused.note(block.name, outcome);
         }
     }
 

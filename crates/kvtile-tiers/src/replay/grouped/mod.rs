@@ -32,7 +32,7 @@ use crate::{
     error::TierError,
     groups::{
         CacheGroup, GroupCache, GroupCacheSettings, GroupFacts, GroupOperation, GroupPart,
-        GroupStoreOptions, LoadBlocks, StopOptions, StoreBlocks, divide_host, facts_of,
+        GroupStoreOptions, LoadBlocks, StopOptions, StoreBlocks, divide_host, divisor, facts_of,
         fill_shares, memory_bytes, pages_of_a_stop,
     },
     opening,
@@ -457,7 +457,8 @@ impl GroupedReplay {
         }
         if let Some(every) = self.stops.every {
             let multiples = start / every..=end / every;
-            stops.extend(multiples.map(|at| (at * every.get()).next_multiple_of(unit)));
+            let stop = |at: u64| at.checked_mul(every.get())?.checked_next_multiple_of(unit);
+            stops.extend(multiples.filter_map(stop));
         }
         stops.retain(|stop| (start + 1..=end).contains(stop));
         stops.sort_unstable();
@@ -474,9 +475,7 @@ impl GroupedReplay {
 
 /// The least common multiple, or the largest number.
 fn common_multiple(one: u64, other: u64) -> u64 {
-    let mut multiples = (1..=one).map(|times| other.saturating_mul(times));
-    let found = multiples.find(|multiple| multiple.is_multiple_of(one));
-    found.unwrap_or(u64::MAX)
+    (one / divisor(one, other).max(1)).saturating_mul(other)
 }
 
 /// The blocks of the engine for pages.

@@ -163,7 +163,11 @@ impl FlightWay {
         };
         sides.way().reaper.open()?;
         for mark in cargo.after() {
-            way.queue.wait(mark)?;
+            match way.ends_here {
+                // `carry` does not know the marks, and its copies may read the source from their call on.
+                true => mark.wait()?,
+                false => way.queue.wait(mark)?,
+            }
         }
         Ok(way)
     }

@@ -1,4 +1,4 @@
-//! Memory of devices as source or destination: copies that copy engines execute after the call returns.
+//! Memory of devices as source or destination: copies that devices execute after the call returns.
 //!
 //! ```text
 //! plan ──runs──► batches ──► queue of a direction ──► mark of each layer
@@ -16,7 +16,7 @@
 //! | `copies` | the runs of a plan as batches of copies |
 //! | `kernels` | the runs of a plan by kernels of the device |
 //! | `staged` | kernels that pack or unpack on the device, and few large copies |
-//! | `bounce` | memory that is not pinned, through staging memory |
+//! | `bounce` | files, and memory that is not pinned, through staging memory |
 //! | `staging` | bounded pinned memory in slots, reused when their marks are passed |
 //! | `reach` | the addresses by which devices reach memory of this process |
 //! | `reaper` | waits for marks in order, and lands flights |
