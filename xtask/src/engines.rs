@@ -58,10 +58,28 @@ const ENVIRONMENT: CachedEnvironment<'_> = CachedEnvironment {
     ],
     alone: &["sglang==0.5.23", "lmcache==0.5.6"],
 };
+/// Sets how long the soaks last.
+pub(crate) const SOAK_SECONDS: &str = "KVTILE_SOAK_SECONDS";
 const TESTS: &str = "crates/kvtile-python/tests_engines";
+const SOAKS: [&str; 2] = [
+    "crates/kvtile-python/tests_soak/test_sglang_soak.py",
+    "crates/kvtile-python/tests_soak/test_lmcache_soak.py",
+];
 
-/// The tests against the engines' own code. `arguments` are for pytest, such as a file of the folder.
+/// The tests against the engines' own code, and a short soak. `arguments` are for pytest, such as a file of the folder.
 pub(crate) fn test(arguments: &[String]) -> Result<(), StepFailure> {
+    match arguments {
+        [] => pytest(&[&[TESTS], &SOAKS[..]].concat(), None),
+        given => pytest(&given.iter().map(String::as_str).collect::<Vec<_>>(), None),
+    }
+}
+
+/// The soaks alone, of so many seconds each.
+pub(crate) fn soak(seconds: u64) -> Result<(), StepFailure> {
+    pytest(&[&["-s"], &SOAKS[..]].concat(), Some(seconds))
+}
+
+fn pytest(arguments: &[&str], soak_seconds: Option<u64>) -> Result<(), StepFailure> {
     let (environment, _lock) = match ENVIRONMENT.install() {
         Ok(installed) => installed,
         Err(failure) => {
@@ -73,15 +91,12 @@ pub(crate) fn test(arguments: &[String]) -> Result<(), StepFailure> {
     };
     cached::install_package(&environment, WheelProfile::Tests)?;
     let pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider"];
-    let arguments: Vec<&str> = match arguments {
-        [] => vec![TESTS],
-        given => given.iter().map(String::as_str).collect(),
-    };
-    let variables = [
+    let mut variables = vec![
         ("HF_HUB_OFFLINE", "1".to_owned()),
         ("OMP_NUM_THREADS", "2".to_owned()),
         cached::bytecode(&environment),
     ];
-    let arguments = [&pytest[..], &arguments].concat();
+    variables.extend(soak_seconds.map(|seconds| (SOAK_SECONDS, seconds.to_string())));
+    let arguments = [&pytest[..], arguments].concat();
     python::run_with(&environment, "python", &arguments, &variables)
 }

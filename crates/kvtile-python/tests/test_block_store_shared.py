@@ -27,7 +27,7 @@ def opened(shared: object, folder: Path | None = None, **settings: object) -> kv
 
 
 def written(store: kvtile.BlockStore, values: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while store.stats()["shared"]["written"] < values:
         assert time.monotonic() < deadline, store.stats()["shared"]
         time.sleep(0.005)
@@ -69,13 +69,13 @@ def test_a_query_waits_for_a_slow_store_and_no_longer_than_it_may(tmp_path: Path
     store = DictionaryTier()
     with opened(store) as first:
         stored(first)
-    with opened(store, shared_within=0.3) as second:
+    with opened(store, shared_within=1.5) as second:
         store.pause = 0.1
         query = second.ask(keys(1))
         assert not query.ready and "waiting" in repr(query)
         assert not query.wait(0.005)
         assert query.wait(20) and second.contains(keys(1)) == [True]
-        store.pause = 2.0
+        store.pause = 3.0
         late = second.ask(keys(2))
         # The tier's own time limit ends the query.
         assert late.wait(20) and second.contains(keys(2)) == [False]

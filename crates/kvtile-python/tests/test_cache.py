@@ -373,7 +373,7 @@ def test_a_full_queue_is_busy_and_deadlines_pass(engine: Engine) -> None:
             pass
         assert late.wait(0).stopped == "deadline" and stopped.wait(0).stopped == "cancelled"
         left = cache.store(keys, [0])
-    report = left.wait(5)
+    report = left.wait(60)
     assert report.stopped == "closed" and report.dropped == 1
 
 
@@ -398,7 +398,7 @@ def test_a_closed_cache_refuses_calls_and_releases_tensors(engine: Engine) -> No
     assert watch() is not None
     store = cache.store(keys, [0])
     del cache
-    store.wait(5)
+    store.wait(60)
     del store
     gc.collect()
     assert watch() is None
@@ -493,7 +493,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
     prelude = "import os, signal, sys, threading, time\nimport kvtile\nfrom test_cache import Engine, tokens\nengine = Engine()\n"
     return subprocess.run(
         [sys.executable, "-c", prelude + textwrap.dedent(script)],
-        capture_output=True, text=True, cwd=here, timeout=60, check=False,
+        capture_output=True, text=True, cwd=here, timeout=300, check=False,
     )
 
 
@@ -517,7 +517,7 @@ def test_a_fork_is_refused_and_exits() -> None:
         cache = kvtile.Cache(engine.identity, engine.layout, host_bytes=1 << 20)
         keys = engine.hasher.keys(tokens(4))
         store = cache.store(keys, [0])
-        store.wait(5)
+        store.wait(60)
         found = cache.lookup(keys)
         child = os.fork()
         if child == 0:
@@ -561,5 +561,5 @@ def test_warnings_go_to_logging(tmp_path: Path, caplog: pytest.LogCaptureFixture
             data[:] = bytes(byte ^ 1 for byte in data)
             path.write_bytes(data)
     with caplog.at_level(logging.WARNING), kvtile.Cache(engine.identity, engine.layout, **settings) as cache:
-        cache.load(cache.lookup(engine.hasher.keys(tokens(PAGE))), []).wait(5)
+        cache.load(cache.lookup(engine.hasher.keys(tokens(PAGE))), []).wait(60)
     assert any(record.name.startswith("kvtile") for record in caplog.records), caplog.records

@@ -29,18 +29,18 @@ class Daemon:
     def start(self) -> None:
         command = [sys.executable, "-m", "kvtile", "serve", *self.arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not self.socket.exists() and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         assert self.socket.exists(), self.process.communicate()
 
     def stop(self, how: int = signal.SIGTERM) -> str:
         self.process.send_signal(how)
-        return self.process.communicate(timeout=60)[0]
+        return self.process.communicate(timeout=300)[0]
 
     def status(self) -> dict[str, object]:
         command = [sys.executable, "-m", "kvtile", "serve", "status", "--socket", str(self.socket), "--json"]
-        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def connected(engine: Engine, daemon: Daemon, **settings: object) -> kvtile.Cach
 
 
 def eventually(is_true: object) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not is_true():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -122,6 +122,6 @@ def test_settings_of_the_daemon_are_refused_by_name(daemon: Daemon, engine: Engi
         kvtile.Cache(engine.identity, engine.layout, connect=tmp_path / "none")
     # A second daemon on the socket.
     command = [sys.executable, "-m", "kvtile", "serve", *daemon.arguments]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert second.returncode == 1
     assert "another daemon serves" in second.stderr

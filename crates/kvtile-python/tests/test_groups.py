@@ -151,8 +151,8 @@ def test_loads_and_stores_are_awaited_and_called_back(engine: Engine) -> None:
         ended: queue.Queue[bool] = queue.Queue()
         done = cache.load(cache.lookup(chain), {"full": [5, 6, 7], "state": [8]}, have={"full": 4})
         done.add_done_callback(lambda completion: ended.put(completion.done()))
-        assert done.wait(5).tokens == 16 and done.wait_layer(0) and done.cancel()
-        assert ended.get(timeout=5) is True
+        assert done.wait(60).tokens == 16 and done.wait_layer(0) and done.cancel()
+        assert ended.get(timeout=60) is True
 
 
 def test_what_cannot_be_meant_is_refused_with_the_values(engine: Engine) -> None:
@@ -272,7 +272,7 @@ def test_a_stop_that_one_cache_stores_another_one_finds_and_a_lost_page_ends_it(
         chain = first.hasher().keys(range(42))
         store(engine, first, chain, 24)
         store(engine, first, chain, 40)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         # Pairs of full pages, and one page a value of the other groups: two windows and two states.
         while first.stats()["shared"]["written"] < 5 + 2 * 3 + 2:
             assert time.monotonic() < deadline, first.stats()["shared"]

@@ -56,7 +56,7 @@ def master() -> Iterator[str]:
     command += ["--metrics_host=127.0.0.1", f"--metrics_port={free_port()}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", int(address.split(":")[1]))) == 0:
@@ -113,7 +113,7 @@ def test_a_second_cache_loads_what_the_first_stored(master: str, owner: subproce
     first.tensor[:4] = np.arange(4 * first.tensor.shape[1], dtype="float32").reshape(4, -1)
     assert first.cache.store(first.keys, [0, 1, 2, 3]).wait().stored == 4
     first.cache.flush()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while first.cache.stats()["shared"]["written"] < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert first.cache.stats()["shared"]["written"] == 2

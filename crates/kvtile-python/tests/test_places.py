@@ -61,7 +61,7 @@ print("the end", flush=True)
 )
 def test_a_cache_may_be_closed_from_its_own_callback(close: str, after: str, tmp_path: Path) -> None:
     script = CLOSING.format(tests=str(Path(__file__).parent), folder=str(tmp_path), close=close, after=after)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0 and "the end" in done.stdout, done.stderr[-3000:]
     # An exception in a callback would be printed, and a thread that joins itself would panic.
     assert done.stderr == ""

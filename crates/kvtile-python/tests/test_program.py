@@ -37,7 +37,7 @@ def test_exit_codes_are_those_of_the_program() -> None:
 def test_the_script_of_that_name_is_the_same() -> None:
     script = shutil.which("kvtile", path=Path(sys.executable).parent)
     assert script is not None
-    told = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    told = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=300, check=False)
     assert told.stdout == f"kvtile {kvtile.__version__}\n"
 
 

@@ -48,7 +48,7 @@ QUIET = pytest.mark.filterwarnings("ignore:`LoggingHandler` in `opentelemetry-sd
 """LMCache's loggers warn, and it imports modules when it uses them."""
 PIECE = 4096
 SIZE = 3 * PIECE + 512
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 120.0
 _SEEDS = itertools.count(1)
 
 

@@ -73,6 +73,15 @@ def test_objects_outlive_the_process(folder: Path) -> None:
     assert dict(second.adapter.get_usage().bytes_by_cache_salt) == {"": 12 * PIECE, "tenant": 4 * PIECE}
     into = side.empties_of(4)
     assert second.fetch(keys, into) == [True] * 4
+    # Each listener hears of an object once, and LMCache's own sum too, in whatever order they come.
+    assert sorted(listener.stored, key=str) == sorted(keys, key=str)
+    second.adapter.set_backend_identity("kvtile")
+    later = RecordingListener()
+    second.adapter.register_listener(later)
+    second.adapter.set_backend_identity("kvtile")
+    assert second.find(keys) == [True] * 4
+    assert sorted(later.stored, key=str) == sorted(listener.stored, key=str) == sorted(keys, key=str)
+    assert second.adapter._total_bytes_used == used
     assert all(map(side.same, objects, into))
     assert listener.sizes == dict.fromkeys(keys, 4 * PIECE), "LMCache's eviction knows them again"
     second.close()
@@ -394,7 +403,7 @@ def test_a_disk_without_room_fails_stores_and_nothing_else(folder: Path) -> None
     print("done", flush=True)
     """
     with child(script, folder) as process:
-        shown, _ = process.communicate(timeout=120)
+        shown, _ = process.communicate(timeout=300)
     assert shown.strip().endswith("done"), shown
     assert process.returncode == 0
 
@@ -414,7 +423,7 @@ def test_a_folder_that_cannot_be_written_is_refused(folder: Path) -> None:
     """
     folder.parent.chmod(0o755)
     with child(script, folder) as process:
-        shown, _ = process.communicate(timeout=60)
+        shown, _ = process.communicate(timeout=300)
     assert shown.startswith("refused:"), shown
 
 

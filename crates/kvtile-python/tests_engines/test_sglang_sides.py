@@ -158,7 +158,7 @@ def test_ranks_read_all_pools_that_rank_0_writes(tmp_path: Path) -> None:
     assert writer.batch_set_v1(keys(3), indices([1, 2, 3])) == [True] * 3
     assert writer.batch_set_v2([transfer(keys(2), indices([1, 2]))]) == {PoolName.INDEXER: [True] * 2}
     assert writer.flush()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while (found := reader.batch_exists_v2(keys(3), [transfer(keys(3), None)])).kv_hit_pages != 2:
         assert time.monotonic() < end, found
         time.sleep(0.05)

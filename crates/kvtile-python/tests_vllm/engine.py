@@ -211,7 +211,7 @@ def counts(llm: Any) -> dict[str, Any]:
     if worker is None:
         return {}
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler.connector.scheduler
-    end = time.monotonic() + 10
+    end = time.monotonic() + 120
     while scheduler.finishing and time.monotonic() < end:
         llm.llm_engine.step()
     open_ones = (
@@ -241,7 +241,7 @@ def comes_in_step(
     """Whether the scheduler's view equals the worker's tiers, once the cache has written what it writes in the background."""
     from kvtile.vllm._messages import Report
 
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while True:
         now = stored()
         report = worker.take_report()

@@ -46,7 +46,7 @@ def settle(llm: Any) -> None:
     if connected(llm) is None:
         return
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler.connector.scheduler
-    end = time.monotonic() + 10
+    end = time.monotonic() + 120
     while scheduler.finishing and time.monotonic() < end:
         llm.llm_engine.step()
 

@@ -22,7 +22,7 @@ def daemon(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     socket = tmp_path / "kv.sock"
     arguments = ["serve", "--socket", str(socket), "--host", str(200 * BLOCK)]
     with subprocess.Popen([sys.executable, "-m", "kvtile", *arguments], text=True) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not socket.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         assert socket.exists() and process.poll() is None
@@ -35,7 +35,7 @@ def daemon(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def blocks(socket: str) -> int:
     """The blocks in host memory of a daemon without clients."""
     command = [sys.executable, "-m", "kvtile", "serve", "status", "--socket", socket, "--json"]
-    status = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    status = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     report = json.loads(status.stdout)
     assert not report["sessions"], report
     [cache] = report["caches"]

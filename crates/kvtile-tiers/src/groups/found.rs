@@ -366,19 +366,31 @@ impl<'a> StopSearch<'a> {
 
     /// The longest stop of at most `most` tokens that loads faster than it computes, or is in host memory.
     fn longest_that_pays(&self, most: u64, tokens_per_second: f64) -> Option<u64> {
-        let reading = |stop: &u64| {
-            let gating = self.groups().filter(|(facts, _)| facts.gates());
-            let times = gating.map(|(facts, cache)| {
-                let keys = facts.keys(self.chain, facts.needs(*stop));
-                cache.reading_time(&keys.unwrap_or_default())
-            });
-            times.sum::<Duration>()
+        let gating = || self.groups().filter(|(facts, _)| facts.gates());
+        let time_of = |(facts, cache): (&GroupFacts, &Arc<CacheParts>), pages: Range<u64>| {
+            let keys = facts.keys(self.chain, pages);
+            cache.reading_time(&keys.unwrap_or_default())
+        };
+        let reading = |stop: &u64| -> Duration {
+            let times = gating().map(|group| time_of(group, group.0.needs(*stop)));
+            times.sum()
         };
         let stops = self.with_stops(most, |stops| stops.collect::<Vec<u64>>());
         let times: Vec<Duration> = stops.iter().take(STOPS_WEIGHED).map(reading).collect();
         let weighed = || stops.iter().copied().zip(&times);
-        // However many longer ones there are: it costs nothing.
-        let is_in_host = |stop: &u64| reading(stop).is_zero();
+        // All stops are considered for the longest one in host memory: the leading pages of full groups once, then
+        // the few pages that each stop needs of the rest.
+        let is_full = |(facts, _): &(&GroupFacts, &Arc<CacheParts>)| facts.rule == GroupRule::Full;
+        let leading = gating().filter(is_full).map(|group| {
+            let mut pages = group.0.needs(most);
+            let first = pages.find(|&page| !time_of(group, page..page + 1).is_zero());
+            first.map_or(most, |page| page * group.0.page_size.get())
+        });
+        let leading = leading.min().unwrap_or(most);
+        let is_in_host = |stop: &u64| {
+            let mut rest = gating().filter(|group| !is_full(group));
+            *stop <= leading && rest.all(|group| time_of(group, group.0.needs(*stop)).is_zero())
+        };
         let in_host = stops.iter().copied().find(is_in_host).unwrap_or(0);
         let pays = |(stop, time): &(u64, &Duration)| {
             *stop == in_host

@@ -23,9 +23,9 @@ pub(crate) const WINDOW: u64 = 10;
 /// Tokens of a chunk.
 pub(crate) const CHUNK: u64 = 16;
 /// Blocks of each layout of the engine.
-const ENGINE_BLOCKS: u64 = 64;
+const ENGINE_BLOCKS: u64 = 128;
 /// The block whose content is not part of any request.
-const SCRATCH: usize = 63;
+const SCRATCH: usize = 127;
 
 pub(crate) const NAMES: [&str; 4] = ["full", "window", "chunk", "state"];
 

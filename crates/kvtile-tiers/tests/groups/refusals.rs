@@ -43,8 +43,8 @@ fn requests_that_cannot_be_meant_are_refused_before_anything_begins() {
         cache.store(&keys, &[far], 16),
         &["2 blocks from block 7", "8 keys"],
     );
-    let outside = StoreBlocks::new("full", 0, &[64]);
-    refused(cache.store(&keys, &[state, outside], 16), &["64"]);
+    let outside = StoreBlocks::new("full", 0, &[128]);
+    refused(cache.store(&keys, &[state, outside], 16), &["128"]);
     let twice = StoreBlocks::new("full", 0, &[3, 3]);
     refused(cache.store(&keys, &[twice], 16), &["3 is twice"]);
 
@@ -64,8 +64,8 @@ fn requests_that_cannot_be_meant_are_refused_before_anything_begins() {
     );
     refused(load(&[full, window, state, state]), &["state", "twice"]);
     refused(
-        load(&[full, window, LoadBlocks::new("state", &[64])]),
-        &["64"],
+        load(&[full, window, LoadBlocks::new("state", &[128])]),
+        &["128"],
     );
     let other = engine.open(settings(&[0, 1, 3], &[32, 8, 8]));
     refused(

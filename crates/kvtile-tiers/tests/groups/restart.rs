@@ -81,6 +81,27 @@ fn a_stop_that_loads_more_slowly_than_it_computes_is_left_out() {
     assert_eq!((cache.lookup(&keys).stop(), at(1e12), at(1e-3)), (0, 0, 40));
 }
 
+/// However many longer ones are on disk.
+#[test]
+fn the_stop_in_host_memory_is_found_behind_a_hundred_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = GroupEngine::new(&[0, 1]);
+    let disk = || with_disk(settings(&[0, 1], &[110, 110]), folder.path());
+    let keys = chain(1, 0, 0, 100);
+    let cache = engine.open(disk());
+    let stops: Vec<u64> = (1..=100).map(|unit| unit * 4).collect();
+    engine.store(&cache, &keys, &stops);
+    drop(cache);
+    let cache = engine.open(disk());
+    let found = cache.lookup(&keys[..3]);
+    assert_eq!(engine.load(&cache, &keys[..3], found).tokens, 12);
+    let at = |rate: f64| {
+        let options = StopOptions::new().recompute_tokens_per_second(rate);
+        cache.lookup_with(&keys, &options).stop()
+    };
+    assert_eq!((at(1e12), at(1e-3)), (12, 400));
+}
+
 #[test]
 fn a_prefetch_brings_what_the_stop_needs_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();

@@ -85,6 +85,7 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         self._load_signal = create_event_notifier()
         self._numbers = itertools.count(1)
         self._is_closed = False
+        self._is_published = False
         self._worker = AdapterWorker(self._store, self._ledger, (options.piece, room), self)
         _LOG.info("%s has %d objects, and room for %d bytes", options.path, len(self._ledger), room)
 
@@ -137,14 +138,36 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
             return self._loads.pop(task_id, None)
 
     def register_listener(self, listener: L2AdapterListener) -> None:
-        """Registers a listener, and reports to it the objects that the folder has already."""
-        super().register_listener(listener)
-        self._worker.announce(listener.on_l2_keys_stored)
+        """Registers a listener, and reports to it the objects that the folder has already.
+
+        The worker's thread does both, so that a change is in the report or comes after it.
+        """
+        register = super().register_listener
+
+        def report(keys: list[ObjectKey], sizes: list[int]) -> None:
+            register(listener)
+            if keys:
+                listener.on_l2_keys_stored(keys, sizes)
+
+        if not self._worker.announce(report):
+            register(listener)
 
     def set_backend_identity(self, name: str, shared: bool = False) -> None:
         """Sets the name in LMCache's events, and publishes the objects that the folder has already."""
         super().set_backend_identity(name, shared)
-        self._worker.announce(self._notify_keys_stored)
+        self._worker.announce(self._publish)
+
+    def _publish(self, keys: list[ObjectKey], sizes: list[int]) -> None:
+        """Publishes the objects of the folder once. Listeners have their own report of them."""
+        if self._is_published:
+            return
+        self._is_published = True
+        if keys:
+            listeners, self._listeners = self._listeners, []
+            try:
+                self._notify_keys_stored(keys, sizes)
+            finally:
+                self._listeners = listeners
 
     def delete(self, keys: list[ObjectKey]) -> None:
         """Deletes objects. A locked object is not found any more, and is deleted after its last unlock."""

@@ -129,7 +129,7 @@ class AdapterWorker:
         return self._post_plain(functools.partial(self._delete, list(keys), done))
 
     def announce(self, tell: Callable[[list[ObjectKey], list[int]], None]) -> bool:
-        """Calls ``tell`` with all objects that the folder has."""
+        """Calls ``tell`` with all objects that the folder has, if any, on the worker's thread. Whether it will."""
         return self._post_plain(functools.partial(self._announce, tell))
 
     def close(self) -> None:
@@ -510,8 +510,7 @@ class AdapterWorker:
 
     def _announce(self, tell: Callable[[list[ObjectKey], list[int]], None]) -> None:
         kept = [kept for kept in map(self._ledger.get, self._ledger.keys()) if kept is not None]
-        if kept:
-            tell([entry.key for entry in kept], stored_sizes(kept))
+        tell([entry.key for entry in kept], stored_sizes(kept))
 
 
 def _bytes_of(memory: MemoryObj) -> memoryview:
