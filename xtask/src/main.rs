@@ -6,6 +6,7 @@
 mod arrows;
 mod cached;
 mod circles;
+mod compare;
 mod engines;
 mod files;
 mod gpu_check;
@@ -149,6 +150,9 @@ enum XtaskCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Runs the benchmarks with an earlier revision and with this tree, in turns, and fails if a figure
+    /// is worse by more than its spread.
+    Compare(compare::CompareArguments),
     /// Flips bits in what vLLM's `fs` tier and kvtile keep for the same prompts, and shows what an
     /// engine answers.
     DemoDamage {
@@ -193,6 +197,7 @@ fn main() -> ExitCode {
         XtaskCommand::BenchSharing { arguments } => sharing::bench(&arguments),
         XtaskCommand::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),
         XtaskCommand::BenchRows { arguments } => vllm::demonstrate(vllm::BENCH_ROWS, &arguments),
+        XtaskCommand::Compare(arguments) => compare::run(&arguments),
         XtaskCommand::DemoDamage { arguments } => vllm::demonstrate(vllm::DEMO_DAMAGE, &arguments),
         XtaskCommand::DemoTransformers { arguments } => {
             vllm::demonstrate(vllm::DEMO_TRANSFORMERS, &arguments)

@@ -78,7 +78,7 @@ const BESIDE_ANOTHER: [(&str, &str); 2] = [
 
 /// The end-to-end tests with a real engine and a real model.
 pub(crate) fn test() -> Result<(), StepFailure> {
-    let Some(environment) = prepare(WheelProfile::Tests)? else {
+    let Some(environment) = prepare(Some(WheelProfile::Tests))? else {
         return Ok(());
     };
     let file = |name: &str| format!("{TESTS}/{name}");
@@ -125,12 +125,27 @@ pub(crate) fn soak(seconds: u64) -> Result<(), StepFailure> {
 
 /// Runs a demonstration with a release build.
 pub(crate) fn demonstrate(demonstration: &str, arguments: &[String]) -> Result<(), StepFailure> {
-    let Some(environment) = prepare(WheelProfile::Release)? else {
+    let Some(environment) = prepare(Some(WheelProfile::Release))? else {
         return Ok(());
     };
     let arguments = arguments.iter().map(String::as_str);
     let arguments: Vec<&str> = [demonstration].into_iter().chain(arguments).collect();
     environment.python(&arguments, &[])
+}
+
+/// Runs the demonstration of vLLM with the package of this folder. Returns its results.
+pub(crate) fn demonstration(package: &Path) -> Result<serde_json::Value, StepFailure> {
+    let Some(environment) = prepare(None)? else {
+        let missing = "the time to the first token cannot be measured without vLLM";
+        return Err(StepFailure::Tool(missing.to_owned()));
+    };
+    let file = python::target().join("compare/answers.json");
+    let (package, path) = (package.display().to_string(), file.display().to_string());
+    let words = [DEMO_VLLM, "--json", &path];
+    environment.python(&words, &[("PYTHONPATH", &package)])?;
+    let text = fs::read(&file).map_err(|error| python::file(&file, &error))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| StepFailure::Tool(format!("{}: {error}", file.display())))
 }
 
 /// vLLM with the package and a model. The lock admits one command at a time, because each installs
@@ -159,9 +174,9 @@ impl VllmEnvironment {
     }
 }
 
-/// The environment with the package, and the model. Prints a notice and returns `None` if vLLM
+/// The environment with the package, if one is to be built, and the model. Prints a notice and returns `None` if vLLM
 /// cannot be installed.
-fn prepare(profile: WheelProfile) -> Result<Option<VllmEnvironment>, StepFailure> {
+fn prepare(profile: Option<WheelProfile>) -> Result<Option<VllmEnvironment>, StepFailure> {
     let (environment, lock) = match ENVIRONMENT.install() {
         Ok(installed) => installed,
         Err(failure) => {
@@ -171,7 +186,9 @@ fn prepare(profile: WheelProfile) -> Result<Option<VllmEnvironment>, StepFailure
             return Ok(None);
         }
     };
-    cached::install_package(&environment, profile)?;
+    if let Some(profile) = profile {
+        cached::install_package(&environment, profile)?;
+    }
     let model = environment.join("model");
     let script = root().join(TESTS).join("model.py").display().to_string();
     let folder = model.display().to_string();

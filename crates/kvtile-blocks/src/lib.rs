@@ -16,6 +16,7 @@
 mod error;
 pub mod events;
 mod grow;
+mod id_run;
 pub mod key;
 pub mod policy;
 pub mod pool;

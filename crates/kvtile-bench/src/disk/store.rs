@@ -12,7 +12,7 @@ use kvtile::{
     blocks::BlockKey,
     identity::{Identity, LayoutIdentity},
     layout::{LayoutError, Shape, StridedLayout, Unit, Word},
-    memory::AlignedBuffer,
+    memory::{AlignedBuffer, Prefault, SystemMemory},
     tiers::disk::{BlockPieces, SlotRead, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
 };
 use serde::Serialize;
@@ -40,9 +40,11 @@ pub(super) enum BlockPlacement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum BlockMemory {
-    /// Separate memory for each block, too large for a CPU cache.
+    /// Separate memory for each block, too large for a CPU cache, with huge pages where the kernel
+    /// has them: that of a cache's pools.
     Own,
-    /// One buffer as large as that of the requests of `fio`, which may stay in a CPU cache.
+    /// One buffer as large as that of the requests of `fio`, which may stay in a CPU cache, with the
+    /// small pages that `fio` has.
     AsFio,
 }
 
@@ -52,8 +54,10 @@ pub(super) struct StoreUnderTest {
     blocks: u32,
     block_bytes: usize,
     /// The bytes of all blocks of a round.
-    content: AlignedBuffer,
-    arrived: AlignedBuffer,
+    content: SystemMemory,
+    /// As many bytes as the requests of `fio` have.
+    as_fio: AlignedBuffer,
+    arrived: SystemMemory,
     /// Whether every second slot is occupied.
     is_scattered: bool,
 }
@@ -82,15 +86,18 @@ impl StoreUnderTest {
         let settings = SlotStoreSettings::new(capacity).preallocate(true);
         let (store, _) =
             SlotStore::create_or_open(&folder.join("store"), &settings, &identity(block_bytes)?)?;
-        let mut content = AlignedBuffer::new(all, PAGE)?;
-        SplitMix64::new(block_bytes).fill(&mut content);
-        let mut arrived = AlignedBuffer::new(all, PAGE)?;
-        arrived.fill(0xa5);
-        let tested = StoreUnderTest {
+        let mut content = pool_memory(all)?;
+        SplitMix64::new(block_bytes).fill(content.as_mut_slice());
+        let mut as_fio = AlignedBuffer::new(all.min(size * DEPTH as usize), PAGE)?;
+        SplitMix64::new(block_bytes).fill(&mut as_fio);
+        let mut arrived = pool_memory(all)?;
+        arrived.as_mut_slice().fill(0xa5);
+        let mut tested = StoreUnderTest {
             store,
             blocks,
             block_bytes: size,
             content,
+            as_fio,
             arrived,
             is_scattered: false,
         };
@@ -142,13 +149,12 @@ impl StoreUnderTest {
         self.write_slots(&self.slots(placement), memory)
     }
 
-    fn write_slots(&self, slots: &[u32], memory: BlockMemory) -> Result<Duration, BenchError> {
-        let different = match memory {
-            BlockMemory::Own => slots.len(),
-            BlockMemory::AsFio => DEPTH as usize,
+    fn write_slots(&mut self, slots: &[u32], memory: BlockMemory) -> Result<Duration, BenchError> {
+        let content = match memory {
+            BlockMemory::Own => &*self.content.as_mut_slice(),
+            BlockMemory::AsFio => &*self.as_fio,
         };
-        let blocks = self.content.chunks(self.block_bytes);
-        let blocks = blocks.take(different).cycle();
+        let blocks = content.chunks(self.block_bytes).cycle();
         let writes: Vec<SlotWrite<'_>> = slots
             .iter()
             .zip(blocks)
@@ -177,7 +183,7 @@ impl StoreUnderTest {
         compared: bool,
     ) -> Result<Duration, BenchError> {
         let slots = self.slots(placement);
-        let buffers = self.arrived.chunks_mut(self.block_bytes);
+        let buffers = self.arrived.as_mut_slice().chunks_mut(self.block_bytes);
         let mut reads: Vec<SlotRead<'_>> = slots
             .iter()
             .zip(buffers)
@@ -195,7 +201,7 @@ impl StoreUnderTest {
             let slot = *slot;
             outcome.map_err(|miss| BenchError::Miss { slot, miss })?;
         }
-        let blocks = self.content.chunks(self.block_bytes);
+        let blocks = self.content.as_mut_slice().chunks(self.block_bytes);
         let changed = reads
             .iter()
             .zip(blocks)
@@ -222,6 +228,12 @@ impl StoreUnderTest {
             .failure
             .map_or(Ok(()), |failure| Err(failure.into()))
     }
+}
+
+/// Memory as that of a cache's pools: huge pages where the kernel has them.
+fn pool_memory(bytes: usize) -> Result<SystemMemory, BenchError> {
+    let options = SystemMemory::options().prefault(Prefault::Populate { threads: 0 });
+    Ok(options.allocate(bytes)?)
 }
 
 fn key(slot: u32) -> BlockKey {

@@ -166,14 +166,13 @@ impl EvictionQueues {
         let (Some(first), Some(last)) = (chain.first(), chain.last()) else {
             return false;
         };
-        let in_line = |block: &BlockId| {
-            let entry = self.entries[block.0];
-            entry.stand == QueueStand::InLine && entry.queue == queue
-        };
+        // What is adjacent to a block in line is in the same line, so the stand of one block
+        // suffices.
+        let entry = self.entries[last.0];
         let adjacent =
             |(before, after): (&BlockId, &BlockId)| self.links.are_adjacent(after.0, before.0);
-        let after = chain.iter().skip(1);
-        if !chain.iter().all(in_line) || !chain.iter().zip(after).all(adjacent) {
+        let in_line = entry.stand == QueueStand::InLine && entry.queue == queue;
+        if !in_line || !chain.iter().zip(chain.iter().skip(1)).rev().all(adjacent) {
             return false;
         }
         let line = &mut self.queues[u32::from(queue)].line;

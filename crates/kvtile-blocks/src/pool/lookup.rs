@@ -122,22 +122,40 @@ impl BlockPool {
 
     /// Queues the hits for the policies of their shares.
     fn visit(&self, ids: &[BlockId], wanted: usize, claim: &PinClaim) {
+        if self.shares.len() == 1 {
+            return self.visit_share(0, ids, (ids.len(), wanted), claim);
+        }
         let share = |id: &BlockId| self.slots.of(*id).share();
         let mut seen = 0;
-        for run in ids.chunk_by(|a, b| self.shares.len() == 1 || share(a) == share(b)) {
+        for run in ids.chunk_by(|a, b| share(a) == share(b)) {
             seen += run.len();
-            let mut hints = claim.hints;
-            hints.partial_tail &= seen == wanted;
-            let batch = VisitBatch {
-                blocks: run.len(),
-                continues: seen < wanted,
-                hints,
-                now: claim.now,
-            };
             let index = run.first().map_or(0, share);
-            if !self.share(index).visit(run, batch) {
-                self.counters.lose_visit();
-            }
+            self.visit_share(index, run, (seen, wanted), claim);
+        }
+    }
+
+    /// Queues hits for the policy of one share. Including them, `seen` of the `wanted` blocks were
+    /// found.
+    fn visit_share(
+        &self,
+        index: usize,
+        ids: &[BlockId],
+        (seen, wanted): (usize, usize),
+        claim: &PinClaim,
+    ) {
+        if ids.is_empty() {
+            return;
+        }
+        let mut hints = claim.hints;
+        hints.partial_tail &= seen == wanted;
+        let batch = VisitBatch {
+            blocks: ids.len(),
+            continues: seen < wanted,
+            hints,
+            now: claim.now,
+        };
+        if !self.share(index).visit(ids, batch) {
+            self.counters.lose_visit();
         }
     }
 

@@ -3,6 +3,7 @@
 
 use super::sync::{AtomicUsize, Ordering, PoolLock, PoolLockGuard};
 use super::visits::{VisitBatch, VisitList, VisitQueue};
+use crate::id_run::IdRun;
 use crate::policy::{EvictionPolicy, Visit};
 use crate::{BlockId, BlockKey};
 
@@ -112,8 +113,7 @@ impl PoolShareCore {
 
     /// Reports a visit to the policy, up to the first block that has left.
     fn visit(&mut self, batch: &VisitBatch, blocks: &[BlockId]) {
-        let listed = &self.listed;
-        let there = blocks.iter().take_while(|&&id| listed.contains(id)).count();
+        let there = self.listed.leading(blocks);
         let blocks = blocks.get(..there).unwrap_or(&[]);
         if !blocks.is_empty() {
             self.policy.visited(&Visit {
@@ -150,6 +150,35 @@ impl ListedBlocks {
         word >> (id.0 % 64) & 1 != 0
     }
 
+    /// The number of leading blocks that are listed.
+    fn leading(&self, blocks: &[BlockId]) -> usize {
+        let mut there = 0;
+        for run in IdRun::split(blocks) {
+            if !self.contains_all(run) {
+                let rest = blocks.iter().skip(there);
+                return there + rest.take_while(|&&id| self.contains(id)).count();
+            }
+            there += run.len();
+        }
+        there
+    }
+
+    /// Whether all blocks of a run are listed. It compares a word of bits at a time.
+    fn contains_all(&self, run: IdRun) -> bool {
+        let mut at = run.lowest().index();
+        let end = at + run.len();
+        while at < end {
+            let word = self.words.get(at / 64).copied().unwrap_or(0);
+            let next = (at / 64 * 64 + 64).min(end);
+            let bits = u64::MAX >> (64 - (next - at)) << (at % 64);
+            if word & bits != bits {
+                return false;
+            }
+            at = next;
+        }
+        true
+    }
+
     pub(super) fn insert(&mut self, id: BlockId) {
         if let Some(word) = self.words.get_mut(id.index() / 64) {
             let bit = 1 << (id.0 % 64);
@@ -173,5 +202,38 @@ impl ListedBlocks {
             .flat_map(|(base, &word)| {
                 (0..64).filter_map(move |bit| (word >> bit & 1 != 0).then_some(BlockId(base + bit)))
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvtile_random::SplitMix64;
+
+    use super::*;
+
+    #[test]
+    fn leading_blocks_are_counted_up_to_the_first_that_is_not_listed() {
+        let mut random = SplitMix64::new(5);
+        let mut listed = ListedBlocks::new(300);
+        for id in 0..300 {
+            listed.insert(BlockId(id));
+        }
+        for round in 0..1_000 {
+            let changed = BlockId(u32::try_from(random.below(300)).unwrap());
+            if round % 8 == 0 {
+                listed.remove(changed);
+            } else {
+                listed.insert(changed);
+            }
+            let start = u32::try_from(random.below(300)).unwrap();
+            let end = start + u32::try_from(random.below(310)).unwrap();
+            let mut blocks: Vec<BlockId> = (start..end).map(BlockId).collect();
+            if round % 2 == 0 {
+                blocks.reverse();
+            }
+            blocks.extend([changed, changed]);
+            let expected = blocks.iter().take_while(|&&id| listed.contains(id));
+            assert_eq!(listed.leading(&blocks), expected.count(), "{blocks:?}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::{
     runs::RunLabel,
     said::said,
 };
-use crate::BlockId;
+use crate::{BlockId, id_run::IdRun};
 
 /// The maximum number of queued events.
 const EVENTS_MAX: usize = 4_096;
@@ -46,19 +46,11 @@ pub(super) struct BacklogEvent {
     pieces: u32,
 }
 
-/// Blocks `first`, `first` + 1, … or `first`, `first` - 1, ….
-#[derive(Clone, Copy, Debug)]
-struct IdPiece {
-    first: u32,
-    len: u32,
-    down: bool,
-}
-
 /// Events in order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Backlog {
     events: Vec<BacklogEvent>,
-    pieces: Vec<IdPiece>,
+    pieces: Vec<IdRun>,
     stored: usize,
 }
 
@@ -96,17 +88,7 @@ impl Backlog {
 
     fn add(&mut self, what: BacklogEventKind, said: RunLabel, blocks: &[BlockId]) {
         let before = self.pieces.len();
-        let mut blocks = blocks.iter().map(|block| block.0);
-        if let Some(first) = blocks.next() {
-            let mut piece = IdPiece::of(first);
-            for block in blocks {
-                if !piece.takes(block) {
-                    self.pieces.push(piece);
-                    piece = IdPiece::of(block);
-                }
-            }
-            self.pieces.push(piece);
-        }
+        self.pieces.extend(IdRun::split(blocks));
         self.events.push(BacklogEvent {
             what,
             said,
@@ -129,39 +111,6 @@ impl Backlog {
             learn(&event, blocks);
         }
         self.stored = 0;
-    }
-}
-
-impl IdPiece {
-    fn of(first: u32) -> IdPiece {
-        let (len, down) = (1, false);
-        IdPiece { first, len, down }
-    }
-
-    /// Extends the piece by this block, if the block is consecutive.
-    #[inline]
-    fn takes(&mut self, block: u32) -> bool {
-        let up = block == self.first.wrapping_add(self.len);
-        let down = block == self.first.wrapping_sub(self.len);
-        let on = match self.len {
-            1 => up | down,
-            _ if self.down => down,
-            _ => up,
-        };
-        if on {
-            self.down = down;
-            self.len += 1;
-        }
-        on
-    }
-
-    fn append_to(self, blocks: &mut Vec<BlockId>) {
-        let IdPiece { first, len, down } = self;
-        if down {
-            blocks.extend((first - (len - 1)..=first).rev().map(BlockId));
-        } else {
-            blocks.extend((first..first + len).map(BlockId));
-        }
     }
 }
 

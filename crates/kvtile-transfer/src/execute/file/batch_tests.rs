@@ -148,6 +148,79 @@ fn a_batch_equals_its_pieces_one_by_one() {
     }
 }
 
+/// A batch of 40 MiB has segments of 2.5 MiB: the pieces have one to three, with and without a rest.
+#[test]
+fn long_pieces_of_a_large_batch_arrive_whole() {
+    const MIB: usize = 1 << 20;
+    let sizes = [
+        6 * MIB,
+        6 * MIB + 8192,
+        5 * MIB,
+        5 * MIB - 3,
+        8 * MIB,
+        7 * MIB + 1,
+        3 * MIB,
+    ];
+    let all: usize = sizes.iter().sum();
+    let bytes = content(5, all + 9);
+    for (way, direct) in [
+        (FileWay::Best, true),
+        (FileWay::Threads, true),
+        (FileWay::Best, false),
+    ] {
+        let folder = folder();
+        let path = folder.path().join("file");
+        fs::write(&path, vec![0; all]).unwrap();
+        let file = FileMemory::options()
+            .direct_io(direct)
+            .open(&path, all)
+            .unwrap();
+        let batch = FileBatch::new(way);
+        let mut content = AlignedBuffer::new(all, 4096).unwrap();
+        content.copy_from_slice(&bytes[9..]);
+        let mut writes = Vec::new();
+        let mut at = 0;
+        for size in sizes {
+            writes.push(FileWrite {
+                offset: at as u64,
+                bytes: &content[at..at + size],
+            });
+            at += size;
+        }
+        writes.reverse();
+        let mut seen = vec![0; sizes.len()];
+        batch.write(&file, &writes, &mut |index, outcome| {
+            outcome.unwrap();
+            seen[index] += 1;
+        });
+        assert_eq!(seen, [1; 7]);
+        assert!(
+            fs::read(&path).unwrap() == bytes[9..],
+            "{way:?}, direct {direct}"
+        );
+        let mut arrived = AlignedBuffer::new(all, 4096).unwrap();
+        let mut rest = &mut *arrived;
+        let mut reads = Vec::new();
+        let mut offset = 0;
+        for size in sizes {
+            let (piece, after) = rest.split_at_mut(size);
+            reads.push(FileRead {
+                offset,
+                bytes: piece,
+            });
+            offset += size as u64;
+            rest = after;
+        }
+        batch.read(&file, &mut reads, &mut |index, outcome| {
+            let start: usize = sizes[..index].iter().sum();
+            assert!(outcome.unwrap() == &content[start..start + sizes[index]]);
+            seen[index] += 1;
+        });
+        assert_eq!(seen, [2; 7]);
+        assert!(*arrived == *content, "{way:?}, direct {direct}");
+    }
+}
+
 #[test]
 fn pieces_past_the_end_of_the_region_or_of_the_file_fail_alone() {
     for way in WAYS {

@@ -1,0 +1,367 @@
+//! Two builds in turns: an earlier revision and this tree, with the benchmarks of copies and of
+//! blocks, and with the time to the first token in vLLM.
+//!
+//! Each round runs both builds, another one first each time. A figure of a round is compared with
+//! the other build's of the same round. A figure is worse if the median of these ratios exceeds 1 by
+//! more than the spread of either build.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use crate::{
+    python,
+    step::{CargoStep, StepFailure, root},
+    vllm,
+};
+
+/// The benchmarks that can be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ComparedPart {
+    /// `kvtile bench --quick`: copies, against memcpy in the same run.
+    Copies,
+    /// `kvtile bench blocks`: keys and pools.
+    Blocks,
+    /// `cargo x demo-vllm`: the time to the first token.
+    FirstToken,
+}
+
+/// Arguments of `cargo x compare`.
+#[derive(Args)]
+pub(crate) struct CompareArguments {
+    /// The earlier revision, for instance main or a commit.
+    #[arg(long, default_value = "main")]
+    before: String,
+    /// Rounds of each benchmark.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Only these benchmarks.
+    #[arg(long, value_enum, value_delimiter = ',',
+          default_values = ["copies", "blocks", "first-token"])]
+    parts: Vec<ComparedPart>,
+    /// A program that was built already, in place of the earlier revision.
+    #[arg(long, value_name = "PROGRAM", requires = "after_program")]
+    before_program: Option<PathBuf>,
+    /// A program that was built already, in place of this tree.
+    #[arg(long, value_name = "PROGRAM", requires = "before_program")]
+    after_program: Option<PathBuf>,
+}
+
+/// Two builds: the earlier one, and this tree.
+struct ComparedBuilds {
+    programs: [PathBuf; 2],
+    /// Folders with the Python package.
+    packages: Option<[PathBuf; 2]>,
+}
+
+/// The figures of one run by name; lower is better.
+type RunFigures = BTreeMap<String, f64>;
+
+/// Compares the builds; fails if a figure is worse.
+pub(crate) fn run(arguments: &CompareArguments) -> Result<(), StepFailure> {
+    let mut parts = arguments.parts.clone();
+    if arguments.before_program.is_some() {
+        parts.retain(|part| *part != ComparedPart::FirstToken);
+    }
+    let builds = build(arguments, &parts)?;
+    let mut worse = Vec::new();
+    for part in parts {
+        let mut rounds: [Vec<RunFigures>; 2] = Default::default();
+        for round in 0..arguments.rounds {
+            let order = match round % 2 {
+                0 => [0, 1],
+                _ => [1, 0],
+            };
+            for side in order {
+                let figures = measure(&builds, part, side)?;
+                if let Some(of_side) = rounds.get_mut(side) {
+                    of_side.push(figures);
+                }
+            }
+        }
+        worse.extend(report(part, &rounds));
+    }
+    match worse.is_empty() {
+        true => Ok(()),
+        false => Err(StepFailure::Tool(format!(
+            "{} figures are worse by more than their spread:\n  {}",
+            worse.len(),
+            worse.join("\n  ")
+        ))),
+    }
+}
+
+/// Builds both programs and, for the first token, both Python packages.
+fn build(
+    arguments: &CompareArguments,
+    parts: &[ComparedPart],
+) -> Result<ComparedBuilds, StepFailure> {
+    let given = (&arguments.before_program, &arguments.after_program);
+    if let (Some(before), Some(after)) = given {
+        return Ok(ComparedBuilds {
+            programs: [before.clone(), after.clone()],
+            packages: None,
+        });
+    }
+    let folder = python::target().join("compare");
+    let source = folder.join("source");
+    check_out(&source, &arguments.before)?;
+    let trees = [source, root()];
+    let targets = [folder.join("before"), python::target()];
+    let mut programs = Vec::new();
+    let mut packages = Vec::new();
+    let with_python = parts.contains(&ComparedPart::FirstToken);
+    for ((tree, target), name) in trees.iter().zip(&targets).zip(["before", "after"]) {
+        compile(tree, target, "kvtile-program")?;
+        programs.push(target.join("release/kvtile"));
+        if with_python {
+            compile(tree, target, "kvtile-python")?;
+            packages.push(package(tree, target, &folder.join(name).join("package"))?);
+        }
+    }
+    let two = |paths: Vec<PathBuf>| <[PathBuf; 2]>::try_from(paths).ok();
+    let Some(programs) = two(programs) else {
+        return Err(StepFailure::Tool("two programs were built".to_owned()));
+    };
+    let packages = two(packages);
+    Ok(ComparedBuilds { programs, packages })
+}
+
+/// Checks the revision out into `source`, in place of an earlier one.
+fn check_out(source: &Path, revision: &str) -> Result<(), StepFailure> {
+    let path = source.display().to_string();
+    let exists = source.exists();
+    let words = match exists {
+        true => vec!["-C", &path, "checkout", "--quiet", "--detach", revision],
+        false => vec!["worktree", "add", "--quiet", "--detach", &path, revision],
+    };
+    let status = Command::new("git")
+        .args(&words)
+        .current_dir(root())
+        .status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err(StepFailure::Step(format!("git {}", words.join(" ")))),
+        Err(error) => Err(StepFailure::Tool(format!("cannot start git: {error}"))),
+    }
+}
+
+fn compile(tree: &Path, target: &Path, name: &str) -> Result<(), StepFailure> {
+    let manifest = tree.join("Cargo.toml").display().to_string();
+    let target = target.display().to_string();
+    let build = ["build", "--release", "--locked", "-p", name];
+    let places = ["--manifest-path", &manifest, "--target-dir", &target];
+    CargoStep::cargo(build.into_iter().chain(places)).run()
+}
+
+/// Copies the package of a tree and its extension module to `folder`.
+fn package(tree: &Path, target: &Path, folder: &Path) -> Result<PathBuf, StepFailure> {
+    let copy = |from: &Path, to: &Path| {
+        let status = Command::new("cp").arg("-a").args([from, to]).status();
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            _ => Err(StepFailure::Step(format!(
+                "cp -a {} {}",
+                from.display(),
+                to.display()
+            ))),
+        }
+    };
+    if folder.exists() {
+        fs::remove_dir_all(folder).map_err(|error| python::file(folder, &error))?;
+    }
+    if let Some(parent) = folder.parent() {
+        fs::create_dir_all(parent).map_err(|error| python::file(parent, &error))?;
+    }
+    copy(&tree.join("crates/kvtile-python/python"), folder)?;
+    let module = target.join("release/lib_kvtile.so");
+    copy(&module, &folder.join("kvtile/_kvtile.abi3.so"))?;
+    Ok(folder.to_owned())
+}
+
+/// One run of one build.
+fn measure(
+    builds: &ComparedBuilds,
+    part: ComparedPart,
+    side: usize,
+) -> Result<RunFigures, StepFailure> {
+    let missing = || StepFailure::Tool(format!("there is no build {side}"));
+    match part {
+        ComparedPart::Copies | ComparedPart::Blocks => {
+            let program = builds.programs.get(side).ok_or_else(missing)?;
+            let words = match part {
+                ComparedPart::Copies => ["bench", "--quick", "--json"],
+                _ => ["bench", "blocks", "--json"],
+            };
+            let results = output(program, &words)?;
+            Ok(match part {
+                ComparedPart::Copies => copies(&results),
+                _ => blocks(&results),
+            })
+        }
+        ComparedPart::FirstToken => {
+            let packages = builds.packages.as_ref();
+            let package = packages.and_then(|packages| packages.get(side));
+            let results = vllm::demonstration(package.ok_or_else(missing)?)?;
+            Ok(first_tokens(&results))
+        }
+    }
+}
+
+/// The JSON that a program prints.
+fn output(program: &Path, words: &[&str]) -> Result<Value, StepFailure> {
+    let text = format!("{} {}", program.display(), words.join(" "));
+    println!("$ {text}");
+    let mut command = Command::new(program);
+    command
+        .args(words)
+        .current_dir(root())
+        .stderr(Stdio::inherit());
+    let output = command
+        .output()
+        .map_err(|error| StepFailure::Tool(format!("cannot start {text}: {error}")))?;
+    match (
+        output.status.success(),
+        serde_json::from_slice(&output.stdout),
+    ) {
+        (true, Ok(results)) => Ok(results),
+        _ => Err(StepFailure::Step(text)),
+    }
+}
+
+/// The elements of a list of the results.
+fn elements<'v>(results: &'v Value, list: &str) -> impl Iterator<Item = &'v Value> + 'v {
+    let elements = results.get(list).and_then(Value::as_array);
+    elements.into_iter().flatten()
+}
+
+/// Adds the field `figure` of each element, under the name that the fields `names` make.
+fn add<'v>(
+    figures: &mut RunFigures,
+    elements: impl Iterator<Item = &'v Value>,
+    names: &[&str],
+    figure: impl Fn(&Value) -> Option<f64>,
+) {
+    for element in elements {
+        let name = names.iter().filter_map(|name| match element.get(*name)? {
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        });
+        let name: Vec<String> = name.collect();
+        if let Some(figure) = figure(element).filter(|figure| *figure > 0.0) {
+            figures.insert(name.join(" "), figure);
+        }
+    }
+}
+
+fn number(element: &Value, field: &str) -> Option<f64> {
+    element.get(field).and_then(Value::as_f64)
+}
+
+/// The time of each copy as a multiple of that of memcpy in the same run.
+fn copies(results: &Value) -> RunFigures {
+    let mut figures = RunFigures::new();
+    let ours = elements(results, "rows")
+        .filter(|row| row.get("method").and_then(Value::as_str) == Some("kvtile"));
+    let names = [
+        "class",
+        "source",
+        "destination",
+        "source_place",
+        "destination_place",
+        "model",
+        "bytes",
+        "threads",
+    ];
+    add(&mut figures, ours, &names, |row| {
+        Some(1.0 / number(row, "ratio")?)
+    });
+    figures
+}
+
+/// Nanoseconds per block.
+fn blocks(results: &Value) -> RunFigures {
+    let mut figures = RunFigures::new();
+    let of = |element: &Value| number(element, "ns_per_block");
+    let hashing = elements(results, "hashing");
+    add(&mut figures, hashing, &["profile", "page_size"], of);
+    let operations = elements(results, "operations");
+    add(&mut figures, operations, &["policy", "operation"], of);
+    let managers = elements(results, "managers")
+        .filter(|row| row.get("manager").and_then(Value::as_str) == Some("kvtile"));
+    add(
+        &mut figures,
+        managers,
+        &["manager", "order", "operation"],
+        of,
+    );
+    figures
+}
+
+/// The median of the prompts' seconds, for each engine and source.
+fn first_tokens(results: &Value) -> RunFigures {
+    let mut seconds: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for answer in elements(results, "answers") {
+        let text = |field| answer.get(field).and_then(Value::as_str).unwrap_or("");
+        let name = format!("{} {}", text("engine"), text("state"));
+        if let Some(time) = number(answer, "first_token_seconds") {
+            seconds.entry(name).or_default().push(time);
+        }
+    }
+    let medians = seconds.into_iter();
+    medians
+        .map(|(name, times)| (name, median(times).0))
+        .collect()
+}
+
+/// The median, and largest less smallest as a part of it.
+fn median(mut figures: Vec<f64>) -> (f64, f64) {
+    figures.sort_by(f64::total_cmp);
+    let middle = figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN);
+    let ends = figures.first().zip(figures.last());
+    (
+        middle,
+        ends.map_or(0.0, |(least, most)| (most - least) / middle),
+    )
+}
+
+/// Prints the figures; returns those that are worse.
+fn report(part: ComparedPart, rounds: &[Vec<RunFigures>; 2]) -> Vec<String> {
+    let [before, after] = rounds;
+    let names = after.first().into_iter().flat_map(BTreeMap::keys);
+    let mut worse = Vec::new();
+    println!("\n{part:?}\n      before  spread       after  spread  after/before  spread");
+    for name in names {
+        let of = |rounds: &[RunFigures]| -> Option<Vec<f64>> {
+            rounds
+                .iter()
+                .map(|round| round.get(name).copied())
+                .collect()
+        };
+        let (Some(before), Some(after)) = (of(before), of(after)) else {
+            println!("  {name}: only in one of the builds");
+            continue;
+        };
+        let ratios = after
+            .iter()
+            .zip(&before)
+            .map(|(after, before)| after / before);
+        let (ratio, of_ratio) = median(ratios.collect());
+        let ((before, of_before), (after, of_after)) = (median(before), median(after));
+        let is_worse = ratio - 1.0 > of_before.max(of_after);
+        let mark = if is_worse { '!' } else { ' ' };
+        println!(
+            "{before:12.4}  {of_before:6.2}  {after:10.4}  {of_after:6.2}  {ratio:11.3}{mark}  {of_ratio:6.2}  {name}"
+        );
+        if is_worse {
+            worse.push(format!("{name} takes {ratio:.3} times as long"));
+        }
+    }
+    worse
+}
