@@ -106,7 +106,7 @@ impl SmallDisk {
             });
         }
         let mounted = mount("tmpfs", folder, "tmpfs", MountFlags::empty(), c"size=1m");
-        mounted.map_err(|error| ServerError::system(show(folder), error.into()))?;
+        mounted.map_err(|error| ServerError::system(show(folder), error))?;
         Ok(SmallDisk {
             path: folder.to_owned(),
         })
