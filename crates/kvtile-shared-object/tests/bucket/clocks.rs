@@ -51,12 +51,20 @@ fn ages_are_those_of_the_server_whose_clock_is_a_day_ahead_or_behind() {
             .collect();
         assert_eq!(kept, [0, 1, 2, 3, 4], "{ahead}");
         assert!(server.has(&manifest));
-        let report = sweep(&store, &SweepSettings::new(None).age_max(HOUR / 2)).unwrap();
+        let report = sweep(
+            &store,
+            &SweepSettings::new(None).age_max(Duration::from_mins(25)),
+        )
+        .unwrap();
         assert_eq!(report.removed, 2, "{ahead}");
         // What is renewed is new.
         let name = ValueName::new(bundle(2)).unwrap();
         store.touch(&[name], None, Deadline::within(HOUR)).unwrap();
-        let report = sweep(&store, &SweepSettings::new(None).age_max(HOUR / 4)).unwrap();
+        let report = sweep(
+            &store,
+            &SweepSettings::new(None).age_max(Duration::from_mins(15)),
+        )
+        .unwrap();
         assert_eq!(report.removed, 0, "{ahead}");
     }
 }

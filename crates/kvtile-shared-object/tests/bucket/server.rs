@@ -35,9 +35,12 @@ struct PlannedFault {
     times: usize,
 }
 
+/// Objects by their keys: the bytes, and when they were written.
+type ServerObjects = BTreeMap<String, (Arc<[u8]>, SystemTime)>;
+
 #[derive(Default)]
 struct ServerState {
-    objects: Mutex<BTreeMap<String, (Arc<[u8]>, SystemTime)>>,
+    objects: Mutex<ServerObjects>,
     faults: Mutex<Vec<PlannedFault>>,
     /// Method, path and range of each request.
     requests: Mutex<Vec<String>>,
@@ -340,10 +343,7 @@ fn got(bytes: &[u8], written: SystemTime, range: Option<&String>) -> S3Answer {
     }
 }
 
-fn listing(
-    objects: &BTreeMap<String, (Arc<[u8]>, SystemTime)>,
-    query: &BTreeMap<String, String>,
-) -> S3Answer {
+fn listing(objects: &ServerObjects, query: &BTreeMap<String, String>) -> S3Answer {
     let of = |name: &str| query.get(name).map_or("", String::as_str);
     let most: usize = of("max-keys").parse().unwrap_or(1000);
     let (prefix, after) = (of("prefix"), of("continuation-token"));
