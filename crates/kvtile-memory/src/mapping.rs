@@ -3,11 +3,13 @@
 //! Maps, advises, populates and unmaps. It does not know what the pages are for.
 
 use crate::MemoryError;
+use crate::machine;
 use crate::region::check_size;
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
+use std::io;
 use std::ops::Range;
 use std::ptr;
 
@@ -52,32 +54,42 @@ impl Mapping {
         Self::map_shared(fd, bytes, ProtFlags::READ)
     }
 
+    /// Starts at a multiple of a huge page if it can: pages elsewhere are never huge.
     fn map_shared(fd: BorrowedFd<'_>, bytes: usize, rights: ProtFlags) -> Result<Self, Errno> {
         let len = whole_pages(bytes).map_err(|_| Errno::OVERFLOW)?;
-        // SAFETY: without MAP_FIXED and with a null hint the kernel chooses unused addresses, so no
-        // existing memory changes.
-        let start = unsafe { mmap(ptr::null_mut(), len, rights, MapFlags::SHARED, fd, 0) }?;
-        Ok(Self {
-            address: start.expose_provenance(),
-            len,
-        })
+        let map = |hint: *mut c_void, flags: MapFlags| {
+            // SAFETY: without MAP_FIXED the kernel chooses unused addresses, with MAP_FIXED_NOREPLACE it
+            // refuses used ones, so no existing memory changes.
+            let start = unsafe { mmap(hint, len, rights, flags, fd, 0) }?;
+            Ok(Self {
+                address: start.expose_provenance(),
+                len,
+            })
+        };
+        if let Some(hint) = aligned_hint(len) {
+            // Another thread may have mapped something there since.
+            let placed = map(hint, MapFlags::SHARED | MapFlags::FIXED_NOREPLACE);
+            if placed.is_ok() {
+                return placed;
+            }
+        }
+        map(ptr::null_mut(), MapFlags::SHARED)
     }
 
     fn map_anonymous(len: usize, bytes: usize) -> Result<Self, MemoryError> {
+        let rights = ProtFlags::READ | ProtFlags::WRITE;
+        Self::map_unnamed(len, rights, MapFlags::PRIVATE).map_err(|errno| {
+            MemoryError::AllocationFailed {
+                bytes,
+                source: errno.into(),
+            }
+        })
+    }
+
+    fn map_unnamed(len: usize, rights: ProtFlags, flags: MapFlags) -> Result<Self, Errno> {
         // SAFETY: without MAP_FIXED and with a null hint the kernel chooses unused addresses, so no
         // existing memory changes.
-        let start = unsafe {
-            mmap_anonymous(
-                ptr::null_mut(),
-                len,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )
-        }
-        .map_err(|errno| MemoryError::AllocationFailed {
-            bytes,
-            source: errno.into(),
-        })?;
+        let start = unsafe { mmap_anonymous(ptr::null_mut(), len, rights, flags) }?;
         Ok(Self {
             address: start.expose_provenance(),
             len,
@@ -119,6 +131,20 @@ impl Mapping {
         // SAFETY: `checked_len` proved the range to lie inside this mapping, and populating it does
         // not change its content.
         unsafe { madvise(start, len, Advice::LinuxPopulateWrite) }
+    }
+
+    /// Replaces the pages of `range` (inside the mapping, page-aligned) by huge ones, missing ones included, without
+    /// changing their content. The kernel does so also for shared memory to which it gives no huge pages by itself. It
+    /// fails where the kernel is older than 6.1 or has no free huge page.
+    pub(crate) fn collapse(&self, range: Range<usize>) -> io::Result<()> {
+        let len = self.checked_len(&range)?;
+        let start = self.pointer(range.start);
+        // SAFETY: `checked_len` proved the range to lie inside this mapping, and collapsing it does
+        // not change its content.
+        match unsafe { libc::madvise(start, len, libc::MADV_COLLAPSE) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// As [`Mapping::populate`], by writing a zero to every page, for kernels without
@@ -185,6 +211,16 @@ impl Drop for Mapping {
         // mapped, which is only a leak.
         debug_assert!(unmapped.is_ok(), "munmap failed: {unmapped:?}");
     }
+}
+
+/// An unused address for `len` bytes that is a multiple of a huge page; `None` for less than one.
+fn aligned_hint(len: usize) -> Option<*mut c_void> {
+    let huge = machine::huge_page_size().filter(|huge| len >= *huge)?;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    let len = len.checked_add(huge)?;
+    let reserved = Mapping::map_unnamed(len, ProtFlags::empty(), flags).ok()?;
+    let address = reserved.address.next_multiple_of(huge);
+    Some(ptr::with_exposed_provenance_mut(address))
 }
 
 /// `bytes` rounded up to whole pages.

@@ -9,7 +9,7 @@ use crate::options::{AllocateOptions, HugePages, Prefault, PrefaultProgress, Pro
 use crate::{MemoryError, MemoryLimit};
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 /// Bytes that one thread populates between two reports; a multiple of every page size in use.
@@ -72,11 +72,26 @@ pub(crate) unsafe fn prepare<M>(
     } else {
         HugePages::NotRequested
     };
-    if let Prefault::Populate { threads } = options.prefault {
-        // SAFETY: our caller guarantees the same.
-        unsafe { populate(mapping, threads, options.progress.as_ref()) }?;
-    }
-    Ok(huge_pages)
+    let Prefault::Populate { threads } = options.prefault else {
+        return Ok(huge_pages);
+    };
+    // By itself the kernel gives shared memory no huge pages on most machines.
+    let collapses = options.huge_pages && backing == MappingBacking::Shared;
+    let how = PopulateWay { threads, collapses };
+    // SAFETY: our caller guarantees the same.
+    let is_collapsed = unsafe { populate(mapping, how, options.progress.as_ref()) }?;
+    Ok(match is_collapsed {
+        true => HugePages::Advised,
+        false => huge_pages,
+    })
+}
+
+/// How a mapping is populated.
+#[derive(Clone, Copy)]
+struct PopulateWay {
+    threads: usize,
+    /// Whether its pages are replaced by huge ones.
+    collapses: bool,
 }
 
 /// The alignment of a mapping's start that suits huge pages.
@@ -105,16 +120,18 @@ fn advise(mapping: &Mapping, backing: MappingBacking) -> HugePages {
     }
 }
 
+/// Whether all of it that may have huge pages has them.
+///
 /// # Safety
 ///
 /// As [`prepare`].
 unsafe fn populate(
     mapping: &Mapping,
-    threads: usize,
+    how: PopulateWay,
     progress: Option<&ProgressFn<'_>>,
-) -> Result<(), MemoryError> {
+) -> Result<bool, MemoryError> {
     let parts = mapping.len().div_ceil(PART_BYTES);
-    let threads = match threads {
+    let threads = match how.threads {
         0 => thread::available_parallelism().map_or(1, std::num::NonZero::get),
         wanted => wanted,
     }
@@ -122,6 +139,10 @@ unsafe fn populate(
     let crew = PrefaultCrew {
         mapping,
         progress,
+        huge_page: machine::huge_page_size().filter(|huge| {
+            how.collapses && mapping.len() >= *huge && PART_BYTES.is_multiple_of(*huge)
+        }),
+        collapses: AtomicBool::new(true),
         next_part: AtomicUsize::new(0),
         done_bytes: Mutex::new(0),
         failure: Mutex::new(None),
@@ -138,8 +159,9 @@ unsafe fn populate(
         // SAFETY: our caller guarantees the same.
         unsafe { crew.work() };
     });
+    let is_collapsed = crew.huge_page.is_some() && crew.collapses.into_inner();
     match crew.failure.into_inner() {
-        None => Ok(()),
+        None => Ok(is_collapsed),
         Some(errno) => Err(MemoryError::AllocationFailed {
             bytes: mapping.len(),
             source: errno.into(),
@@ -151,6 +173,10 @@ unsafe fn populate(
 struct PrefaultCrew<'a, 'b> {
     mapping: &'a Mapping,
     progress: Option<&'a ProgressFn<'b>>,
+    /// Bytes of a huge page, if pages are replaced by huge ones.
+    huge_page: Option<usize>,
+    /// Whether this has succeeded so far.
+    collapses: AtomicBool,
     next_part: AtomicUsize,
     done_bytes: Mutex<usize>,
     failure: Mutex<Option<Errno>>,
@@ -170,6 +196,7 @@ impl PrefaultCrew<'_, '_> {
                 return;
             }
             let end = start.saturating_add(PART_BYTES).min(self.mapping.len());
+            self.collapse(start..end);
             // SAFETY: our caller guarantees the same; each part goes to one thread only.
             let filled = unsafe { fill(self.mapping, start..end) };
             if let Err(errno) = filled {
@@ -181,6 +208,19 @@ impl PrefaultCrew<'_, '_> {
                 return;
             }
             self.report(end - start);
+        }
+    }
+
+    /// Gives the whole huge pages of a part huge pages. Without them it is populated with small ones.
+    fn collapse(&self, part: std::ops::Range<usize>) {
+        let Some(huge) = self.huge_page else { return };
+        let whole = part.len() - part.len() % huge;
+        let range = part.start..part.start + whole;
+        if whole > 0
+            && self.collapses.load(Ordering::Relaxed)
+            && self.mapping.collapse(range).is_err()
+        {
+            self.collapses.store(false, Ordering::Relaxed);
         }
     }
 

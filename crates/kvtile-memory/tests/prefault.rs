@@ -105,6 +105,15 @@ fn shared_memory_has_all_pages() {
         .unwrap();
     complete(&reports.into_inner(), SIZE);
     assert!(resident_bytes(memory.addr()) >= SIZE);
+    match memory.huge_pages() {
+        HugePages::Advised => {
+            let machine = Machine::probe();
+            let huge_page = *machine.huge_page_bytes.known().unwrap();
+            assert_eq!(memory.addr() % huge_page, 0);
+        }
+        HugePages::Unavailable { reason } => eprintln!("no huge shared pages here: {reason}"),
+        other => panic!("{other:?}"),
+    }
     let mut bytes = vec![1; SIZE];
     memory.read_exact_at(0, &mut bytes).unwrap();
     assert!(bytes.iter().all(|byte| *byte == 0));

@@ -14,15 +14,15 @@ use kvtile_shared::store::{
     SinkState, StoreOperation, ValueName, ValueSink, ValueWritten,
 };
 use object_store::{
-    Error, ObjectMeta, ObjectStoreExt, PutMode, PutPayload, list::PaginatedListOptions, path::Path,
+    Error, GetOptions, GetRange, ObjectMeta, ObjectStoreExt, PutMode, PutPayload,
+    list::PaginatedListOptions, path::Path,
 };
 
 use crate::{
-    client::BucketClient,
-    failure::{failed, is_past_end},
-    pieces::ObjectPieces,
-    probe,
-    runtime::RequestThreads,
+    client::{BucketBuilder, BucketClient},
+    failure::{failed, is_past_end, is_refused_copy},
+    probe::{self, ServerClock},
+    runtime::{CallFailure, CallRuntimes},
     url::ObjectStoreUrl,
 };
 
@@ -47,9 +47,9 @@ const VALUE_BYTES_MAX: u64 = 5 << 30;
 pub struct ObjectBucket {
     name: String,
     url: ObjectStoreUrl,
-    client: BucketClient,
-    threads: RequestThreads,
+    calls: CallRuntimes,
     keeps_first: bool,
+    clock: ServerClock,
     /// The server refuses to copy an object onto itself, which would renew its age.
     refuses_copies: AtomicBool,
 }
@@ -70,20 +70,23 @@ impl ObjectBucket {
     /// A missing bucket, credentials that the server refuses, a server that does not answer by the
     /// deadline, or one that returns other bytes than were written.
     pub fn open(url: &ObjectStoreUrl, by: Deadline) -> Result<ObjectBucket, SharedStoreError> {
-        let threads = RequestThreads::start().map_err(|error| {
-            let what = format!("cannot start threads for requests: {error}");
-            SharedStoreError::transient(StoreOperation::Open, what).caused_by(error)
-        })?;
-        let client = BucketClient::new(url)?;
-        let probed = threads.run(by.left(), probe::keeps_first(&client, url));
-        let keeps_first = probed.map_err(|_| {
-            let server = url.endpoint.as_deref().unwrap_or("the cloud's server");
-            let what = format!(
-                "{url}: no answer from {server} by the deadline; credentials are from {}",
-                client.credentials
-            );
-            SharedStoreError::transient(StoreOperation::Open, what)
+        let builder = BucketBuilder::new(url)?;
+        let credentials = builder.credentials;
+        let calls = CallRuntimes::new(builder);
+        let probed = calls.run(by.left(), async |client| {
+            probe::probe(&client, (url, credentials)).await
+        });
+        let probed = probed.map_err(|failure| match failure {
+            CallFailure::NotBegun(error) => error,
+            CallFailure::OutOfTime => {
+                let server = url.endpoint.as_deref().unwrap_or("the cloud's server");
+                let what = format!(
+                    "{url}: no answer from {server} by the deadline; credentials are from {credentials}"
+                );
+                SharedStoreError::transient(StoreOperation::Open, what)
+            }
         })??;
+        let keeps_first = probed.keeps_first;
         if !keeps_first {
             log::info!(
                 "{url}: the server replaces present values, so equal ones are written again"
@@ -92,25 +95,25 @@ impl ObjectBucket {
         Ok(ObjectBucket {
             name: url.to_string(),
             url: url.clone(),
-            client,
-            threads,
+            calls,
             keeps_first,
+            clock: probed.clock,
             refuses_copies: AtomicBool::new(false),
         })
     }
 
     /// Runs a request until the deadline.
-    fn run<T: Send>(
+    fn run<T: Send, F: Future<Output = Result<T, Error>> + Send>(
         &self,
         operation: StoreOperation,
         by: Deadline,
-        request: impl Future<Output = Result<T, Error>> + Send,
+        request: impl FnOnce(BucketClient) -> F,
     ) -> Result<T, SharedStoreError> {
         if by.is_over() {
             return Err(SharedStoreError::late(operation));
         }
-        let ended = self.threads.run(by.left(), request);
-        let ended = ended.map_err(|_| SharedStoreError::late(operation))?;
+        let ended = self.calls.run(by.left(), request);
+        let ended = ended.map_err(|failure| failure.of(operation))?;
         ended.map_err(|error| failed(operation, error))
     }
 
@@ -126,53 +129,18 @@ impl ObjectBucket {
         names.iter().map(|name| self.path(name)).collect()
     }
 
-    async fn is_present(&self, path: Path) -> Result<bool, Error> {
-        match self.client.objects.head(&path).await {
-            Ok(_) => Ok(true),
-            Err(Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn read_into(
+    async fn put(
         &self,
+        client: &BucketClient,
         path: Path,
-        range: Option<Range<u64>>,
-        sink: &mut dyn ValueSink,
-    ) -> Result<bool, Error> {
-        let is_part = range.is_some();
-        let mut pieces = ObjectPieces::read(&self.client.objects, path, range);
-        let mut has_begun = false;
-        while let Some(portion) = pieces.next().await {
-            let portion = match portion {
-                Ok(portion) => portion,
-                Err(Error::NotFound { .. }) if !has_begun => return Ok(false),
-                // The object ends before the range.
-                Err(error) if is_part && is_past_end(&error) => return Ok(true),
-                Err(error) => return Err(error),
-            };
-            has_begun = true;
-            for piece in portion {
-                if sink.put(&piece) == SinkState::Full {
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    async fn put(&self, path: Path, value: Bytes) -> Result<ValueWritten, Error> {
+        value: Bytes,
+    ) -> Result<ValueWritten, Error> {
         let mode = match self.keeps_first {
             true => PutMode::Create,
             false => PutMode::Overwrite,
         };
         let payload = PutPayload::from_bytes(value);
-        match self
-            .client
-            .objects
-            .put_opts(&path, payload, mode.into())
-            .await
-        {
+        match client.objects.put_opts(&path, payload, mode.into()).await {
             Ok(_) => Ok(ValueWritten::New),
             Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
                 Ok(ValueWritten::Present)
@@ -183,22 +151,22 @@ impl ObjectBucket {
 
     /// Sets the age of a value to 0: a copy onto itself where the server accepts that, otherwise
     /// its bytes once more.
-    async fn renew(&self, path: Path) -> Result<(), Error> {
+    async fn renew(&self, client: &BucketClient, path: Path) -> Result<(), Error> {
         if !self.refuses_copies.load(Ordering::Relaxed) {
-            match self.client.objects.copy(&path, &path).await {
+            match client.objects.copy(&path, &path).await {
                 Ok(()) | Err(Error::NotFound { .. }) => return Ok(()),
-                Err(error) if crate::failure::is_refusal(&error) => {
+                Err(error) if is_refused_copy(&error) => {
                     self.refuses_copies.store(true, Ordering::Relaxed);
                 }
                 Err(error) => return Err(error),
             }
         }
-        let got = match self.client.objects.get(&path).await {
+        let got = match client.objects.get(&path).await {
             Err(Error::NotFound { .. }) => return Ok(()),
             got => got?,
         };
         let value = PutPayload::from_bytes(got.bytes().await?);
-        self.client.objects.put(&path, value).await.map(drop)
+        client.objects.put(&path, value).await.map(drop)
     }
 
     /// The object as a value; `None` for an object that is no value.
@@ -212,10 +180,44 @@ impl ObjectBucket {
         Some(ListedValue {
             name: ValueName::new(name).ok()?,
             bytes: object.size,
-            // A server whose clock is ahead writes values of the future.
+            // Its clock is known to a second.
             age: Some(now.duration_since(written).unwrap_or_default()),
         })
     }
+}
+
+async fn is_present(client: &BucketClient, path: Path) -> Result<bool, Error> {
+    match client.objects.head(&path).await {
+        Ok(_) => Ok(true),
+        Err(Error::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn read_into(
+    client: &BucketClient,
+    path: Path,
+    range: Option<Range<u64>>,
+    sink: &mut dyn ValueSink,
+) -> Result<bool, Error> {
+    let is_part = range.is_some();
+    let request = GetOptions {
+        range: range.map(GetRange::Bounded),
+        ..GetOptions::default()
+    };
+    let mut pieces = match client.objects.get_opts(&path, request).await {
+        Ok(object) => object.into_stream(),
+        Err(Error::NotFound { .. }) => return Ok(false),
+        // The object ends before the range.
+        Err(error) if is_part && is_past_end(&error) => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    while let Some(piece) = pieces.next().await {
+        if sink.put(&piece?) == SinkState::Full {
+            break;
+        }
+    }
+    Ok(true)
 }
 
 impl SharedStore for ObjectBucket {
@@ -238,9 +240,9 @@ impl SharedStore for ObjectBucket {
     }
 
     fn has(&self, names: &[ValueName], by: Deadline) -> Result<Vec<bool>, SharedStoreError> {
-        self.run(StoreOperation::Has, by, async {
+        self.run(StoreOperation::Has, by, async |client| {
             let paths = self.paths(names)?;
-            let heads = stream::iter(paths.into_iter().map(|path| self.is_present(path)));
+            let heads = stream::iter(paths.into_iter().map(|path| is_present(&client, path)));
             heads.buffered(REQUESTS).try_collect().await
         })
     }
@@ -251,8 +253,8 @@ impl SharedStore for ObjectBucket {
         sink: &mut dyn ValueSink,
         by: Deadline,
     ) -> Result<bool, SharedStoreError> {
-        self.run(StoreOperation::Read, by, async {
-            self.read_into(self.path(name)?, None, sink).await
+        self.run(StoreOperation::Read, by, async |client| {
+            read_into(&client, self.path(name)?, None, sink).await
         })
     }
 
@@ -263,8 +265,8 @@ impl SharedStore for ObjectBucket {
         sink: &mut dyn ValueSink,
         by: Deadline,
     ) -> Result<bool, SharedStoreError> {
-        self.run(StoreOperation::Read, by, async {
-            self.read_into(self.path(name)?, Some(range), sink).await
+        self.run(StoreOperation::Read, by, async |client| {
+            read_into(&client, self.path(name)?, Some(range), sink).await
         })
     }
 
@@ -283,16 +285,16 @@ impl SharedStore for ObjectBucket {
         // The client keeps the bytes for retries, also after a call that is late.
         let mut value = BytesMut::with_capacity(bytes);
         parts.iter().for_each(|part| value.extend_from_slice(part));
-        self.run(StoreOperation::Write, by, async {
-            self.put(self.path(name)?, value.freeze()).await
+        self.run(StoreOperation::Write, by, async |client| {
+            self.put(&client, self.path(name)?, value.freeze()).await
         })
     }
 
     fn remove(&self, names: &[ValueName], by: Deadline) -> Result<usize, SharedStoreError> {
-        self.run(StoreOperation::Remove, by, async {
+        self.run(StoreOperation::Remove, by, async |client| {
             let paths = self.paths(names)?;
             let paths = stream::iter(paths.into_iter().map(Ok)).boxed();
-            let mut removed = self.client.objects.delete_stream(paths);
+            let mut removed = client.objects.delete_stream(paths);
             let mut count = 0;
             while let Some(one) = removed.next().await {
                 match one {
@@ -311,9 +313,9 @@ impl SharedStore for ObjectBucket {
         _lifetime: Option<Duration>,
         by: Deadline,
     ) -> Result<(), SharedStoreError> {
-        self.run(StoreOperation::Touch, by, async {
+        self.run(StoreOperation::Touch, by, async |client| {
             let paths = self.paths(names)?;
-            let renewals = stream::iter(paths.into_iter().map(|path| self.renew(path)));
+            let renewals = stream::iter(paths.into_iter().map(|path| self.renew(&client, path)));
             renewals.buffer_unordered(REQUESTS).try_collect().await
         })
     }
@@ -335,13 +337,11 @@ impl SharedStore for ObjectBucket {
             ..PaginatedListOptions::default()
         };
         let begin = Some(begin).filter(|begin| !begin.is_empty());
-        let page = self.run(StoreOperation::List, by, async {
-            self.client
-                .pages
-                .list_paginated(begin.as_deref(), options)
-                .await
+        let page = self.run(StoreOperation::List, by, async |client| {
+            let page = client.pages.list_paginated(begin.as_deref(), options);
+            page.await
         })?;
-        let now = SystemTime::now();
+        let now = self.clock.now();
         let objects = page.result.objects.iter();
         Ok(ListPage {
             values: objects

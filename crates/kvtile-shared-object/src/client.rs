@@ -11,7 +11,10 @@ use object_store::{
     list::PaginatedListStore,
 };
 
-use crate::url::{ObjectScheme, ObjectStoreUrl};
+use crate::{
+    throttle::ServerThrottle,
+    url::{ObjectScheme, ObjectStoreUrl},
+};
 
 /// How often a request is sent again after a failure of the connection or of the server.
 const RETRIES_MAX: usize = 2;
@@ -31,34 +34,63 @@ const IDLE: Duration = Duration::from_secs(20);
 pub(crate) struct BucketClient {
     pub(crate) objects: Arc<dyn ObjectStore>,
     pub(crate) pages: Arc<dyn PaginatedListStore>,
-    /// Where the credentials come from, for error messages.
-    pub(crate) credentials: &'static str,
 }
 
 impl BucketClient {
-    fn of<S: ObjectStore + PaginatedListStore>(
-        store: S,
-        credentials: &'static str,
-    ) -> BucketClient {
+    fn of<S: ObjectStore + PaginatedListStore>(store: S) -> BucketClient {
         let store = Arc::new(store);
         BucketClient {
             objects: Arc::<S>::clone(&store),
             pages: store,
-            credentials,
         }
     }
+}
 
-    /// The client of a bucket, with the credentials of the environment. It sends nothing.
-    pub(crate) fn new(url: &ObjectStoreUrl) -> Result<BucketClient, SharedStoreError> {
+/// The settings of one cloud's client, with the credentials of the environment.
+enum CloudBuilder {
+    S3(AmazonS3Builder),
+    Gcs(GoogleCloudStorageBuilder),
+    Azure(MicrosoftAzureBuilder),
+}
+
+/// Makes clients of a bucket, which are equal and share no connections.
+pub(crate) struct BucketBuilder {
+    cloud: CloudBuilder,
+    url: String,
+    /// Where the credentials come from, for error messages.
+    pub(crate) credentials: &'static str,
+}
+
+impl BucketBuilder {
+    /// A builder with the credentials of the environment.
+    ///
+    /// # Errors
+    /// Settings that no client can have.
+    pub(crate) fn new(url: &ObjectStoreUrl) -> Result<BucketBuilder, SharedStoreError> {
         // The TLS of the process may already have another provider; any of them serves.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = match url.scheme {
+        let (cloud, credentials) = match url.scheme {
             ObjectScheme::S3 => s3(url),
             ObjectScheme::Gcs => gcs(url),
             ObjectScheme::Azure => azure(url),
         };
+        let builder = BucketBuilder {
+            cloud,
+            url: url.to_string(),
+            credentials,
+        };
+        builder.build().map(|_| builder)
+    }
+
+    /// A client. It sends nothing.
+    pub(crate) fn build(&self) -> Result<BucketClient, SharedStoreError> {
+        let client = match &self.cloud {
+            CloudBuilder::S3(builder) => builder.clone().build().map(BucketClient::of),
+            CloudBuilder::Gcs(builder) => builder.clone().build().map(BucketClient::of),
+            CloudBuilder::Azure(builder) => builder.clone().build().map(BucketClient::of),
+        };
         client.map_err(|error| {
-            let what = format!("{url}: {error}");
+            let what = format!("{}: {error}", self.url);
             SharedStoreError::configuration(StoreOperation::Open, what).caused_by(error)
         })
     }
@@ -85,11 +117,12 @@ fn retries() -> RetryConfig {
     }
 }
 
-fn s3(url: &ObjectStoreUrl) -> Result<BucketClient, object_store::Error> {
+fn s3(url: &ObjectStoreUrl) -> (CloudBuilder, &'static str) {
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(&url.bucket)
         .with_client_options(options(url))
         .with_retry(retries())
+        .with_http_connector(ServerThrottle::default())
         .with_virtual_hosted_style_request(url.virtual_hosted)
         .with_skip_signature(url.anonymous);
     if let Some(endpoint) = &url.endpoint {
@@ -104,14 +137,15 @@ fn s3(url: &ObjectStoreUrl) -> Result<BucketClient, object_store::Error> {
         (false, Some(_)) => "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         (false, None) => "the role of this machine, since AWS_ACCESS_KEY_ID is not set",
     };
-    Ok(BucketClient::of(builder.build()?, credentials))
+    (CloudBuilder::S3(builder), credentials)
 }
 
-fn gcs(url: &ObjectStoreUrl) -> Result<BucketClient, object_store::Error> {
+fn gcs(url: &ObjectStoreUrl) -> (CloudBuilder, &'static str) {
     let mut builder = GoogleCloudStorageBuilder::from_env()
         .with_bucket_name(&url.bucket)
         .with_client_options(options(url))
         .with_retry(retries())
+        .with_http_connector(ServerThrottle::default())
         .with_skip_signature(url.anonymous);
     if let Some(endpoint) = &url.endpoint {
         builder = builder.with_base_url(endpoint);
@@ -125,14 +159,15 @@ fn gcs(url: &ObjectStoreUrl) -> Result<BucketClient, object_store::Error> {
         true => "none: the URL has anonymous=true",
         false => "GOOGLE_APPLICATION_CREDENTIALS, or else the role of this machine",
     };
-    Ok(BucketClient::of(builder.build()?, credentials))
+    (CloudBuilder::Gcs(builder), credentials)
 }
 
-fn azure(url: &ObjectStoreUrl) -> Result<BucketClient, object_store::Error> {
+fn azure(url: &ObjectStoreUrl) -> (CloudBuilder, &'static str) {
     let mut builder = MicrosoftAzureBuilder::from_env()
         .with_container_name(&url.bucket)
         .with_client_options(options(url))
         .with_retry(retries())
+        .with_http_connector(ServerThrottle::default())
         .with_skip_signature(url.anonymous);
     if let Some(account) = &url.account {
         builder = builder.with_account(account);
@@ -144,5 +179,5 @@ fn azure(url: &ObjectStoreUrl) -> Result<BucketClient, object_store::Error> {
         true => "none: the URL has anonymous=true",
         false => "AZURE_STORAGE_ACCOUNT_KEY and the like, or else the role of this machine",
     };
-    Ok(BucketClient::of(builder.build()?, credentials))
+    (CloudBuilder::Azure(builder), credentials)
 }

@@ -13,6 +13,7 @@ pub(crate) fn failed(operation: StoreOperation, error: Error) -> SharedStoreErro
         Error::NotSupported { .. } | Error::NotImplemented { .. } | Error::InvalidPath { .. } => {
             StoreErrorKind::Refused
         }
+        Error::Generic { .. } if is_about_credentials(&error) => StoreErrorKind::Configuration,
         Error::Generic { .. } if is_refusal(&error) => StoreErrorKind::Refused,
         _ => StoreErrorKind::Transient,
     };
@@ -24,6 +25,23 @@ pub(crate) fn failed(operation: StoreOperation, error: Error) -> SharedStoreErro
 pub(crate) fn is_refusal(error: &Error) -> bool {
     let later = [408, 425, 429];
     status(error).is_some_and(|status| (400..500).contains(&status) && !later.contains(&status))
+}
+
+/// The codes of answers that the credentials are no longer those of a user. S3 answers them with status 400.
+const CREDENTIAL_CODES: &[&str] = &["ExpiredToken", "InvalidToken", "TokenRefreshRequired"];
+
+/// Whether the server refuses the credentials, and perhaps accepts the same request with others.
+fn is_about_credentials(error: &Error) -> bool {
+    let is_refused = matches!(status(error), Some(401 | 403));
+    let text = error.to_string();
+    let has_code = |code: &&str| text.contains(&format!("<Code>{code}</Code>"));
+    is_refused || CREDENTIAL_CODES.iter().any(has_code)
+}
+
+/// Whether the server's answer is that it never copies an object onto itself.
+pub(crate) fn is_refused_copy(error: &Error) -> bool {
+    let is_refused = is_refusal(error) || status(error) == Some(501);
+    is_refused && !is_about_credentials(error)
 }
 
 /// Whether the server's answer is that a range begins behind the end of the object.
@@ -74,6 +92,17 @@ mod tests {
             assert_eq!(kind(&non_2xx(later)), StoreErrorKind::Transient, "{later}");
         }
         assert_eq!(kind("connection refused"), StoreErrorKind::Transient);
+        let expired = non_2xx("400 Bad Request: <Error><Code>ExpiredToken</Code></Error>");
+        assert_eq!(kind(&expired), StoreErrorKind::Configuration);
+        for (text, is_refused) in [
+            (non_2xx("400 Bad Request"), true),
+            (non_2xx("501 Not Implemented"), true),
+            (non_2xx("403 Forbidden"), false),
+            (expired, false),
+            (non_2xx("503 Slow Down"), false),
+        ] {
+            assert_eq!(is_refused_copy(&generic(&text)), is_refused, "{text}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! and Azure.
 //!
 //! [`ObjectStoreUrl`] names a bucket, a prefix and the options of the connection. [`ObjectBucket`] is
-//! the open store. It has threads of its own for the requests, and its calls block until their
+//! the open store. Its calls run their requests on the threads of their callers, and block until their
 //! deadlines at most: a request that is still in progress then is cancelled.
 //!
 //! A value is one object, written by one request, so no reader sees a part of it, and a writer that
@@ -30,9 +30,9 @@
 mod bucket;
 mod client;
 mod failure;
-mod pieces;
 mod probe;
 mod runtime;
+mod throttle;
 mod url;
 
 pub use bucket::ObjectBucket;

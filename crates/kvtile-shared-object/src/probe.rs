@@ -1,6 +1,9 @@
 //! What a server can do, tried when a store opens.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    time::{Instant, SystemTime},
+};
 
 use kvtile_shared::store::{SharedStoreError, StoreErrorKind, StoreOperation};
 use object_store::{Error, ObjectStoreExt, PutMode, PutPayload, path::Path};
@@ -15,16 +18,46 @@ use crate::{
 /// listing of values has them.
 const FOLDER: &str = ".kvtile-probe";
 
-/// Writes a small object twice, each time only if it is absent, reads it, and removes it. Returns
-/// whether the server keeps the first value.
-pub(crate) async fn keeps_first(
+/// The clock of a server, which may be ahead of this machine's or behind it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServerClock {
+    /// The time of the server
+    time: SystemTime,
+    /// at this moment.
+    at: Instant,
+}
+
+impl ServerClock {
+    /// Its time now, to a second.
+    pub(crate) fn now(&self) -> SystemTime {
+        let now = self.time.checked_add(self.at.elapsed());
+        now.unwrap_or(self.time)
+    }
+}
+
+/// What a server can do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProbedServer {
+    /// Whether it keeps the first value of a name.
+    pub(crate) keeps_first: bool,
+    pub(crate) clock: ServerClock,
+}
+
+/// What a probe has tried, for its errors.
+type ProbedUrl<'a> = (&'a ObjectStoreUrl, &'static str);
+
+/// Writes a small object twice, each time only if it is absent, reads it, and removes it. `credentials` is where they
+/// come from.
+pub(crate) async fn probe(
     client: &BucketClient,
-    url: &ObjectStoreUrl,
-) -> Result<bool, SharedStoreError> {
+    (url, credentials): ProbedUrl<'_>,
+) -> Result<ProbedServer, SharedStoreError> {
+    let refused = |verb: &str, error: Error| refused((url, credentials), verb, error);
+    let at = Instant::now();
     let number = RandomState::new().build_hasher().finish();
     let name = format!("{}/{FOLDER}/{number:016x}", url.prefix);
     let path = Path::parse(name.trim_start_matches('/'));
-    let path = path.map_err(|error| refused(client, url, "name", error.into()))?;
+    let path = path.map_err(|error| refused("name", error.into()))?;
     let create = |payload: &'static str| {
         let payload = PutPayload::from(payload);
         client
@@ -35,10 +68,10 @@ pub(crate) async fn keeps_first(
         Err(error) if is_unknown(&error) => {
             // The server refuses the condition itself.
             let put = client.objects.put(&path, "first".into()).await;
-            put.map_err(|error| refused(client, url, "write to", error))?;
+            put.map_err(|error| refused("write to", error))?;
             false
         }
-        Err(error) => return Err(refused(client, url, "write to", error)),
+        Err(error) => return Err(refused("write to", error)),
         Ok(_) => true,
     };
     let second = match first {
@@ -48,19 +81,28 @@ pub(crate) async fn keeps_first(
     let kept = match second {
         Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => true,
         Err(error) if !is_unknown(&error) => {
-            return Err(refused(client, url, "write to", error));
+            return Err(refused("write to", error));
         }
         _ => false,
     };
     let got = client.objects.get(&path).await;
-    let got = got.map_err(|error| refused(client, url, "read from", error))?;
+    let got = got.map_err(|error| refused("read from", error))?;
+    let written = SystemTime::from(got.meta.last_modified);
+    // The client's value for an answer without the time.
+    let time = match written == SystemTime::UNIX_EPOCH {
+        true => SystemTime::now(),
+        false => written,
+    };
+    let clock = ServerClock { time, at };
     let bytes = got.bytes().await;
-    let bytes = bytes.map_err(|error| refused(client, url, "read from", error))?;
+    let bytes = bytes.map_err(|error| refused("read from", error))?;
     let removed = client.objects.delete(&path).await;
-    removed.map_err(|error| refused(client, url, "remove from", error))?;
+    removed.map_err(|error| refused("remove from", error))?;
     match (kept, bytes.as_ref()) {
-        (true, b"first") => Ok(true),
-        (false, b"first" | b"second") => Ok(false),
+        (true, b"first") | (false, b"first" | b"second") => Ok(ProbedServer {
+            keeps_first: kept,
+            clock,
+        }),
         _ => Err(SharedStoreError::configuration(
             StoreOperation::Open,
             format!("{url} returns other bytes than were written to it; it is no usable store"),
@@ -80,12 +122,7 @@ fn is_unknown(error: &Error) -> bool {
 }
 
 /// An error of opening: what was tried, and what to change.
-fn refused(
-    client: &BucketClient,
-    url: &ObjectStoreUrl,
-    verb: &str,
-    error: Error,
-) -> SharedStoreError {
+fn refused((url, credentials): ProbedUrl<'_>, verb: &str, error: Error) -> SharedStoreError {
     let bucket = &url.bucket;
     let (kind, remedy) = match &error {
         Error::NotFound { .. } => (
@@ -95,9 +132,8 @@ fn refused(
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => (
             StoreErrorKind::Configuration,
             format!(
-                "the server refuses the credentials (from {}) or their rights: a store needs to read, \
-                 write, delete and list",
-                client.credentials
+                "the server refuses the credentials (from {credentials}) or their rights: a store needs to \
+                 read, write, delete and list"
             ),
         ),
         error if is_refusal(error) => (
@@ -106,7 +142,7 @@ fn refused(
         ),
         _ => (
             failed(StoreOperation::Open, unknown(&error)).kind(),
-            format!("credentials are from {}", client.credentials),
+            format!("credentials are from {credentials}"),
         ),
     };
     let what = format!("cannot {verb} {url}: {remedy} ({})", one_line(&error));

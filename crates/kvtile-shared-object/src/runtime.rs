@@ -1,62 +1,122 @@
-//! The threads that carry out requests, and calls that wait for them.
+//! Calls that wait for their requests, each on the thread of its caller.
+//!
+//! A call takes a runtime of one thread and a client with connections of its own, and keeps them for later
+//! calls. So the thread that reads a socket is the one that copies the bytes to the caller, and
+//! nothing wakes another thread on the way.
 
-use std::{future::Future, io, thread, time::Duration};
+use std::{future::Future, thread, time::Duration};
 
+use kvtile_shared::store::{SharedStoreError, StoreOperation};
+use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// Threads for connections. The callers' threads copy the values; these read sockets and decrypt.
-const THREADS: usize = 2;
+use crate::client::{BucketBuilder, BucketClient};
 
-/// A runtime that outlives no store, and never delays its end.
+/// Runtimes that are kept for later calls, with their connections.
+const IDLE_MAX: usize = 32;
+
+/// Why a request has no outcome.
 #[derive(Debug)]
-pub(crate) struct RequestThreads {
-    /// Present until it is dropped.
-    runtime: Option<Runtime>,
-    handle: Handle,
+pub(crate) enum CallFailure {
+    /// It was cancelled because its time was over.
+    OutOfTime,
+    /// The system has no runtime for it, or the settings no client.
+    NotBegun(SharedStoreError),
 }
 
-/// A request that was cancelled because its time was over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct OutOfTime;
+impl CallFailure {
+    /// The error of a call of the store.
+    pub(crate) fn of(self, operation: StoreOperation) -> SharedStoreError {
+        match self {
+            CallFailure::OutOfTime => SharedStoreError::late(operation),
+            CallFailure::NotBegun(error) => error,
+        }
+    }
+}
 
-impl RequestThreads {
-    pub(crate) fn start() -> io::Result<RequestThreads> {
-        let mut builder = Builder::new_multi_thread();
-        builder.worker_threads(THREADS).thread_name("kvtile-object");
-        let runtime = builder.enable_io().enable_time().build()?;
-        let handle = runtime.handle().clone();
-        Ok(RequestThreads {
+/// What one call uses at a time.
+struct CallRuntime {
+    /// Present until it is dropped.
+    runtime: Option<Runtime>,
+    client: BucketClient,
+}
+
+impl CallRuntime {
+    fn new(builder: &BucketBuilder) -> Result<CallRuntime, SharedStoreError> {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| {
+            let what = format!("cannot start a runtime for requests: {error}");
+            SharedStoreError::transient(StoreOperation::Open, what).caused_by(error)
+        })?;
+        Ok(CallRuntime {
             runtime: Some(runtime),
-            handle,
+            client: builder.build()?,
         })
     }
 
-    /// Runs a request on this thread, at most for `within`; its connections are served by the threads
-    /// of the runtime.
-    pub(crate) fn run<T: Send>(
-        &self,
-        within: Duration,
-        request: impl Future<Output = T> + Send,
-    ) -> Result<T, OutOfTime> {
-        let limited = async {
-            let limited = tokio::time::timeout(within, request).await;
-            limited.map_err(|_| OutOfTime)
+    fn run<T: Send>(&self, request: impl Future<Output = T> + Send) -> Option<T> {
+        let runtime = self.runtime.as_ref()?;
+        // The connections do what they have left: at the beginning to see those that the server has closed, at the end
+        // to be ready for the next call.
+        let request = async {
+            tokio::task::yield_now().await;
+            let ended = request.await;
+            tokio::task::yield_now().await;
+            ended
         };
         if Handle::try_current().is_err() {
-            return self.handle.block_on(limited);
+            return Some(runtime.block_on(request));
         }
         // The caller is a thread of another runtime, on which tokio does not allow to block.
-        let outside = thread::scope(|scope| scope.spawn(|| self.handle.block_on(limited)).join());
-        outside.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let outside = thread::scope(|scope| scope.spawn(|| runtime.block_on(request)).join());
+        Some(outside.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     }
 }
 
-impl Drop for RequestThreads {
+impl Drop for CallRuntime {
     fn drop(&mut self) {
         // A name lookup that hangs would delay the end of the runtime.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+    }
+}
+
+/// The runtimes of one store.
+pub(crate) struct CallRuntimes {
+    builder: BucketBuilder,
+    /// The one that was used last is used first: its connections are open.
+    idle: Mutex<Vec<CallRuntime>>,
+}
+
+impl CallRuntimes {
+    pub(crate) fn new(builder: BucketBuilder) -> CallRuntimes {
+        CallRuntimes {
+            builder,
+            idle: Mutex::default(),
+        }
+    }
+
+    /// Runs a request on this thread, at most for `within`.
+    pub(crate) fn run<T: Send, F: Future<Output = T> + Send>(
+        &self,
+        within: Duration,
+        request: impl FnOnce(BucketClient) -> F,
+    ) -> Result<T, CallFailure> {
+        let idle = self.idle.lock().pop();
+        let call = match idle {
+            Some(call) => call,
+            None => CallRuntime::new(&self.builder).map_err(CallFailure::NotBegun)?,
+        };
+        let request = request(call.client.clone());
+        let ended = call.run(async move { tokio::time::timeout(within, request).await });
+        // Dropped after a request that was cancelled: that closes its connection.
+        let ended = ended.and_then(Result::ok).ok_or(CallFailure::OutOfTime)?;
+        let mut idle = self.idle.lock();
+        if idle.len() < IDLE_MAX {
+            idle.push(call);
+        }
+        Ok(ended)
     }
 }
 
@@ -66,32 +126,55 @@ mod tests {
 
     use super::*;
 
+    fn runtimes() -> CallRuntimes {
+        let url = "s3://models/kv?endpoint=http://127.0.0.1:9&anonymous=true"
+            .parse()
+            .unwrap();
+        CallRuntimes::new(BucketBuilder::new(&url).unwrap())
+    }
+
     #[test]
     fn a_request_ends_with_its_time_also_inside_another_runtime() {
-        let threads = RequestThreads::start().unwrap();
-        let forever = std::future::pending::<()>;
+        let runtimes = runtimes();
+        let forever = |_| std::future::pending::<()>();
         let began = Instant::now();
         let within = Duration::from_millis(30);
-        assert_eq!(threads.run(within, forever()), Err(OutOfTime));
-        assert_eq!(threads.run(within, async { 7 }), Ok(7));
+        let is_late = |ended| matches!(ended, Err(CallFailure::OutOfTime));
+        let soon = Duration::from_secs(10);
+        assert!(is_late(runtimes.run(within, forever)));
+        assert!(matches!(runtimes.run(soon, async |_| 7), Ok(7)));
         let other = Builder::new_current_thread().build().unwrap();
         other.block_on(async {
-            assert_eq!(threads.run(within, forever()), Err(OutOfTime));
-            assert_eq!(threads.run(within, async { 8 }), Ok(8));
+            assert!(is_late(runtimes.run(within, forever)));
+            assert!(matches!(runtimes.run(soon, async |_| 8), Ok(8)));
         });
-        assert!(began.elapsed() < Duration::from_secs(10));
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn calls_one_after_the_other_use_one_runtime_and_one_that_was_late_is_not_used_again() {
+        let runtimes = runtimes();
+        let soon = Duration::from_secs(10);
+        for _ in 0..3 {
+            assert!(runtimes.run(soon, async |_| ()).is_ok());
+            assert_eq!(runtimes.idle.lock().len(), 1);
+        }
+        let late = runtimes.run(Duration::ZERO, |_| std::future::pending::<()>());
+        assert!(late.is_err());
+        assert_eq!(runtimes.idle.lock().len(), 0);
     }
 
     #[test]
     fn the_end_does_not_wait_for_a_blocked_thread() {
-        let threads = RequestThreads::start().unwrap();
-        drop(
-            threads
-                .handle
-                .spawn_blocking(|| thread::sleep(Duration::from_secs(5))),
-        );
+        let runtimes = runtimes();
+        let blocks = async |_| {
+            drop(tokio::task::spawn_blocking(|| {
+                thread::sleep(Duration::from_secs(5));
+            }));
+        };
+        assert!(runtimes.run(Duration::from_secs(10), blocks).is_ok());
         let began = Instant::now();
-        drop(threads);
+        drop(runtimes);
         assert!(began.elapsed() < Duration::from_secs(4));
     }
 }

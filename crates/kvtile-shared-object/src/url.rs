@@ -319,6 +319,10 @@ mod tests {
             ("s3://models/kv#x", "a fragment"),
             ("s3://models/Kv", "cannot be the prefix"),
             ("s3://models//", "cannot be the prefix"),
+            ("s3://models/a%20b", "cannot be the prefix"),
+            ("s3://models/a%2fb", "cannot be the prefix"),
+            ("s3://models/café", "cannot be the prefix"),
+            ("s3://models/a+b", "cannot be the prefix"),
             ("s3://models/a/.b", "cannot be the prefix"),
             (
                 "s3://models/kv?regoin=x",

@@ -3,7 +3,10 @@
 //! Several sweeps at once, or one that ends in the middle, do no harm: a removed value is a miss.
 //! Between two sweeps a store exceeds its capacity by at most what is written in that time.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use crate::{
     store::{Deadline, SharedStore, SharedStoreError, ValueName},
@@ -116,6 +119,7 @@ pub fn sweep(
     store: &dyn SharedStore,
     settings: &SweepSettings,
 ) -> Result<SweepReport, SharedStoreError> {
+    let begun = Instant::now();
     let by = || Deadline::within(settings.call_within);
     let mut report = SweepReport::default();
     let leftovers = store.remove_leftovers(settings.leftovers_after, by())?;
@@ -124,10 +128,12 @@ pub fn sweep(
     let listing = SurveySettings::new().prefix(settings.prefix.as_str());
     let listing = listing.call_within(settings.call_within);
     let other = each_bundle(store, &listing, |value, name| {
-        report.bundles += 1;
-        report.bytes = report.bytes.saturating_add(value.bytes);
         found.push(SweptBundle {
-            age: value.age.unwrap_or_default(),
+            // That of the beginning: all ages of one moment, however long the listing takes.
+            age: value
+                .age
+                .unwrap_or_default()
+                .saturating_sub(begun.elapsed()),
             bytes: value.bytes,
             identity: name.identity,
             name: value.name,
@@ -135,6 +141,12 @@ pub fn sweep(
         Ok(())
     })?;
     report.foreign = other.foreign;
+    // Servers may list a value twice whose place changes during the listing.
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found.dedup_by(|a, b| a.name == b.name);
+    report.bundles = found.len() as u64;
+    let sizes = found.iter().map(|one| one.bytes);
+    report.bytes = sizes.fold(0, u64::saturating_add);
     let (removed, kept) = too_many(settings, found, report.bytes);
     let kept: HashSet<String> = kept.into_iter().map(|one| one.identity).collect();
     // A new manifest may be one whose first bundle is being written.
@@ -178,7 +190,7 @@ fn too_many(
         if left as f64 <= target && !is_old {
             break;
         }
-        left -= one.bytes;
+        left = left.saturating_sub(one.bytes);
         removed += 1;
     }
     let kept = found.split_off(removed);

@@ -1,4 +1,4 @@
-//! A file system of SeaweedFS, mounted by FUSE: what several machines share, on one machine.
+//! File systems for tests: one of SeaweedFS, mounted by FUSE, which several machines share, and one that is soon full.
 
 use std::{
     fs,
@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::{
     kinds::{InstalledServers, SeaweedServer},
@@ -83,6 +83,39 @@ impl Drop for MountedFolder {
         // The mount would stay behind, and every access to it fail.
         let _ = unmount(&self.path, UnmountFlags::DETACH);
         self.process.kill();
+    }
+}
+
+/// A file system in memory of few bytes. Dropped, it is unmounted.
+#[derive(Debug)]
+pub struct SmallDisk {
+    /// Where it is mounted.
+    pub path: PathBuf,
+}
+
+impl SmallDisk {
+    /// Mounts a file system of 1 MiB in a folder.
+    ///
+    /// # Errors
+    /// This user may not mount.
+    pub fn mount(folder: &Path) -> Result<SmallDisk, ServerError> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(ServerError::NotInstalled {
+                what: "a small file system",
+                remedy: "only root may mount here".to_owned(),
+            });
+        }
+        let mounted = mount("tmpfs", folder, "tmpfs", MountFlags::empty(), c"size=1m");
+        mounted.map_err(|error| ServerError::system(show(folder), error))?;
+        Ok(SmallDisk {
+            path: folder.to_owned(),
+        })
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = unmount(&self.path, UnmountFlags::DETACH);
     }
 }
 

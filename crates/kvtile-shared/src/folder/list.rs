@@ -1,6 +1,6 @@
 //! Listings: one directory a page, in the order of their names.
 
-use std::{fs, io, path::Path, time::SystemTime};
+use std::{fs, io, path::Path};
 
 use super::{FolderStore, is_absent};
 use crate::store::{ListPage, ListedValue, ValueName};
@@ -27,9 +27,10 @@ impl FolderStore {
     fn values_in(&self, under: &str, directory: &str) -> io::Result<Vec<ListedValue>> {
         let parts = [under, directory].into_iter().filter(|one| !one.is_empty());
         let relative = parts.collect::<Vec<&str>>().join("/");
-        let now = SystemTime::now();
+        let entries = entries(&self.folder.join(&relative))?;
+        let mut now = None;
         let mut values = Vec::new();
-        for entry in entries(&self.folder.join(&relative))? {
+        for entry in entries {
             let Ok(file) = entry.file_name().into_string() else {
                 continue;
             };
@@ -41,6 +42,7 @@ impl FolderStore {
                 continue;
             };
             if metadata.is_file() {
+                let now = *now.get_or_insert_with(|| self.now());
                 let age = metadata.modified().ok();
                 let age = age.map(|modified| now.duration_since(modified).unwrap_or_default());
                 values.push(ListedValue {

@@ -18,11 +18,11 @@ use std::{
     io::{self, Read, Seek, SeekFrom},
     ops::Range,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{Mode, OFlags, Timespec, Timestamps},
     io::Errno,
 };
 
@@ -33,6 +33,18 @@ use crate::store::{
 
 /// The directory of values that are being written. No name of a value begins with a dot.
 const NEW: &str = ".kvtile-new";
+
+/// The file system sets the time of the last change, by its own clock, and no other.
+const MODIFIED_NOW: Timestamps = Timestamps {
+    last_access: Timespec {
+        tv_sec: 0,
+        tv_nsec: rustix::fs::UTIME_OMIT,
+    },
+    last_modification: Timespec {
+        tv_sec: 0,
+        tv_nsec: rustix::fs::UTIME_NOW,
+    },
+};
 
 /// Settings of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -302,7 +314,7 @@ impl SharedStore for FolderStore {
                 return Err(SharedStoreError::late(StoreOperation::Touch));
             }
             let touch = || match self.open_value(name, OFlags::RDONLY)? {
-                Some(file) => file.set_modified(SystemTime::now()),
+                Some(file) => Ok(rustix::fs::futimens(&file, &MODIFIED_NOW)?),
                 None => Ok(()),
             };
             touch().map_err(|error| self.error(StoreOperation::Touch, &self.path(name), error))?;

@@ -102,6 +102,12 @@ impl StorePace {
             .unwrap_or(1)
     }
 
+    /// Whether the bytes of a value take longer than a call without any.
+    pub(crate) fn is_worth_a_call(&self, bytes: u64) -> bool {
+        let state = self.state.lock();
+        bytes as f64 / state.bytes_per_second > state.latency
+    }
+
     /// The expected time of `calls` reads of `bytes` bytes each; `None` before the first
     /// measurement.
     pub(crate) fn estimate(&self, calls: usize, bytes: u64) -> Option<Duration> {
@@ -149,6 +155,16 @@ mod tests {
             pace.measured(100, ms(100));
         }
         assert!(pace.limit() > 16, "{}", pace.limit());
+    }
+
+    #[test]
+    fn many_bytes_are_worth_a_call_and_few_are_not() {
+        let pace = StorePace::new(ms(30), 90_000_000, 4);
+        assert!(pace.is_worth_a_call(4 << 20) && !pace.is_worth_a_call(1 << 20));
+        for _ in 0..100 {
+            pace.measured(0, ms(1));
+        }
+        assert!(pace.is_worth_a_call(1 << 20) && !pace.is_worth_a_call(64 << 10));
     }
 
     #[test]

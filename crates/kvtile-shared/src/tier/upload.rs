@@ -225,12 +225,9 @@ impl BundleUpload {
             return Err(UploadError::Paused);
         }
         let by = Deadline::within(parts.settings.write_within);
-        let start = Instant::now();
-        let has = parts.store.has(std::slice::from_ref(&name), by);
-        if has.map_err(UploadError::Store)?.first() == Some(&true) {
+        if self.queries_first(&group.form) && self.is_present(&name, by)? {
             return Ok(ValueWritten::Present);
         }
-        parts.pace.measured(0, start.elapsed());
         group.manifest.write_once(&*parts.store, by);
         let read_back = self.read_back(&group.form, by)?;
         let packing = match parts.settings.compress {
@@ -268,6 +265,24 @@ impl BundleUpload {
         let contents = contents.iter().map(|block| &**block);
         let contents: Vec<&[u8]> = [&*header].into_iter().chain(contents).collect();
         self.write_value(&name, &contents, by)
+    }
+
+    /// Whether to query the bundle before its bytes are sent. A store that keeps the first value of a name answers
+    /// the same to the write, which is the faster query where bytes cost less than a call.
+    fn queries_first(&self, form: &BundleForm) -> bool {
+        let parts = &self.parts;
+        !parts.abilities.keeps_first || parts.pace.is_worth_a_call(form.bundle_bytes())
+    }
+
+    fn is_present(&self, name: &ValueName, by: Deadline) -> Result<bool, UploadError> {
+        let parts = &self.parts;
+        let start = Instant::now();
+        let has = parts.store.has(std::slice::from_ref(name), by);
+        let is_present = has.map_err(UploadError::Store)?.first() == Some(&true);
+        if !is_present {
+            parts.pace.measured(0, start.elapsed());
+        }
+        Ok(is_present)
     }
 
     fn write_value(

@@ -51,7 +51,7 @@ pub(crate) fn check(server: &mut TestServer) -> SuiteOutcome {
     let short = Duration::from_millis(100);
     let began = Instant::now();
     assert!(read_checked(&*store, &numbered(0), LENGTH, short).is_err());
-    assert!(began.elapsed() < short + Duration::from_millis(300));
+    assert!(began.elapsed() < short + Duration::from_secs(5));
     proxy.set_round_trip(Duration::ZERO);
     for direction in [ProxyDirection::Up, ProxyDirection::Down] {
         proxy.set_loses(direction, true);

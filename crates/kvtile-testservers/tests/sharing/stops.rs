@@ -21,8 +21,8 @@ use crate::{
 /// The deadline of each call.
 const WITHIN: Duration = Duration::from_millis(500);
 
-/// Later than the deadline, on a machine whose cores are busy.
-const SLACK: Duration = Duration::from_millis(300);
+/// Later than the deadline, on a machine whose cores are busy. A call without a deadline would not end at all.
+const SLACK: Duration = Duration::from_secs(5);
 
 const LENGTH: usize = 200_000;
 
