@@ -412,6 +412,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
                 "within": 5.0,
             },
         ),
+        "GroupCache.prefetch": lambda: (w.groups.prefetch, {"found": stop()}),
         "GroupCache.store": lambda: (
             w.groups.store,
             {

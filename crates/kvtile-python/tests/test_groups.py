@@ -137,6 +137,45 @@ def test_a_restart_finds_stops_and_an_evicted_state_leaves_a_shorter_one(engine:
         assert cache.lookup(chain).branch is None
 
 
+def test_a_prefetch_brings_a_stop_to_host_memory_and_nothing_else(engine: Engine, tmp_path: Path) -> None:
+    settings = {"disk": tmp_path / "kv", "disk_bytes": 32 << 20}
+    with engine.open(**settings) as cache:
+        chain = cache.hasher().keys(range(40))
+        for stop in (24, 40):
+            store(engine, cache, chain, stop)
+    with engine.open(**settings) as cache, engine.open() as other:
+        found = cache.lookup(chain)
+        report = cache.prefetch(found).wait(20)
+        assert (report.tokens, report.wanted, report.stopped) == (40, 40, None)
+        assert {name: of.from_tiers for name, of in report.groups.items()} == {
+            "full": {"disk": 10}, "window": {"disk": 3}, "state": {"disk": 1},
+        }  # fmt: skip
+        in_host = {(group, key) for tier, group, key, _ in cache.snapshot().blocks if tier == "host"}
+        assert len(in_host) == 10 + 3 + 1
+        report = load(engine, cache, cache.lookup(chain))
+        assert report.tokens == 40 and all(set(of.from_tiers) == {"host"} for of in report.groups.values())
+        # The match is used up, also by a call that is refused.
+        with pytest.raises(kvtile.ClosedError):
+            cache.prefetch(found)
+        foreign = cache.lookup(chain)
+        with pytest.raises(kvtile.RequestError, match="another cache"):
+            other.prefetch(foreign)
+        with pytest.raises(kvtile.ClosedError):
+            assert foreign.stop
+        nothing = cache.prefetch(cache.lookup(cache.hasher(salt="a").keys(range(40)))).wait(20)
+        assert (nothing.tokens, nothing.wanted, nothing.groups) == (0, 0, {})
+        # A damaged state: the prefetch reports it, and the stop before it stays.
+        cache.evict("host", 99, group="state")
+        slots = next(file for file in (tmp_path / "kv").iterdir() if file.name == f"slots-{cache.groups['state']['number']}")
+        content = bytearray(slots.read_bytes())
+        places = [at for at in range(0, len(content), 4096) if any(content[at : at + 4096])]
+        content[places[-1] + 77] ^= 4
+        slots.write_bytes(content)
+        report = cache.prefetch(cache.lookup(chain)).wait(20)
+        assert (report.tokens, report.wanted) == (0, 40) and report.stopped is not None and "state" in report.stopped
+        assert cache.lookup(chain).stop == 24
+
+
 def test_loads_and_stores_are_awaited_and_called_back(engine: Engine) -> None:
     with engine.open("full", "state") as cache:
         chain = cache.hasher(salt="a").keys(range(16))

@@ -231,6 +231,38 @@ def test_the_end_of_an_answer_is_stored_and_a_waiting_request_is_not(sides: Any)
     assert "three" not in scheduler.announced
 
 
+def test_stops_of_another_adapter_than_the_loaded_one_are_neither_stored_nor_loaded(
+    sides: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = HybridEngine(sides, 0, 1, MODELS["windows"](), None, monkeypatch)
+    (worker,) = engine.workers
+    monkeypatch.setattr(sides.group_worker, "LOADED", type(sides.group_worker.LOADED)())
+    manager = type("Manager", (), {})()
+    keys = {0: engine.scheduler._hashers[0].keys(list(range(12)))}
+    blocks = {group.name: ([1, 2, 3], 0) for group in engine.groups}
+
+    def store(digest: bytes) -> None:
+        worker._start_store(sides.messages.GroupStoreOrder("one", keys, blocks, 12, (1, digest)))
+
+    try:
+        store(b"monday")
+        assert not worker.stores and worker.take_report().without_room == {"one"}, "no adapter is loaded yet"
+        sides.group_worker.LOADED.note(manager, 1, b"monday")
+        store(b"tuesday")
+        assert not worker.stores and worker.take_report().ended == {"one": 1}
+        store(b"monday")
+        worker.wait_for_stores({"one"})
+        assert worker.cache.lookup(keys[0]).stop == 12
+        into = {group.name: [5, 6, 7] for group in engine.groups}
+        for digest, failed in ((b"tuesday", {"two"}), (b"monday", set())):
+            worker._start_load(sides.messages.GroupLoadOrder("two", keys, 12, into, dict.fromkeys(into, 0), (1, digest)))
+            while not worker.take_finished_loads(idle=True):
+                pass
+            assert worker.take_failed_requests() == failed
+    finally:
+        engine.close()
+
+
 def test_models_and_settings_that_cannot_be_kept_are_refused(sides: Any) -> None:
     groups_of = sides.groups.groups_of
     ring = type("CircularBufferSpec", (SimpleNamespace,), {})
@@ -243,6 +275,12 @@ def test_models_and_settings_that_cannot_be_kept_are_refused(sides: Any) -> None
     for text, one in refused.items():
         with pytest.raises(kvtile.SettingsError, match=text):
             groups_of(config_of(spec(FullAttentionSpec, 4), one))
+    # The CPU's reference backend for latents resumes with wrong answers, and vLLM switches prefix caching off for it.
+    latents = groups_of(config_of(spec(MLAAttentionSpec, 4)))
+    with pytest.raises(kvtile.SettingsError, match="MLA.*wrong answers after a cached prefix"):
+        sides.layout.refuse_latents_that_do_not_resume(latents, False)
+    sides.layout.refuse_latents_that_do_not_resume(latents, True)
+    sides.layout.refuse_latents_that_do_not_resume(groups_of(config_of(spec(FullAttentionSpec, 4), window())), False)
     given = {"connect": "/run/kv", "shared": "/mnt/kv", "recompute_tokens_per_second": 1e4, "record": "trace", "http": 9090}
     for name, value in given.items():
         with pytest.raises(kvtile.SettingsError, match=name):

@@ -62,6 +62,7 @@ def sides() -> Iterator[Any]:
             _group_scheduler,
             _group_worker,
             _groups,
+            _layout,
             _messages,
             _rank,
             _scheduler,
@@ -71,7 +72,7 @@ def sides() -> Iterator[Any]:
 
         yield SimpleNamespace(
             directory=_directory, events=_events, messages=_messages, rank=_rank, scheduler=_scheduler, settings=_settings,
-            worker=_worker, groups=_groups, group_layout=_group_layout, group_scheduler=_group_scheduler, group_worker=_group_worker,
+            worker=_worker, layout=_layout, groups=_groups, group_layout=_group_layout, group_scheduler=_group_scheduler, group_worker=_group_worker,
         )
     finally:
         for name in [name for name in sys.modules if name.startswith("kvtile.vllm")]:

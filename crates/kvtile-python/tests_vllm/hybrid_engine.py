@@ -18,9 +18,7 @@ def main(told: dict[str, Any]) -> None:
         patch(name, value)
     getattr(hybrid_models, told["kind"])(Path(told["model"]))
     for number, turn in enumerate(told["engines"]):
-        for path in turn.get("damage", ()):
-            for file in sorted(Path(path).rglob("slots")):
-                flip_bytes(file, every=turn["damage_every"])
+        damage(turn)
         try:
             llm = engine({**told, **turn})
         except Exception as error:
@@ -29,6 +27,7 @@ def main(told: dict[str, Any]) -> None:
         played: dict[str, Any] = {}
         for name, round_ in turn["rounds"].items():
             settle(llm)
+            damage(round_)
             if "after" in round_:
                 # The next turn of conversations: prompts, answers and more.
                 before, said = turn["rounds"][round_["after"]]["prompts"], played[round_["after"]]["tokens"]
@@ -39,6 +38,13 @@ def main(told: dict[str, Any]) -> None:
         say("ended", engine=number, **left(llm))
         llm.llm_engine.engine_core.shutdown()
     say("closed")
+
+
+def damage(told: dict[str, Any]) -> None:
+    """Flips bits in the blocks of the folders that an engine or a round names."""
+    for path in told.get("damage", ()):
+        for file in sorted(Path(path).rglob("slots")):
+            flip_bytes(file, every=told["damage_every"])
 
 
 def settle(llm: Any) -> None:

@@ -24,6 +24,11 @@ GPT_OSS = {
     **COMMON, "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 96,
     "num_local_experts": 2, "num_experts_per_tok": 1,
 }
+# Three layers with chunks, and one with full attention. The chunk begins at pages.
+LLAMA4 = {
+    **COMMON, "attention_chunk_size": 128, "no_rope_layers": [1, 1, 1, 0], "moe_layers": [], "interleave_moe_layer_step": 0,
+    "intermediate_size_mlp": 128, "num_local_experts": 1,
+}
 
 # Three layers with a recurrent state and a convolution, and one with full attention. vLLM makes blocks of 640 tokens.
 QWEN3_NEXT = {
@@ -56,11 +61,25 @@ def gemma3(folder: Path) -> Path:
     return _save(folder, Gemma3TextConfig(**GEMMA3), "Gemma3ForCausalLM")
 
 
+def gemma3_of_two_heads(folder: Path) -> Path:
+    """Writes a model like Gemma 3 with a KV head for each of two ranks to a folder."""
+    from transformers import Gemma3TextConfig
+
+    return _save(folder, Gemma3TextConfig(**{**GEMMA3, "num_key_value_heads": 2}), "Gemma3ForCausalLM")
+
+
 def gpt_oss(folder: Path) -> Path:
     """Writes a model like gpt-oss to a folder."""
     from transformers import GptOssConfig
 
     return _save(folder, GptOssConfig(**GPT_OSS), "GptOssForCausalLM")
+
+
+def llama4(folder: Path) -> Path:
+    """Writes a model like Llama 4 to a folder."""
+    from transformers import Llama4TextConfig
+
+    return _save(folder, Llama4TextConfig(**LLAMA4), "Llama4ForCausalLM")
 
 
 def qwen3_next(folder: Path) -> Path:

@@ -35,6 +35,8 @@ ROUNDS: dict[str, dict[str, Any]] = {
 # A reset of the cache removes all, and later blocks are for the process alone.
 CLEARED = {"cleared": {**ROUNDS["first"], "forget_all": True}, "after that": ROUNDS["first"]}
 ENGINE = {"max_model_len": 512}
+STATES: dict[str, Any] = {"dtype": "bfloat16", "block_size": None, "num_gpu_blocks_override": 64}
+STATES |= dict.fromkeys(("max_model_len", "max_num_batched_tokens"), 1500)
 # More requests than the small engine has memory for.
 CROWD = {"prompts": [TEXT[: 280 + at] + some() for at in range(0, 36, 3)], "max_tokens": 60}
 
@@ -60,7 +62,9 @@ def counted(round_: dict[str, Any]) -> dict[str, int]:
     return {name.removeprefix("vllm:kvtile_"): count for name, count in round_["kvtile"].items()}
 
 
-@pytest.mark.parametrize(("kind", "small", "ends_answers"), [("gemma3", 110, False), ("gpt_oss", 60, True)])
+@pytest.mark.parametrize(
+    ("kind", "small", "ends_answers"), [("gemma3", 110, False), ("gpt_oss", 60, True), ("llama4", 110, True)]
+)
 def test_answers_are_those_without_the_connector(kind: str, small: int, ends_answers: bool, tmp_path: Path) -> None:
     disk = tmp_path / "kv"
     kvtile = {"host_gib": 0.02, "prefault": False, "disk_path": str(disk), "disk_gib": 0.05}
@@ -115,12 +119,10 @@ def test_states_come_back_at_the_boundaries_of_their_blocks(tmp_path: Path) -> N
     branches = [{"prompts": [text[:700] + some(), text[:1300] + some()], "max_tokens": 6} for _ in range(2)]
     rounds = {"first": one, "again": one, "branches": branches[0], "siblings": branches[1], "aligned": aligned}
     kvtile = {"host_gib": 0.1, "prefault": False, "disk_path": str(tmp_path / "kv"), "disk_gib": 0.2}
-    engine = {"dtype": "bfloat16", "block_size": None, "num_gpu_blocks_override": 64}
-    engine |= dict.fromkeys(("max_model_len", "max_num_batched_tokens"), 1500)
     (expected, warm, restarted), ended = run(
         [{"rounds": rounds}, {"kvtile": kvtile, "rounds": rounds}, {"kvtile": kvtile, "rounds": {"again": one}}],
         # Some virtual machines list AMX but trap on it.
-        "qwen3_next", tmp_path / "model", engine=engine, patches={"amx": False},
+        "qwen3_next", tmp_path / "model", engine=STATES, patches={"amx": False},
     )
     for played in (warm, restarted):
         for name, round_ in played.items():
@@ -132,3 +134,81 @@ def test_states_come_back_at_the_boundaries_of_their_blocks(tmp_path: Path) -> N
     assert restarted["again"]["cached"] == [1280] and counted(restarted["again"])["from_disk_blocks"] == 2 + 3
     for end in ended[1:]:
         assert not any(end["open"]) and end["directory"], end
+
+
+# Of each model: its settings, the tokens of a prompt and those of its last stop, its blocks that vLLM keeps below, and the bytes
+# of a block.
+BELOW: dict[str, tuple[dict[str, Any], int, int, int, int]] = {
+    # Nine pages of full attention, and three for each of the three tables of windows.
+    "gemma3": (ENGINE, 300, 288, 9 + 3 * 3, 8192),
+    # Two pages of full attention, and the last state of each of the three layers.
+    "qwen3_next": (STATES, 1289, 1280, 2 + 3, 327_680),
+}
+
+
+@pytest.mark.parametrize("kind", BELOW)
+def test_the_tier_below_vllms_offloading_brings_the_same_answers(kind: str, tmp_path: Path) -> None:
+    """vLLM's own connector looks up the groups; the tier keeps rows of all of them. The primary tier holds one prompt."""
+    engine, length, stop, blocks, row_bytes = BELOW[kind]
+    prompts = [[NUMBERS.randrange(3, 990) for _ in range(length)] for _ in range(2)]
+    one, other = ({"prompts": [prompt], "max_tokens": 8} for prompt in prompts)
+    folder = tmp_path / "kv"
+    tier = {"type": "kvtile", "path": str(folder), "capacity": 100 * row_bytes}
+    tiers = {"cpu_bytes_to_use": blocks * row_bytes, "secondary_tiers": [tier]}
+    filled = {"one": one, "other": other, "one again": one, "other again": other}
+    kept = {**filled, "damaged": {**one, "damage": [str(folder)], "damage_every": 1 << 10}, "computed": other, "stored again": one}
+    (expected, first, restarted), _ = run(
+        [{"rounds": {"one": one, "other": other}}, {"tiers": tiers, "rounds": filled}, {"tiers": tiers, "rounds": kept}],
+        # Some virtual machines list AMX but trap on it.
+        kind, tmp_path / "model", engine=engine, patches={"amx": False},
+    )
+    for rounds in (first, restarted):
+        for name, round_ in rounds.items():
+            of_other = name.startswith("other") or name == "computed"
+            assert round_["tokens"] == expected["other" if of_other else "one"]["tokens"], name
+    assert len(set(expected["one"]["tokens"][0])) > 3
+    cached = {name: round_["cached"][0] for name, round_ in first.items()}
+    assert cached == {"one": 0, "other": 0, "one again": stop, "other again": stop}
+    assert first["other again"]["tier"]["blocks load ok"] == 2 * blocks, "vLLM's primary tier has evicted them"
+    cached = {name: round_["cached"][0] for name, round_ in restarted.items()}
+    assert cached == {**dict.fromkeys(filled, stop), "damaged": 0, "computed": 0, "stored again": stop}
+    counted = restarted["stored again"]["tier"]
+    # The damaged blocks of both prompts were stored again, and one prompt came from there.
+    assert counted["blocks load damaged"] == 2 * blocks and counted["blocks load ok"] == 5 * blocks
+    assert not [name for name in counted if name.startswith("errors")]
+
+
+def test_two_ranks_resume_at_stops_that_both_have(tmp_path: Path) -> None:
+    """Each rank has a head, a process and a folder."""
+    prompts = [[NUMBERS.randrange(3, 990) for _ in range(300)] for _ in range(2)]
+    one, other = ({"prompts": [prompt], "max_tokens": 24} for prompt in prompts)
+    siblings = {"prompts": [prompts[0][:branch] + some() for branch in BRANCHES], "max_tokens": 6}
+    alone = {f"{name} alone": {**round_, "alone": True} for name, round_ in (("one", one), ("other", other), ("siblings", siblings))}
+    disk, below = tmp_path / "kv", tmp_path / "below"
+    kvtile = {"host_gib": 0.04, "prefault": False, "disk_path": str(disk), "disk_gib": 0.05}
+    damaged = {**other, "damage": [str(disk / "rank-1-of-2")], "damage_every": 1 << 10}
+    tier = {"type": "kvtile", "path": str(below), "capacity": "8MiB"}
+    tiers = {"cpu_bytes_to_use": 20 << 14, "secondary_tiers": [tier]}
+    (first, restarted, tiered), _ = run(
+        [
+            {"kvtile": kvtile, "rounds": {**alone, "one": one, "siblings": siblings}},
+            {"kvtile": kvtile, "rounds": {"one": one, "other": damaged, "other again": other}},
+            {"tiers": tiers, "rounds": {"one": one, "other": other, "one again": one, "other again": other}},
+        ],
+        "gemma3_of_two_heads", tmp_path / "model", engine={**ENGINE, "tensor_parallel_size": 2},
+        patches={"start_method": "forkserver"}, environment={"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    )
+    for rounds in (first, restarted, tiered):
+        for name, round_ in rounds.items():
+            assert round_["tokens"] == first[f"{name.split()[0]} alone"]["tokens"], name
+    # Each prompt was sent before: only its last page is computed.
+    assert first["one"]["cached"] == [288]
+    assert first["siblings"]["cached"] == [(branch + 4) // PAGE * PAGE for branch in BRANCHES]
+    assert counted(first["siblings"])["failed_blocks"] == 0
+    assert restarted["one"]["cached"] == [288] and counted(restarted["one"])["from_disk_blocks"] == 2 * (9 + 3 * 3)
+    # One rank cannot load the stop, so both compute.
+    assert restarted["other"]["cached"] == [0] and counted(restarted["other"])["failed_blocks"] > 0
+    assert restarted["other again"]["cached"] == [288]
+    assert sorted(folder.name for folder in disk.iterdir()) == ["rank-0-of-2", "rank-1-of-2"]
+    assert [tiered[name]["cached"] for name in ("other", "one again", "other again")] == [[0], [288], [288]]
+    assert tiered["other again"]["tier"]["blocks load ok"] > 0

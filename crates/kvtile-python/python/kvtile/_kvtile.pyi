@@ -972,6 +972,7 @@ class GroupCache:
         priority: _Priority = "normal",
         within: float | None = None,
     ) -> Completion[GroupLoadReport]: ...
+    def prefetch(self, found: GroupMatch) -> Completion[GroupLoadReport]: ...
     def store(
         self,
         keys: Sequence[bytes],

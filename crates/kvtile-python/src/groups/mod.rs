@@ -359,6 +359,31 @@ impl PyGroupCache {
         ))
     }
 
+    /// Starts bringing what the stop of a match needs to host memory, with the lowest priority, so that a later
+    /// load does not wait for the disk or the shared tier. The call consumes the match, even if it raises.
+    ///
+    /// Args:
+    ///     found: the GroupMatch.
+    ///
+    /// Returns:
+    ///     A Completion of a GroupLoadReport, with the tokens of the stop if all of it is in host memory then. A
+    ///     group whose queue was full is an outcome in it.
+    ///
+    /// Raises:
+    ///     RequestError: a match of another cache.
+    fn prefetch(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = object::group_match)] found: Bound<'_, PyGroupMatch>,
+    ) -> PyResult<PyCompletion> {
+        let found = found.get().take()?;
+        let load = self.with(py, |cache| cache.prefetch(found))?;
+        Ok(PyCompletion::new(
+            PendingOperation::GroupLoad(load),
+            self.layouts(Vec::new()),
+        ))
+    }
+
     /// Starts storing pages of the engine. Their contents must not change before the completion.
     ///
     /// Args:

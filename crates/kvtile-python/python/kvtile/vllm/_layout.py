@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
+    from kvtile.vllm._groups import EngineGroup
     from kvtile.vllm._rank import Rank
     from kvtile.vllm._settings import Settings
 
@@ -38,12 +39,23 @@ def refuse_what_is_not_supported(config: VllmConfig, kv: KVCacheConfig | None, s
         raise SettingsError("kvtile.vllm: this vLLM gives its connectors no KV cache config (kv_cache_config)")
     if is_one_full_group(kv):
         return
-    groups_of(kv)
+    refuse_latents_that_do_not_resume(groups_of(kv), config.cache_config.enable_prefix_caching)
     settings.refuse_with_groups()
     if kv_cache_results() is None:
         raise SettingsError(
             "kvtile.vllm: this vLLM takes failed loads of models with windows, chunks or states by block and not by request "
             "(KVConnectorTransferResults), so a failed load would end the engine; use a later version"
+        )
+
+
+def refuse_latents_that_do_not_resume(groups: Iterable[EngineGroup], prefix_caching: bool) -> None:
+    """Raises SettingsError for latent attention without prefix caching: vLLM switches it off for backends that compute
+    wrong answers after a prefix."""
+    latent = next((group for group in groups if "mla" in group.kind), None)
+    if latent is not None and not prefix_caching:
+        raise SettingsError(
+            f"kvtile.vllm: the attention backend of {latent.layers[0]} (MLA) computes wrong answers after a cached prefix, so "
+            "vLLM switches prefix caching off (CPUs without AMX), or enable_prefix_caching is off; use a CPU with AMX, or no kvtile"
         )
 
 
