@@ -6,6 +6,7 @@ use std::error::Error;
 
 use kvtile::{
     blocks::BlocksError,
+    device::DeviceError,
     identity::Difference,
     layout::LayoutError,
     tiers::{FolderError, MismatchError, RequestError, SettingsError, TierError},
@@ -23,6 +24,7 @@ pub(crate) mod python {
             py.get_type::<ArgumentError>(),
             py.get_type::<BusyError>(),
             py.get_type::<ClosedError>(),
+            py.get_type::<DeviceError>(),
             py.get_type::<DiskError>(),
             py.get_type::<FolderInUseError>(),
             py.get_type::<ForkError>(),
@@ -45,6 +47,7 @@ pub(crate) mod python {
     import_exception!(kvtile._errors, ArgumentError);
     import_exception!(kvtile._errors, BusyError);
     import_exception!(kvtile._errors, ClosedError);
+    import_exception!(kvtile._errors, DeviceError);
     import_exception!(kvtile._errors, DiskError);
     import_exception!(kvtile._errors, FolderInUseError);
     import_exception!(kvtile._errors, ForkError);
@@ -88,6 +91,12 @@ impl From<TierError> for CallFailure {
 impl From<TransferError> for CallFailure {
     fn from(error: TransferError) -> CallFailure {
         TierError::from(error).into()
+    }
+}
+
+impl From<DeviceError> for CallFailure {
+    fn from(error: DeviceError) -> CallFailure {
+        TransferError::from(error).into()
     }
 }
 
@@ -196,6 +205,7 @@ fn of_transfer(error: &TransferError, text: String) -> PyErr {
         | TransferError::Bind(BindError::RegionMisaligned { .. }) => {
             python::TensorError::new_err(text)
         }
+        TransferError::Device(_) => python::DeviceError::new_err(text),
         TransferError::Copy(CopyError::File { .. }) => python::DiskError::new_err(text),
         _ => python::TransferError::new_err(text),
     }
