@@ -39,15 +39,18 @@ pub(crate) fn test() -> Result<(), StepFailure> {
     run_with(&environment, "python", &["-m", "pytest"], &variables)
 }
 
-/// The stand-in driver as a library, for tests of devices. No wheel contains it.
+/// The stand-in driver as a library, for tests of devices. It has the name of the driver's library, so a process that has
+/// loaded it finds it under that name. No wheel contains it.
 pub(crate) fn standin_library() -> Result<PathBuf, StepFailure> {
     let standin = [
-        "build",
+        "rustc",
         "--locked",
         "-p",
         "kvtile-standin",
         "--example",
         "driver_library",
+        "--",
+        "-Clink-arg=-Wl,-soname,libcuda.so.1",
     ];
     CargoStep::cargo(standin).run()?;
     Ok(target().join("debug/examples/libdriver_library.so"))

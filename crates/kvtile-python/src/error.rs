@@ -73,6 +73,8 @@ pub(crate) enum CallFailure {
     Refused(Box<TierError>),
     /// A tensor that the binding refuses.
     Tensor(String),
+    /// A request that the binding refuses.
+    Request(String),
     /// A panic in the library: a defect of kvtile.
     Panic(String),
     /// A call in a forked child.
@@ -118,6 +120,7 @@ impl CallFailure {
         match self {
             CallFailure::Refused(error) => exception(py, &error),
             CallFailure::Tensor(text) => python::TensorError::new_err(text),
+            CallFailure::Request(text) => python::RequestError::new_err(text),
             CallFailure::Panic(text) => python::InternalError::new_err(format!(
                 "this is a defect of kvtile, please report it: {text}"
             )),
@@ -181,6 +184,7 @@ fn exception(py: Python<'_>, error: &TierError) -> PyErr {
             | RequestError::StopPages { .. }
             | RequestError::NoStop { .. }
             | RequestError::NoStopGiven { .. }
+            | RequestError::NoDeviceToWait
             | RequestError::Connected { .. },
         ) => python::RequestError::new_err(text),
         TierError::Settings(_) => python::SettingsError::new_err(text),

@@ -282,8 +282,18 @@ pub(super) fn import(
 }
 
 /// A mark behind all that is in a stream of the caller, on the calling thread.
-pub(super) fn mark_behind(device: &Device, stream: usize) -> Result<DeviceMark, DeviceError> {
+pub(crate) fn mark_behind(device: &Device, stream: usize) -> Result<DeviceMark, DeviceError> {
     // SAFETY: the user passes a default stream, or the handle of a stream that lives during the call, as the documentation of
     // every function with a stream demands; the driver refuses what it can recognise as another handle.
     unsafe { device.mark_behind(stream) }
+}
+
+/// Lets what is enqueued in a stream of the caller from now on wait for `mark`, on the calling thread.
+pub(crate) fn let_wait(
+    device: &Device,
+    stream: usize,
+    mark: &DeviceMark,
+) -> Result<(), DeviceError> {
+    // SAFETY: as for `mark_behind`.
+    unsafe { device.let_wait(stream, mark) }
 }

@@ -15,6 +15,7 @@ mod memory;
 mod numbers;
 mod storage;
 
+pub(crate) use foreign::{let_wait, mark_behind};
 pub(crate) use memory::{TensorBacking, back};
 pub(crate) use numbers::{IntegerElements, is_tensor, numbers};
 
