@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     python::{self, file},
-    step::{CargoStep, StepFailure, run_program},
+    step::{StepFailure, run_program},
     wheels::path_with,
 };
 
@@ -55,16 +55,7 @@ pub(crate) fn run() -> Result<(), StepFailure> {
             GLIBC.1
         )));
     }
-    let standin = [
-        "build",
-        "--locked",
-        "-p",
-        "kvtile-standin",
-        "--example",
-        "driver_library",
-    ];
-    CargoStep::cargo(standin).run()?;
-    let library = python::target().join("debug/examples/libdriver_library.so");
+    let library = python::standin_library()?;
     let out = python::target().join("gpu-check");
     let (library, out) = (library.display().to_string(), out.display().to_string());
     run_program(&program, &["--small", "--driver", &library, "--out", &out])

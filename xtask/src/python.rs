@@ -9,7 +9,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::step::{StepFailure, root};
+use crate::step::{CargoStep, StepFailure, root};
 
 /// Packages for building and testing. Torch is not included: tests that need it skip here and run
 /// in vLLM's environment.
@@ -34,7 +34,26 @@ const PYTHONS: [&str; 5] = [
 pub(crate) fn test() -> Result<(), StepFailure> {
     let environment = environment(&target().join("python"), &PACKAGES)?;
     run(&environment, "maturin", &["develop", "--locked", "--quiet"])?;
-    run(&environment, "python", &["-m", "pytest"])
+    let standin = standin_library()?.display().to_string();
+    let variables = [("KVTILE_STANDIN", standin)];
+    run_with(&environment, "python", &["-m", "pytest"], &variables)
+}
+
+/// The stand-in driver as a library, for tests of devices. It has the name of the driver's library, so a process that has
+/// loaded it finds it under that name. No wheel contains it.
+pub(crate) fn standin_library() -> Result<PathBuf, StepFailure> {
+    let standin = [
+        "rustc",
+        "--locked",
+        "-p",
+        "kvtile-standin",
+        "--example",
+        "driver_library",
+        "--",
+        "-Clink-arg=-Wl,-soname,libcuda.so.1",
+    ];
+    CargoStep::cargo(standin).run()?;
+    Ok(target().join("debug/examples/libdriver_library.so"))
 }
 
 /// How a wheel is compiled.

@@ -236,6 +236,10 @@ fn attributes_have_the_numbers_of_the_header() {
         P::CU_POINTER_ATTRIBUTE_BUFFER_ID as u32,
     );
     one(
+        cuda::POINTER_IS_MANAGED,
+        P::CU_POINTER_ATTRIBUTE_IS_MANAGED as u32,
+    );
+    one(
         cuda::POINTER_DEVICE_ORDINAL,
         P::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL as u32,
     );

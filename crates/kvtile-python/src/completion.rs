@@ -5,22 +5,24 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kvtile::{
+    device::DeviceMark,
     tiers::{
         block_store::BlockOutcomes,
-        cache::{Completion, LoadReport, StoreReport},
+        cache::{Completion, LoadMarks, LoadReport, StoreReport},
         groups::{GroupLoadReport, GroupOperation, GroupStoreReport},
     },
-    transfer::TransferCompletion,
+    transfer::{EnqueuedLayer, TransferCompletion},
 };
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use crate::{
-    arguments::{number, object, time},
+    arguments::{number, object, stream, time},
+    device::{self, StreamHandle},
     ending,
     error::{CallFailure, python},
     groups::{PyGroupLoadReport, PyGroupStoreReport},
@@ -105,9 +107,10 @@ impl PendingOperation {
                 let end = load.wait_layer_timeout(layer, timeout)?;
                 Some(Ok(end.is_ok()))
             }
+            // A store has no layers: all of them are read with its end.
             PendingOperation::Store(store) => {
-                let end = store.wait_layer_timeout(layer, timeout)?;
-                Some(Ok(end.is_ok()))
+                let report = store.wait_timeout(timeout)?;
+                Some(Ok(report.stopped.is_none()))
             }
             PendingOperation::Rows(rows) => {
                 let end = rows.wait_layer_timeout(layer, timeout)?;
@@ -169,6 +172,31 @@ pub(crate) struct PyCompletion {
     layers: usize,
     /// The layouts that the operation reads and writes.
     layouts: Option<Vec<Arc<PyLayoutShared>>>,
+    /// The layers of a load to a device.
+    on_device: Option<DeviceLayers>,
+}
+
+/// The marks of a load to a device, and its blocks.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceLayers {
+    marks: LoadMarks,
+    blocks: usize,
+}
+
+impl DeviceLayers {
+    /// Those of a load of `blocks` blocks that has not begun, if a layout is in memory of a device.
+    pub(crate) fn of_load(layouts: &[Arc<PyLayoutShared>], blocks: usize) -> Option<DeviceLayers> {
+        let mut devices = layouts.iter().filter_map(|layout| layout.device());
+        devices.next().map(|_| DeviceLayers {
+            marks: LoadMarks::new(),
+            blocks,
+        })
+    }
+
+    /// The marks, for the options of the load.
+    pub(crate) fn marks(&self) -> LoadMarks {
+        self.marks.clone()
+    }
 }
 
 impl PyCompletion {
@@ -183,7 +211,52 @@ impl PyCompletion {
             ending: Some(ending),
             polled: Mutex::new(Vec::new()),
             layouts: Some(layouts),
+            on_device: None,
         }
+    }
+
+    /// With the layers of a load to a device.
+    pub(crate) fn with_layers(mut self, on_device: Option<DeviceLayers>) -> PyCompletion {
+        self.on_device = on_device;
+        self
+    }
+
+    /// Marks behind a layer, once it is enqueued on a device; none for a layer that arrives on the host. `None` on timeout.
+    fn enqueued(
+        &self,
+        ending: &PendingOperation,
+        layer: usize,
+        timeout: Duration,
+    ) -> Option<Result<Option<Vec<DeviceMark>>, CallFailure>> {
+        match (ending, &self.on_device) {
+            (PendingOperation::Copy(copy), _) => {
+                let enqueued = copy.wait_enqueued_timeout(layer, timeout).transpose()?;
+                Some(
+                    enqueued
+                        .map_err(CallFailure::from)
+                        .map(|enqueued| match enqueued {
+                            EnqueuedLayer::Behind(mark) => Some(vec![mark]),
+                            EnqueuedLayer::Arrived => None,
+                        }),
+                )
+            }
+            (PendingOperation::Load(_), Some(layers)) => {
+                let enqueued = layers.marks.wait_timeout(layer, layers.blocks, timeout);
+                // The report of a load has the errors of its copies.
+                Some(Ok(enqueued.transpose()?.unwrap_or(None)))
+            }
+            _ => Some(Ok(None)),
+        }
+    }
+
+    fn check_layer(&self, layer: usize) -> PyResult<()> {
+        if layer < self.layers {
+            return Ok(());
+        }
+        Err(python::RequestError::new_err(format!(
+            "layer is {layer}, and there are {} layers, counted from 0",
+            self.layers
+        )))
     }
 
     fn ending(&self) -> PyResult<&PendingOperation> {
@@ -208,7 +281,8 @@ impl Drop for PyCompletion {
     fn drop(&mut self) {
         let polled = self.polled.get_mut();
         let polled = std::mem::take(polled);
-        guard::discard((self.ending.take(), polled, self.layouts.take()));
+        let kept = (self.layouts.take(), self.on_device.take());
+        guard::discard((self.ending.take(), polled, kept));
     }
 }
 
@@ -265,18 +339,65 @@ impl PyCompletion {
         #[pyo3(from_py_with = time::timeout)] timeout: Option<Duration>,
     ) -> PyResult<bool> {
         let ending = self.ending()?;
-        if layer >= self.layers {
-            return Err(python::RequestError::new_err(format!(
-                "layer is {layer}, and there are {} layers, counted from 0",
-                self.layers
-            )));
-        }
+        self.check_layer(layer)?;
         self.check_wait(py, timeout)?;
         match guard::wait(py, timeout, |turn| ending.wait_layer(layer, turn))? {
             Some(Ok(there)) => Ok(there),
             Some(Err(failure)) => Err(failure.into_exception(py)),
             None => Err(too_late(timeout)),
         }
+    }
+
+    /// Lets the work that is enqueued in a stream of a CUDA device from now on wait for a layer, as an engine does
+    /// before it enqueues the attention of that layer.
+    ///
+    /// The call returns when the layer is enqueued, before it has arrived. Where no device executes the last step, it
+    /// returns when the layer has arrived: operations without a device, stores, copies that are verified, loads of
+    /// groups and of a connected cache.
+    ///
+    /// Args:
+    ///     stream: its handle, or an object with ``cuda_stream`` or ``__cuda_stream__``; None where work of the host
+    ///         waits, as for layouts in host memory.
+    ///     layer: index, counted from the first layer that is copied or loaded.
+    ///     timeout: seconds; default: no timeout.
+    ///
+    /// Returns:
+    ///     True if the layer comes, False if a load ended without it (``wait`` reports why). If the device fails
+    ///     after that, ``wait`` reports it, and the layer's bytes are undefined.
+    ///
+    /// Raises:
+    ///     WaitTimeoutError: the timeout expired.
+    ///     RequestError: the layer does not exist, the stream is of no device of the layouts, or a callback waits
+    ///         without a timeout for an operation in flight.
+    ///     TransferError: the copy failed.
+    ///     DeviceError: the driver failed.
+    #[pyo3(signature = (stream, layer, timeout=None))]
+    fn wait_layer_on(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = stream::stream)] stream: Option<StreamHandle>,
+        #[pyo3(from_py_with = number::layer)] layer: usize,
+        #[pyo3(from_py_with = time::timeout)] timeout: Option<Duration>,
+    ) -> PyResult<bool> {
+        let ending = self.ending()?;
+        self.check_layer(layer)?;
+        self.check_wait(py, timeout)?;
+        let Some(stream) = stream else {
+            return self.wait_layer(py, layer, timeout);
+        };
+        let start = Instant::now();
+        let marks = guard::wait(py, timeout, |turn| self.enqueued(ending, layer, turn))?;
+        let Some(marks) = marks else {
+            return Err(too_late(timeout));
+        };
+        let marks = marks.map_err(|failure| failure.into_exception(py))?;
+        let Some(marks) = marks else {
+            let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
+            return self.wait_layer(py, layer, left);
+        };
+        let layouts = self.layouts.as_deref().unwrap_or_default();
+        guard::run(py, || device::let_wait(stream, layouts, &marks))?;
+        Ok(true)
     }
 
     /// Whether the operation is complete.

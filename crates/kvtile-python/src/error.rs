@@ -6,6 +6,7 @@ use std::error::Error;
 
 use kvtile::{
     blocks::BlocksError,
+    device::DeviceError,
     identity::Difference,
     layout::LayoutError,
     tiers::{FolderError, MismatchError, RequestError, SettingsError, TierError},
@@ -23,6 +24,7 @@ pub(crate) mod python {
             py.get_type::<ArgumentError>(),
             py.get_type::<BusyError>(),
             py.get_type::<ClosedError>(),
+            py.get_type::<DeviceError>(),
             py.get_type::<DiskError>(),
             py.get_type::<FolderInUseError>(),
             py.get_type::<ForkError>(),
@@ -45,6 +47,7 @@ pub(crate) mod python {
     import_exception!(kvtile._errors, ArgumentError);
     import_exception!(kvtile._errors, BusyError);
     import_exception!(kvtile._errors, ClosedError);
+    import_exception!(kvtile._errors, DeviceError);
     import_exception!(kvtile._errors, DiskError);
     import_exception!(kvtile._errors, FolderInUseError);
     import_exception!(kvtile._errors, ForkError);
@@ -70,6 +73,8 @@ pub(crate) enum CallFailure {
     Refused(Box<TierError>),
     /// A tensor that the binding refuses.
     Tensor(String),
+    /// A request that the binding refuses.
+    Request(String),
     /// A panic in the library: a defect of kvtile.
     Panic(String),
     /// A call in a forked child.
@@ -91,6 +96,12 @@ impl From<TransferError> for CallFailure {
     }
 }
 
+impl From<DeviceError> for CallFailure {
+    fn from(error: DeviceError) -> CallFailure {
+        TransferError::from(error).into()
+    }
+}
+
 impl From<LayoutError> for CallFailure {
     fn from(error: LayoutError) -> CallFailure {
         TierError::from(error).into()
@@ -109,6 +120,7 @@ impl CallFailure {
         match self {
             CallFailure::Refused(error) => exception(py, &error),
             CallFailure::Tensor(text) => python::TensorError::new_err(text),
+            CallFailure::Request(text) => python::RequestError::new_err(text),
             CallFailure::Panic(text) => python::InternalError::new_err(format!(
                 "this is a defect of kvtile, please report it: {text}"
             )),
@@ -172,6 +184,7 @@ fn exception(py: Python<'_>, error: &TierError) -> PyErr {
             | RequestError::StopPages { .. }
             | RequestError::NoStop { .. }
             | RequestError::NoStopGiven { .. }
+            | RequestError::NoDeviceToWait
             | RequestError::Connected { .. },
         ) => python::RequestError::new_err(text),
         TierError::Settings(_) => python::SettingsError::new_err(text),
@@ -196,6 +209,7 @@ fn of_transfer(error: &TransferError, text: String) -> PyErr {
         | TransferError::Bind(BindError::RegionMisaligned { .. }) => {
             python::TensorError::new_err(text)
         }
+        TransferError::Device(_) => python::DeviceError::new_err(text),
         TransferError::Copy(CopyError::File { .. }) => python::DiskError::new_err(text),
         _ => python::TransferError::new_err(text),
     }

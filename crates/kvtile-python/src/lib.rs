@@ -7,7 +7,8 @@
 //! | `error` | converts Rust errors to Python exceptions |
 //! | `arguments` | checks the type and limits of each Python argument |
 //! | `dtype`, `shape` | data types, planes and shapes |
-//! | `tensor` | reads DLPack, array interface and buffers; the only unsafe code here |
+//! | `tensor` | reads DLPack, array interfaces and buffers; the only unsafe code here |
+//! | `device` | the driver and the devices of the process |
 //! | `layout` | words and presets over tensors |
 //! | `plan`, `transfer` | copy plans and copies |
 //! | `identity`, `model`, `keys` | identities, models with groups of layers, block keys |
@@ -23,6 +24,7 @@
 mod arguments;
 mod cache;
 mod completion;
+mod device;
 mod directory;
 mod dtype;
 mod ending;

@@ -13,8 +13,9 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use crate::{
-    arguments::{flag, list, object, range},
+    arguments::{flag, list, object, range, stream},
     completion::{PendingOperation, PyCompletion},
+    device::{self, StreamHandle},
     error::{CallFailure, python},
     guard::{self, CallbackKind},
     layout::{PyLayout, PyLayoutShared},
@@ -65,6 +66,9 @@ pub(crate) fn retire(handle: LayoutHandle) {
 ///     layers, tokens, heads: ``(start, stop)`` for both sides, or ``((start, stop), (start,
 ///         stop))`` for src and dst; default: all.
 ///     verify: compare the destination with the source afterwards.
+///     after: with a layout on a CUDA device, the stream with the work that the copy waits for: what writes the
+///         source, and what still reads the destination. Its handle, or an object with ``cuda_stream`` or
+///         ``__cuda_stream__``. Default: none, so that work must have ended before the call.
 ///
 /// If the page sizes differ and ``tokens`` is None, the blocks of each side form one sequence of
 /// tokens. The copy moves as many tokens as fit both lists, so 16 blocks of 16 tokens fill one of
@@ -78,10 +82,12 @@ pub(crate) fn retire(handle: LayoutHandle) {
 ///         twice.
 ///     TransferError: a read-only destination, blocks that another copy uses, or a source and a
 ///         destination that share bytes.
-///     RequestError: in the callback of a copy, where the call would wait for its own thread.
+///     RequestError: in the callback of a copy, where the call would wait for its own thread; a stream of no
+///         device of the layouts.
+///     DeviceError: the driver failed.
 #[pyfunction]
 #[pyo3(signature = (
-    src, dst, src_blocks, dst_blocks=None, *, layers=None, tokens=None, heads=None, verify=false
+    src, dst, src_blocks, dst_blocks=None, *, layers=None, tokens=None, heads=None, verify=false, after=None
 ))]
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
 pub(crate) fn copy_blocks(
@@ -94,12 +100,14 @@ pub(crate) fn copy_blocks(
     #[pyo3(from_py_with = range::tokens)] tokens: Option<RangePair>,
     #[pyo3(from_py_with = range::heads)] heads: Option<RangePair>,
     #[pyo3(from_py_with = flag::verify)] verify: bool,
+    #[pyo3(from_py_with = stream::after)] after: Option<StreamHandle>,
 ) -> PyResult<PyTransferReport> {
     let asked = CopyKeywords {
         layers,
         tokens,
         heads,
         verify,
+        after,
     };
     if guard::called_back() == Some(CallbackKind::Copy) {
         let text = "the callback of a copy runs on the copying thread, and copy_blocks would wait for it; use \
@@ -117,11 +125,11 @@ pub(crate) fn copy_blocks(
 
 /// Starts the copy of copy_blocks and returns at once.
 ///
-/// Small copies between memories are complete on return. Source and destination must not change
+/// Small copies between host memories are complete on return. Source and destination must not change
 /// before the completion.
 ///
 /// Args:
-///     src, dst, src_blocks, dst_blocks, layers, tokens, heads, verify: as for copy_blocks.
+///     src, dst, src_blocks, dst_blocks, layers, tokens, heads, verify, after: as for copy_blocks.
 ///
 /// Returns:
 ///     A Completion of a TransferReport.
@@ -130,7 +138,7 @@ pub(crate) fn copy_blocks(
 ///     LayoutError, TransferError: as for copy_blocks, before anything is written.
 #[pyfunction]
 #[pyo3(signature = (
-    src, dst, src_blocks, dst_blocks=None, *, layers=None, tokens=None, heads=None, verify=false
+    src, dst, src_blocks, dst_blocks=None, *, layers=None, tokens=None, heads=None, verify=false, after=None
 ))]
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
 pub(crate) fn copy_blocks_async(
@@ -142,12 +150,14 @@ pub(crate) fn copy_blocks_async(
     #[pyo3(from_py_with = range::tokens)] tokens: Option<RangePair>,
     #[pyo3(from_py_with = range::heads)] heads: Option<RangePair>,
     #[pyo3(from_py_with = flag::verify)] verify: bool,
+    #[pyo3(from_py_with = stream::after)] after: Option<StreamHandle>,
 ) -> PyResult<PyCompletion> {
     let asked = CopyKeywords {
         layers,
         tokens,
         heads,
         verify,
+        after,
     };
     let (completion, layouts) = begin(&src, &dst, &src_blocks, dst_blocks.as_deref(), asked)?;
     Ok(PyCompletion::new(
@@ -162,6 +172,7 @@ struct CopyKeywords {
     tokens: Option<RangePair>,
     heads: Option<RangePair>,
     verify: bool,
+    after: Option<StreamHandle>,
 }
 
 impl CopyKeywords {
@@ -192,9 +203,12 @@ fn begin(
 ) -> PyResult<CopyInFlight> {
     let py = src.py();
     let (src, dst) = (src.get().shared()?, dst.get().shared()?);
-    let in_pages = asked.tokens.is_some();
+    let (in_pages, after) = (asked.tokens.is_some(), asked.after);
     let options = asked.options();
     let completion = guard::run(py, || -> Result<_, CallFailure> {
+        let layouts = [Arc::clone(&src), Arc::clone(&dst)];
+        let marks = device::marks_behind(after, &layouts)?.into_iter();
+        let options = marks.fold(options, TransferOptions::after);
         let (from, to) = (src.handle()?, dst.handle()?);
         let destination = dst_blocks.unwrap_or(src_blocks);
         let (here, there) = (src.strided(), dst.strided());

@@ -186,7 +186,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
     """By callable name, a function that makes the callable and its arguments anew."""
     w = world
     ranges = {"layers": (0, 1), "tokens": (0, 2), "heads": ((0, 1), (1, 2))}
-    copy = {"src": w.layout, "dst": w.other, "src_blocks": [0], "dst_blocks": [1], **ranges, "verify": False}
+    copy = {"src": w.layout, "dst": w.other, "src_blocks": [0], "dst_blocks": [1], **ranges, "verify": False, "after": None}
     names: list[bytes | str] = [b"a", "b"]
     chain = {"parents": [None, b"a"], "positions": [0, 1], "tenant": 1}
     hints = {"lifetime": 5.0, "output_tokens": 0, "partial_tail": False}
@@ -350,11 +350,12 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
             w.recorder().record,
             {"keys": w.keys, "input_tokens": 16, "output_tokens": 1, "arrived": 1.5},
         ),
-        "plan": lambda: (kvtile.plan, {name: copy[name] for name in copy if name != "verify"}),
+        "plan": lambda: (kvtile.plan, {name: copy[name] for name in copy if name not in ("verify", "after")}),
         "copy_blocks": lambda: (kvtile.copy_blocks, copy),
         "copy_blocks_async": lambda: (kvtile.copy_blocks_async, copy),
         "Completion.wait": lambda: (store().wait, {"timeout": 5.0}),
         "Completion.wait_layer": lambda: (store().wait_layer, {"layer": 0, "timeout": 5.0}),
+        "Completion.wait_layer_on": lambda: (store().wait_layer_on, {"stream": None, "layer": 0, "timeout": 5.0}),
         "Completion.add_done_callback": lambda: (store().add_done_callback, {"callback": lambda _: None}),
         "Match.blocks_in": lambda: (found().blocks_in, {"tier": "host"}),
         "Match.skip": lambda: (found().skip, {"blocks": 1}),
@@ -372,7 +373,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         ),
         "Cache.load": lambda: (
             w.cache.load,
-            {"found": found(), "blocks": [4, 5], "priority": "low", "within": 5.0, "layout": w.other},
+            {"found": found(), "blocks": [4, 5], "priority": "low", "within": 5.0, "layout": w.other, "after": None},
         ),
         "Cache.store": lambda: (
             w.cache.store,
@@ -386,6 +387,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
                 "keep": 0,
                 **hints,
                 "layout": w.other,
+                "after": None,
             },
         ),
         "Cache.prefetch": lambda: (w.cache.prefetch, {"keys": w.keys}),

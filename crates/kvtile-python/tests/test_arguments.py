@@ -181,13 +181,15 @@ TAKES_NUMBERS = {
     "TokenSequence.truncate": ["length"],
     "Completion.wait": ["timeout"],
     "Completion.wait_layer": ["layer", "timeout"],
+    "Completion.wait_layer_on": ["stream", "layer", "timeout"],
+    "copy_blocks": ["after"],
     "Match.skip": ["blocks"],
     "Match.truncate": ["blocks"],
     "Subscriber.poll": ["count"],
     "Cache": ["host_bytes", "disk_bytes", "workers", "queue_capacity", "recompute_tokens_per_second", "event_capacity"],
     "Cache.lookup": ["owner", "hold", "priority", "lifetime", "output_tokens"],
-    "Cache.load": ["within"],
-    "Cache.store": ["first", "tenant", "within", "keep", "lifetime", "output_tokens"],
+    "Cache.load": ["within", "after"],
+    "Cache.store": ["first", "tenant", "within", "keep", "lifetime", "output_tokens", "after"],
     "Cache.evict": ["blocks"],
 }  # fmt: skip
 

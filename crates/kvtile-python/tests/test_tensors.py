@@ -6,6 +6,8 @@ import ctypes
 import gc
 import itertools
 import mmap
+import re
+import subprocess
 import sys
 import weakref
 
@@ -296,12 +298,12 @@ def test_tensors_live_as_long_as_their_layout() -> None:
 
 
 class Elsewhere:
-    """A tensor on a device."""
+    """A tensor on a device that kvtile does not use."""
 
-    device = "cuda:3"
+    device = "mps:3"
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return 2, 3
+        return 8, 3
 
     def __dlpack__(self, **_) -> None:
         raise AssertionError
@@ -334,10 +336,43 @@ class OnlyDlpackVersioned(OnlyDlpack):
 
 
 def test_other_devices_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="tensor 0: it is on cuda:3"):
+    with pytest.raises(ValueError, match="tensor 0: it is on mps:3"):
         kvtile.Layout("BLKNHC", shape=shape(), tensors=[Elsewhere()])
     with pytest.raises(kvtile.TensorError, match="needs a gradient"):
         kvtile.Layout("BLKNHC", shape=shape(), tensors=[Refusing()])
+
+
+def test_without_a_driver_the_package_works_and_a_tensor_of_a_device_tells_what_was_tried() -> None:
+    script = """
+        import ctypes, sys
+        import numpy as np
+        try:
+            ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            pass
+        else:
+            sys.exit(77)
+        import kvtile
+
+        class Tensor:
+            __cuda_array_interface__ = {"shape": (1280,), "typestr": "<f4", "data": (4096, False), "version": 3}
+
+        shape = kvtile.Shape(num_blocks=5, num_layers=2, page_size=4, num_heads=2, head_size=8, dtype="float32")
+        host = kvtile.Layout("BLKNHC", shape=shape, tensors=np.zeros(1280, "float32"))
+        kvtile.copy_blocks(host, host, [0], [1])
+        for _ in range(2):
+            try:
+                kvtile.Layout("BLKNHC", shape=shape, tensors=Tensor())
+            except kvtile.DeviceError as error:
+                print(error)
+    """
+    body = "\n".join(line.removeprefix("        ") for line in script.splitlines())
+    ended = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, timeout=120, check=False)
+    if ended.returncode == 77:
+        pytest.skip("this machine has a CUDA driver")
+    assert ended.returncode == 0, ended.stderr
+    line = "no CUDA driver: tried libcuda.so.1: .*; /usr/lib/wsl/lib/libcuda.so.1: .*"
+    assert re.fullmatch(f"{line}\n{line}\n", ended.stdout), ended.stdout
 
 
 @pytest.mark.parametrize("wrap", [OnlyDlpack, OnlyDlpackVersioned])

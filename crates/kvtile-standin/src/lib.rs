@@ -31,7 +31,7 @@ use kvtile_device::{DeviceError, Driver, DriverTable};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use world::{MemoryPlace, World};
+use world::World;
 
 /// A process has one driver, so one stand-in lives at a time.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -126,21 +126,7 @@ impl Standin {
     /// What is left of what was made.
     #[must_use]
     pub fn leaks(&self) -> StandinLeaks {
-        self.act(|world| {
-            let count = |is: fn(MemoryPlace) -> bool| {
-                world.memory.iter().filter(|known| is(known.place)).count()
-            };
-            StandinLeaks {
-                contexts: world.contexts.iter().map(|count| *count as usize).sum(),
-                streams: world.created_streams(),
-                events: world.events.len(),
-                modules: world.modules.len(),
-                device_memory: count(|place| matches!(place, MemoryPlace::Device(_))),
-                pinned_memory: count(|place| place == MemoryPlace::Pinned),
-                registrations: count(|place| place == MemoryPlace::Registered),
-                opened_memory: count(|place| matches!(place, MemoryPlace::Opened(_))),
-            }
-        })
+        self.act(|world| world.leaks())
     }
 
     /// How much work has not run.
@@ -159,6 +145,13 @@ impl Standin {
     #[must_use]
     pub fn poke(&self, address: u64, from: &[u8]) -> bool {
         self.act(|world| world.poke(address, from))
+    }
+
+    /// Allocates managed memory on a device, as an engine may; `None` where there is no room. It lives as long as the
+    /// stand-in.
+    #[must_use]
+    pub fn allocate_managed(&self, ordinal: u32, bytes: usize) -> Option<u64> {
+        self.act(|world| world.memory.allocate_managed(ordinal, bytes).ok())
     }
 
     /// Enters an access of the host to pinned or registered memory into the order checker, which cannot see it; false if

@@ -4,8 +4,10 @@
 use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_layout::{Shape, identity::Identity};
 use kvtile_standin::{Standin, StandinLeaks, StandinOptions};
-use kvtile_tiers::cache::{Cache, CacheSettings};
+use kvtile_tiers::cache::{Cache, CacheSettings, LoadMarks, LoadOptions, StoreOptions};
+use kvtile_tiers::{RequestError, TierError};
 use kvtile_transfer::{FillPattern, PhysicalLayout};
+use std::time::Duration;
 
 fn keys(chain: u8, blocks: u8) -> Vec<BlockKey> {
     let key =
@@ -72,4 +74,122 @@ fn a_cache_over_a_device_keeps_blocks_in_registered_memory_and_on_the_disk() {
         assert_eq!(standin.complaints(), []);
         assert_eq!(standin.leaks(), StandinLeaks::default());
     }
+}
+
+/// An engine's step with a stream: it writes blocks that a store reads, reads blocks that a load then writes, and reads each
+/// layer behind the load. The stream waits for layers, and no thread for the device.
+#[test]
+fn stores_and_loads_are_ordered_with_a_stream_in_both_directions() {
+    for seed in 0..2 {
+        let standin = Standin::start(StandinOptions::seeded(seed));
+        let device = standin.driver().unwrap().device(0).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let shape = Shape::key_value(16, 3, 8, 2, 16, "bf16").unwrap();
+        let engine = PhysicalLayout::builder().with_shape(shape.clone());
+        let engine = engine.layout("L|BH(kCN,vNC)").allocate_device(&device);
+        let engine = engine.build().unwrap();
+        let regions = engine.memory_regions();
+        let half = regions[0].size() / 2;
+        let layers: Vec<u64> = regions.iter().map(|region| region.addr() as u64).collect();
+        let identity = Identity::new("a-model", "main", &shape).unwrap();
+        let settings = CacheSettings::new(identity).host_bytes(1 << 20);
+        let settings = settings.disk(folder.path(), 4 << 20);
+        let cache = Cache::open(settings, engine).unwrap();
+        let (stream, keys) = (device.queue().unwrap(), keys(7, 4));
+        for turn in 0..3_u8 {
+            for &start in &layers {
+                // SAFETY: the memory lives until the stream is idle, and the cache waits for it.
+                unsafe { stream.fill(start, 5 + turn, half) }.unwrap();
+            }
+            cache.clear().unwrap();
+            let store = StoreOptions::new().after(stream.record().unwrap());
+            let stored = cache
+                .store_with(&keys, &[0, 1, 2, 3], &store)
+                .unwrap()
+                .wait();
+            assert_eq!(stored.stored, 4, "{stored:?}");
+            if turn == 2 {
+                // Loaded from the disk.
+                cache.flush();
+                cache.evict(TierId::HOST, 4).unwrap();
+            }
+            for &start in &layers {
+                // SAFETY: as above.
+                unsafe { stream.fill(start + half as u64, 0, half) }.unwrap();
+            }
+            let marks = LoadMarks::new();
+            let load = LoadOptions::new().after(stream.record().unwrap());
+            let load = load.marks(marks.clone());
+            let found = cache.lookup(&keys);
+            let loaded = cache.load_with(found, &[8, 9, 10, 11], &load).unwrap();
+            for (layer, &start) in layers.iter().enumerate() {
+                let behind = marks
+                    .wait_timeout(layer, 4, Duration::from_secs(60))
+                    .unwrap();
+                for mark in behind.unwrap().unwrap() {
+                    stream.wait(&mark).unwrap();
+                }
+                // SAFETY: as above.
+                unsafe { stream.copy(start, start + half as u64, half / 2) }.unwrap();
+            }
+            assert_eq!(loaded.wait().blocks, 4);
+            stream.synchronize().unwrap();
+            for &start in &layers {
+                let mut bytes = vec![0; half / 2];
+                assert!(standin.peek(start, &mut bytes));
+                assert_eq!(bytes, vec![5 + turn; half / 2], "seed {seed}, turn {turn}");
+            }
+        }
+        // A load that brings nothing has no marks, and one that ends early reports why.
+        let marks = LoadMarks::new();
+        let nothing = cache.load_with(
+            cache.lookup(&[]),
+            &[],
+            &LoadOptions::new().marks(marks.clone()),
+        );
+        assert_eq!(nothing.unwrap().wait().blocks, 0);
+        assert!(
+            marks
+                .wait_timeout(0, 1, Duration::ZERO)
+                .unwrap()
+                .unwrap()
+                .is_none()
+        );
+        assert!(
+            LoadMarks::new()
+                .wait_timeout(0, 1, Duration::ZERO)
+                .unwrap()
+                .is_none()
+        );
+        drop((cache, stream, device));
+        assert_eq!(standin.complaints(), [], "seed {seed}");
+        assert_eq!(standin.leaks(), StandinLeaks::default());
+    }
+}
+
+#[test]
+fn a_cache_over_host_memory_refuses_work_of_a_device() {
+    let standin = Standin::start(StandinOptions::seeded(1));
+    let device = standin.driver().unwrap().device(0).unwrap();
+    let shape = Shape::key_value(4, 1, 8, 2, 16, "bf16").unwrap();
+    let engine = PhysicalLayout::builder().with_shape(shape.clone());
+    let engine = engine.layout("BLKNHC").allocate_system().build().unwrap();
+    let identity = Identity::new("a-model", "main", &shape).unwrap();
+    let cache = Cache::open(CacheSettings::new(identity).host_bytes(1 << 20), engine).unwrap();
+    let queue = device.queue().unwrap();
+    let mark = || queue.record().unwrap();
+    let refused = |error: TierError| {
+        let is_it = matches!(error, TierError::Request(RequestError::NoDeviceToWait));
+        assert!(is_it, "{error}");
+    };
+    let keys = keys(3, 1);
+    let store = StoreOptions::new().after(mark());
+    refused(cache.store_with(&keys, &[0], &store).unwrap_err());
+    assert_eq!(cache.store(&keys, &[0]).unwrap().wait().stored, 1);
+    let load = LoadOptions::new().after(mark());
+    refused(
+        cache
+            .load_with(cache.lookup(&keys), &[1], &load)
+            .unwrap_err(),
+    );
 }

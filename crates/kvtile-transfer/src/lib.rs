@@ -22,6 +22,9 @@ mod physical;
 pub mod saved;
 mod sync;
 
+/// A point in the work of a device, which transfers wait for and wait on.
+pub use kvtile_device::DeviceMark;
+
 pub use descriptor::{DESCRIPTOR_BYTES_MAX, LayoutDescriptor};
 pub use error::{
     BindError, CopyError, DescriptorError, LeaseError, RegisterError, SavedError, TransferError,
@@ -29,7 +32,8 @@ pub use error::{
 pub use execute::{DeviceRoute, FileBatch, FileIo, FileRead, FileWay, FileWrite, TransferReport};
 pub use lease::{BlockLease, LayoutHandle, LeaseMode};
 pub use manager::{
-    FillPattern, TransferCompletion, TransferManager, TransferManagerBuilder, TransferOptions,
+    EnqueuedLayer, FillPattern, TransferCompletion, TransferManager, TransferManagerBuilder,
+    TransferOptions,
 };
 pub use physical::{
     DescribedLayout, DescribedOrder, FullyContiguousLayout, HasConfig, HasLayout, HasMemory,

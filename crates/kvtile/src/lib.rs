@@ -96,8 +96,8 @@ pub mod layout {
 /// Transfers: registered layouts, leases on their blocks, and completions.
 pub mod transfer {
     pub use kvtile_transfer::{
-        BindError, BlockLease, CopyError, DescriptorError, DeviceRoute, FileBatch, FileIo,
-        FileRead, FileWay, FileWrite, FillPattern, LayoutHandle, LeaseError, LeaseMode,
+        BindError, BlockLease, CopyError, DescriptorError, DeviceRoute, EnqueuedLayer, FileBatch,
+        FileIo, FileRead, FileWay, FileWrite, FillPattern, LayoutHandle, LeaseError, LeaseMode,
         RegisterError, SavedError, TransferCompletion, TransferError, TransferManager,
         TransferManagerBuilder, TransferOptions, TransferReport, completion::*,
     };

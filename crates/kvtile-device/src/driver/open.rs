@@ -7,7 +7,7 @@ use super::error::DeviceError;
 use super::load::{self, DeviceOptions};
 use super::table::DriverTable;
 use super::version::DriverVersion;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 use std::sync::Arc;
 
 /// Bytes for the name of a device, with the zero at its end.
@@ -118,6 +118,26 @@ impl Driver {
     pub fn device(&self, ordinal: u32) -> Result<Device, DeviceError> {
         let description = self.describe(ordinal)?;
         Device::retain(Arc::clone(&self.calls), self.handle(ordinal)?, description)
+    }
+
+    /// The ordinal of the device that has the memory at `address`; `None` for other addresses. No context is made.
+    ///
+    /// # Errors
+    ///
+    /// The driver's error; [`DeviceError::Forked`].
+    pub fn device_of(&self, address: u64) -> Result<Option<u32>, DeviceError> {
+        self.calls.check_process()?;
+        let (mut kind, mut ordinal) = (0_u32, -1_i32);
+        let mut attributes = [cuda::POINTER_MEMORY_TYPE, cuda::POINTER_DEVICE_ORDINAL];
+        let mut places: [*mut c_void; 2] = [(&raw mut kind).cast(), (&raw mut ordinal).cast()];
+        let (listed, into) = (attributes.as_mut_ptr(), places.as_mut_ptr());
+        // SAFETY: two attributes with a place each, of the type that `cuda.h` documents for it. For an address that the
+        // driver does not know, it writes zeroes.
+        let result = unsafe { (self.calls.table.pointer_attributes)(2, listed, into, address) };
+        let facts = format_args!("address {address:#x}");
+        self.calls.check(result, "cuPointerGetAttributes", facts)?;
+        let is_device = kind == cuda::MEMORY_TYPE_DEVICE;
+        Ok(u32::try_from(ordinal).ok().filter(|_| is_device))
     }
 
     fn handle(&self, ordinal: u32) -> Result<CudaDevice, DeviceError> {

@@ -140,6 +140,48 @@ impl Device {
                 facts: "the default stream of each thread: pass a stream of your own".to_owned(),
             });
         }
+        // SAFETY: passed on to the caller.
+        unsafe { self.queue_of(stream) }
+    }
+
+    /// A mark behind all that is in `stream` now: the handle of a stream of the caller, 0 or 1 for the legacy default
+    /// stream, 2 for the default stream of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::ForeignStream`] if it belongs to another context than the primary context of this device; the
+    /// driver's error, [`DeviceError::Lost`], [`DeviceError::Forked`].
+    ///
+    /// # Safety
+    ///
+    /// `stream` is 0, 1, 2, or a stream that lives during the call.
+    pub unsafe fn mark_behind(&self, stream: usize) -> Result<DeviceMark, DeviceError> {
+        // SAFETY: guaranteed by the caller; the queue ends with the call, and stays on this thread.
+        unsafe { self.queue_of(stream) }?.record()
+    }
+
+    /// Lets all work that is enqueued on `stream` from now on wait until `mark` is passed, as [`DeviceQueue::wait`].
+    /// `stream` is as for [`Device::mark_behind`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::mark_behind`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::mark_behind`].
+    pub unsafe fn let_wait(&self, stream: usize, mark: &DeviceMark) -> Result<(), DeviceError> {
+        // SAFETY: guaranteed by the caller; the queue ends with the call, and stays on this thread.
+        unsafe { self.queue_of(stream) }?.wait(mark)
+    }
+
+    /// The queue of a stream of this device's primary context.
+    ///
+    /// # Safety
+    ///
+    /// `stream` is 0, 1, or a stream that lives as long as the queue and its clones; or 2, and the queue stays on this
+    /// thread.
+    unsafe fn queue_of(&self, stream: usize) -> Result<DeviceQueue, DeviceError> {
         let handle: *mut c_void = std::ptr::with_exposed_provenance_mut(stream);
         if stream > cuda::STREAM_PER_THREAD {
             let mut context = std::ptr::null_mut();

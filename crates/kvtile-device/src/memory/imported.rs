@@ -25,6 +25,7 @@ pub struct ImportedMemory {
     address: u64,
     size: usize,
     buffer: u64,
+    is_writable: bool,
     owner: MemoryOwner,
 }
 
@@ -40,6 +41,7 @@ enum MemoryOwner {
 #[derive(Debug, Default)]
 struct PointerFacts {
     kind: u32,
+    is_managed: u32,
     ordinal: i32,
     buffer: u64,
     start: u64,
@@ -48,7 +50,8 @@ struct PointerFacts {
 
 impl ImportedMemory {
     /// The `bytes` bytes of device memory at `address`, which stay allocated as long as `keep_alive` is held. The
-    /// driver confirms that the address is memory of this device and that its allocation has these bytes.
+    /// driver confirms that the address is memory of this device and that its allocation has these bytes. Managed
+    /// memory, which the driver moves between host and device, is refused.
     ///
     /// # Errors
     ///
@@ -73,6 +76,7 @@ impl ImportedMemory {
             address,
             size: bytes,
             buffer: facts.buffer,
+            is_writable: true,
             owner: MemoryOwner::Here(keep_alive),
         })
     }
@@ -110,12 +114,20 @@ impl ImportedMemory {
             address,
             size: handle.size,
             buffer: 0,
+            is_writable: true,
             owner: MemoryOwner::OtherProcess,
         };
         let facts = PointerFacts::of(device, address)?;
         facts.check(device, address, handle.size)?;
         memory.buffer = facts.buffer;
         Ok(memory)
+    }
+
+    /// Marks the region read-only.
+    #[must_use]
+    pub fn read_only(mut self) -> ImportedMemory {
+        self.is_writable = false;
+        self
     }
 
     /// Its device.
@@ -175,13 +187,15 @@ impl PointerFacts {
         let mut facts = PointerFacts::default();
         let mut attributes = [
             cuda::POINTER_MEMORY_TYPE,
+            cuda::POINTER_IS_MANAGED,
             cuda::POINTER_DEVICE_ORDINAL,
             cuda::POINTER_BUFFER_ID,
             cuda::POINTER_RANGE_START,
             cuda::POINTER_RANGE_SIZE,
         ];
-        let mut places: [*mut c_void; 5] = [
+        let mut places: [*mut c_void; 6] = [
             (&raw mut facts.kind).cast(),
+            (&raw mut facts.is_managed).cast(),
             (&raw mut facts.ordinal).cast(),
             (&raw mut facts.buffer).cast(),
             (&raw mut facts.start).cast(),
@@ -191,9 +205,9 @@ impl PointerFacts {
         let call = "cuPointerGetAttributes";
         device.shared.call(call, what, |table| {
             let (attributes, places) = (attributes.as_mut_ptr(), places.as_mut_ptr());
-            // SAFETY: five attributes with a place each, of the type that `cuda.h` documents for it. For an address that
-            // the driver does not know, it writes zeroes.
-            unsafe { (table.pointer_attributes)(5, attributes, places, address) }
+            // SAFETY: six attributes with a place each, of the type that `cuda.h` documents for it (a boolean is at most
+            // as wide as its place, which is zero before). For an address that the driver does not know, it writes zeroes.
+            unsafe { (table.pointer_attributes)(6, attributes, places, address) }
         })?;
         Ok(facts)
     }
@@ -206,11 +220,15 @@ impl PointerFacts {
                 .zip(end(self.start, self.size))
                 .is_some_and(|(end, limit)| end <= limit);
         let is_here = self.kind == cuda::MEMORY_TYPE_DEVICE
+            && self.is_managed == 0
             && u32::try_from(self.ordinal).is_ok_and(|here| here == ordinal);
         if is_here && is_inside {
             return Ok(());
         }
         let found = match self.kind {
+            _ if self.is_managed != 0 => {
+                "it is managed memory, which moves between host and device".to_owned()
+            }
             cuda::MEMORY_TYPE_DEVICE => format!(
                 "it is in an allocation of {} bytes at {:#x} of device {}",
                 self.size, self.start, self.ordinal
@@ -268,5 +286,9 @@ unsafe impl MemoryRegion for ImportedMemory {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+
+    fn is_writable(&self) -> bool {
+        self.is_writable
     }
 }

@@ -223,6 +223,33 @@ fn the_legacy_stream_takes_copies_one_by_one_and_orders_blocking_streams() {
 }
 
 #[test]
+fn streams_of_a_caller_are_marked_and_wait_during_the_call() {
+    let standin = Standin::start(StandinOptions::default());
+    let device = standin.driver().unwrap().device(0).unwrap();
+    let memory = DeviceMemory::allocate(&device, 64).unwrap();
+    let (engine, reader) = (device.queue().unwrap(), device.queue().unwrap());
+    for stream in [0, 1, 2, engine.as_raw()] {
+        // SAFETY: the memory is of this test alone and lives until the queues are idle.
+        unsafe { engine.fill(memory.device_address(), 7, 64) }.unwrap();
+        // SAFETY: 0, 1 and 2 are default streams, and the other is `engine`, which lives.
+        let written = unsafe { device.mark_behind(engine.as_raw()) }.unwrap();
+        // SAFETY: as above.
+        unsafe { device.let_wait(stream, &written) }.unwrap();
+        // SAFETY: as above.
+        let behind = unsafe { device.mark_behind(stream) }.unwrap();
+        reader.wait(&behind).unwrap();
+        // SAFETY: as above.
+        unsafe { reader.fill(memory.device_address(), 8, 64) }.unwrap();
+        engine.wait(&reader.record().unwrap()).unwrap();
+    }
+    reader.synchronize().unwrap();
+    assert_eq!(standin.complaints(), []);
+    // SAFETY: the stand-in knows its streams.
+    let error = unsafe { device.mark_behind(0xBAD0) }.unwrap_err();
+    assert!(error.to_string().contains("(400)"), "{error}");
+}
+
+#[test]
 fn a_stream_of_another_device_is_refused_and_marks_cross_devices() {
     let standin = Standin::start(StandinOptions {
         devices: 2,

@@ -325,8 +325,42 @@ fn addresses_are_not_taken_on_trust() {
         let error = error.unwrap_err().to_string();
         assert!(error.contains(found), "{error}");
     }
-    drop((memory, pinned, first, second));
+    // The driver also tells which device has an address.
+    let devices = [
+        memory.device_address() + 4095,
+        pinned.device_address(),
+        0x1234,
+        0,
+    ]
+    .map(|address| driver.device_of(address).unwrap());
+    assert_eq!(devices, [Some(0), None, None, None]);
+    let other = DeviceMemory::allocate(&second, 64).unwrap();
+    assert_eq!(driver.device_of(other.device_address()).unwrap(), Some(1));
+    drop((memory, pinned, other, first, second));
     clean(&standin);
+}
+
+#[test]
+fn managed_memory_is_refused_and_imported_memory_can_be_read_only() {
+    let standin = Standin::start(StandinOptions::seeded(9));
+    let device = device(&standin);
+    let memory = Arc::new(DeviceMemory::allocate(&device, 4096).unwrap());
+    let address = memory.device_address();
+    // SAFETY: the memory is the keep-alive, and nothing else uses it.
+    let region = unsafe { ImportedMemory::borrow(&device, address, 4096, memory) }.unwrap();
+    assert!(region.is_writable());
+    assert!(!region.read_only().is_writable());
+    let managed = standin.allocate_managed(0, 4096).unwrap();
+    // SAFETY: refused.
+    let error = unsafe { ImportedMemory::borrow(&device, managed, 4096, Arc::new(())) };
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("it is managed memory"),
+        "managed memory moves"
+    );
+    assert_eq!(standin.complaints(), []);
 }
 
 #[test]

@@ -6,6 +6,7 @@ __all__ = [
     "ArgumentError",
     "BusyError",
     "ClosedError",
+    "DeviceError",
     "DiskError",
     "FolderInUseError",
     "ForkError",
@@ -68,6 +69,10 @@ class PublishError(KvtileError, OSError):
 
 class TransferError(KvtileError, RuntimeError):
     """A copy was refused or failed: blocks in use, read-only tensors, no memory."""
+
+
+class DeviceError(TransferError):
+    """The driver of a device is missing, too old or failed; the message contains what was tried, or the driver's error."""
 
 
 class BusyError(KvtileError, RuntimeError):

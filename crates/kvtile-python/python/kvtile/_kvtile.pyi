@@ -57,6 +57,15 @@ __all__ = [
     "usable_stops",
 ]
 
+class _CudaStream(Protocol):
+    @property
+    def cuda_stream(self) -> int: ...
+
+class _StreamOfProtocol(Protocol):
+    def __cuda_stream__(self) -> tuple[int, int]: ...
+
+_Stream: TypeAlias = int | _CudaStream | _StreamOfProtocol
+
 STORAGE_WORD: Final[str]
 __version__: str
 
@@ -226,6 +235,7 @@ def copy_blocks(
     tokens: _Range | None = None,
     heads: _Range | None = None,
     verify: bool = False,
+    after: _Stream | None = None,
 ) -> TransferReport: ...
 def copy_blocks_async(
     src: Layout,
@@ -237,6 +247,7 @@ def copy_blocks_async(
     tokens: _Range | None = None,
     heads: _Range | None = None,
     verify: bool = False,
+    after: _Stream | None = None,
 ) -> Completion[TransferReport]: ...
 
 @final
@@ -440,6 +451,7 @@ class TraceRecorder:
 class Completion(Generic[_Report]):
     def wait(self, timeout: float | None = None) -> _Report: ...
     def wait_layer(self, layer: int, timeout: float | None = None) -> bool: ...
+    def wait_layer_on(self, stream: _Stream | None, layer: int, timeout: float | None = None) -> bool: ...
     def done(self) -> bool: ...
     def cancel(self) -> bool: ...
     def add_done_callback(self, callback: Callable[[Completion[_Report]], object]) -> None: ...
@@ -812,6 +824,7 @@ class Cache:
         priority: _Priority = "normal",
         within: float | None = None,
         layout: Layout | None = None,
+        after: _Stream | None = None,
     ) -> Completion[LoadReport]: ...
     def store(
         self,
@@ -827,6 +840,7 @@ class Cache:
         output_tokens: int = 0,
         partial_tail: bool = False,
         layout: Layout | None = None,
+        after: _Stream | None = None,
     ) -> Completion[StoreReport]: ...
     def prefetch(self, keys: Sequence[bytes]) -> Completion[LoadReport]: ...
     def evict(self, tier: _Tier, blocks: int) -> int: ...

@@ -8,6 +8,7 @@
 //! | `text`, `flag`, `object` | text, booleans, objects of this package |
 //! | `list` | block ids, tokens, keys; arrays as a whole, never element by element |
 //! | `range` | ranges of an axis |
+//! | `stream` | streams of devices |
 //! | `keywords` | keywords that a function does not have |
 //!
 //! A function names the reader of each of its parameters (`from_py_with`), so the limits are
@@ -20,6 +21,7 @@ pub(crate) mod number;
 pub(crate) mod object;
 pub(crate) mod optional;
 pub(crate) mod range;
+pub(crate) mod stream;
 pub(crate) mod text;
 pub(crate) mod time;
 

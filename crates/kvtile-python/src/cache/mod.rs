@@ -1,11 +1,14 @@
 //! The Python class `Cache`, over the library's cache.
 
+mod close;
 mod events;
 mod found;
 mod seek;
 pub(crate) mod settings;
 pub(crate) mod stats;
 
+use close::close;
+pub(crate) use close::close_all;
 pub(crate) use events::{PyEvent, PySnapshot, PySubscriber};
 pub(crate) use found::PyMatch;
 pub(crate) use seek::PySeek;
@@ -16,11 +19,10 @@ use std::{sync::Arc, time::Duration};
 use kvtile::{
     blocks::{
         BlockKey,
-        events::TierId,
         pool::{OwnerId, TenantId},
     },
     tiers::{
-        cache::{Cache, FlushReport, LoadOptions, LookupOptions, StoreOptions},
+        cache::{Cache, LoadOptions, LookupOptions, StoreOptions},
         disk::DiskTier,
         parts::PartsTier,
     },
@@ -30,12 +32,12 @@ use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
     arguments::{
-        flag, list, number, object,
+        flag, list, number, object, stream,
         text::{self, TextArgument},
         time,
     },
-    completion::{PendingOperation, PyCompletion},
-    ending,
+    completion::{DeviceLayers, PendingOperation, PyCompletion},
+    device::{self, StreamHandle},
     error::{CallFailure, python, raise},
     guard,
     identity::PyIdentity,
@@ -155,30 +157,6 @@ impl Drop for PyCache {
     }
 }
 
-/// Closes all open caches before the interpreter ends. After that, other threads do not return to
-/// Python.
-pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
-    if guard::check_fork().is_err() {
-        return Ok(());
-    }
-    guard::call(py, || {
-        for slot in OPEN.take() {
-            close(&slot);
-        }
-    })?;
-    ending::begin(py);
-    Ok(())
-}
-
-/// Closes a cache once the calls of other threads have ended. Returns `None` if the cache is closed
-/// already. Also returns `None` if this thread is inside a call of the cache: the last such call
-/// then closes it.
-fn close(slot: &OpenSlot<Cache>) -> Option<(bool, FlushReport)> {
-    let cache = slot.take()?;
-    let has_disk = cache.pool_stats(TierId::DISK).is_some();
-    Some((has_disk, cache.close()))
-}
-
 #[pymethods]
 impl PyCache {
     #[new]
@@ -292,19 +270,21 @@ impl PyCache {
     ///     within: deadline in seconds; parts that have not begun by then do not begin, and a load
     ///         by layers ends before its next layers.
     ///     layout: another layout of the same identity to load into, instead of the engine's.
+    ///     after: with a layout on a CUDA device, the stream with the work that still reads or writes the blocks;
+    ///         the load writes them behind it. As for copy_blocks.
     ///
     /// Returns:
     ///     A Completion of a LoadReport.
     ///
     /// Raises:
     ///     BusyError: the queue is full; compute the blocks instead.
-    ///     RequestError: a match of another cache, more ids than blocks, or ids that do not exist or
-    ///         occur twice.
+    ///     RequestError: a match of another cache, more ids than blocks, ids that do not exist or occur
+    ///         twice, or a stream of no device of the layout.
     #[pyo3(
         signature = (
-            found, blocks, *, priority=TextArgument::Borrowed("normal"), within=None, layout=None
+            found, blocks, *, priority=TextArgument::Borrowed("normal"), within=None, layout=None, after=None
         ),
-        text_signature = "($self, found, blocks, *, priority='normal', within=None, layout=None)"
+        text_signature = "($self, found, blocks, *, priority='normal', within=None, layout=None, after=None)"
     )]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn load(
@@ -315,6 +295,7 @@ impl PyCache {
         #[pyo3(from_py_with = text::priority)] priority: TextArgument,
         #[pyo3(from_py_with = time::within)] within: Option<Duration>,
         #[pyo3(from_py_with = object::layout)] layout: Option<Bound<'_, PyLayout>>,
+        #[pyo3(from_py_with = stream::after)] after: Option<StreamHandle>,
     ) -> PyResult<PyCompletion> {
         let options = LoadOptions::new()
             .priority(priority_of(&priority)?)
@@ -322,11 +303,16 @@ impl PyCache {
         let found = found.get().take()?;
         let layouts = self.layouts(layout.as_ref())?;
         let other = layout.and_then(|_| layouts.last().map(Arc::clone));
+        let target: Vec<_> = layouts.last().map(Arc::clone).into_iter().collect();
+        let on_device = DeviceLayers::of_load(&target, blocks.len());
+        let options = options.marks(on_device.as_ref().map(DeviceLayers::marks));
         let load = self.with(py, move |cache| -> Result<_, CallFailure> {
-            let options = options.layout(handle_of(other)?);
+            let marks = device::marks_behind(after, &target)?.into_iter();
+            let options = marks.fold(options.layout(handle_of(other)?), LoadOptions::after);
             Ok(cache.load_with(found, &blocks, &options)?)
         })?;
-        Ok(PyCompletion::new(PendingOperation::Load(load), layouts))
+        let completion = PyCompletion::new(PendingOperation::Load(load), layouts);
+        Ok(completion.with_layers(on_device))
     }
 
     /// Starts storing blocks of the engine. Their contents must not change before the completion.
@@ -346,20 +332,24 @@ impl PyCache {
     ///     partial_tail: whether the last block is not full.
     ///     layout: another layout of the same identity that holds the blocks, instead of the
     ///         engine's.
+    ///     after: with a layout on a CUDA device, the stream with the work that writes the blocks; the store
+    ///         reads them behind it. As for copy_blocks.
     ///
     /// Returns:
     ///     A Completion of a StoreReport.
     ///
     /// Raises:
     ///     BusyError: the queue is full; continue without storing the blocks.
-    ///     RequestError: fewer keys than blocks, or ids that do not exist or occur twice.
+    ///     RequestError: fewer keys than blocks, ids that do not exist or occur twice, or a stream of no device of
+    ///         the layout.
     #[pyo3(
         signature = (
             keys, blocks, *, first=0, tenant=0, priority=TextArgument::Borrowed("low"), within=None, keep=0,
-            lifetime=None, output_tokens=0, partial_tail=false, layout=None
+            lifetime=None, output_tokens=0, partial_tail=false, layout=None, after=None
         ),
         text_signature = "($self, keys, blocks, *, first=0, tenant=0, priority='low', within=None, \
-                          keep=0, lifetime=None, output_tokens=0, partial_tail=False, layout=None)"
+                          keep=0, lifetime=None, output_tokens=0, partial_tail=False, layout=None, \
+                          after=None)"
     )]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn store(
@@ -376,6 +366,7 @@ impl PyCache {
         #[pyo3(from_py_with = number::output_tokens)] output_tokens: u32,
         #[pyo3(from_py_with = flag::partial_tail)] partial_tail: bool,
         #[pyo3(from_py_with = object::layout)] layout: Option<Bound<'_, PyLayout>>,
+        #[pyo3(from_py_with = stream::after)] after: Option<StreamHandle>,
     ) -> PyResult<PyCompletion> {
         let options = StoreOptions::new()
             .first(first)
@@ -386,8 +377,10 @@ impl PyCache {
             .lifetime(lifetime);
         let layouts = self.layouts(layout.as_ref())?;
         let other = layout.and_then(|_| layouts.last().map(Arc::clone));
+        let source: Vec<_> = layouts.last().map(Arc::clone).into_iter().collect();
         let store = self.with(py, move |cache| -> Result<_, CallFailure> {
-            let options = options.layout(handle_of(other)?);
+            let marks = device::marks_behind(after, &source)?.into_iter();
+            let options = marks.fold(options.layout(handle_of(other)?), StoreOptions::after);
             Ok(cache.store_with(&keys, &blocks, &options)?)
         })?;
         Ok(PyCompletion::new(PendingOperation::Store(store), layouts))

@@ -5,6 +5,7 @@ mod given;
 use std::sync::Arc;
 
 use kvtile::{
+    device::Device,
     layout::{
         LayoutError, LayoutSpec, PhysicalLayout, Plane, PlaneDigits, Shape, StridedLayout, Word,
         word_over_tensors,
@@ -47,7 +48,8 @@ use crate::{
 ///     word: the layout word.
 ///     shape: the shape of the blocks.
 ///     tensors: one for each region of the word, in its order: numpy arrays, torch or jax tensors
-///         on the CPU, or any object with a buffer. A single tensor needs no list. For a word that gives
+///         on the CPU, or any object with a buffer; or tensors on one CUDA device, of torch, cupy, numba
+///         and others (not run on hardware). A single tensor needs no list. For a word that gives
 ///         each plane tensors of its own, such as ``"LK|BNHC"``, also a dict by plane: ``{"k": [...],
 ///         "v": [...]}``, each in the word's order. Without tensors, the layout supports planning but holds
 ///         nothing.
@@ -55,8 +57,9 @@ use crate::{
 /// Raises:
 ///     LayoutError: an invalid word, or one that does not fit the shape.
 ///     TensorError: a tensor of another dtype, device or number of bytes, with two possible orders,
-///         or with strides that break contiguous parts of the word. The message names the tensor
-///         and the problem.
+///         or with strides that break contiguous parts of the word; one whose address is not the memory
+///         of a device that it states. The message names the tensor and the problem.
+///     DeviceError: a tensor on a CUDA device, and no driver, or one that fails.
 #[pyclass(name = "Layout", module = "kvtile", frozen)]
 #[derive(Debug)]
 pub(crate) struct PyLayout {
@@ -87,6 +90,11 @@ impl PyLayoutShared {
     /// The resolved layout.
     pub(crate) fn strided(&self) -> &StridedLayout {
         &self.strided
+    }
+
+    /// The device that has its memory, if it is memory of a device.
+    pub(crate) fn device(&self) -> Option<&Device> {
+        self.memory.as_ref().and_then(PhysicalLayout::device)
     }
 
     /// The handle in the process's transfer manager; the first use registers the layout.

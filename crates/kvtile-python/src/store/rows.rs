@@ -77,6 +77,11 @@ impl RowMemory {
 /// The tensor as rows of bytes, with their number.
 fn as_bytes(tensor: ForeignTensor, block_bytes: u64) -> PyResult<(u64, ForeignTensor)> {
     let refused = |what: &str| Err(TensorError::new_err(format!("the memory {what}")));
+    if tensor.is_on_device() {
+        return refused(
+            "is memory of a device; a block store takes host memory, and a Cache takes layouts on devices",
+        );
+    }
     let Some(tensor) = tensor.into_bytes() else {
         return refused("has gaps between its elements; give one contiguous buffer");
     };

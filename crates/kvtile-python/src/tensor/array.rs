@@ -3,7 +3,7 @@
 use kvtile::layout::Unit;
 use pyo3::{prelude::*, types::PyDict};
 
-use super::{ForeignTensor, dense_strides, in_elements};
+use super::{ForeignTensor, TensorPlace, dense_strides, in_elements};
 use crate::dtype::name_of;
 
 /// The tensor, the reason why it is unusable, or `None` for an object without the interface.
@@ -50,6 +50,7 @@ pub(super) fn describe(
         sizes,
         strides,
         unit,
+        place: TensorPlace::Host,
         read_only,
         storage: None,
         owners: vec![object.clone().unbind()],
@@ -58,7 +59,7 @@ pub(super) fn describe(
 
 /// The unit of an element. The name of the dtype comes first, because the type string of every
 /// one-byte float is `f1`. Arrays without a named dtype use the type string.
-fn unit(object: &Bound<'_, PyAny>, typestr: &str) -> PyResult<Result<Unit, String>> {
+pub(super) fn unit(object: &Bound<'_, PyAny>, typestr: &str) -> PyResult<Result<Unit, String>> {
     let mut letters = typestr.chars();
     let (order, kind) = (letters.next(), letters.next());
     let bytes: u64 = letters.as_str().parse().unwrap_or(0);

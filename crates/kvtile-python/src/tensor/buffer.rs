@@ -4,7 +4,7 @@
 use kvtile::layout::Unit;
 use pyo3::{exceptions::PyTypeError, prelude::*, types::PyMemoryView};
 
-use super::{ForeignTensor, foreign::buffer_address, in_elements};
+use super::{ForeignTensor, TensorPlace, foreign::buffer_address, in_elements};
 
 /// The tensor, the reason why it is unusable, or `None` for an object without a buffer.
 pub(super) fn describe(
@@ -34,6 +34,7 @@ pub(super) fn describe(
         sizes: view.getattr("shape")?.extract()?,
         strides,
         unit,
+        place: TensorPlace::Host,
         read_only: view.getattr("readonly")?.extract()?,
         storage: None,
         // A held view stops its owner from moving or shrinking the memory.

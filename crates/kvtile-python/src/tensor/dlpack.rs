@@ -10,14 +10,23 @@ use pyo3::{
 };
 
 use super::{
-    ForeignTensor, dense_strides,
+    ForeignTensor, TensorPlace, dense_strides,
     foreign::{DlTensor, read_capsule},
 };
 use crate::error::python::TensorError;
 
-/// Device types with memory that the CPU can address: CPU memory, and host memory that a driver has
-/// pinned.
+/// `kDLCPU`, `kDLCUDAHost` and `kDLROCMHost`: memory of this process. Pinned memory is treated as any other, so
+/// that a wrong claim changes nothing.
 const ADDRESSABLE: [i32; 3] = [1, 3, 11];
+
+/// `kDLCUDA`.
+const CUDA: i32 = 2;
+
+/// `kDLCUDAManaged`.
+const CUDA_MANAGED: i32 = 13;
+
+/// The `stream` with which the producer orders nothing: the caller of each copy names the stream to wait for.
+const NO_STREAM: i32 = -1;
 
 /// The tensor, the reason why it is unusable, or `None` for an object without DLPack.
 pub(super) fn describe(
@@ -31,12 +40,18 @@ pub(super) fn describe(
         .call0()
         .and_then(|device| device.extract::<(i32, i32)>());
     let (kind, ordinal) = device.unwrap_or((0, 0));
-    if !ADDRESSABLE.contains(&kind) {
-        let name = device_name(object, kind, ordinal)?;
-        let what = format!("it is on {name}, and kvtile reads and writes CPU memory only");
-        return Ok(Some(Err(what)));
-    }
-    let capsule = match export(object) {
+    let place = match place_of((kind, ordinal)) {
+        Some(place) => place,
+        None => {
+            let name = device_name(object, kind, ordinal)?;
+            let why = match kind {
+                CUDA_MANAGED => "which moves between host and device while kvtile copies",
+                _ => "and kvtile uses CPU memory and memory of CUDA devices",
+            };
+            return Ok(Some(Err(format!("it is on {name}, {why}"))));
+        }
+    };
+    let capsule = match export(object, kind) {
         Ok(capsule) => capsule,
         Err(error) => {
             return Ok(Some(Err(format!(
@@ -48,6 +63,12 @@ pub(super) fn describe(
     let capsule = capsule.cast_into::<PyCapsule>()?;
     let exported = read_capsule(&capsule)?;
     let tensor = exported.tensor;
+    if place_of(tensor.device) != Some(place) {
+        let (kind_inside, ordinal_inside) = tensor.device;
+        return Ok(Some(Err(format!(
+            "__dlpack_device__ is ({kind}, {ordinal}), and the capsule is on ({kind_inside}, {ordinal_inside})"
+        ))));
+    }
     let unit = match unit_of(&tensor) {
         Ok(unit) => unit,
         Err(what) => return Ok(Some(Err(what))),
@@ -67,6 +88,7 @@ pub(super) fn describe(
         sizes,
         strides,
         unit,
+        place,
         read_only: exported.read_only || is_immutable(object)?,
         storage: None,
         owners: vec![object.clone().unbind(), capsule.into_any().unbind()],
@@ -77,13 +99,31 @@ fn all<To: TryFrom<i64>>(numbers: &[i64]) -> Option<Vec<To>> {
     numbers.iter().map(|&n| To::try_from(n).ok()).collect()
 }
 
+/// The place of a tensor on a device of DLPack that kvtile uses.
+fn place_of((kind, ordinal): (i32, i32)) -> Option<TensorPlace> {
+    match kind {
+        kind if ADDRESSABLE.contains(&kind) => Some(TensorPlace::Host),
+        CUDA => Some(TensorPlace::Device {
+            ordinal: Some(u32::try_from(ordinal).ok()?),
+            stream: None,
+        }),
+        _ => None,
+    }
+}
+
 /// Exports the capsule, with the version that marks read-only tensors if the framework supports it.
-fn export<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+fn export<'py>(object: &Bound<'py, PyAny>, kind: i32) -> PyResult<Bound<'py, PyAny>> {
     let py = object.py();
     let options = PyDict::new(py);
-    options.set_item("max_version", (1, 1))?;
-    match object.call_method("__dlpack__", (), Some(&options)) {
-        Err(error) if error.is_instance_of::<PyTypeError>(py) => object.call_method0("__dlpack__"),
+    if kind == CUDA {
+        options.set_item("stream", NO_STREAM)?;
+    }
+    let versioned = options.copy()?;
+    versioned.set_item("max_version", (1, 1))?;
+    match object.call_method("__dlpack__", (), Some(&versioned)) {
+        Err(error) if error.is_instance_of::<PyTypeError>(py) => {
+            object.call_method("__dlpack__", (), Some(&options))
+        }
         result => result,
     }
 }

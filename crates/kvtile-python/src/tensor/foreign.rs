@@ -11,6 +11,7 @@ use std::{
 };
 
 use kvtile::{
+    device::{Device, DeviceError, DeviceMark, ImportedMemory},
     layout::{OwnedMemoryRegion, StorageKind},
     memory::BorrowedMemory,
     transfer::TransferError,
@@ -62,6 +63,8 @@ struct RawVersioned {
 pub(super) struct DlTensor {
     /// Address of the first element.
     pub(super) address: usize,
+    /// Type and number of the device.
+    pub(super) device: (i32, i32),
     /// The type code of its values.
     pub(super) code: u8,
     /// Bits per value.
@@ -132,6 +135,7 @@ fn tensor_of(raw: &RawTensor) -> PyResult<DlTensor> {
     };
     Ok(DlTensor {
         address,
+        device: (raw.device_type, raw.device_id),
         code: raw.code,
         bits: raw.bits,
         lanes: raw.lanes,
@@ -204,6 +208,9 @@ pub(super) fn read_elements(
     if size == 0 || tensor.address == 0 {
         return Some(bytes);
     }
+    if tensor.is_on_device() {
+        return None;
+    }
     let step = stride.checked_mul(isize::try_from(width).ok()?)?;
     let last = isize::try_from(size - 1).ok()?.checked_mul(step)?;
     tensor
@@ -251,4 +258,42 @@ pub(super) fn borrow(
         memory
     };
     Ok(Arc::new(memory))
+}
+
+/// The memory of a device at an extent as a region that keeps its owners alive. The driver confirms the extent.
+pub(super) fn import(
+    device: &Device,
+    extent: AddressRange,
+    owners: Vec<Py<PyAny>>,
+    read_only: bool,
+) -> Result<OwnedMemoryRegion, DeviceError> {
+    let kept = Arc::new(owners);
+    let address = extent.address as u64;
+    // SAFETY: the driver confirms that the bytes are memory of this device. The owners declare, through DLPack or the
+    // array interface of CUDA, that it stays allocated as long as the objects kept here live. Copies run under leases; users
+    // order other work on the tensors with copies by streams, as with everything that works on devices.
+    let memory = unsafe { ImportedMemory::borrow(device, address, extent.bytes, kept) }?;
+    let memory = if read_only {
+        memory.read_only()
+    } else {
+        memory
+    };
+    Ok(Arc::new(memory))
+}
+
+/// A mark behind all that is in a stream of the caller, on the calling thread.
+pub(crate) fn mark_behind(device: &Device, stream: usize) -> Result<DeviceMark, DeviceError> {
+    // SAFETY: the user passes a default stream, or the handle of a stream that lives during the call, as the documentation of
+    // every function with a stream demands; the driver refuses what it can recognise as another handle.
+    unsafe { device.mark_behind(stream) }
+}
+
+/// Lets what is enqueued in a stream of the caller from now on wait for `mark`, on the calling thread.
+pub(crate) fn let_wait(
+    device: &Device,
+    stream: usize,
+    mark: &DeviceMark,
+) -> Result<(), DeviceError> {
+    // SAFETY: as for `mark_behind`.
+    unsafe { device.let_wait(stream, mark) }
 }

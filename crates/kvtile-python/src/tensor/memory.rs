@@ -4,7 +4,7 @@
 use kvtile::layout::{OwnedMemoryRegion, TensorView};
 use pyo3::prelude::*;
 
-use super::{AddressRange, ForeignTensor, foreign::borrow};
+use super::{AddressRange, ForeignTensor, device, foreign::borrow};
 use crate::error::{python::TensorError, raise};
 
 /// Tensors in the library's form: the regions, and the position of each tensor in them.
@@ -12,6 +12,13 @@ use crate::error::{python::TensorError, raise};
 pub(crate) struct TensorBacking {
     pub(crate) regions: Vec<OwnedMemoryRegion>,
     pub(crate) views: Vec<TensorView>,
+}
+
+/// Memory that becomes one region: an extent, the objects that keep it, and whether it is read-only.
+pub(super) struct RegionExtent {
+    pub(super) extent: AddressRange,
+    pub(super) owners: Vec<Py<PyAny>>,
+    pub(super) read_only: bool,
 }
 
 /// The regions under `tensors`, in their order.
@@ -37,25 +44,43 @@ pub(crate) fn back(py: Python<'_>, tensors: Vec<ForeignTensor>) -> PyResult<Tens
             None => view.at(index as u64, 0),
         });
     }
-    let mut regions = Vec::new();
-    let failed = |error| raise(py, error);
-    match together {
-        Some(whole) => {
-            let read_only = tensors.iter().any(|tensor| tensor.read_only);
-            let owners = tensors
-                .into_iter()
-                .flat_map(|tensor| tensor.owners)
-                .collect();
-            regions.push(borrow(whole, owners, read_only).map_err(failed)?);
-        }
+    let on_device = device::device_of(py, &tensors)?;
+    let backed = owned_extents(tensors, extents, together);
+    let regions = match on_device {
+        Some(device) => device::import(py, &device, backed)?,
         None => {
-            for (tensor, extent) in tensors.into_iter().zip(extents) {
-                let region = borrow(extent, tensor.owners, tensor.read_only);
-                regions.push(region.map_err(failed)?);
-            }
+            let each = backed.into_iter();
+            let each = each.map(|one| borrow(one.extent, one.owners, one.read_only));
+            let regions: Result<Vec<_>, _> = each.collect();
+            regions.map_err(|error| raise(py, error))?
         }
-    }
+    };
     Ok(TensorBacking { regions, views })
+}
+
+/// The memory of each region: all of it in one, or that of each tensor.
+fn owned_extents(
+    tensors: Vec<ForeignTensor>,
+    extents: Vec<AddressRange>,
+    together: Option<AddressRange>,
+) -> Vec<RegionExtent> {
+    let Some(whole) = together else {
+        let each = tensors.into_iter().zip(extents);
+        return each
+            .map(|(tensor, extent)| RegionExtent {
+                extent,
+                owners: tensor.owners,
+                read_only: tensor.read_only,
+            })
+            .collect();
+    };
+    let read_only = tensors.iter().any(|tensor| tensor.read_only);
+    let owners = tensors.into_iter().flat_map(|tensor| tensor.owners);
+    vec![RegionExtent {
+        extent: whole,
+        owners: owners.collect(),
+        read_only,
+    }]
 }
 
 /// The extent of several tensors in their storage, if they are equally spaced views of one storage.

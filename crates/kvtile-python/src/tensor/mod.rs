@@ -1,17 +1,21 @@
 //! Foreign tensors: their address, shape, element and owner.
 //!
-//! A tensor describes itself through one of three protocols: the array interface (numpy), DLPack
-//! (torch, jax, cupy), or the buffer protocol (bytearray, mmap, array). This module reads the
-//! description and keeps the tensor alive; it never copies it. It does not know what a layout is.
+//! A tensor describes itself through one of four protocols: the array interface (numpy), DLPack
+//! (torch, jax, cupy), the array interface of CUDA (numba), or the buffer protocol (bytearray, mmap,
+//! array). This module reads the description and keeps the tensor alive; it never copies it. It does
+//! not know what a layout is.
 
 mod array;
 mod buffer;
+mod cuda_array;
+mod device;
 mod dlpack;
 mod foreign;
 mod memory;
 mod numbers;
 mod storage;
 
+pub(crate) use foreign::{let_wait, mark_behind};
 pub(crate) use memory::{TensorBacking, back};
 pub(crate) use numbers::{IntegerElements, is_tensor, numbers};
 
@@ -48,6 +52,8 @@ pub(crate) struct ForeignTensor {
     pub(crate) strides: Vec<isize>,
     /// The unit of an element.
     pub(crate) unit: Unit,
+    /// The memory that has its elements.
+    place: TensorPlace,
     read_only: bool,
     /// The whole storage that the tensor is a view of, if its framework exposes it.
     storage: Option<AddressRange>,
@@ -55,7 +61,26 @@ pub(crate) struct ForeignTensor {
     owners: Vec<Py<PyAny>>,
 }
 
+/// The memory of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TensorPlace {
+    /// Memory of this process.
+    Host,
+    /// Memory of a device.
+    Device {
+        /// The device that the tensor names, if it names one.
+        ordinal: Option<u32>,
+        /// The stream that has the work on the tensor until now, if the tensor names one.
+        stream: Option<usize>,
+    },
+}
+
 impl ForeignTensor {
+    /// Whether its elements are in memory of a device.
+    pub(crate) fn is_on_device(&self) -> bool {
+        self.place != TensorPlace::Host
+    }
+
     /// The bytes from its first element to its last, gaps included.
     fn extent(&self) -> Option<AddressRange> {
         let mut elements = 1_usize;
@@ -104,7 +129,8 @@ pub(crate) fn describe(index: usize, object: &Bound<'_, PyAny>) -> PyResult<Fore
         }
         Some(Err(what)) => Err(refused(what)),
         None => Err(refused(format!(
-            "{} is not a tensor: it has neither __array_interface__ nor __dlpack__ nor a buffer",
+            "{} is not a tensor: it has neither __array_interface__ nor __dlpack__ nor \
+             __cuda_array_interface__ nor a buffer",
             object.get_type().name()?
         ))),
     }
@@ -113,7 +139,13 @@ pub(crate) fn describe(index: usize, object: &Bound<'_, PyAny>) -> PyResult<Fore
 /// Reads the first protocol that `object` has. An object whose protocol fails is an unusable
 /// tensor.
 fn protocols(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<ForeignTensor, String>>> {
-    for describe in [array::describe, dlpack::describe, buffer::describe] {
+    let protocols = [
+        array::describe,
+        dlpack::describe,
+        cuda_array::describe,
+        buffer::describe,
+    ];
+    for describe in protocols {
         match ending::run_python(object.py(), || describe(object)) {
             Ok(None) => {}
             Ok(found) => return Ok(found),

@@ -55,6 +55,9 @@ pub(crate) fn numbers(
 ) -> PyResult<Option<Result<IntegerElements, String>>> {
     let tensor = match protocols(object)? {
         None => return Ok(None),
+        Some(Ok(tensor)) if tensor.is_on_device() => {
+            return elsewhere(object, "it is in memory of a device".to_owned()).map(Some);
+        }
         Some(Ok(tensor)) => tensor,
         Some(Err(problem)) => return elsewhere(object, problem).map(Some),
     };
@@ -63,7 +66,11 @@ pub(crate) fn numbers(
 
 /// Whether an object is an array, a tensor or a buffer.
 pub(crate) fn is_tensor(object: &Bound<'_, PyAny>) -> PyResult<bool> {
-    for name in ["__array_interface__", "__dlpack_device__"] {
+    for name in [
+        "__array_interface__",
+        "__dlpack_device__",
+        "__cuda_array_interface__",
+    ] {
         if object.getattr_opt(name)?.is_some() {
             return Ok(true);
         }
@@ -113,7 +120,7 @@ fn elsewhere(
         Err(_) => None,
     };
     Ok(match copied {
-        Some(Ok(tensor)) => read(&tensor),
+        Some(Ok(tensor)) if !tensor.is_on_device() => read(&tensor),
         _ => Err(problem),
     })
 }

@@ -38,6 +38,24 @@ pub(super) unsafe extern "C" fn memory_free(address: CudaAddress) -> u32 {
     })
 }
 
+/// Not in the table: kvtile allocates no managed memory, but engines pass some.
+#[unsafe(export_name = "cuMemAllocManaged")]
+pub(super) unsafe extern "C" fn managed_allocate(
+    address: *mut CudaAddress,
+    bytes: usize,
+    _flags: u32,
+) -> u32 {
+    enter("cuMemAllocManaged", |world| {
+        let ordinal = world.current()?;
+        if bytes == 0 || address.is_null() {
+            return Err(cuda::INVALID_VALUE);
+        }
+        let allocated = world.memory.allocate_managed(ordinal, bytes)?;
+        // SAFETY: the caller passes a place for an address.
+        unsafe { put(address, allocated) }
+    })
+}
+
 /// The place of the memory that starts at a device address.
 fn place_at(world: &World, start: u64) -> Result<MemoryPlace, u32> {
     let known = world.memory.at(start).filter(|known| known.start == start);
@@ -148,6 +166,12 @@ pub(super) unsafe extern "C" fn pointer_attributes(
                     // SAFETY: the place is for a number of this size, as the manual demands for the attribute.
                     unsafe { put(place.cast(), kind) }
                 }
+                // SAFETY: the caller passes a place for the value of each attribute.
+                cuda::POINTER_IS_MANAGED => unsafe {
+                    let is_managed =
+                        known.is_some_and(|known| world.memory.is_managed(known.start));
+                    put(place.cast(), u32::from(is_managed))
+                },
                 cuda::POINTER_DEVICE_ORDINAL => {
                     let ordinal = ordinal.map_or(-2, |ordinal| i32::try_from(ordinal).unwrap_or(0));
                     // SAFETY: as above.

@@ -3,6 +3,7 @@
 //! They are exported under the names of the driver, so that the crate can be built as its library.
 
 mod device;
+mod library;
 mod memory;
 mod module;
 mod stream;

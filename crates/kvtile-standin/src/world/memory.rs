@@ -10,7 +10,7 @@
 
 use kvtile_device::cuda;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::ptr;
 use std::sync::Arc;
@@ -94,6 +94,8 @@ pub(crate) struct KnownMemory {
 #[derive(Debug, Default)]
 pub(crate) struct MemoryMap {
     known: BTreeMap<u64, KnownMemory>,
+    /// Starts of managed memory.
+    managed: BTreeSet<u64>,
     last_buffer: u64,
 }
 
@@ -218,6 +220,18 @@ impl MemoryMap {
         }))
     }
 
+    /// Memory that the driver would move between the host and a device. Nothing is copied here: programs refuse it.
+    pub(crate) fn allocate_managed(&mut self, ordinal: u32, size: usize) -> Result<u64, u32> {
+        let start = self.allocate_device(ordinal, size)?;
+        self.managed.insert(start);
+        Ok(start)
+    }
+
+    /// Whether memory that starts at an address is managed.
+    pub(crate) fn is_managed(&self, start: u64) -> bool {
+        self.managed.contains(&start)
+    }
+
     /// Pinned memory of the host.
     pub(crate) fn allocate_pinned(&mut self, size: usize) -> Result<u64, u32> {
         let pages = MappedPages::poisoned(size).ok_or(cuda::OUT_OF_MEMORY)?;
@@ -305,6 +319,7 @@ impl MemoryMap {
 
     /// Removes the memory that starts at a device address.
     pub(crate) fn remove(&mut self, start: u64) -> Option<KnownMemory> {
+        self.managed.remove(&start);
         self.known.remove(&start)
     }
 }

@@ -21,6 +21,7 @@ use self::memory::MemoryMap;
 use self::order::OrderChecker;
 use self::streams::StandinStream;
 use self::work::WorkList;
+use crate::StandinLeaks;
 use crate::options::StandinOptions;
 use kvtile_device::cuda;
 use kvtile_random::SplitMix64;
@@ -205,6 +206,24 @@ impl World {
 
     pub(crate) fn context_of(ordinal: u32) -> usize {
         CONTEXT + ordinal as usize
+    }
+
+    /// What is left of what was made.
+    pub(crate) fn leaks(&self) -> StandinLeaks {
+        let count = |is: fn(MemoryPlace) -> bool| {
+            let known = self.memory.iter().filter(|known| is(known.place));
+            known.count()
+        };
+        StandinLeaks {
+            contexts: self.contexts.iter().map(|count| *count as usize).sum(),
+            streams: self.created_streams(),
+            events: self.events.len(),
+            modules: self.modules.len(),
+            device_memory: count(|place| matches!(place, MemoryPlace::Device(_))),
+            pinned_memory: count(|place| place == MemoryPlace::Pinned),
+            registrations: count(|place| place == MemoryPlace::Registered),
+            opened_memory: count(|place| matches!(place, MemoryPlace::Opened(_))),
+        }
     }
 
     /// A fresh handle.

@@ -17,13 +17,13 @@ use std::{
 use kvtile_blocks::{BlockId, BlockKey, events::TierId};
 use kvtile_layout::{RangePair, broken};
 use kvtile_transfer::{
-    LayoutHandle, TransferOptions,
+    DeviceMark, LayoutHandle,
     completion::{Completer, Completion},
 };
 use parking_lot::Mutex;
 
 use super::{
-    CacheParts, Clock, LoadOptions, LookupOptions, Match, Priority, QueueLabel,
+    CacheParts, Clock, LoadMarks, LoadOptions, LookupOptions, Match, Priority, QueueLabel,
     below::CacheTier,
     bring::{self, BroughtBlocks, WantedBlock},
     found::{self, MatchSegment, SegmentPlace},
@@ -64,6 +64,9 @@ struct SharedLoad {
     clock: Arc<dyn Clock>,
     start: Duration,
     deadline: Option<Duration>,
+    /// The work of devices that comes before the copies.
+    after: Vec<DeviceMark>,
+    marks: Option<LoadMarks>,
 }
 
 /// Consecutive blocks of a load in one tier.
@@ -106,6 +109,7 @@ pub(super) fn start(
         }));
     }
     let layout = requests::check_blocks(inner, options.layout, destinations)?;
+    requests::check_after(&inner.manager, layout, &options.after)?;
     let found = found.truncate(destinations.len());
     let completer = Completer::new(inner.layers, found.blocks());
     let completion = completer.completion();
@@ -176,6 +180,8 @@ fn begin(
         clock: Arc::clone(&inner.clock),
         start: inner.clock.now(),
         deadline: inner.later(options.within),
+        after: options.after.clone(),
+        marks: options.marks.clone(),
     });
     let is_there = |piece: &LoadPiece| piece.segment.tier == TierId::HOST;
     if pieces.is_empty() || (load.completer.is_hold() && pieces.iter().all(is_there)) {
@@ -276,6 +282,9 @@ impl SharedLoad {
             stopped: stopped.map(|(_, stop)| stop),
         };
         drop(outcome);
+        if let Some(marks) = &self.marks {
+            marks.close();
+        }
         self.completer.finish(report);
     }
 
@@ -555,7 +564,7 @@ impl LoadPiece {
                 destinations.len()
             ))
         };
-        let mut options = TransferOptions::new();
+        let mut options = requests::transfer_after(&load.after);
         if let Some(layers) = layers {
             options = options.layers(RangePair::same(layers.start, layers.end - layers.start));
         }
@@ -566,6 +575,9 @@ impl LoadPiece {
         let transfer = transfer.map_err(LoadStop::Transfer)?;
         let all = 0..inner.layers as u64;
         let layers = layers.unwrap_or(&all);
+        if let Some(marks) = &load.marks {
+            marks.started_one(layers.clone(), host.len(), &transfer);
+        }
         for (layer, index) in layers.clone().zip(0..) {
             transfer.wait_layer(index).map_err(LoadStop::Transfer)?;
             let layer = usize::try_from(layer).unwrap_or(usize::MAX);

@@ -7,8 +7,9 @@ use kvtile_blocks::{
     policy::EvictionHints,
     pool::{OwnerId, TenantId},
 };
-use kvtile_transfer::LayoutHandle;
+use kvtile_transfer::{DeviceMark, LayoutHandle};
 
+use super::LoadMarks;
 pub use crate::queue::Priority;
 
 /// Options of [`Cache::lookup_with`](super::Cache::lookup_with).
@@ -82,7 +83,7 @@ impl LookupOptions {
 }
 
 /// Options of [`Cache::load_with`](super::Cache::load_with).
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct LoadOptions {
     /// The priority in the queue.
@@ -93,6 +94,11 @@ pub struct LoadOptions {
     /// The layout that the blocks are copied to (default: the engine's): one of the same shape and identity
     /// that is registered with the cache's transfer manager.
     pub layout: Option<LayoutHandle>,
+    /// The work of devices that comes before the load, such as what still reads its blocks (default: none). The layout must
+    /// be in memory of a device.
+    pub after: Vec<DeviceMark>,
+    /// Receives the marks of the layers of a load to a device (default: none), so that a stream can wait for a layer.
+    pub marks: Option<LoadMarks>,
 }
 
 impl LoadOptions {
@@ -122,10 +128,24 @@ impl LoadOptions {
         self.layout = layout.into();
         self
     }
+
+    /// Adds to [`after`](Self::after).
+    #[must_use]
+    pub fn after(mut self, mark: DeviceMark) -> LoadOptions {
+        self.after.push(mark);
+        self
+    }
+
+    /// Sets [`marks`](Self::marks).
+    #[must_use]
+    pub fn marks(mut self, marks: impl Into<Option<LoadMarks>>) -> LoadOptions {
+        self.marks = marks.into();
+        self
+    }
 }
 
 /// Options of [`Cache::store_with`](super::Cache::store_with).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StoreOptions {
     /// The index in `keys` of the first stored block (default 0).
@@ -143,6 +163,9 @@ pub struct StoreOptions {
     /// The layout that the blocks are copied from (default: the engine's): one of the same shape and identity
     /// that is registered with the cache's transfer manager.
     pub layout: Option<LayoutHandle>,
+    /// The work of devices that comes before the store, such as what writes the blocks (default: none). The layout must be
+    /// in memory of a device.
+    pub after: Vec<DeviceMark>,
 }
 
 impl Default for StoreOptions {
@@ -155,6 +178,7 @@ impl Default for StoreOptions {
             hints: EvictionHints::default(),
             lifetime: None,
             layout: None,
+            after: Vec::new(),
         }
     }
 }
@@ -212,6 +236,13 @@ impl StoreOptions {
     #[must_use]
     pub fn layout(mut self, layout: impl Into<Option<LayoutHandle>>) -> StoreOptions {
         self.layout = layout.into();
+        self
+    }
+
+    /// Adds to [`after`](Self::after).
+    #[must_use]
+    pub fn after(mut self, mark: DeviceMark) -> StoreOptions {
+        self.after.push(mark);
         self
     }
 }

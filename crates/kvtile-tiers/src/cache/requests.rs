@@ -1,10 +1,14 @@
 //! Checks of the layout and of the block ids of a load or a store.
 
 use kvtile_layout::broken;
-use kvtile_transfer::LayoutHandle;
+use kvtile_transfer::{DeviceMark, LayoutHandle, TransferManager, TransferOptions};
 
 use super::CacheParts;
-use crate::{error::TierError, ids::check_ids, opening::check_identity};
+use crate::{
+    error::{RequestError, TierError},
+    ids::check_ids,
+    opening::check_identity,
+};
 
 /// The layout of a load or a store. Refuses a layout of another identity, ids out of range, and
 /// duplicate ids.
@@ -27,4 +31,22 @@ pub(super) fn check_blocks(
     };
     check_ids(blocks, count)?;
     Ok(handle)
+}
+
+/// Refuses work of a device to wait for, where the layout is not in memory of one.
+pub(super) fn check_after(
+    manager: &TransferManager,
+    layout: LayoutHandle,
+    after: &[DeviceMark],
+) -> Result<(), TierError> {
+    if after.is_empty() || manager.layout(layout)?.device().is_some() {
+        return Ok(());
+    }
+    Err(TierError::Request(RequestError::NoDeviceToWait))
+}
+
+/// The options of a transfer that comes after work of devices.
+pub(super) fn transfer_after(after: &[DeviceMark]) -> TransferOptions {
+    let marks = after.iter().cloned();
+    marks.fold(TransferOptions::new(), TransferOptions::after)
 }

@@ -13,7 +13,7 @@ use kvtile_blocks::{
 };
 use kvtile_layout::broken;
 use kvtile_transfer::{
-    LayoutHandle, TransferError, TransferOptions,
+    LayoutHandle, TransferError,
     completion::{Completer, Completion},
 };
 
@@ -122,6 +122,7 @@ pub(super) fn start(
         }));
     };
     let layout = requests::check_blocks(inner, options.layout, blocks)?;
+    requests::check_after(&inner.manager, layout, &options.after)?;
     let completer = Completer::new(0, 0);
     let completion = completer.completion();
     // The job checks longer chains on a worker thread.
@@ -144,7 +145,7 @@ pub(super) fn start(
         sources: blocks.to_vec(),
         options: StoreOptions {
             hints: inner.hints(options.hints, options.lifetime),
-            ..*options
+            ..options.clone()
         },
         start: inner.clock.now(),
         ticket: inner.removals.begin(),
@@ -347,7 +348,7 @@ impl StoreJob {
             sources,
             inner.host.handle,
             &ids(room.ids()),
-            TransferOptions::new(),
+            requests::transfer_after(&self.options.after),
         );
         let report = transfer.and_then(|transfer| transfer.wait());
         let report = report.map_err(StoreStop::Transfer)?;

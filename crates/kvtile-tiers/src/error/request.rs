@@ -177,6 +177,11 @@ pub enum RequestError {
     /// A store into a block store that only reads.
     #[error("this store only reads its folder; store the blocks in the process that writes it")]
     ReadOnlyStore,
+    /// Work of a device to wait for, in a call whose layout is not in memory of a device.
+    #[error(
+        "the layout is not in memory of a device, so a load or a store of it cannot start after work of one; leave out `after`"
+    )]
+    NoDeviceToWait,
     /// A call that only the process with the tiers can answer.
     #[error("this cache is connected to a daemon, which {what}")]
     Connected {

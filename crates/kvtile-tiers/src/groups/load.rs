@@ -125,7 +125,7 @@ pub(super) fn start(
                 found.stop()
             ))
         };
-        let begun = cache.bring(pins, one.blocks, &options.layout(one.layout));
+        let begun = cache.bring(pins, one.blocks, &options.clone().layout(one.layout));
         if begun.is_err() && jobs.is_empty() && facts.gates() {
             // Nothing has begun, so the caller may use its blocks at once.
             return Err(begun

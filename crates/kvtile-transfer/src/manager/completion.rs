@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kvtile_device::{DeviceMark, DeviceQueue};
@@ -15,6 +15,15 @@ use crate::{
     error::{CopyError, TransferError},
     execute::{LayerMarks, TransferReport, TransferResult},
 };
+
+/// A layer whose copies are enqueued on a device, or that has arrived.
+#[derive(Clone, Debug)]
+pub enum EnqueuedLayer {
+    /// It arrives before this mark is passed.
+    Behind(DeviceMark),
+    /// It has arrived.
+    Arrived,
+}
 
 /// The completion of a transfer, also a future.
 ///
@@ -133,6 +142,31 @@ impl TransferCompletion {
         self.check_layer(layer)?;
         let marks = self.marks.as_deref();
         Ok(marks.and_then(|marks| marks.get(layer)))
+    }
+
+    /// Waits until the copies of layer `layer` are enqueued on a device, at most for `timeout`, and returns the mark behind
+    /// them, for a caller that lets its own stream wait. Where the transfer ends on the host ([`mark`](Self::mark)), it
+    /// waits until the layer has arrived, and there is no mark. `None` on timeout.
+    ///
+    /// # Errors
+    /// As for [`TransferCompletion::wait_layer_on`].
+    pub fn wait_enqueued_timeout(
+        &self,
+        layer: usize,
+        timeout: Duration,
+    ) -> Result<Option<EnqueuedLayer>, TransferError> {
+        self.check_layer(layer)?;
+        let start = Instant::now();
+        if let Some(marks) = &self.marks {
+            match marks.wait_timeout(layer, timeout) {
+                None => return Ok(None),
+                Some(Some(mark)) => return Ok(Some(EnqueuedLayer::Behind(mark))),
+                Some(None) => {}
+            }
+        }
+        let left = timeout.saturating_sub(start.elapsed());
+        let arrived = self.wait_layer_timeout(layer, left)?;
+        Ok(arrived.map(|()| EnqueuedLayer::Arrived))
     }
 
     /// Lets all work that is enqueued on `queue` from now on, such as an engine's stream, wait for layer `layer`. The

@@ -21,7 +21,7 @@ use std::{
 };
 
 pub use builder::TransferManagerBuilder;
-pub use completion::TransferCompletion;
+pub use completion::{EnqueuedLayer, TransferCompletion};
 pub use content::FillPattern;
 pub(crate) use content::checksum;
 use kvtile_device::DeviceMark;

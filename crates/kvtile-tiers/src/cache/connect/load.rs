@@ -20,7 +20,7 @@ use std::{
 
 use kvtile_blocks::events::TierId;
 use kvtile_daemon_wire::{FrameKind, HoldFrame, LoadFrame, NumberFrame, RefusalCode, ReleaseFrame};
-use kvtile_transfer::{LayoutHandle, TransferOptions, completion::Completer};
+use kvtile_transfer::{DeviceMark, LayoutHandle, completion::Completer};
 
 use super::{
     ConnectedJob, ConnectedParts,
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     cache::{
-        LoadOptions, LoadReport, LoadStop, Priority,
+        LoadOptions, LoadReport, LoadStop, Priority, requests,
         serving::{load_stop_of, milliseconds},
     },
     metrics::{MissReason, Queue},
@@ -54,6 +54,8 @@ pub(super) struct ConnectedLoad {
     priority: Priority,
     start: Instant,
     deadline: Option<Instant>,
+    /// The work of devices that comes before the copies.
+    after: Vec<DeviceMark>,
     has_begun: bool,
     progress: ConnectedLoadProgress,
 }
@@ -153,6 +155,7 @@ impl ConnectedLoad {
             priority: options.priority,
             start,
             deadline: options.within.and_then(|within| start.checked_add(within)),
+            after: options.after.clone(),
             has_begun: false,
             progress: ConnectedLoadProgress {
                 came: vec![false; destinations.len()],
@@ -343,7 +346,7 @@ impl ConnectedLoad {
                 &ids,
                 self.layout,
                 there,
-                TransferOptions::new(),
+                requests::transfer_after(&self.after),
             )
             .map_err(LoadStop::Transfer)?;
         for layer in 0..parts.layers {

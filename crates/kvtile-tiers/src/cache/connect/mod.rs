@@ -54,6 +54,7 @@ use super::{
     Cache, CacheBackend, FlushReport, LoadOptions, LoadReport, LookupOptions, Priority,
     StoreOptions, StoreReport,
     chains::StoresInFlight,
+    requests,
     serving::{CallAnswer, CallMessage, codes},
 };
 use crate::{
@@ -336,6 +337,11 @@ impl ConnectedCache {
             }));
         }
         let layout = self.parts.check_blocks(options.layout, destinations)?;
+        requests::check_after(&self.parts.manager, layout, &options.after)?;
+        if let Some(marks) = &options.marks {
+            // Each layer counts only once the daemon has confirmed that it held the blocks.
+            marks.close();
+        }
         found.narrow(0, destinations.len());
         if destinations.is_empty() {
             return Ok(self.load_nothing());
@@ -377,6 +383,7 @@ impl ConnectedCache {
             )));
         }
         let layout = self.parts.check_blocks(options.layout, blocks)?;
+        requests::check_after(&self.parts.manager, layout, &options.after)?;
         let completer = Completer::new(0, 0);
         let completion = completer.completion();
         let mut job = ConnectedStore::new(completer, chain, (layout, blocks), options);

@@ -9,7 +9,7 @@ use std::{
 
 use kvtile_blocks::BlockKey;
 use kvtile_daemon_wire::{FrameKind, NumberFrame, PrefetchFrame, RefusalCode, StoredFrame};
-use kvtile_transfer::{LayoutHandle, TransferOptions, completion::Completer};
+use kvtile_transfer::{LayoutHandle, completion::Completer};
 
 use super::{
     BUSY_PAUSE, BoxedConnectedJob, ConnectedJob, ConnectedParts,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     cache::{
-        StoreOptions, StoreReport, StoreStop,
+        StoreOptions, StoreReport, StoreStop, requests,
         serving::{codes, store_stop_of},
     },
     error::TierError,
@@ -59,7 +59,7 @@ impl ConnectedStore {
             keys: keys.to_vec(),
             layout,
             sources: sources.to_vec(),
-            options: *options,
+            options: options.clone(),
             start,
             deadline: options.within.and_then(|within| start.checked_add(within)),
             has_begun: false,
@@ -177,7 +177,7 @@ impl ConnectedStore {
             sources,
             session.staging(),
             &slots.slots,
-            TransferOptions::new(),
+            requests::transfer_after(&self.options.after),
         );
         let copied = transfer.and_then(|transfer| transfer.wait());
         copied.map(drop).map_err(StoreStop::Transfer)
@@ -198,7 +198,7 @@ impl ConnectedStore {
             .keys
             .split_at((first + blocks.len()).min(self.keys.len()));
         let within = self.deadline.map(|_| self.time_left(Duration::MAX));
-        let mut options = self.options;
+        let mut options = self.options.clone();
         options.hints.partial_tail &= blocks.end == self.sources.len();
         let frame = codes::store_frame(keys, (first, numbers), &options, within);
         let kept = Arc::new(slots);

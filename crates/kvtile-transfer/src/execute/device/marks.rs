@@ -1,6 +1,9 @@
 //! The marks of a flight's layers.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kvtile_device::DeviceMark;
 use parking_lot::{Condvar, Mutex};
@@ -55,6 +58,29 @@ impl LayerMarks {
     /// The mark of `layer`, if it has come.
     pub(crate) fn get(&self, layer: usize) -> Option<DeviceMark> {
         self.state.lock().marks.get(layer).cloned().flatten()
+    }
+
+    /// Waits for the mark of `layer`, at most for `timeout`: `None` on timeout, and `Some(None)` if none comes.
+    pub(crate) fn wait_timeout(
+        &self,
+        layer: usize,
+        timeout: Duration,
+    ) -> Option<Option<DeviceMark>> {
+        let end = Instant::now().checked_add(timeout);
+        let mut state = self.state.lock();
+        loop {
+            if let Some(Some(mark)) = state.marks.get(layer) {
+                return Some(Some(mark.clone()));
+            }
+            if state.is_closed {
+                return Some(None);
+            }
+            match end {
+                Some(end) if self.changed.wait_until(&mut state, end).timed_out() => return None,
+                Some(_) => {}
+                None => self.changed.wait(&mut state),
+            }
+        }
     }
 
     /// Waits for the mark of `layer`; `None` if none comes.
