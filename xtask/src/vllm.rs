@@ -116,7 +116,7 @@ pub(crate) fn test() -> Result<(), StepFailure> {
 
 /// The soak of the tier, of so many seconds.
 pub(crate) fn soak(seconds: u64) -> Result<(), StepFailure> {
-    let Some(environment) = prepare(WheelProfile::Tests)? else {
+    let Some(environment) = prepare(Some(WheelProfile::Tests))? else {
         return Ok(());
     };
     let pytest = ["-m", "pytest", "-v", "-s", "-p", "no:cacheprovider", SOAK];
