@@ -203,9 +203,7 @@ fn errors_have_the_numbers_of_the_header() {
 
 #[test]
 fn attributes_have_the_numbers_of_the_header() {
-    use sys::{
-        CUdevice_attribute_enum as D, CUfunction_attribute_enum as F, CUpointer_attribute_enum as P,
-    };
+    use sys::{CUdevice_attribute_enum as D, CUfunction_attribute_enum as F};
     let one = |ours: u32, theirs: u32| assert_eq!(ours, theirs);
     one(
         cuda::ATTRIBUTE_MULTIPROCESSORS,
@@ -227,6 +225,28 @@ fn attributes_have_the_numbers_of_the_header() {
         cuda::ATTRIBUTE_CAPABILITY_MINOR,
         D::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as u32,
     );
+    one(
+        cuda::FUNCTION_THREADS_MAX,
+        F::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK as u32,
+    );
+    one(
+        cuda::FUNCTION_SHARED_BYTES,
+        F::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as u32,
+    );
+    one(
+        cuda::FUNCTION_LOCAL_BYTES,
+        F::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES as u32,
+    );
+    one(
+        cuda::FUNCTION_REGISTERS,
+        F::CU_FUNC_ATTRIBUTE_NUM_REGS as u32,
+    );
+}
+
+#[test]
+fn facts_of_pointers_have_the_numbers_of_the_header() {
+    use sys::CUpointer_attribute_enum as P;
+    let one = |ours: u32, theirs: u32| assert_eq!(ours, theirs);
     one(
         cuda::POINTER_MEMORY_TYPE,
         P::CU_POINTER_ATTRIBUTE_MEMORY_TYPE as u32,
@@ -250,22 +270,6 @@ fn attributes_have_the_numbers_of_the_header() {
     one(
         cuda::POINTER_RANGE_SIZE,
         P::CU_POINTER_ATTRIBUTE_RANGE_SIZE as u32,
-    );
-    one(
-        cuda::FUNCTION_THREADS_MAX,
-        F::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK as u32,
-    );
-    one(
-        cuda::FUNCTION_SHARED_BYTES,
-        F::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as u32,
-    );
-    one(
-        cuda::FUNCTION_LOCAL_BYTES,
-        F::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES as u32,
-    );
-    one(
-        cuda::FUNCTION_REGISTERS,
-        F::CU_FUNC_ATTRIBUTE_NUM_REGS as u32,
     );
     one(
         cuda::MEMORY_TYPE_HOST,

@@ -22,7 +22,7 @@ use pyo3::prelude::*;
 
 use crate::{
     arguments::{number, object, stream, time},
-    device::{self, StreamHandle},
+    device::StreamHandle,
     ending,
     error::{CallFailure, python},
     groups::{PyGroupLoadReport, PyGroupStoreReport},
@@ -30,6 +30,7 @@ use crate::{
     layout::PyLayoutShared,
     pickle,
     report::{PyBlockOutcomes, PyLoadReport, PyStoreReport, PyTransferReport},
+    transfer::let_wait,
 };
 
 /// The library's completion of an operation.
@@ -396,7 +397,7 @@ impl PyCompletion {
             return self.wait_layer(py, layer, left);
         };
         let layouts = self.layouts.as_deref().unwrap_or_default();
-        guard::run(py, || device::let_wait(stream, layouts, &marks))?;
+        guard::run(py, || let_wait(stream, layouts, &marks))?;
         Ok(true)
     }
 

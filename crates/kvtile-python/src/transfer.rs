@@ -1,8 +1,9 @@
-//! Copies between layouts, and the transfer manager of this process.
+//! Copies between layouts, their order with streams of devices, and the transfer manager of this process.
 
 use std::sync::{Arc, OnceLock};
 
 use kvtile::{
+    device::{Device, DeviceError, DeviceMark},
     layout::RangePair,
     transfer::{
         LayoutHandle, RegisterError, TransferCompletion, TransferError, TransferManager,
@@ -15,12 +16,13 @@ use pyo3::prelude::*;
 use crate::{
     arguments::{flag, list, object, range, stream},
     completion::{PendingOperation, PyCompletion},
-    device::{self, StreamHandle},
+    device::StreamHandle,
     error::{CallFailure, python},
     guard::{self, CallbackKind},
     layout::{PyLayout, PyLayoutShared},
     report::PyTransferReport,
     selection::{self, ids},
+    tensor,
 };
 
 /// The transfer manager of this process. All layouts are registered with it, so that their leases
@@ -207,7 +209,7 @@ fn begin(
     let options = asked.options();
     let completion = guard::run(py, || -> Result<_, CallFailure> {
         let layouts = [Arc::clone(&src), Arc::clone(&dst)];
-        let marks = device::marks_behind(after, &layouts)?.into_iter();
+        let marks = marks_behind(after, &layouts)?.into_iter();
         let options = marks.fold(options, TransferOptions::after);
         let (from, to) = (src.handle()?, dst.handle()?);
         let destination = dst_blocks.unwrap_or(src_blocks);
@@ -220,4 +222,80 @@ fn begin(
         Ok(manager().execute_transfer(from, src_blocks, to, destination, options)?)
     })?;
     Ok((completion, vec![src, dst]))
+}
+
+/// Marks behind all that is in a stream now: on the device that has it, or for a default stream on each device of the layouts.
+/// None without a stream.
+pub(crate) fn marks_behind(
+    stream: Option<StreamHandle>,
+    layouts: &[Arc<PyLayoutShared>],
+) -> Result<Vec<DeviceMark>, CallFailure> {
+    let Some(stream) = stream else {
+        return Ok(Vec::new());
+    };
+    let mut marks = Vec::new();
+    for device in devices_of(layouts)? {
+        match tensor::mark_behind(&device, stream.0) {
+            Ok(mark) => marks.push(mark),
+            Err(DeviceError::ForeignStream { .. }) if marks.is_empty() => {}
+            Err(error) => return Err(error.into()),
+        }
+        if !stream.is_default() && !marks.is_empty() {
+            return Ok(marks);
+        }
+    }
+    match marks.is_empty() {
+        true => Err(foreign(stream, layouts)),
+        false => Ok(marks),
+    }
+}
+
+/// Lets what is enqueued in a stream from now on wait for marks.
+pub(crate) fn let_wait(
+    stream: StreamHandle,
+    layouts: &[Arc<PyLayoutShared>],
+    marks: &[DeviceMark],
+) -> Result<(), CallFailure> {
+    let mut has_waited = false;
+    for device in devices_of(layouts)? {
+        let waited: Result<(), DeviceError> = marks
+            .iter()
+            .try_for_each(|mark| tensor::let_wait(&device, stream.0, mark));
+        match waited {
+            Ok(()) => has_waited = true,
+            Err(DeviceError::ForeignStream { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match has_waited {
+        true => Ok(()),
+        false => Err(foreign(stream, layouts)),
+    }
+}
+
+/// The devices of the layouts, at least one.
+fn devices_of(layouts: &[Arc<PyLayoutShared>]) -> Result<Vec<Device>, CallFailure> {
+    let mut devices: Vec<Device> = Vec::new();
+    for device in layouts.iter().filter_map(|layout| layout.device()) {
+        if !devices.iter().any(|known| known.is_same(device)) {
+            devices.push(device.clone());
+        }
+    }
+    if devices.is_empty() {
+        return Err(CallFailure::Request(
+            "a stream is given, and no layout of the call is in memory of a device; leave it out"
+                .to_owned(),
+        ));
+    }
+    Ok(devices)
+}
+
+fn foreign(stream: StreamHandle, layouts: &[Arc<PyLayoutShared>]) -> CallFailure {
+    let devices = layouts.iter().filter_map(|layout| layout.device());
+    let ordinals: Vec<String> = devices.map(|device| device.ordinal().to_string()).collect();
+    CallFailure::Request(format!(
+        "the stream {:#x} is not one of device {}, where the layout is",
+        stream.0,
+        ordinals.join(" or ")
+    ))
 }

@@ -483,6 +483,8 @@ def test_copies_wait_for_streams_and_streams_for_copies() -> None:
         assert done.wait_layer_on(stream, 0, timeout=30.0)
         driver().copy(scratch.address, tensor.address, tensor.memory.size, stream)
         driver().synchronize(stream)
+        # The leases of a copy end with it, which may be after its last layer came.
+        done.wait()
     assert driver().read(scratch.address, scratch.size) == b"\x06" * scratch.size
     across = kvtile.copy_blocks_async(engine, engine, [0], [1], after=stream)
     assert across.wait_layer_on(TorchStream(stream), 1)

@@ -1,5 +1,6 @@
 //! A cache whose engine is in memory of a device, under the stand-in driver: blocks go to host memory and to the disk and
 //! come back, bit for bit. Not run on hardware.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_layout::{Shape, identity::Identity};
@@ -15,6 +16,11 @@ fn keys(chain: u8, blocks: u8) -> Vec<BlockKey> {
     (0..blocks).map(key).collect()
 }
 
+fn settings_of(shape: &Shape) -> CacheSettings {
+    let identity = Identity::new("a-model", "main", shape).unwrap();
+    CacheSettings::new(identity).host_bytes(1 << 20)
+}
+
 #[test]
 fn a_cache_over_a_device_keeps_blocks_in_registered_memory_and_on_the_disk() {
     for seed in 0..2 {
@@ -25,9 +31,7 @@ fn a_cache_over_a_device_keeps_blocks_in_registered_memory_and_on_the_disk() {
         let open = || {
             let engine = PhysicalLayout::builder().with_shape(shape.clone());
             let engine = engine.layout("L|BH(kCN,vNC)").allocate_device(&device);
-            let identity = Identity::new("a-model", "main", &shape).unwrap();
-            let settings = CacheSettings::new(identity).host_bytes(1 << 20);
-            let settings = settings.disk(folder.path(), 4 << 20);
+            let settings = settings_of(&shape).disk(folder.path(), 4 << 20);
             Cache::open(settings, engine.build().unwrap()).unwrap()
         };
         let cache = open();
@@ -91,9 +95,7 @@ fn stores_and_loads_are_ordered_with_a_stream_in_both_directions() {
         let regions = engine.memory_regions();
         let half = regions[0].size() / 2;
         let layers: Vec<u64> = regions.iter().map(|region| region.addr() as u64).collect();
-        let identity = Identity::new("a-model", "main", &shape).unwrap();
-        let settings = CacheSettings::new(identity).host_bytes(1 << 20);
-        let settings = settings.disk(folder.path(), 4 << 20);
+        let settings = settings_of(&shape).disk(folder.path(), 4 << 20);
         let cache = Cache::open(settings, engine).unwrap();
         let (stream, keys) = (device.queue().unwrap(), keys(7, 4));
         for turn in 0..3_u8 {
@@ -140,27 +142,6 @@ fn stores_and_loads_are_ordered_with_a_stream_in_both_directions() {
                 assert_eq!(bytes, vec![5 + turn; half / 2], "seed {seed}, turn {turn}");
             }
         }
-        // A load that brings nothing has no marks, and one that ends early reports why.
-        let marks = LoadMarks::new();
-        let nothing = cache.load_with(
-            cache.lookup(&[]),
-            &[],
-            &LoadOptions::new().marks(marks.clone()),
-        );
-        assert_eq!(nothing.unwrap().wait().blocks, 0);
-        assert!(
-            marks
-                .wait_timeout(0, 1, Duration::ZERO)
-                .unwrap()
-                .unwrap()
-                .is_none()
-        );
-        assert!(
-            LoadMarks::new()
-                .wait_timeout(0, 1, Duration::ZERO)
-                .unwrap()
-                .is_none()
-        );
         drop((cache, stream, device));
         assert_eq!(standin.complaints(), [], "seed {seed}");
         assert_eq!(standin.leaks(), StandinLeaks::default());
@@ -174,8 +155,7 @@ fn a_cache_over_host_memory_refuses_work_of_a_device() {
     let shape = Shape::key_value(4, 1, 8, 2, 16, "bf16").unwrap();
     let engine = PhysicalLayout::builder().with_shape(shape.clone());
     let engine = engine.layout("BLKNHC").allocate_system().build().unwrap();
-    let identity = Identity::new("a-model", "main", &shape).unwrap();
-    let cache = Cache::open(CacheSettings::new(identity).host_bytes(1 << 20), engine).unwrap();
+    let cache = Cache::open(settings_of(&shape), engine).unwrap();
     let queue = device.queue().unwrap();
     let mark = || queue.record().unwrap();
     let refused = |error: TierError| {
@@ -192,4 +172,37 @@ fn a_cache_over_host_memory_refuses_work_of_a_device() {
             .load_with(cache.lookup(&keys), &[1], &load)
             .unwrap_err(),
     );
+}
+
+#[test]
+fn the_marks_of_a_load_end_with_it() {
+    let shape = Shape::key_value(4, 2, 8, 2, 16, "bf16").unwrap();
+    let engine = PhysicalLayout::builder().with_shape(shape.clone());
+    let engine = engine.layout("L|BKNHC").allocate_system().build().unwrap();
+    let cache = Cache::open(settings_of(&shape), engine).unwrap();
+    let keys = keys(4, 2);
+    assert_eq!(cache.store(&keys, &[0, 1]).unwrap().wait().stored, 2);
+    let long = Duration::from_secs(60);
+    let load = |blocks: &[usize]| {
+        let marks = LoadMarks::new();
+        let options = LoadOptions::new().marks(marks.clone());
+        let loaded = cache.load_with(cache.lookup(&keys), blocks, &options);
+        (loaded.unwrap(), marks)
+    };
+    // Layers that arrive on the host have no marks to wait for.
+    let (loaded, marks) = load(&[2, 3]);
+    for layer in 0..2 {
+        let behind = marks.wait_timeout(layer, 2, long).unwrap();
+        assert!(behind.unwrap().unwrap().is_empty());
+    }
+    assert_eq!(loaded.wait().blocks, 2);
+    // More blocks than the load has never come, and neither does a layer that no block has.
+    assert!(marks.wait_timeout(0, 3, long).unwrap().unwrap().is_none());
+    assert!(marks.wait_timeout(2, 2, long).unwrap().unwrap().is_none());
+    let (loaded, marks) = load(&[]);
+    assert_eq!(loaded.wait().blocks, 0);
+    assert!(marks.wait_timeout(0, 1, long).unwrap().unwrap().is_none());
+    let unused = LoadMarks::new();
+    let waited = unused.wait_timeout(0, 1, Duration::from_millis(1));
+    assert!(waited.unwrap().is_none());
 }

@@ -37,7 +37,7 @@ use crate::{
         time,
     },
     completion::{DeviceLayers, PendingOperation, PyCompletion},
-    device::{self, StreamHandle},
+    device::StreamHandle,
     error::{CallFailure, python, raise},
     guard,
     identity::PyIdentity,
@@ -45,6 +45,7 @@ use crate::{
     pickle,
     report::PyFlushReport,
     slot::{OpenSlot, OpenSlots, SlotCall},
+    transfer::marks_behind,
 };
 
 /// Alignment of blocks in host memory, in bytes.
@@ -307,7 +308,7 @@ impl PyCache {
         let on_device = DeviceLayers::of_load(&target, blocks.len());
         let options = options.marks(on_device.as_ref().map(DeviceLayers::marks));
         let load = self.with(py, move |cache| -> Result<_, CallFailure> {
-            let marks = device::marks_behind(after, &target)?.into_iter();
+            let marks = marks_behind(after, &target)?.into_iter();
             let options = marks.fold(options.layout(handle_of(other)?), LoadOptions::after);
             Ok(cache.load_with(found, &blocks, &options)?)
         })?;
@@ -379,7 +380,7 @@ impl PyCache {
         let other = layout.and_then(|_| layouts.last().map(Arc::clone));
         let source: Vec<_> = layouts.last().map(Arc::clone).into_iter().collect();
         let store = self.with(py, move |cache| -> Result<_, CallFailure> {
-            let marks = device::marks_behind(after, &source)?.into_iter();
+            let marks = marks_behind(after, &source)?.into_iter();
             let options = marks.fold(options.layout(handle_of(other)?), StoreOptions::after);
             Ok(cache.store_with(&keys, &blocks, &options)?)
         })?;

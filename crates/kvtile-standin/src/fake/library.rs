@@ -36,7 +36,7 @@ pub(super) unsafe extern "C" fn standin_complaints(text: *mut c_char, room: usiz
     if !text.is_null() {
         // SAFETY: the caller passes a place for `room` bytes, and no more are written.
         unsafe {
-            std::ptr::copy_nonoverlapping(found.as_ptr(), text.cast(), found.len().min(room))
+            std::ptr::copy_nonoverlapping(found.as_ptr(), text.cast(), found.len().min(room));
         };
     }
     found.len()

@@ -31,6 +31,7 @@ use super::{
     host::{NoSpare, ids},
     job::{BoxedCacheJob, CacheJob},
     layered,
+    load_pieces::{LoadPiece, cut, is_layered},
     report::{LoadReport, LoadStop},
     requests,
 };
@@ -39,9 +40,6 @@ use crate::{
     error::{RequestError, TierError},
     metrics::MissReason,
 };
-
-/// Parts per worker thread that a load from tiers below is split into.
-const PARTS_PER_WORKER: usize = 2;
 
 #[derive(Default)]
 struct LoadOutcome {
@@ -67,17 +65,6 @@ struct SharedLoad {
     /// The work of devices that comes before the copies.
     after: Vec<DeviceMark>,
     marks: Option<LoadMarks>,
-}
-
-/// Consecutive blocks of a load in one tier.
-struct LoadPiece {
-    segment: MatchSegment,
-    /// Index of its first block in the load.
-    first: usize,
-    /// Index of its first block in the chain.
-    position: usize,
-    /// The layout and its blocks to copy to; `None` for a prefetch.
-    destinations: Option<(LayoutHandle, Vec<usize>)>,
 }
 
 /// Consecutive pieces of a load that one job brings. Dropping it reports its end to the load, also after a panic.
@@ -206,66 +193,6 @@ fn begin(
     inner.queue(options.priority, jobs).inspect_err(|_| {
         inner.metrics.lost(MissReason::QueueFull, wanted as u64);
     })
-}
-
-/// Splits a match into pieces: its segments, with those below host memory cut so that several
-/// threads read at once.
-fn cut(
-    inner: &CacheParts,
-    mut found: Match,
-    (destinations, is_prefetch): (Option<(LayoutHandle, &[usize])>, bool),
-) -> Vec<LoadPiece> {
-    let (position, mut first) = (found.first, 0);
-    let below = found.blocks() - found.blocks_in(TierId::HOST);
-    let most = inner.settings.workers.max(1) * PARTS_PER_WORKER;
-    let others = found.segments.len().saturating_sub(1);
-    let most = most.min(inner.settings.queue_capacity.saturating_sub(others));
-    let chunk = below.div_ceil(most.max(1)).max(1);
-    let mut pieces = Vec::new();
-    let mut add = |segment: MatchSegment, first: usize| {
-        let blocks = first..first + segment.blocks();
-        let destinations = destinations.map(|(layout, ids)| {
-            let Some(mine) = ids.get(blocks.clone()) else {
-                broken(format_args!(
-                    "blocks {blocks:?} of {} destinations",
-                    ids.len()
-                ))
-            };
-            (layout, mine.to_vec())
-        });
-        pieces.push(LoadPiece {
-            first,
-            position: position + first,
-            destinations,
-            segment,
-        });
-    };
-    for mut segment in found.segments.drain(..) {
-        let mut start = first;
-        first += segment.blocks();
-        if is_prefetch && segment.tier == TierId::HOST {
-            // The segment is already in host memory; its pins are released.
-            continue;
-        }
-        let layered = destinations.is_some() && is_layered(inner, &segment);
-        while !layered && segment.tier != TierId::HOST && segment.blocks() > chunk {
-            let rest = segment.split_off(chunk);
-            add(std::mem::replace(&mut segment, rest), start);
-            start += chunk;
-        }
-        add(segment, start);
-    }
-    pieces
-}
-
-/// Whether a segment is loaded layer by layer. One part of the load then reads all of its blocks.
-fn is_layered(inner: &CacheParts, segment: &MatchSegment) -> bool {
-    match &segment.place {
-        SegmentPlace::Host(_) => false,
-        SegmentPlace::Below(tier, ..) | SegmentPlace::Leaving(tier, _) => {
-            !layered::chunks(inner, inner.tier(*tier), segment.blocks()).is_empty()
-        }
-    }
 }
 
 impl SharedLoad {

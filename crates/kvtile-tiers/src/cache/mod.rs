@@ -33,6 +33,7 @@ mod job;
 mod layered;
 mod load;
 mod load_marks;
+mod load_pieces;
 mod open;
 mod options;
 mod parent;
