@@ -1,6 +1,7 @@
 //! How long calls through the daemon take, against bare round trips and against a cache in process.
 //!
-//! `cargo run --release -p kvtile-daemon --example round_trip`
+//! `cargo run --release -p kvtile-daemon --example round_trip`, with `-- --prefault` for memory that is prefaulted, at
+//! both sides.
 //!
 //! The daemon runs in a process of its own. Measured in turns, so that all see the same machine.
 
@@ -26,6 +27,11 @@ const LOAD_BLOCKS: usize = 64;
 const TURNS: usize = 400;
 const HOST_BYTES: u64 = 1 << 30;
 
+/// Whether all memory is prefaulted, at both sides.
+fn prefaults() -> bool {
+    std::env::args().any(|argument| argument == "--prefault")
+}
+
 fn shape(blocks: u64) -> Outcome<Shape> {
     Ok(Shape::key_value(blocks, 28, 16, 2, 128, "bf16")?)
 }
@@ -38,7 +44,8 @@ fn engine() -> Outcome<PhysicalLayout> {
 /// The other process: a daemon, and a server that answers bare pings.
 fn serve(folder: &Path) -> Outcome<()> {
     let listener = UnixListener::bind(folder.join("ping"))?;
-    let _daemon = Daemon::start(DaemonSettings::new(folder.join("daemon"), HOST_BYTES))?;
+    let settings = DaemonSettings::new(folder.join("daemon"), HOST_BYTES).prefault(prefaults());
+    let _daemon = Daemon::start(settings)?;
     let (mut socket, _) = listener.accept()?;
     let mut request = vec![0; KEYS * 16];
     while socket.read_exact(&mut request).is_ok() {
@@ -95,7 +102,10 @@ fn measure(folder: &Path) -> Outcome<()> {
     let identity = Identity::new("a-model", "main", &shape(1)?)?;
     let settings = ConnectSettings::new(identity.clone()).answer_within(Duration::from_secs(20));
     let there = Cache::connect(folder.join("daemon"), settings, engine()?)?;
-    let settings = CacheSettings::new(identity).host_bytes(HOST_BYTES);
+    let mut settings = CacheSettings::new(identity).host_bytes(HOST_BYTES);
+    if prefaults() {
+        settings = settings.prefault();
+    }
     let here = Cache::open(settings.clone(), engine()?)?;
     // In process, with the kind of memory that a daemon has: the kernel may have no huge pages for it.
     let shared = Cache::builder(settings).host_memory_for_readers();
@@ -149,12 +159,14 @@ fn measure(folder: &Path) -> Outcome<()> {
 
 fn main() -> Outcome<()> {
     let mut arguments = std::env::args_os().skip(1);
-    if let Some(folder) = arguments.next() {
+    let folder = arguments.find(|argument| argument != "--prefault");
+    if let Some(folder) = folder {
         return serve(Path::new(&folder));
     }
     let folder = tempfile::tempdir()?;
     let mut child: Child = Command::new(std::env::current_exe()?)
         .arg(folder.path())
+        .args(prefaults().then_some("--prefault"))
         .spawn()?;
     let measured = measure(folder.path());
     child.kill()?;

@@ -133,9 +133,9 @@ impl Mapping {
         unsafe { madvise(start, len, Advice::LinuxPopulateWrite) }
     }
 
-    /// Replaces the pages of `range` (inside the mapping, page-aligned) by huge ones, missing ones included, without
-    /// changing their content. The kernel does so also for shared memory to which it gives no huge pages by itself. It
-    /// fails where the kernel is older than 6.1 or has no free huge page.
+    /// Replaces the pages of `range` (inside the mapping, page-aligned, populated) by huge ones, without changing
+    /// their content. The kernel does so also for shared memory to which it gives no huge pages by itself. It fails
+    /// where the kernel is older than 6.1 or has no free huge page.
     pub(crate) fn collapse(&self, range: Range<usize>) -> io::Result<()> {
         let len = self.checked_len(&range)?;
         let start = self.pointer(range.start);

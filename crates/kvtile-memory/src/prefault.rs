@@ -196,7 +196,6 @@ impl PrefaultCrew<'_, '_> {
                 return;
             }
             let end = start.saturating_add(PART_BYTES).min(self.mapping.len());
-            self.collapse(start..end);
             // SAFETY: our caller guarantees the same; each part goes to one thread only.
             let filled = unsafe { fill(self.mapping, start..end) };
             if let Err(errno) = filled {
@@ -207,11 +206,12 @@ impl PrefaultCrew<'_, '_> {
                     .store(self.mapping.len().div_ceil(PART_BYTES), Ordering::Relaxed);
                 return;
             }
+            self.collapse(start..end);
             self.report(end - start);
         }
     }
 
-    /// Gives the whole huge pages of a part huge pages. Without them it is populated with small ones.
+    /// Replaces the pages of a part, which are populated, by huge ones. Without free huge pages they stay.
     fn collapse(&self, part: std::ops::Range<usize>) {
         let Some(huge) = self.huge_page else { return };
         let whole = part.len() - part.len() % huge;
