@@ -22,7 +22,7 @@ use crate::{
     client::{BucketBuilder, BucketClient},
     failure::{failed, is_past_end, is_refused_copy},
     probe::{self, ServerClock},
-    runtime::{RequestFailure, CallRuntimes},
+    runtime::{CallRuntimes, RequestFailure},
     url::ObjectStoreUrl,
 };
 

@@ -111,7 +111,9 @@ impl CallRuntimes {
         let request = request(call.client.clone());
         let ended = call.run(async move { tokio::time::timeout(within, request).await });
         // Dropped after a request that was cancelled: that closes its connection.
-        let ended = ended.and_then(Result::ok).ok_or(RequestFailure::OutOfTime)?;
+        let ended = ended
+            .and_then(Result::ok)
+            .ok_or(RequestFailure::OutOfTime)?;
         let mut idle = self.idle.lock();
         if idle.len() < IDLE_MAX {
             idle.push(call);
