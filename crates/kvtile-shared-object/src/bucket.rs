@@ -22,7 +22,7 @@ use crate::{
     client::{BucketBuilder, BucketClient},
     failure::{failed, is_past_end, is_refused_copy},
     probe::{self, ServerClock},
-    runtime::{CallFailure, CallRuntimes},
+    runtime::{CallRuntimes, RequestNotEnded},
     url::ObjectStoreUrl,
 };
 
@@ -77,8 +77,8 @@ impl ObjectBucket {
             probe::probe(&client, (url, credentials)).await
         });
         let probed = probed.map_err(|failure| match failure {
-            CallFailure::NotBegun(error) => error,
-            CallFailure::OutOfTime => {
+            RequestNotEnded::NotBegun(error) => error,
+            RequestNotEnded::OutOfTime => {
                 let server = url.endpoint.as_deref().unwrap_or("the cloud's server");
                 let what = format!(
                     "{url}: no answer from {server} by the deadline; credentials are from {credentials}"

@@ -17,19 +17,19 @@ const IDLE_MAX: usize = 32;
 
 /// Why a request has no outcome.
 #[derive(Debug)]
-pub(crate) enum CallFailure {
+pub(crate) enum RequestNotEnded {
     /// It was cancelled because its time was over.
     OutOfTime,
     /// The system has no runtime for it, or the settings no client.
     NotBegun(SharedStoreError),
 }
 
-impl CallFailure {
+impl RequestNotEnded {
     /// The error of a call of the store.
     pub(crate) fn of(self, operation: StoreOperation) -> SharedStoreError {
         match self {
-            CallFailure::OutOfTime => SharedStoreError::late(operation),
-            CallFailure::NotBegun(error) => error,
+            RequestNotEnded::OutOfTime => SharedStoreError::late(operation),
+            RequestNotEnded::NotBegun(error) => error,
         }
     }
 }
@@ -102,16 +102,18 @@ impl CallRuntimes {
         &self,
         within: Duration,
         request: impl FnOnce(BucketClient) -> F,
-    ) -> Result<T, CallFailure> {
+    ) -> Result<T, RequestNotEnded> {
         let idle = self.idle.lock().pop();
         let call = match idle {
             Some(call) => call,
-            None => CallRuntime::new(&self.builder).map_err(CallFailure::NotBegun)?,
+            None => CallRuntime::new(&self.builder).map_err(RequestNotEnded::NotBegun)?,
         };
         let request = request(call.client.clone());
         let ended = call.run(async move { tokio::time::timeout(within, request).await });
         // Dropped after a request that was cancelled: that closes its connection.
-        let ended = ended.and_then(Result::ok).ok_or(CallFailure::OutOfTime)?;
+        let ended = ended
+            .and_then(Result::ok)
+            .ok_or(RequestNotEnded::OutOfTime)?;
         let mut idle = self.idle.lock();
         if idle.len() < IDLE_MAX {
             idle.push(call);
@@ -139,7 +141,7 @@ mod tests {
         let forever = |_| std::future::pending::<()>();
         let began = Instant::now();
         let within = Duration::from_millis(30);
-        let is_late = |ended| matches!(ended, Err(CallFailure::OutOfTime));
+        let is_late = |ended| matches!(ended, Err(RequestNotEnded::OutOfTime));
         let soon = Duration::from_secs(10);
         assert!(is_late(runtimes.run(within, forever)));
         assert!(matches!(runtimes.run(soon, async |_| 7), Ok(7)));

@@ -29,7 +29,7 @@ pub(crate) enum ServerFault {
 }
 
 /// A fault of the next requests that begin with a text, such as `GET`.
-struct PlannedFault {
+struct ScriptedFault {
     begins: String,
     fault: ServerFault,
     times: usize,
@@ -41,7 +41,7 @@ type ServerObjects = BTreeMap<String, (Arc<[u8]>, SystemTime)>;
 #[derive(Default)]
 struct ServerState {
     objects: Mutex<ServerObjects>,
-    faults: Mutex<Vec<PlannedFault>>,
+    faults: Mutex<Vec<ScriptedFault>>,
     /// Method, path and range of each request.
     requests: Mutex<Vec<String>>,
     /// Seconds that its clock is ahead of this machine's.
@@ -80,7 +80,7 @@ impl ScriptedServer {
     /// The next `times` requests that begin with `begins` fail.
     pub(crate) fn fail(&self, begins: &str, fault: ServerFault, times: usize) {
         let begins = begins.to_owned();
-        let planned = PlannedFault {
+        let planned = ScriptedFault {
             begins,
             fault,
             times,
