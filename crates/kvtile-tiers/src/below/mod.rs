@@ -219,9 +219,10 @@ impl<K> TendedTier<K> {
         report
     }
 
-    /// Number of blocks that were damaged or lost since the previous call.
+    /// Number of written blocks that failed syncs lost since the previous call. What a read found damaged had
+    /// been written.
     pub(crate) fn take_lost(&self) -> usize {
-        let now = self.tier.stats().damaged;
+        let now = self.tier.stats().lost;
         let before = std::mem::replace(&mut *self.lost.lock(), now);
         usize::try_from(now.saturating_sub(before)).unwrap_or(usize::MAX)
     }

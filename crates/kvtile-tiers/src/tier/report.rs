@@ -124,6 +124,9 @@ pub struct TierStats {
     pub removed: u64,
     /// Blocks removed because they were damaged, lost or not readable.
     pub damaged: u64,
+    /// Blocks that were written and that a failed sync lost; `damaged` includes them.
+    #[serde(default)]
+    pub lost: u64,
     /// The counters of the tier's pool, if it has one.
     pub pool: Option<PoolStats>,
 }
@@ -141,6 +144,7 @@ impl TierStats {
             // The two counters are read at different times, so `damaged` may exceed `removed`.
             removed: removed.saturating_sub(damaged),
             damaged,
+            lost: 0,
             pool: Some(pool),
         }
     }
@@ -156,6 +160,7 @@ impl TierStats {
             sum.evicted_for_quota += group.evicted_for_quota;
             sum.removed += group.removed;
             sum.damaged += group.damaged;
+            sum.lost += group.lost;
             match (&mut sum.pool, group.pool) {
                 (Some(sum), Some(pool)) => sum.add(&pool),
                 (of_sum, Some(pool)) => *of_sum = Some(pool),

@@ -31,6 +31,8 @@ pub(super) struct DiskGroup {
     tenants: SlotTenants,
     /// Blocks that were removed because they were lost or could not be read.
     damaged: AtomicU64,
+    /// Of those, the ones that a failed sync lost.
+    lost: AtomicU64,
     clock: Arc<dyn Clock>,
     /// Held while a batch is written, so that concurrent batches do not write the same block twice.
     pub(super) writing: Mutex<()>,
@@ -155,6 +157,7 @@ impl DiskGroup {
             tenants: SlotTenants::new(store.slots()),
             store: Arc::clone(store),
             damaged: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
             clock: Arc::clone(&context.clock),
             writing: Mutex::new(()),
         };
@@ -202,10 +205,11 @@ impl DiskGroup {
         }
     }
 
-    /// Removes lost or unreadable blocks from the pool.
-    pub(super) fn remove_damaged(&self, keys: &[BlockKey]) {
+    /// Removes lost or unreadable blocks from the pool, and returns how many.
+    pub(super) fn remove_damaged(&self, keys: &[BlockKey]) -> u64 {
         let removed = self.pool.remove(keys).blocks as u64;
         self.damaged.fetch_add(removed, Ordering::Relaxed);
+        removed
     }
 
     /// Removes blocks that were written and then lost to a failed sync.
@@ -220,7 +224,8 @@ impl DiskGroup {
             self.id.0
         );
         let keys: Vec<BlockKey> = lost.iter().map(|lost| lost.key).collect();
-        self.remove_damaged(&keys);
+        let lost_blocks = self.remove_damaged(&keys);
+        self.lost.fetch_add(lost_blocks, Ordering::Relaxed);
     }
 
     pub(super) fn hold_of(&self, blocks: PinnedBlocks) -> Option<Box<dyn TierHold>> {
@@ -265,7 +270,11 @@ impl DiskGroup {
     pub(super) fn stats(&self) -> TierStats {
         // Loaded first: a block damaged after this line counts in the next call.
         let damaged = self.damaged.load(Ordering::Relaxed);
-        TierStats::of_pool(self.pool.stats(), damaged)
+        let lost = self.lost.load(Ordering::Relaxed);
+        TierStats {
+            lost,
+            ..TierStats::of_pool(self.pool.stats(), damaged)
+        }
     }
 
     pub(super) fn check_integrity(&self) {
