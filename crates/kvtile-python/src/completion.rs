@@ -113,9 +113,10 @@ impl PendingOperation {
                 let report = store.wait_timeout(timeout)?;
                 Some(Ok(report.stopped.is_none()))
             }
+            // Blocks arrive as a whole.
             PendingOperation::Rows(rows) => {
-                let end = rows.wait_layer_timeout(layer, timeout)?;
-                Some(Ok(end.is_ok()))
+                let report = rows.wait_timeout(timeout)?;
+                Some(Ok(report.ok() == report.blocks.len()))
             }
             // The first layers of a model may hold a state, which comes with the end.
             PendingOperation::GroupLoad(load) => {
@@ -325,7 +326,8 @@ impl PyCompletion {
     ///     timeout: seconds; default: no timeout.
     ///
     /// Returns:
-    ///     True if the layer is complete, False if a load ended without it (``wait`` reports why).
+    ///     True if the layer is complete, False if the operation ended without it (``wait`` reports why). Jobs of a
+    ///     BlockStore have one layer: False if any block was left out.
     ///
     /// Raises:
     ///     WaitTimeoutError: the timeout expired.

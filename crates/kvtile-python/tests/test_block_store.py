@@ -50,6 +50,7 @@ def test_rows_come_back_after_a_restart_each_by_itself(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         rows = store.register(memory)
         assert store.contains(keys(0, 7, 8, 99)) == [True, True, False, True]
+        assert store.store(keys(3, 99), rows, [3, 9]).wait_layer(0) and not store.load(keys(7, 50), rows, [20, 21]).wait_layer(0)
         loaded = store.load(keys(7, 50, 2, 99), rows, [20, 21, 22, 23]).wait()
         assert loaded.outcomes == ["ok", "absent", "ok", "ok"]
         assert loaded.ok == [True, False, True, True]
