@@ -117,6 +117,16 @@ def test_what_is_not_known_is_refused_by_name(facts: dict[str, Any], changes: di
     assert "kvtile.vllm.tier keeps the KV of every backend" in str(refused.value)
 
 
+def test_layers_without_a_backend_are_refused(layout_of: Any) -> None:
+    of = config(2)
+    of.compilation_config.static_forward_context[NAMES[1]] = object()
+    del of.compilation_config.static_forward_context[NAMES[2]]
+    for name, kind in ((NAMES[1], "object"), (NAMES[2], "NoneType")):
+        with pytest.raises(kvtile.SettingsError, match=f"has the attention backend of a {kind} "):
+            layout_of(of, tensors_in("LBHN", values(2)))
+        of.compilation_config.static_forward_context[name] = SimpleNamespace(get_attn_backend=lambda: backend("FLASH_ATTN", "flash_attn"))
+
+
 def test_layers_in_unequal_orders_are_refused(layout_of: Any) -> None:
     data = values(2)
     tensors = [*tensors_in("LBHN", data)[:2], tensors_in("LBNH", data)[2]]

@@ -69,7 +69,10 @@ def _refuse_tensor(config: VllmConfig, name: str, tensor: torch.Tensor, expected
 
 def _backend_of(config: VllmConfig, name: str) -> tuple[str, str]:
     """The module and the name of a layer's attention backend."""
-    backend = config.compilation_config.static_forward_context[name].get_attn_backend()
+    layer = config.compilation_config.static_forward_context.get(name)
+    if not hasattr(layer, "get_attn_backend"):
+        return type(layer).__module__, f"of a {type(layer).__name__}"
+    backend = layer.get_attn_backend()
     return str(backend.__module__), str(backend.get_name())
 
 
