@@ -13,8 +13,9 @@ import pytest
 
 import kvtile
 from standin import DeviceMemory, driver
+from test_daemon import Daemon
 from vllm_device_engine import DeviceEngine, Stream, stream
-from vllm_engine import LAYERS, PAGE, POISON, run_to_the_end, sides
+from vllm_engine import CONFIG, LAYERS, PAGE, POISON, run_to_the_end, sides
 
 __all__ = ["sides", "stream"]  # The fixtures of the tests below.
 
@@ -290,6 +291,26 @@ def test_blocks_of_a_preempted_request_are_read_before_they_are_overwritten(step
         steps.worker.end_step(steps.stores([]))
         assert steps.right(seen) == [True] * 4
         steps.poison(BLOCKS_OF_B)
+
+
+def test_a_worker_of_a_daemon_stores_and_loads_in_order_with_the_stream(steps: Steps, tmp_path: Path) -> None:
+    """Its loads have no marks, so the host waits for each layer."""
+    daemon = Daemon(tmp_path)
+    own = steps.worker
+    caches = dict(zip(steps.engine.names, steps.kv, strict=True))
+    settings = steps.sides.settings.Settings(connect=str(daemon.socket))
+    steps.worker = steps.sides.worker.Worker(CONFIG, caches, settings, steps.sides.rank.Rank())
+    try:
+        steps.stored_and_poisoned(BLOCKS_OF_A)
+        steps.poison(BLOCKS_OF_B)
+        steps.begin_load(BLOCKS_OF_B)
+        seen = steps.attend(BLOCKS_OF_B)
+        steps.worker.end_step(steps.stores([]))
+        assert steps.right(seen) == [True] * 4 and not steps.worker.take_failed_blocks()
+    finally:
+        steps.worker.close()
+        steps.worker = own
+        daemon.stop()
 
 
 @pytest.mark.parametrize("left_out", ["store", "load"])
