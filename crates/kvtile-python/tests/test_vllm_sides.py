@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
-import time
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 
 import kvtile
-from vllm_engine import BLOCKS, LAYERS, PAGE, Engine, Tensor, layout_and_identity, nothing, settle, sides
+from vllm_engine import BLOCKS, LAYERS, PAGE, Engine, Tensor, layout_and_identity, run_to_the_end, sides
 
 __all__ = ["sides"]  # The fixture of the tests below.
 
@@ -26,37 +24,7 @@ def test_every_block_is_right_and_every_operation_completes(
 ) -> None:
     """Several ranks that evict independently and disagree about the length of a hit."""
     on_disk = seed % 2 == 1
-    engine = Engine(sides, seed, ranks, tmp_path / "disk" if on_disk else None, monkeypatch)
-    try:
-        for _ in range(400):
-            engine.step()
-        # Stores and loads end on threads, which may be slow on a busy machine.
-        end = time.monotonic() + 120
-        while (engine.requests or engine.scheduler.finishing) and time.monotonic() < end:
-            time.sleep(0.001)
-            for request in list(engine.requests.values()):
-                if request.state != "loading":
-                    engine.end(request)
-            engine.run(pickle.loads(pickle.dumps(engine.scheduler.orders(nothing()))), {})
-        settle(engine)
-        scheduler = engine.scheduler
-        assert not engine.requests and not engine.held and not any(engine.said.values())
-        left = [scheduler.tracked, scheduler.announced, scheduler.finishing, scheduler.loading]
-        for worker in engine.workers:
-            left += [worker.loads, worker.stores, worker.held]
-        assert not any(left)
-        assert sorted(engine.free) == list(range(BLOCKS))
-        # With several ranks, one may miss blocks that others have, so no step computes before all have reported.
-        assert (engine.loaded_blocks["in step"] > 20) == (ranks == 1)
-        assert engine.loaded_blocks["before"] > 20 if on_disk or ranks > 1 else engine.failed_blocks > 0
-        for rank, worker in enumerate(engine.workers):
-            stored = {(tier, key) for tier, _, key, _ in worker.cache.snapshot().blocks}
-            known = scheduler.directories[rank]
-            assert stored == {(tier, key) for tier in sides.directory.TIERS for key in known.blocks(tier)}
-        assert all(keys == engine.keys[0] for keys in engine.keys) and engine.keys[0], "all ranks have the same keys"
-    finally:
-        for worker in engine.workers:
-            worker.close()
+    run_to_the_end(Engine(sides, seed, ranks, tmp_path / "disk" if on_disk else None, monkeypatch), on_disk, steps=400)
 
 
 def test_a_worker_serves_a_page_of_its_cache(sides: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import functools
 import pickle
 import random
 import sys
+import time
 import types
 import zlib
 from collections import Counter
@@ -30,7 +31,9 @@ BLOCKS = 40
 # Some whole chains of blocks fit kvtile's host memory.
 HOST_BLOCKS = 24
 POISON = -1.0
-CONFIG = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64), lora_config=None)
+# Without full CUDA graphs, which loads within a step exclude.
+_GRAPHS = SimpleNamespace(cudagraph_mode=SimpleNamespace(has_full_cudagraphs=lambda: False))
+CONFIG = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64), lora_config=None, compilation_config=_GRAPHS)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,8 @@ def ignore(*_: Any) -> None:
 class Tensor:
     """The parts of a tensor that the worker reads."""
 
+    device = SimpleNamespace(type="cpu")
+
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
 
@@ -155,12 +160,13 @@ class Engine:
             host_gib=ranks * HOST_BLOCKS * 4096 / (1 << 30), prefault=False, disk_writes="on_eviction",
             disk_path=disk and str(disk), disk_gib=disk and ranks / 1024, http=http,
         )
-        monkeypatch.setattr(sides.worker, "layout_and_identity", layout_and_identity)
+        self.sides = sides
+        monkeypatch.setattr(sides.worker, "layout_and_identity", self.layout_and_identity)
         # By rank and layer.
-        self.kv = [[np.full((BLOCKS, 2, PAGE, 1, 4), POISON, np.float32) for _ in range(LAYERS)] for _ in range(ranks)]
+        self.kv = [self.memory() for _ in range(ranks)]
         self.workers = []
         for number, kv in enumerate(self.kv):
-            caches = {name: Tensor(array) for name, array in zip(self.names, kv, strict=True)}
+            caches = {name: self.tensor(memory) for name, memory in zip(self.names, kv, strict=True)}
             rank = sides.rank.Rank(number, ranks)
             self.workers.append(sides.worker.Worker(CONFIG, caches, settings, rank))
         self.scheduler = sides.scheduler.Scheduler(settings, PAGE)
@@ -169,7 +175,6 @@ class Engine:
         )
         # How many ranks have reported the end of a request's loads, or of its stores.
         self.said: dict[str, Counter[str]] = {"loaded": Counter(), "sent": Counter()}
-        self.sides = sides
         self.free = list(range(BLOCKS))
         self.requests: dict[str, Request] = {}
         self.held: dict[str, list[int]] = {}
@@ -180,6 +185,18 @@ class Engine:
         # Keys of the ordered stores, by rank.
         self.keys: list[set[bytes]] = [set() for _ in range(ranks)]
         self.texts = [[self.numbers.randrange(1000) for _ in range(24)] for _ in range(3)]
+
+    # The memory.
+
+    def memory(self) -> list[Any]:
+        """The KV of a rank, by layer, with poison in all blocks."""
+        return [np.full((BLOCKS, 2, PAGE, 1, 4), POISON, np.float32) for _ in range(LAYERS)]
+
+    def tensor(self, memory: Any) -> Any:
+        return Tensor(memory)
+
+    def layout_and_identity(self, *arguments: Any) -> tuple[kvtile.Layout, kvtile.Identity]:
+        return layout_and_identity(*arguments)
 
     # The model.
 
@@ -195,6 +212,10 @@ class Engine:
                 content = self.content(request, rank, layer, position) if right else POISON
                 kv[layer][request.blocks[position // PAGE], :, position % PAGE] = content
         return right
+
+    def computed(self) -> set[str]:
+        """Requests that turn out after all layers to have computed with a wrong prefix."""
+        return set()
 
     def is_right(self, request: Request, layer: int) -> bool:
         """Whether every token that counts as computed has the KV that the model computes for it."""
@@ -293,6 +314,7 @@ class Engine:
             for request in [self.requests[name] for name in scheduled]:
                 if not self.compute(request, layer, scheduled[request.request_id]):
                     wrong.add(request.request_id)
+        wrong |= self.computed()
         for worker in self.workers:
             worker.end_step(orders)
         loaded = self.said_by_all("loaded", [worker.take_finished_loads(idle=not scheduled) for worker in self.workers])
@@ -331,6 +353,10 @@ class Engine:
         self.scheduler.loading -= loaded
         for name in sent:
             self.release(self.held.pop(name))
+        self.check()
+
+    def check(self) -> None:
+        """Checks the KV of all running requests."""
         for request in self.requests.values():
             if request.state == "running":
                 for layer in range(LAYERS):
@@ -377,6 +403,41 @@ def settle(engine: Any) -> None:
     for worker in engine.workers:
         worker.cache.flush()
     engine.run(pickle.loads(pickle.dumps(engine.scheduler.orders(nothing()))), {})
+
+
+def run_to_the_end(engine: Any, on_disk: bool, steps: int) -> None:
+    """Runs steps with random requests, ends the requests and the engine, and checks what is left."""
+    ranks = len(engine.workers)
+    try:
+        for _ in range(steps):
+            engine.step()
+        # Stores and loads end on threads, which may be slow on a busy machine.
+        end = time.monotonic() + 120
+        while (engine.requests or engine.scheduler.finishing) and time.monotonic() < end:
+            time.sleep(0.001)
+            for request in list(engine.requests.values()):
+                if request.state != "loading":
+                    engine.end(request)
+            engine.run(pickle.loads(pickle.dumps(engine.scheduler.orders(nothing()))), {})
+        settle(engine)
+        scheduler = engine.scheduler
+        assert not engine.requests and not engine.held and not any(engine.said.values())
+        left = [scheduler.tracked, scheduler.announced, scheduler.finishing, scheduler.loading]
+        for worker in engine.workers:
+            left += [worker.loads, worker.stores, worker.held]
+        assert not any(left)
+        assert sorted(engine.free) == list(range(BLOCKS))
+        # With several ranks, one may miss blocks that others have, so no step computes before all have reported.
+        assert (engine.loaded_blocks["in step"] > steps // 20) == (ranks == 1)
+        assert engine.loaded_blocks["before"] > steps // 20 if on_disk or ranks > 1 else engine.failed_blocks > 0
+        for rank, worker in enumerate(engine.workers):
+            stored = {(tier, key) for tier, _, key, _ in worker.cache.snapshot().blocks}
+            known = scheduler.directories[rank]
+            assert stored == {(tier, key) for tier in engine.sides.directory.TIERS for key in known.blocks(tier)}
+        assert all(keys == engine.keys[0] for keys in engine.keys) and engine.keys[0], "all ranks have the same keys"
+    finally:
+        for worker in engine.workers:
+            worker.close()
 
 
 def nothing() -> Any:

@@ -119,7 +119,7 @@ def _from_model(config: VllmConfig) -> dict[str, str]:
     if quantised and model.hf_config is not model.hf_text_config:
         # The text's own config lacks it.
         found["vllm.hf_config.quantization_config"] = _short(text_of(quantised))
-    if _is_quantised(config.cache_config.cache_dtype):
+    if is_quantised(config.cache_config.cache_dtype):
         # A quantised cache rounds values that were computed in this dtype.
         found["vllm.ModelConfig.dtype"] = text_of(model.dtype)
     if config.load_config.load_format == "dummy":
@@ -131,14 +131,15 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in ("transformers_version", "_name_or_path")}
 
 
-def _is_quantised(cache_dtype: str) -> bool:
+def is_quantised(cache_dtype: str) -> bool:
+    """Whether a dtype of the cache is narrower than what the model computes in."""
     return cache_dtype not in ("auto", "float16", "bfloat16", "float32", "half", "float")
 
 
 def _says_nothing(config: VllmConfig, name: str, field: str, value: Any) -> bool:
     """Whether a non-default value is equivalent to the default, or is covered by the shape."""
     if (name, field) == ("CacheConfig", "cache_dtype"):
-        return not _is_quantised(str(value))
+        return not is_quantised(str(value))
     if (name, field) == ("LoRAConfig", "lora_dtype"):
         return bool(value == config.model_config.dtype)
     if (name, field) == ("ParallelConfig", "worker_cls"):

@@ -77,10 +77,13 @@ def _layout_of(caches: Mapping[str, torch.Tensor], group: EngineGroup, num_block
 
 def _blocks(name: str, tensor: torch.Tensor, num_blocks: int) -> torch.Tensor:
     """A layer's blocks as rows of bytes. vLLM may pad blocks, and may view each as several kernel blocks."""
+    if tensor.device.type != "cpu":
+        raise SettingsError(
+            f"kvtile.vllm: the KV of {name} is on {tensor.device}, and devices are supported for models with one group of full "
+            "attention alone, not for latents (MLA), windows, chunks and states; use kvtile.vllm.tier"
+        )
     import torch
 
-    if tensor.device.type != "cpu":
-        raise SettingsError(f"kvtile.vllm: the KV cache is on {tensor.device}; only the CPU's memory is supported yet")
     parts, rest = divmod(int(tensor.shape[0]), num_blocks)
     content = tensor[0].numel()
     # From the innermost axis outwards, each must begin where the ones inside it end.

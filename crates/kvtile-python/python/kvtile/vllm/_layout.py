@@ -13,6 +13,7 @@ from kvtile._errors import LayoutError, SettingsError
 from kvtile._hf import identity_of, kv_fields
 from kvtile._hf.config import Config
 from kvtile.vllm._extras import extras_of, refuse_options
+from kvtile.vllm._gpu_layout import layout_on_device, refuse_tensors
 from kvtile.vllm._groups import groups_of, is_one_full_group
 from kvtile.vllm._rank import OF_RANK
 from kvtile.vllm._weights import revision_of
@@ -73,25 +74,22 @@ def layout_and_identity(
 
     If the element order inside a block is known, the identity follows from the model's config, and engines with other
     layouts can read the blocks. Otherwise a block is opaque: it is copied as a whole, and its identity contains the
-    backend and its instruction set.
+    backend and its instruction set. On devices unknown orders are refused.
     """
     tensors = [caches[name] for name in in_order(caches)]
     first = tensors[0]
     dtype = str(first.dtype).removeprefix("torch.")
     page_size = config.cache_config.block_size
     model = config.model_config
-    if first.device.type != "cpu":
-        raise SettingsError(f"kvtile.vllm: the KV cache is on {first.device}; only the CPU's memory is supported yet")
-    isa = instruction_set(config, first.dtype, page_size, model.get_head_size())
     heads = model.get_num_kv_heads(config.parallel_config)
     expected = (first.shape[0], heads, page_size, 2 * model.get_head_size())
+    if first.device.type != "cpu":
+        refuse_tensors(config, caches, expected)
+        layout = layout_on_device(tensors, _shape(config, len(tensors), first, rank))
+        return layout, _identity(config, settings, layout, dtype, rank)
+    isa = instruction_set(config, first.dtype, page_size, model.get_head_size())
     if (dtype, isa) in _CHECKED and tuple(first.shape) == expected:
-        total = model.get_total_num_kv_heads()
-        shape = Shape(
-            num_blocks=first.shape[0], num_layers=len(tensors), page_size=page_size, num_heads=heads,
-            head_size=model.get_head_size(), dtype=dtype, total_heads=total, first_head=rank.number * total // rank.size,
-            replica=rank.number % max(1, rank.size // total),
-        )
+        shape = _shape(config, len(tensors), first, rank)
         layout = Layout.preset(f"vllm:LBHNC/cpu/{dtype}/{isa}", shape=shape, tensors=tensors)
         return layout, _identity(config, settings, layout, dtype, rank)
     logger.warning(
@@ -105,6 +103,18 @@ def layout_and_identity(
     if rank.size != 1:
         extra[OF_RANK] = str(rank)
     return layout, _identity_by_fields(config, settings, layout, extra)
+
+
+def _shape(config: VllmConfig, num_layers: int, tensor: torch.Tensor, rank: Rank) -> Shape:
+    """The shape of blocks with known element order: those of a layer's tensor, with the heads of this rank."""
+    model = config.model_config
+    total = model.get_total_num_kv_heads()
+    return Shape(
+        num_blocks=tensor.shape[0], num_layers=num_layers, page_size=config.cache_config.block_size,
+        num_heads=model.get_num_kv_heads(config.parallel_config), head_size=model.get_head_size(),
+        dtype=str(tensor.dtype).removeprefix("torch."), total_heads=total, first_head=rank.number * total // rank.size,
+        replica=rank.number % max(1, rank.size // total),
+    )
 
 
 def _identity(config: VllmConfig, settings: Settings, layout: Layout, dtype: str, rank: Rank) -> Identity:

@@ -20,6 +20,7 @@ from kvtile import (
     Seek,
     SettingsError,
     StoreReport,
+    TransferError,
     WaitTimeoutError,
     serve_http,
 )
@@ -33,6 +34,7 @@ from kvtile.vllm._processors import processors_of_engine
 from kvtile.vllm._rank import Rank, rank_of
 from kvtile.vllm._settings import Settings
 from kvtile.vllm._stats import blocks_by_tier
+from kvtile.vllm._streams import compute_stream
 from kvtile.vllm._transfers import PATIENCE, WorkerTransfers
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Worker(WorkerTransfers):
         super().__init__(rank)
         self.has_disk = settings.disk_path is not None
         self.layers = {name: layer for layer, name in enumerate(in_order(caches))}
+        self._device = next(iter(caches.values())).device
         self.loads: dict[str, Load] = {}
         # Loads of the current step, which computes with their blocks.
         self.step_loads: dict[str, Load] = {}
@@ -86,6 +89,7 @@ class Worker(WorkerTransfers):
         on_disk = self.cache.pool_stats("disk")["cached"] if self.has_disk else 0
         self._server = self._serve(settings.http_address(rank.number))
         self._warn_of_little_room(config)
+        self._refrain_from_loads_in_full_graphs(config)
         logger.info(
             "kvtile keeps the KV of %s (%s): %s; %d blocks on disk", self.identity.model, layout, settings, on_disk
         )
@@ -115,6 +119,11 @@ class Worker(WorkerTransfers):
             "kept; %.1f GiB as host_gib or disk_gib hold one", longest, room, needed,
         )
 
+    def _refrain_from_loads_in_full_graphs(self, config: VllmConfig) -> None:
+        """Loads blocks before their step where attention is replayed in CUDA graphs, which do not wait for layers."""
+        if self._device.type != "cpu" and config.compilation_config.cudagraph_mode.has_full_cudagraphs():
+            self._report.loads_in_step = False
+
     def hello(self) -> Hello:
         """The worker's identity and blocks, for the scheduler."""
         return Hello(self.identity.to_json(), list(self._everything()))
@@ -136,7 +145,8 @@ class Worker(WorkerTransfers):
         elif found.blocks > order.first:
             try:
                 found = found.skip(order.first)
-                load.completion = self.cache.load(found, order.blocks[: found.blocks])
+                # The load follows what the stream has: earlier steps may still read the blocks, or clear them.
+                load.completion = self.cache.load(found, order.blocks[: found.blocks], after=compute_stream(self._device))
                 return
             except KvtileError as error:
                 reason = str(error)
@@ -147,13 +157,22 @@ class Worker(WorkerTransfers):
         self._load_failed(order.request, order.first, order.blocks)
 
     def wait_for_layer(self, name: str) -> None:
-        """Waits until the step's loads have completed this layer, or have failed."""
+        """What computes this layer from now on waits until the step's loads have completed it, or have failed.
+
+        On a device its stream waits, and this call does only until the layer is enqueued.
+        """
         if not self.step_loads:
             return
-        layer = self.layers[name]
+        layer, stream = self.layers[name], compute_stream(self._device)
         for load in self.step_loads.values():
             load.waited += 1
-            if load.completion is not None:
+            if load.completion is None:
+                continue
+            try:
+                load.completion.wait_layer_on(stream, layer)
+            except TransferError as error:
+                # The copy failed, or the driver's wait. This wait serves both; the report has the outcome of the copy.
+                logger.warning("layer %d of a load is waited for on the host: %s", layer, error)
                 load.completion.wait_layer(layer)
 
     def end_step(self, orders: Orders) -> None:
@@ -195,7 +214,9 @@ class Worker(WorkerTransfers):
             self._store_ended(order.request)
             return
         try:
-            completion = self.cache.store(order.keys[self.rank], order.blocks, first=order.first)
+            completion = self.cache.store(
+                order.keys[self.rank], order.blocks, first=order.first, after=compute_stream(self._device)
+            )
         except KvtileError as error:
             logger.debug("blocks of request %s are not stored now: %s", order.request, error)
             self.stats.add(stores_refused=1)
