@@ -163,7 +163,8 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
             return
         self._is_published = True
         if keys:
-            listeners, self._listeners = self._listeners, []
+            listeners: list[L2AdapterListener] = self._listeners
+            self._listeners = []
             try:
                 self._notify_keys_stored(keys, sizes)
             finally:
