@@ -36,6 +36,9 @@ _DELETE_WITHIN = 30.0
 class KvtileL2AdapterConfig(L2AdapterConfigBase):  # type: ignore[misc]
     """The parsed ``adapter_params``. LMCache finds this class by its name."""
 
+    # LMCache's own, in its base class.
+    _listeners: list[L2AdapterListener]
+
     def __init__(self, options: AdapterOptions) -> None:
         super().__init__()
         self.options = options
@@ -163,8 +166,7 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
             return
         self._is_published = True
         if keys:
-            listeners: list[L2AdapterListener] = self._listeners
-            self._listeners = []
+            listeners, self._listeners = self._listeners, []
             try:
                 self._notify_keys_stored(keys, sizes)
             finally:
