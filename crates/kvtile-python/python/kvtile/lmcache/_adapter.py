@@ -36,9 +36,6 @@ _DELETE_WITHIN = 30.0
 class KvtileL2AdapterConfig(L2AdapterConfigBase):  # type: ignore[misc]
     """The parsed ``adapter_params``. LMCache finds this class by its name."""
 
-    # LMCache's own, in its base class.
-    _listeners: list[L2AdapterListener]
-
     def __init__(self, options: AdapterOptions) -> None:
         super().__init__()
         self.options = options
@@ -60,6 +57,9 @@ class KvtileL2Adapter(L2AdapterInterface):  # type: ignore[misc]
     The store evicts by itself; LMCache's accounting and listeners follow. A lock makes an object recently used and
     postpones ``delete``. It does not keep the store from evicting: such a load clears its bit.
     """
+
+    # LMCache's own, in its base class.
+    _listeners: list[L2AdapterListener]
 
     def __init__(self, config: KvtileL2AdapterConfig, l1_memory_desc: L1MemoryDesc | None = None) -> None:
         """Opens the folder. ``l1_memory_desc`` has no use here: objects are registered one by one.
