@@ -38,12 +38,11 @@ pub(crate) struct CompareArguments {
     /// The earlier revision, for instance main or a commit.
     #[arg(long, default_value = "main")]
     before: String,
-    /// Rounds of each benchmark.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Rounds of each benchmark; fewer than three have no spread.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..))]
     rounds: u32,
-    /// Only these benchmarks.
-    #[arg(long, value_enum, value_delimiter = ',',
-          default_values = ["copies", "blocks", "first-token"])]
+    /// Only these benchmarks (default: all; with given programs, those of programs).
+    #[arg(long, value_enum, value_delimiter = ',')]
     parts: Vec<ComparedPart>,
     /// A program that was built already, in place of the earlier revision.
     #[arg(long, value_name = "PROGRAM", requires = "after_program")]
@@ -65,10 +64,7 @@ type RunFigures = BTreeMap<String, f64>;
 
 /// Compares the builds; fails if a figure is worse.
 pub(crate) fn run(arguments: &CompareArguments) -> Result<(), StepFailure> {
-    let mut parts = arguments.parts.clone();
-    if arguments.before_program.is_some() {
-        parts.retain(|part| *part != ComparedPart::FirstToken);
-    }
+    let parts = parts(arguments)?;
     let builds = build(arguments, &parts)?;
     let mut worse = Vec::new();
     for part in parts {
@@ -85,7 +81,7 @@ pub(crate) fn run(arguments: &CompareArguments) -> Result<(), StepFailure> {
                 }
             }
         }
-        worse.extend(report(part, &rounds));
+        worse.extend(report(part, &rounds)?);
     }
     match worse.is_empty() {
         true => Ok(()),
@@ -94,6 +90,21 @@ pub(crate) fn run(arguments: &CompareArguments) -> Result<(), StepFailure> {
             worse.len(),
             worse.join("\n  ")
         ))),
+    }
+}
+
+fn parts(arguments: &CompareArguments) -> Result<Vec<ComparedPart>, StepFailure> {
+    let given = arguments.parts.clone();
+    let of_programs = vec![ComparedPart::Copies, ComparedPart::Blocks];
+    match (given.is_empty(), arguments.before_program.is_some()) {
+        (true, true) => Ok(of_programs),
+        (true, false) => Ok([of_programs, vec![ComparedPart::FirstToken]].concat()),
+        (false, true) if given.contains(&ComparedPart::FirstToken) => Err(StepFailure::Tool(
+            "the first token is measured with the Python packages of two trees; leave --before-program and --after-program \
+             out, or first-token"
+                .to_owned(),
+        )),
+        (false, _) => Ok(given),
     }
 }
 
@@ -139,7 +150,10 @@ fn check_out(source: &Path, revision: &str) -> Result<(), StepFailure> {
     let exists = source.exists();
     let words = match exists {
         true => vec!["-C", &path, "checkout", "--quiet", "--detach", revision],
-        false => vec!["worktree", "add", "--quiet", "--detach", &path, revision],
+        // Git may still list the folder of a target that was removed.
+        false => vec![
+            "worktree", "add", "--force", "--quiet", "--detach", &path, revision,
+        ],
     };
     let status = Command::new("git")
         .args(&words)
@@ -331,11 +345,12 @@ fn median(mut figures: Vec<f64>) -> (f64, f64) {
     )
 }
 
-/// Prints the figures; returns those that are worse.
-fn report(part: ComparedPart, rounds: &[Vec<RunFigures>; 2]) -> Vec<String> {
+/// Prints the figures; returns those that are worse. Fails if there is none to compare.
+fn report(part: ComparedPart, rounds: &[Vec<RunFigures>; 2]) -> Result<Vec<String>, StepFailure> {
     let [before, after] = rounds;
     let names = after.first().into_iter().flat_map(BTreeMap::keys);
     let mut worse = Vec::new();
+    let mut compared = 0;
     println!("\n{part:?}\n      before  spread       after  spread  after/before  spread");
     for name in names {
         let of = |rounds: &[RunFigures]| -> Option<Vec<f64>> {
@@ -348,6 +363,7 @@ fn report(part: ComparedPart, rounds: &[Vec<RunFigures>; 2]) -> Vec<String> {
             println!("  {name}: only in one of the builds");
             continue;
         };
+        compared += 1;
         let ratios = after
             .iter()
             .zip(&before)
@@ -363,5 +379,10 @@ fn report(part: ComparedPart, rounds: &[Vec<RunFigures>; 2]) -> Vec<String> {
             worse.push(format!("{name} takes {ratio:.3} times as long"));
         }
     }
-    worse
+    match compared {
+        0 => Err(StepFailure::Tool(format!(
+            "{part:?}: the results of the two builds have no figure in common"
+        ))),
+        _ => Ok(worse),
+    }
 }

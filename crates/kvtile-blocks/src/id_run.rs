@@ -46,7 +46,7 @@ impl IdRun {
         let chunks = after.as_chunks::<STEP>().0.iter();
         for (after, before) in chunks.zip(before.as_chunks::<STEP>().0) {
             let steps = after.iter().zip(before).map(follows);
-            if steps.fold(0, |others, other| others | (other ^ step)) != 0 {
+            if steps.fold(0, |found, other| found | (other ^ step)) != 0 {
                 break;
             }
             found += STEP;

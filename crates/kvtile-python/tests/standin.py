@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+
+import kvtile
+from helpers import regions
 
 BYTES = 256 << 20
 
@@ -251,3 +256,34 @@ class InterfaceTensor2(InterfaceTensor):
 
 
 PRODUCERS = [DlpackTensor, VersionedTensor, InterfaceTensor, InterfaceTensor2]
+
+
+@pytest.fixture
+def provokes() -> str:
+    """Stands for a complaint of the checker, which the test provokes."""
+    return "no order between"
+
+
+@pytest.fixture(autouse=True)
+def checked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test leaves no complaint of the checker, unless it provokes one."""
+    before = len(driver().complaints())
+    yield
+    gc.collect()
+    found = driver().complaints()[before:]
+    if "provokes" in request.fixturenames:
+        assert found and all("no order between" in one for one in found), found
+    else:
+        assert not found, found
+
+
+def numbers(like: np.ndarray, seed: int = 3) -> np.ndarray:
+    data = np.random.default_rng(seed).integers(0, 255, like.nbytes, dtype=np.uint8)
+    return data.view(like.dtype).reshape(like.shape)
+
+
+def on_device(word: str, plain: kvtile.Shape, producer: type[DeviceTensor] = DlpackTensor, dtype: str = "float32") -> Any:
+    """A layout over random bytes, its tensors, and the same bytes in arrays."""
+    arrays = [numbers(array, seed) for seed, array in enumerate(regions(word, plain, dtype))]
+    tensors = [producer(array) for array in arrays]
+    return kvtile.Layout(word, shape=plain, tensors=tensors), tensors, arrays

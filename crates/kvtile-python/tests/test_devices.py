@@ -8,7 +8,6 @@ import gc
 import itertools
 import re
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +16,28 @@ import numpy as np
 import pytest
 
 import kvtile
-from helpers import WORDS, layout, regions, shape
-from standin import PRODUCERS, DeviceMemory, DeviceTensor, DlpackTensor, InterfaceTensor, VersionedTensor, driver
+from helpers import WORDS, layout, shape
+from standin import (
+    PRODUCERS,
+    DeviceMemory,
+    DeviceTensor,
+    DlpackTensor,
+    InterfaceTensor,
+    VersionedTensor,
+    checked,
+    driver,
+    numbers,
+    on_device,
+    provokes,
+)
+
+__all__ = ["checked", "provokes"]  # The fixtures of the tests below.
 
 PRESETS = Path(__file__).parents[3] / "crates/kvtile-layout/presets/layouts.toml"
 
 
 def gpu_presets() -> list[str]:
     return re.findall(r'^name = "([^"]*/gpu/[^"]*)"', PRESETS.read_text(), re.MULTILINE)
-
-
-@pytest.fixture
-def provokes() -> str:
-    """Stands for a complaint of the checker, which the test provokes."""
-    return "no order between"
-
-
-@pytest.fixture(autouse=True)
-def _checked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each test leaves no complaint of the checker, unless it provokes one."""
-    before = len(driver().complaints())
-    yield
-    gc.collect()
-    found = driver().complaints()[before:]
-    if "provokes" in request.fixturenames:
-        assert found and all("no order between" in one for one in found), found
-    else:
-        assert not found, found
-
-
-def numbers(like: np.ndarray, seed: int = 3) -> np.ndarray:
-    data = np.random.default_rng(seed).integers(0, 255, like.nbytes, dtype=np.uint8)
-    return data.view(like.dtype).reshape(like.shape)
-
-
-def on_device(word: str, plain: kvtile.Shape, producer: type[DeviceTensor] = DlpackTensor, dtype: str = "float32") -> Any:
-    """A layout over random bytes, its tensors, and the same bytes in arrays."""
-    arrays = [numbers(array, seed) for seed, array in enumerate(regions(word, plain, dtype))]
-    tensors = [producer(array) for array in arrays]
-    return kvtile.Layout(word, shape=plain, tensors=tensors), tensors, arrays
 
 
 @pytest.mark.parametrize("producer", PRODUCERS)
@@ -386,186 +368,6 @@ def test_a_cache_registers_its_host_memory_with_the_driver() -> None:
     with kvtile.Cache(kvtile.Identity("a", "1", shape()), engine, host_bytes=1 << 20):
         assert driver().registrations() > before
     assert driver().registrations() == before
-
-
-class TorchStream:
-    """A stream as torch has it."""
-
-    def __init__(self, handle: int) -> None:
-        self.cuda_stream = handle
-
-
-class ProtocolStream:
-    """A stream of the protocol of CUDA's Python packages."""
-
-    def __init__(self, handle: int, version: int = 0) -> None:
-        self.handle, self.version = handle, version
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return self.version, self.handle
-
-
-STREAMS = {"handle": lambda: driver().stream(), "torch": lambda: TorchStream(driver().stream()),
-           "protocol": lambda: ProtocolStream(driver().stream()), "legacy": lambda: 0, "legacy too": lambda: 1,
-           "thread": lambda: 2}
-
-
-def raw(stream: Any) -> int:
-    return stream if isinstance(stream, int) else getattr(stream, "cuda_stream", None) or stream.handle
-
-
-@pytest.mark.parametrize("kind", STREAMS)
-def test_a_store_waits_for_the_stream_that_computes_and_a_load_for_the_one_that_reads(kind: str, tmp_path: Path) -> None:
-    """An engine's step: it computes two blocks, stores them, overwrites others, and loads into blocks that it still reads."""
-    stream = STREAMS[kind]()
-    plain = shape()
-    engine, tensors, _ = on_device("L|BKNHC", plain, InterfaceTensor)
-    identity = kvtile.Identity("a", "1", plain)
-    keys = kvtile.TokenHasher(identity).keys(range(8))
-    block = tensors[0].memory.size // 5
-    scratch = DeviceMemory(np.zeros(2 * block, "uint8"))
-    with kvtile.Cache(identity, engine, host_bytes=1 << 20, disk=tmp_path, disk_bytes=4 << 20) as cache:
-        for turn in range(5):
-            names = [bytes([turn]) + key[1:] for key in keys]
-            for layer, tensor in enumerate(tensors):
-                driver().fill(tensor.address, 10 * turn + layer + 1, 2 * block, raw(stream))
-            stored = cache.store(names, [0, 1], after=stream)
-            # The engine reads block 4, and then the load may write it.
-            for tensor in tensors:
-                driver().copy(scratch.address, tensor.address + 3 * block, 2 * block, raw(stream))
-            assert stored.wait().stored == 2
-            loaded = cache.load(cache.lookup(names), [4, 3], after=stream)
-            for layer, tensor in enumerate(tensors):
-                assert loaded.wait_layer_on(stream, layer)
-                driver().copy(scratch.address, tensor.address + 3 * block, 2 * block, raw(stream))
-                driver().synchronize(raw(stream))
-                assert driver().read(scratch.address, 2 * block) == bytes([10 * turn + layer + 1]) * (2 * block)
-            assert loaded.wait().blocks == 2
-    del engine, cache
-    if raw(stream) > 2:
-        driver().destroy(raw(stream))
-
-
-@pytest.mark.parametrize("left_out", ["store", "load"])
-def test_the_checker_finds_each_wait_that_is_left_out(left_out: str, provokes: str) -> None:
-    stream = driver().stream()
-    plain = shape()
-    engine, tensors, _ = on_device("L|BKNHC", plain, InterfaceTensor)
-    identity = kvtile.Identity("a", "1", plain)
-    keys = kvtile.TokenHasher(identity).keys(range(8))
-    block = tensors[0].memory.size // 5
-    scratch = DeviceMemory(np.zeros(2 * block, "uint8"))
-    with kvtile.Cache(identity, engine, host_bytes=1 << 20) as cache:
-        for tensor in tensors:
-            driver().fill(tensor.address, 9, 2 * block, stream)
-        assert cache.store(keys, [0, 1], after=None if left_out == "store" else stream).wait().stored == 2
-        driver().synchronize(stream)
-        for tensor in tensors:
-            driver().copy(scratch.address, tensor.address + 3 * block, 2 * block, stream)
-        loaded = cache.load(cache.lookup(keys), [3, 4], after=None if left_out == "load" else stream)
-        assert loaded.wait_layer_on(stream, 1) and loaded.wait().blocks == 2
-    driver().destroy(stream)
-
-
-def test_copies_wait_for_streams_and_streams_for_copies() -> None:
-    plain = shape()
-    engine, [tensor], _ = on_device("BLKNHC", plain)
-    stream = driver().stream()
-    target, [stored] = layout("BHLKNC", plain)
-    driver().fill(tensor.address, 5, tensor.memory.size, stream)
-    kvtile.copy_blocks(engine, target, range(5), after=stream)
-    assert (stored.view("uint8") == 5).all()
-    stored.view("uint8")[:] = 6
-    scratch = DeviceMemory(np.zeros(tensor.memory.size, "uint8"))
-    for layer in range(2):
-        driver().copy(scratch.address, tensor.address, tensor.memory.size, stream)
-        done = kvtile.copy_blocks_async(target, engine, range(5), layers=(layer, layer + 1), after=stream)
-        assert done.wait_layer_on(stream, 0, timeout=30.0)
-        driver().copy(scratch.address, tensor.address, tensor.memory.size, stream)
-        driver().synchronize(stream)
-        # The leases of a copy end with it, which may be after its last layer came.
-        done.wait()
-    assert driver().read(scratch.address, scratch.size) == b"\x06" * scratch.size
-    across = kvtile.copy_blocks_async(engine, engine, [0], [1], after=stream)
-    assert across.wait_layer_on(TorchStream(stream), 1)
-    across.wait()
-    driver().destroy(stream)
-
-
-def test_streams_that_no_layout_has_are_refused() -> None:
-    host, device = layout("BLKNHC", shape())[0], on_device("BLKNHC", shape())[0]
-    identity = kvtile.Identity("a", "1", shape())
-    driver().use(1)
-    foreign = driver().stream()
-    driver().use(0)
-    with pytest.raises(kvtile.RequestError, match="no layout of the call is in memory of a device; leave it out"):
-        kvtile.copy_blocks(host, host, [0], [1], after=0)
-    with pytest.raises(kvtile.RequestError, match=f"the stream {foreign:#x} is not one of device 0"):
-        kvtile.copy_blocks(device, host, [0], after=foreign)
-    with pytest.raises(kvtile.DeviceError, match=r"CUDA_ERROR_INVALID_HANDLE \(400\)"):
-        kvtile.copy_blocks(device, host, [0], after=0xBAD0)
-    for wrong in [-1, 1 << 64, 1.5, True, "0", b"", object(), TorchStream(-1), TorchStream(None), ProtocolStream(4, 1)]:  # type: ignore[arg-type]
-        with pytest.raises(kvtile.KvtileError, match="after|__cuda_stream__"):
-            kvtile.copy_blocks(device, host, [0], after=wrong)  # type: ignore[arg-type]
-    with kvtile.Cache(identity, host, host_bytes=1 << 20) as cache:
-        keys = kvtile.TokenHasher(identity).keys(range(4))
-        with pytest.raises(kvtile.RequestError, match="leave it out"):
-            cache.store(keys, [0], after=0)
-        done = cache.store(keys, [0])
-        assert done.wait_layer_on(None, 0)
-        with pytest.raises(kvtile.RequestError, match="layer is 2"):
-            done.wait_layer_on(None, 2)
-        done.wait()
-        # A layout on a device in a call of a cache over host memory.
-        loaded = cache.load(cache.lookup(keys), [1], layout=device, after=2)
-        assert loaded.wait_layer_on(2, 1) and loaded.wait().blocks == 1
-    driver().use(1)
-    driver().destroy(foreign)
-    driver().use(0)
-
-
-def test_two_caches_share_a_device_and_close_with_transfers_in_flight() -> None:
-    plain = shape(B=64)
-    engine, tensors, arrays = on_device("L|BKNHC", plain)
-    identity = kvtile.Identity("a", "1", plain)
-    chains = [kvtile.TokenHasher(identity, salt=name).keys(range(4 * 30)) for name in ("x", "y")]
-    for _ in range(3):
-        caches = [kvtile.Cache(identity, engine, host_bytes=1 << 20) for _ in range(2)]
-        stores = [cache.store(keys, range(index * 30, index * 30 + 30))
-                  for index, (cache, keys) in enumerate(zip(caches, chains))]
-        del stores[0]
-        caches[0].close()
-        [stored] = stores
-        assert stored.wait().stored == 30
-        loaded = caches[1].load(caches[1].lookup(chains[1]), range(30))
-        caches[1].close()
-        report = loaded.wait()
-        assert report.blocks == 30 or report.stopped == "closed"
-        if report.blocks == 30:
-            for tensor, array in zip(tensors, arrays):
-                wide = array.reshape(64, -1)
-                wide[:30] = wide[30:60]
-                assert tensor.bytes() == array.tobytes()
-        for tensor, array in zip(tensors, arrays):
-            driver().write(tensor.address, array.tobytes())
-
-
-def test_a_layout_that_a_load_uses_outlives_its_last_name() -> None:
-    plain = shape(B=64)
-    engine, tensors, _ = on_device("L|BKNHC", plain)
-    identity = kvtile.Identity("a", "1", plain)
-    keys = kvtile.TokenHasher(identity).keys(range(4 * 30))
-    watches = [weakref.ref(tensor) for tensor in tensors]
-    cache = kvtile.Cache(identity, engine, host_bytes=1 << 20)
-    cache.store(keys, range(30)).wait()
-    loaded = cache.load(cache.lookup(keys), range(30, 60))
-    del engine, tensors, cache
-    gc.collect()
-    assert loaded.wait().stopped in (None, "closed")
-    del loaded
-    gc.collect()
-    kvtile.copy_blocks(layout("BLKNHC", shape())[0], layout("BHLKNC", shape())[0], [0])
-    assert [watch() for watch in watches] == [None, None]
 
 
 class Storage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,31 +11,12 @@ import numpy as np
 import pytest
 
 import kvtile
-from standin import DeviceMemory, driver
+from standin import DeviceMemory, checked, driver, provokes
 from test_daemon import Daemon
 from vllm_device_engine import DeviceEngine, Stream, stream
 from vllm_engine import CONFIG, LAYERS, PAGE, POISON, run_to_the_end, sides
 
-__all__ = ["sides", "stream"]  # The fixtures of the tests below.
-
-
-@pytest.fixture
-def provokes() -> str:
-    """Stands for a complaint of the checker, which the test provokes."""
-    return "no order between"
-
-
-@pytest.fixture(autouse=True)
-def _checked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each test leaves no complaint of the checker, unless it provokes one."""
-    before = len(driver().complaints())
-    yield
-    gc.collect()
-    found = driver().complaints()[before:]
-    if "provokes" in request.fixturenames:
-        assert found and all("no order between" in one for one in found), found
-    else:
-        assert not found, found
+__all__ = ["checked", "provokes", "sides", "stream"]  # The fixtures of the tests below.
 
 
 @pytest.mark.parametrize(("seed", "ranks"), [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 1)])

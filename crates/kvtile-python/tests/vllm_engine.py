@@ -427,7 +427,7 @@ def run_to_the_end(engine: Any, on_disk: bool, steps: int) -> None:
             left += [worker.loads, worker.stores, worker.held]
         assert not any(left)
         assert sorted(engine.free) == list(range(BLOCKS))
-        # With several ranks, one may miss blocks that others have, so no step computes before all have reported.
+        # With several ranks, one may miss blocks that another one has, so no step computes before all have reported.
         assert (engine.loaded_blocks["in step"] > steps // 20) == (ranks == 1)
         assert engine.loaded_blocks["before"] > steps // 20 if on_disk or ranks > 1 else engine.failed_blocks > 0
         for rank, worker in enumerate(engine.workers):

@@ -73,7 +73,7 @@ def test_objects_outlive_the_process(folder: Path) -> None:
     assert dict(second.adapter.get_usage().bytes_by_cache_salt) == {"": 12 * PIECE, "tenant": 4 * PIECE}
     into = side.empties_of(4)
     assert second.fetch(keys, into) == [True] * 4
-    # Each listener hears of an object once, and LMCache's own sum too, in whatever order they come.
+    # Each listener and LMCache's own sum get an object once, in either order of registration.
     assert sorted(listener.stored, key=str) == sorted(keys, key=str)
     second.adapter.set_backend_identity("kvtile")
     later = RecordingListener()

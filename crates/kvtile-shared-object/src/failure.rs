@@ -30,7 +30,7 @@ pub(crate) fn is_refusal(error: &Error) -> bool {
 /// The codes of answers that the credentials are no longer those of a user. S3 answers them with status 400.
 const CREDENTIAL_CODES: &[&str] = &["ExpiredToken", "InvalidToken", "TokenRefreshRequired"];
 
-/// Whether the server refuses the credentials, and perhaps accepts the same request with others.
+/// Whether the server refuses the credentials, and perhaps accepts the same request with new ones.
 fn is_about_credentials(error: &Error) -> bool {
     let is_refused = matches!(status(error), Some(401 | 403));
     let text = error.to_string();

@@ -54,8 +54,12 @@ impl CallRuntime {
         })
     }
 
-    fn run<T: Send>(&self, request: impl Future<Output = T> + Send) -> Option<T> {
-        let runtime = self.runtime.as_ref()?;
+    fn run<T: Send>(&self, request: impl Future<Output = T> + Send) -> Result<T, RequestFailure> {
+        let Some(runtime) = &self.runtime else {
+            let what = "the runtime of a request has ended".to_owned();
+            let error = SharedStoreError::transient(StoreOperation::Open, what);
+            return Err(RequestFailure::NotBegun(error));
+        };
         // The connections do what they have left: at the beginning to see those that the server has closed, at the end
         // to be ready for the next call.
         let request = async {
@@ -65,11 +69,11 @@ impl CallRuntime {
             ended
         };
         if Handle::try_current().is_err() {
-            return Some(runtime.block_on(request));
+            return Ok(runtime.block_on(request));
         }
         // The caller is a thread of another runtime, on which tokio does not allow to block.
         let outside = thread::scope(|scope| scope.spawn(|| runtime.block_on(request)).join());
-        Some(outside.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        Ok(outside.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     }
 }
 
@@ -111,9 +115,7 @@ impl CallRuntimes {
         let request = request(call.client.clone());
         let ended = call.run(async move { tokio::time::timeout(within, request).await });
         // Dropped after a request that was cancelled: that closes its connection.
-        let ended = ended
-            .and_then(Result::ok)
-            .ok_or(RequestFailure::OutOfTime)?;
+        let ended = ended?.map_err(|_| RequestFailure::OutOfTime)?;
         let mut idle = self.idle.lock();
         if idle.len() < IDLE_MAX {
             idle.push(call);

@@ -325,7 +325,7 @@ fn addresses_are_not_taken_on_trust() {
         let error = error.unwrap_err().to_string();
         assert!(error.contains(found), "{error}");
     }
-    // The driver also tells which device has an address.
+    // The driver also knows the device of an address.
     let devices = [
         memory.device_address() + 4095,
         pinned.device_address(),

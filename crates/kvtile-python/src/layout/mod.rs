@@ -49,7 +49,7 @@ use crate::{
 ///     shape: the shape of the blocks.
 ///     tensors: one for each region of the word, in its order: numpy arrays, torch or jax tensors
 ///         on the CPU, or any object with a buffer; or tensors on one CUDA device, of torch, cupy, numba
-///         and others (not run on hardware). A single tensor needs no list. For a word that gives
+///         and further libraries (not run on hardware). A single tensor needs no list. For a word that gives
 ///         each plane tensors of its own, such as ``"LK|BNHC"``, also a dict by plane: ``{"k": [...],
 ///         "v": [...]}``, each in the word's order. Without tensors, the layout supports planning but holds
 ///         nothing.

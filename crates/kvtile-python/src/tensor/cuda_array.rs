@@ -1,4 +1,4 @@
-//! The array interface of CUDA, versions 2 and 3, of numba, cupy, torch and others.
+//! The array interface of CUDA, versions 2 and 3, of numba, cupy, torch and further libraries.
 
 use kvtile::layout::Unit;
 use pyo3::{prelude::*, types::PyDict};

@@ -392,7 +392,7 @@ impl ValueSink for BundleReader<'_> {
     }
 
     fn filled(&mut self, bytes: usize) -> SinkState {
-        // Not `space`: a read that is late wants nothing any more, perhaps since the store got the space.
+        // Not `space`: a late read takes no more bytes; it may have ended after the store got the space.
         let most = match &self.header {
             None => self.header_bytes.len() - self.header_filled,
             Some(_) => self.left().min(self.chunk.len()),

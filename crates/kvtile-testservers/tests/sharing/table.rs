@@ -94,7 +94,7 @@ pub(crate) fn run_table(
                 Ok(SuiteOutcome::NotHere(reason)) => format!("not available here: {reason}"),
                 Err(panic) => {
                     failures += 1;
-                    // It may have left the server stopped, which would fail all others.
+                    // It may have left the server stopped, which would fail all later suites.
                     let _ = server.process().resume();
                     format!("FAILED: {}", message(&*panic))
                 }

@@ -400,7 +400,7 @@ impl<'a> StopSearch<'a> {
         found.or((in_host > 0).then_some(in_host))
     }
 
-    /// Pins what a stop needs of every group; `None` if a page has left meanwhile. A draft group of which a page is
+    /// Pins what a stop needs of every group; `None` if a page has left since the search. A draft group of which a page is
     /// missing needs nothing.
     fn pin(&self, stop: u64, options: &StopOptions) -> Option<Vec<GroupNeed>> {
         let options = LookupOptions::new()
