@@ -11,6 +11,7 @@
 //! | `memory_rows`, `file_rows`, `fixed_cost`, [`first_touch`] | the measurements |
 //! | [`blocks`] | keys from tokens and the operations of pools, in nanoseconds per block |
 //! | [`disk`] | the slot store of the disk tier against `fio` |
+//! | [`groups`] | a cache over groups against a cache of one group and `memcpy` |
 //! | [`row`], [`report`], [`machine`] | the results, as stored |
 //! | `text`, `html` | the results, as shown |
 //!
@@ -28,6 +29,7 @@ mod fio;
 pub mod first_touch;
 mod fixed_cost;
 mod flat_rows;
+pub mod groups;
 mod html;
 mod lines;
 pub mod machine;

@@ -2,6 +2,9 @@
 
 Engines without a connector, with kvtile and with vLLM's ExampleConnector answer the same prompts in turns in one
 process. Then a second process opens kvtile's disk tier of the first one.
+
+With ``--tiers`` the engines have vLLM's offloading instead, with kvtile or vLLM's own files as the tier below host memory.
+The second process has an engine without any, and both tiers over what the first one left.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from page import page
-from results import Results, WrongTokensError
+from results import NotLoadedError, Results, WrongTokensError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from table import show
@@ -34,6 +37,9 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 
 BEFORE = {"engines": ["none", "kvtile", "example"], "states": ["cold", "again", "forgotten"]}
 AFTER = {"engines": ["kvtile"], "states": ["restarted", "again"]}
+TIERS = ["none", "fs tier", "kvtile tier"]
+BEFORE_TIERS = {"engines": TIERS, "states": ["cold"]}
+AFTER_TIERS = {"engines": TIERS, "states": ["restarted"]}
 
 
 def main() -> int:
@@ -61,6 +67,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=3, help="prompts that every engine answers (default 3)")
     parser.add_argument("--prompt-tokens", type=positive, default=1500, help="tokens of a prompt (default 1500)")
     parser.add_argument("--answer-tokens", type=positive, default=16, help="tokens of an answer (default 16)")
+    parser.add_argument("--tiers", action="store_true", help="vLLM's offloading with tiers below it, after a restart")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the table and the chart")
     parser.add_argument("--json", metavar="FILE", help="write all results as JSON; - for standard output")
     parser.add_argument("--from", dest="results", type=Path, metavar="FILE", help="show results that --json has written")
@@ -92,7 +99,8 @@ def measure(arguments: argparse.Namespace) -> Results:
         tempfile.TemporaryDirectory(prefix="kvtile-demo-", dir="/var/tmp") as folder,
         Progress(*columns, TimeElapsedColumn(), console=console) as progress,
     ):
-        for title, part in (("before the restart", BEFORE), ("after it", AFTER)):
+        parts = (BEFORE_TIERS, AFTER_TIERS) if arguments.tiers else (BEFORE, AFTER)
+        for title, part in zip(("before the restart", "after it"), parts, strict=True):
             turns = len(part["engines"]) * len(part["states"]) * arguments.rounds
             task = progress.add_task(f"{title}: vLLM starts", total=turns)
             for event in events(told | part | {"folder": folder}):
@@ -143,5 +151,5 @@ def machine() -> str:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except WrongTokensError as error:
+    except (NotLoadedError, WrongTokensError) as error:
         sys.exit(f"cargo x demo-vllm: {error}")

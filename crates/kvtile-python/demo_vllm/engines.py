@@ -14,8 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+# Has `cpu_spec`, the copies between the engine and vLLM's primary tier, which vLLM has for GPUs only.
+TESTS = Path(__file__).parents[1] / "tests_vllm"
 # Tokens per vLLM block.
 BLOCK = 128
+# A folder of a tier is written when it has not changed for so long.
+QUIET_SECONDS = 0.5
 # The time limit for an engine to store its blocks and free them.
 PATIENCE_SECONDS = 30
 
@@ -23,6 +27,7 @@ PATIENCE_SECONDS = 30
 def main() -> None:
     """Runs the orders."""
     told = json.load(sys.stdin)
+    sys.path.insert(0, str(TESTS))
     prompts = read_prompts(told)
     say("versions", versions=versions())
     engines = {name: Engine(name, told) for name in told["engines"]}
@@ -99,6 +104,7 @@ class Engine:
 
         self.name = name
         self.requests = 0
+        self.tier_folder = tier_folder(name, told)
         start = time.monotonic()
         pages = told["prompt_tokens"] // BLOCK + 3
         settings: dict[str, Any] = {
@@ -162,6 +168,8 @@ class Engine:
 
     def settle(self) -> None:
         """Waits until all stores are complete, so that they do not slow down the next request."""
+        if self.tier_folder is not None:
+            self.settle_tier(self.tier_folder)
         worker = self.kvtile()
         if worker is None:
             return
@@ -170,6 +178,17 @@ class Engine:
                 worker.reap_stores()
                 tries()
         worker.cache.flush()
+
+    def settle_tier(self, folder: Path) -> None:
+        """Steps the engine until the files of its tier do not change any more. vLLM does not show what a tier has to do."""
+        before, since = -1, time.monotonic()
+        with patience(f"the tier of {self.name} writes for ever") as tries:
+            while time.monotonic() - since < QUIET_SECONDS:
+                self.core.step()
+                now = sum(file.stat().st_blocks for file in folder.rglob("*") if file.is_file())
+                if now != before:
+                    before, since = now, time.monotonic()
+                tries()
 
     def kvtile(self) -> Any:
         """The worker of kvtile's connector, if this engine has one."""
@@ -233,7 +252,37 @@ def connector(name: str, told: dict[str, Any]) -> Any:
             kv_role="kv_both",
             kv_connector_extra_config={"shared_storage_path": str(folder / "example")},
         )
-    return None
+    below = tier_folder(name, told)
+    if below is None:
+        return None
+    tier = {
+        "kvtile tier": {"type": "kvtile", "path": str(below), "capacity": "4GiB", "revision": "demo"},
+        "fs tier": {"type": "fs", "root_dir": str(below)},
+    }[name]
+    # The primary tier holds two prompts, so that one is never short of rows.
+    rows = 2 * (told["prompt_tokens"] // BLOCK + 3)
+    return KVTransferConfig(
+        kv_connector="OffloadingConnector",
+        kv_role="kv_both",
+        kv_connector_extra_config={
+            "spec_name": "CpuTieringSpec",
+            "spec_module_path": "cpu_spec",
+            "cpu_bytes_to_use": rows * row_bytes(Path(told["model"])),
+            "secondary_tiers": [tier],
+        },
+    )
+
+
+def tier_folder(name: str, told: dict[str, Any]) -> Path | None:
+    """The folder of an engine's secondary tier, if it has one."""
+    return Path(told["folder"]) / name.replace(" ", "-") if name.endswith(" tier") else None
+
+
+def row_bytes(model: Path) -> int:
+    """Bytes of a block of all layers in float32."""
+    config = json.loads((model / "config.json").read_text())
+    head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return int(BLOCK * config["num_hidden_layers"] * config["num_key_value_heads"] * head_size * 2 * 4)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ class WrongTokensError(Exception):
     """Two answers to one prompt differ. The source of the KV must never change an answer."""
 
 
+class NotLoadedError(Exception):
+    """A tier did not have a prompt that it was measured with."""
+
+
 @dataclass(frozen=True)
 class Way:
     """One source of a prompt's KV: the engine that answers, and the state of its caches."""
@@ -26,6 +30,7 @@ class Way:
 
 OWN = ("none", "again")
 COLD = ("none", "cold")
+COMPUTED = ("none", "restarted")
 WAYS = (
     Way("none", "cold", "no connector", COLD, "computed"),
     Way("kvtile", "cold", "kvtile, storing it", COLD, "computed"),
@@ -34,7 +39,14 @@ WAYS = (
     Way("kvtile", "forgotten", "kvtile, host memory", OWN, "host"),
     Way("example", "forgotten", "ExampleConnector, files", OWN, "files"),
     Way("kvtile", "restarted", "kvtile, disk after a restart", ("kvtile", "again"), "disk"),
+    Way("fs tier", "cold", "vLLM's fs tier, storing it", COLD, "computed"),
+    Way("kvtile tier", "cold", "kvtile's tier, storing it", COLD, "computed"),
+    Way("none", "restarted", "restarted, no tier", COMPUTED, "computed"),
+    Way("fs tier", "restarted", "restarted, vLLM's fs tier", COMPUTED, "files"),
+    Way("kvtile tier", "restarted", "restarted, kvtile's tier", COMPUTED, "disk"),
 )
+# Tokens of a prompt that vLLM may compute although they are stored: the last block, of which it needs a token.
+LAST_BLOCK = 128
 
 
 @dataclass
@@ -75,6 +87,16 @@ class Results:
                     f"prompt {answer['round']} got {answer['tokens']} from {answer['engine']} ({answer['state']}) "
                     f"and {tokens} before"
                 )
+            if answer["engine"].endswith("tier") and answer["state"] == "restarted":
+                missing = answer["prompt_tokens"] - answer["cached_tokens"]
+                if missing > LAST_BLOCK:
+                    raise NotLoadedError(f"{answer['engine']} loaded all but {missing} tokens of prompt {answer['round']}")
+
+    def tiers_ratio(self) -> float | None:
+        """The time of kvtile's tier over that of vLLM's own, the median of the prompts."""
+        ours, theirs = (self.of(name, "restarted", restarted=True) for name in ("kvtile tier", "fs tier"))
+        ratios = [ours[at]["first_token_seconds"] / theirs[at]["first_token_seconds"] for at in ours if at in theirs]
+        return statistics.median(ratios) if ratios else None
 
     def of(self, engine: str, state: str, *, restarted: bool) -> dict[int, dict[str, Any]]:
         """The answers of one way in one of the two processes, by round."""

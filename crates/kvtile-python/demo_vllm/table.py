@@ -25,7 +25,7 @@ def span(row: Row) -> str:
 
 def against(row: Row) -> str:
     """The name of a ratio's baseline."""
-    return "no connector" if row.way.against[1] == "cold" else "vLLM's own cache"
+    return {"cold": "no connector", "restarted": "no tier"}.get(row.way.against[1], "vLLM's own cache")
 
 
 def is_itself(row: Row) -> bool:
@@ -67,10 +67,21 @@ def notes(results: Results) -> list[str]:
     """Notes on how the figures were measured."""
     told = results.told
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    ratio = results.tiers_ratio()
+    if ratio is not None:
+        baselines = (
+            "Ratios: above against no connector, below against an engine without a tier in the same process, medians of "
+            f"the ratios of each prompt. kvtile's tier over vLLM's fs tier: {ratio:.2f}. Both read with direct I/O where "
+            "the disk has it; vLLM's tier verifies nothing."
+        )
+    else:
+        baselines = (
+            "Ratios: above against no connector, below against vLLM's own cache; medians of the ratios of each prompt, in "
+            "the same process. kvtile reads its disk with direct I/O; the ExampleConnector's files are in the page cache."
+        )
     return [
         f"Prompts: {told['rounds']} of {told['prompt_tokens']} tokens, with answers of {told['answer_tokens']}; every engine "
         "answered every prompt, in turns. All answers to a prompt have the same tokens.",
-        "Ratios: above against no connector, below against vLLM's own cache; medians of the ratios of each prompt, in "
-        "the same process. kvtile reads its disk with direct I/O; the ExampleConnector's files are in the page cache.",
+        baselines,
         f"{results.machine}; {versions}.",
     ]

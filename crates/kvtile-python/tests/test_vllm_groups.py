@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import kvtile
@@ -143,6 +144,33 @@ def test_ranks_resume_at_a_stop_that_all_have(sides: Any) -> None:
     assert scheduler.tracked["one"].branch == 40
     # vLLM has this much itself.
     assert scheduler.matched(request, 16) == (0, False)
+
+
+def with_image(name: str, pixel: float) -> Request:
+    """A request with an image of 6 tokens from token 18 on. Tokens and names of the images are equal, their contents not."""
+    position = SimpleNamespace(offset=18, length=6, is_embed=None)
+    data = {"pixels": SimpleNamespace(data=np.full((2, 3), pixel, np.float32))}
+    request = a_request(41, name)
+    request.mm_features = [SimpleNamespace(data=data, identifier="an-image", modality="image", mm_position=position)]
+    return request
+
+
+def test_a_stop_behind_an_image_is_found_with_the_same_image_only(sides: Any) -> None:
+    """With another image, the stop before it is found, and nothing behind it."""
+    scheduler, groups = a_scheduler(sides, spec(FullAttentionSpec, 4), window(), state(4))
+    first = with_image("first", 1.0)
+    scheduler.matched(first, 0)
+    keys = scheduler.tracked["first"].keys.of(10)[0]
+    # Windows and states for the stops at 16, before the image, and at 40.
+    changes = have(scheduler, groups, keys, {0: range(10), 1: [1, 2, 3, 7, 8, 9], 2: [3, 9]})
+    scheduler.take(sides.messages.Report({0: sides.messages.RankReport(group_changes=changes)}))
+    assert scheduler.matched(with_image("the same", 1.0), 0) == (40, True)
+    assert scheduler.matched(with_image("another", 2.0), 0) == (16, True)
+    assert scheduler.matched(a_request(41, "without"), 0) == (16, True)
+    # An image whose content is not in this process ends the keys before it.
+    unknown = with_image("unknown", 1.0)
+    unknown.mm_features[0].data = None
+    assert scheduler.matched(unknown, 0) == (16, True)
 
 
 def test_a_load_brings_what_vllm_does_not_have(sides: Any) -> None:

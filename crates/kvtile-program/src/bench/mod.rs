@@ -4,6 +4,7 @@
 mod args;
 mod blocks;
 mod disk;
+mod groups;
 
 use std::path::Path;
 
@@ -27,6 +28,7 @@ const RESULTS_BYTES_MAX: u64 = 1 << 30;
 pub(crate) fn run(args: &BenchArgs) -> Result<(), ProgramError> {
     match args.other() {
         Some(OtherBench::Blocks(args)) => return blocks::run(args),
+        Some(OtherBench::Groups(args)) => return groups::run(args),
         Some(OtherBench::Disk(args)) => return disk::run(args),
         None => {}
     }

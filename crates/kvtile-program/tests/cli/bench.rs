@@ -272,3 +272,28 @@ fn the_disk_tier_is_measured_by_block_size_and_placement() {
     let nowhere = ["bench", "disk", "--folder", "/nonexistent"];
     assert!(kvtile(&nowhere).fails(1).contains("/nonexistent"));
 }
+
+#[test]
+fn groups_are_measured_against_one_group_and_memcpy() {
+    let small = [
+        "bench", "groups", "--tokens", "1536", "--state", "1MiB", "--rounds", "1",
+    ];
+    let report = kvtile(&[&small[..], &["--json"]].concat()).json();
+    let rows = report["rows"].as_array().unwrap();
+    let operations: Vec<&str> = rows
+        .iter()
+        .map(|row| row["operation"].as_str().unwrap())
+        .collect();
+    assert_eq!(operations, ["lookup", "lookup_lost", "store", "load"]);
+    assert!(rows[0]["of_memcpy"].is_null() && rows[3]["of_memcpy"].is_array());
+    let text = kvtile(&small).ok();
+    assert!(text.contains("state lost"), "{text}");
+    for refused in [
+        ["--tokens", "17"],
+        ["--tokens", "0"],
+        ["--state", "3"],
+        ["--rounds", "0"],
+    ] {
+        kvtile(&[&["bench", "groups"], &refused[..]].concat()).fails(2);
+    }
+}

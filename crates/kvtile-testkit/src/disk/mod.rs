@@ -412,6 +412,10 @@ impl Medium for SimulatedDisk {
         Ok(state.locked.then(LockHolder::default))
     }
 
+    fn punches(&self, _file: &str) -> bool {
+        true
+    }
+
     fn open(&self, file: &str, how: &OpenFile) -> io::Result<Box<dyn MediumFile>> {
         let length = usize::try_from(how.length_bytes).map_err(io::Error::other)?;
         let mut state = self.state();
@@ -485,6 +489,12 @@ impl MediumFile for SimulatedOpenFile {
 
     fn write_all_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         self.state()?.write(self.index, offset(at)?, bytes)
+    }
+
+    /// Writes zeroes, with the faults of a write.
+    fn punch(&self, from: u64, bytes: u64) -> io::Result<()> {
+        let zeroes = vec![0; offset(bytes)?];
+        self.write_all_at(from, &zeroes)
     }
 
     fn sync_data(&self) -> io::Result<()> {

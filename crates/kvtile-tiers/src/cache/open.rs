@@ -318,6 +318,7 @@ fn parts_of(settings: &CacheSettings, shape: &Shape) -> Result<Option<PartsSetti
         shape: shape.clone(),
         word,
         refresh_after: disk.refresh_after,
+        capacity_bytes: disk.capacity_bytes,
     }))
 }
 

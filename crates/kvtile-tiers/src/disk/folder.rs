@@ -10,7 +10,7 @@ use super::{
 use crate::error::{ConvertError, FolderError, TierError};
 
 /// Names the process that uses the folder.
-pub(super) const LOCK_FILE: &str = "lock";
+pub(crate) const LOCK_FILE: &str = "lock";
 
 /// One record per slot of the first group.
 pub(super) const RECORDS_FILE: &str = "records";

@@ -23,6 +23,7 @@ mod convert;
 mod folder;
 mod follow;
 mod inspect;
+mod lent;
 mod manifest;
 mod old;
 mod pace;
@@ -39,6 +40,7 @@ pub use capacity::{GROUPS_MAX, SLOTS_MAX};
 pub use convert::{
     ConversionReport, ConvertProgress, ConvertSettings, LeftOutBlock, convert, convert_on,
 };
+pub(crate) use folder::LOCK_FILE;
 pub use folder::clear;
 pub use follow::{DiskFollower, FollowCondition, FollowerStats};
 pub use inspect::{FolderUsage, InspectedGroup, Inspection};

@@ -138,6 +138,12 @@ pub trait Medium: fmt::Debug + Send + Sync {
     /// The lock cannot be examined.
     fn holder(&self, file: &str) -> io::Result<Option<LockHolder>>;
 
+    /// Whether [`MediumFile::punch`] works in this folder, tried on its file `file`, which it may
+    /// create.
+    fn punches(&self, _file: &str) -> bool {
+        false
+    }
+
     /// Opens a data file.
     ///
     /// # Errors
@@ -197,6 +203,16 @@ pub trait MediumFile: fmt::Debug + Send + Sync {
     /// How [`MediumFile::read_many`] and [`MediumFile::write_many`] are executed now.
     fn batch_io(&self) -> BatchIo {
         BatchIo::OneByOne
+    }
+
+    /// Returns the disk space of a range to the file system. The length of the file stays, and the
+    /// range reads as zeroes until it is written again.
+    ///
+    /// # Errors
+    /// The file system fails, or has no such operation. The content of the range is unspecified
+    /// then.
+    fn punch(&self, _offset: u64, _bytes: u64) -> io::Result<()> {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
     }
 
     /// Waits until everything written before is durable.

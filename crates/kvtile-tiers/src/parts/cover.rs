@@ -29,6 +29,11 @@ impl PartRectangle {
         self.shared(other).is_some()
     }
 
+    /// How much of the rectangle is in `other`, and how much there is; `None` if nothing is.
+    pub(super) fn shared_part(&self, other: &PartRectangle) -> Option<(u128, u128)> {
+        Some((self.shared(other)?.area(), self.area()))
+    }
+
     fn area(&self) -> u128 {
         u128::from(self.layers.count) * u128::from(self.heads.count)
     }

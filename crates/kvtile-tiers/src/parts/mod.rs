@@ -12,12 +12,13 @@
 //! not depend on the part. The tier follows all parts but the own one, and has a block if the parts
 //! that have it cover the own rectangle. So any number of ranks reads what any other number wrote.
 //!
-//! The tier only reads. A [`DiskTier`](crate::disk::DiskTier) for the own part is another tier of
+//! The tier writes no blocks. It evicts those of parts that no rank writes any more (`old`). A [`DiskTier`](crate::disk::DiskTier) for the own part is another tier of
 //! the same cache. Each part of a block is verified with the checksums of its own record before any
 //! byte of it is copied; if one part fails, the block is a miss. The tier does not know engines.
 
 mod cover;
 mod index;
+mod old;
 mod part;
 mod read;
 mod refresh;
@@ -80,6 +81,10 @@ pub struct PartsSettings {
     pub word: Word,
     /// The age of the index at which a lookup starts a refresh.
     pub refresh_after: Duration,
+    /// The limit of the own part and of the parts that no rank writes any more, as far as these have
+    /// the own layers and heads. Blocks of such parts are evicted within about a second of a lookup;
+    /// 0 never evicts any.
+    pub capacity_bytes: u64,
 }
 
 impl PartsSettings {
@@ -121,6 +126,8 @@ fn is_whole(shard: &Shard) -> bool {
 /// - **Planes of opaque bytes** have no heads, so parts with other heads are refused.
 /// - **Planes without heads** are the same on all ranks: each part has all of them.
 /// - **Writes** fail with [`FolderError::ReadsOnly`].
+/// - **Old parts**, which no process has open for writing, become smaller as the own part grows
+///   ([`PartsSettings::capacity_bytes`]).
 ///
 /// A hold is only a promise, and the writers' policies do not learn of hits here.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! One part of a model's folder: the follower of its folder, and its bytes in an own block.
 
-use std::{num::NonZeroUsize, sync::Arc};
+use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
 
 use kvtile_blocks::{
     BlockKey,
@@ -10,7 +10,7 @@ use kvtile_blocks::{
 use super::{cover::PartRectangle, slice::PartSlice, staging::PartStaging};
 use crate::{
     disk::{DiskFollower, GROUP, PartFolderName},
-    tier::Tier,
+    tier::{Tier, TierGroup},
 };
 
 /// Events of a part that may wait to be applied. After more of them its blocks are listed anew.
@@ -23,6 +23,9 @@ const EVENTS_AT_A_TIME: usize = 1024;
 #[derive(Debug)]
 pub(super) struct FollowedPart {
     pub(super) part: PartFolderName,
+    pub(super) folder: PathBuf,
+    /// The identity of its blocks.
+    pub(super) group: TierGroup,
     pub(super) rectangle: PartRectangle,
     pub(super) follower: DiskFollower,
     pub(super) slice: PartSlice,

@@ -63,6 +63,8 @@ pub(super) struct PartsWatch {
     /// Whether the last listing failed: the log has only the first failure.
     is_failing: bool,
     is_full: bool,
+    /// When the bytes of the parts were last counted.
+    pub(super) looked_at: Option<Duration>,
 }
 
 /// A part that cannot be used.
@@ -119,6 +121,7 @@ impl PartsShared {
             failure = failure.or(answer.failure);
         }
         self.absorb();
+        self.bound_old_parts(&mut watch);
         failure.map_or(Ok(()), Err)
     }
 
@@ -217,8 +220,9 @@ impl PartsShared {
             return Ok(None);
         };
         let events = FollowedPart::log()?;
+        let group = TierGroup::new(self.group.name.clone(), identity);
         let context = TierContext {
-            groups: vec![TierGroup::new(self.group.name.clone(), identity)],
+            groups: vec![group.clone()],
             events: Arc::clone(&events),
             clock: Arc::clone(&self.context.clock),
             threads: 0,
@@ -227,11 +231,13 @@ impl PartsShared {
             WHOLE => self.settings.folder.clone(),
             name => self.settings.folder.join(name),
         };
-        let settings = DiskSettings::new(folder, 0)
+        let settings = DiskSettings::new(&folder, 0)
             .name(NAME.to_owned())
             .refresh_after(self.settings.refresh_after);
         Ok(Some(FollowedPart {
             part,
+            folder,
+            group,
             rectangle,
             follower: DiskFollower::open(&settings, &context)?,
             slice,

@@ -1,6 +1,6 @@
 //! Several groups in one store: blocks of their own size, keys of their own, one folder.
 
-use std::path::Path;
+use std::{os::unix::fs::MetadataExt, path::Path};
 
 use kvtile_blocks::events::TierId;
 use kvtile_layout::{Shape, identity::Identity};
@@ -79,7 +79,7 @@ fn equal_keys_of_groups_are_blocks_of_their_own_before_and_after_a_restart() {
     drop(rows);
     let files: u64 = std::fs::read_dir(folder.path())
         .unwrap()
-        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .map(|entry| entry.unwrap().metadata().unwrap().blocks() * 512)
         .sum();
     assert!(files <= CAPACITY, "{files}");
     let (store, rows) = open(folder.path(), &manager);

@@ -134,7 +134,11 @@ pub(crate) struct Rank {
 
 impl Rank {
     pub(crate) fn open(folder: &Path, shard: Shard) -> Rank {
-        Rank::open_with(folder, shard, 1 << 20)
+        // Blocks are smaller than pages here, so parts of many ranks take much more than their share
+        // of the model. No part has to give way.
+        let area = shard.layers.count * shard.heads.count;
+        let bytes = (32 << 20) * area / (LAYERS * HEADS);
+        Rank::open_with(folder, shard, bytes.max(1 << 20))
     }
 
     /// A rank whose own part has at most `disk_bytes`.

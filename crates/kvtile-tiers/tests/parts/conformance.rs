@@ -144,6 +144,7 @@ impl HalvesWithParts {
             shape: whole.clone(),
             word: STORAGE_WORD.parse().unwrap(),
             refresh_after: Duration::from_hours(1),
+            capacity_bytes: 0,
         };
         let writers = [0, 1].map(|heads| HalfWriter::open(&folder, context, &whole, heads));
         HalvesWithParts {

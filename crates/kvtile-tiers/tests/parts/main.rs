@@ -9,5 +9,6 @@
 mod common;
 mod conformance;
 mod misses;
+mod old;
 mod random;
 mod ranks;

@@ -231,7 +231,7 @@ impl Manifest {
     }
 
     /// Reads the manifest of a folder; `None` if the file is missing.
-    pub(super) fn read(medium: &dyn Medium) -> Result<Option<Manifest>, TierError> {
+    pub(crate) fn read(medium: &dyn Medium) -> Result<Option<Manifest>, TierError> {
         let failed = |error| TierError::file("read", file_name(medium, MANIFEST_FILE), error);
         if medium.length(MANIFEST_FILE).map_err(failed)?.is_none() {
             return Ok(None);

@@ -42,7 +42,7 @@ impl SlotStore {
         std::mem::take(&mut *self.unreported())
     }
 
-    fn unreported(&self) -> MutexGuard<'_, Vec<LostBlock>> {
+    pub(super) fn unreported(&self) -> MutexGuard<'_, Vec<LostBlock>> {
         self.unreported.lock()
     }
 

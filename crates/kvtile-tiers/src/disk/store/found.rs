@@ -67,19 +67,20 @@ impl FoundRecords {
         }
     }
 
-    /// Leaves out the blocks that a group of this size has no room for, and sorts the others.
+    /// Leaves out the blocks that a group with this number of places, and with room for `blocks`, has no
+    /// room for, and sorts the others.
     ///
     /// A crash during a sync can leave more blocks than there are slots: old blocks that the sync
     /// was to erase, and the new blocks that replace them. The blocks that were durable before fit
     /// the slots, so the newest are left out.
-    pub(super) fn fit(&mut self, after: &ManifestGroup) {
+    pub(super) fn fit(&mut self, places: u32, blocks: u32) {
         self.stored
             .sort_unstable_by_key(|(_, record)| record.sequence);
         let found = self.stored.len();
-        let mut room = usize::try_from(after.blocks_max()).unwrap_or(usize::MAX);
+        let mut room = usize::try_from(blocks).unwrap_or(usize::MAX);
         let stale = &mut self.stale;
         self.stored.retain(|(place, _)| {
-            let fits = *place < after.slots() && room > 0;
+            let fits = *place < places && room > 0;
             if fits {
                 room -= 1;
             } else {

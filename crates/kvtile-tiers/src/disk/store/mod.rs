@@ -23,6 +23,7 @@ mod commit;
 mod found;
 mod free;
 mod groups;
+mod lend;
 mod long;
 mod open;
 mod read;
@@ -76,6 +77,8 @@ pub struct SlotStore {
     folder: Arc<HeldFolder>,
     /// The group, as the manifest has it.
     group: ManifestGroup,
+    /// The number of the group in its folder.
+    index: usize,
     files: Arc<DataFiles>,
     /// The number that seals the records of the group.
     id: StoreId,
@@ -101,6 +104,10 @@ pub struct SlotStoreSettings {
     /// Whether creating the folder reserves its disk space, so that the disk cannot run full later.
     /// Otherwise the files grow as they are written.
     pub preallocate: bool,
+    /// Whether a group may use room that other groups leave ([`DiskTier`](super::DiskTier)). It
+    /// needs several groups, a file system that punches holes, and room for the additional records;
+    /// files that are preallocated have none. Otherwise each group has its share.
+    pub lends: bool,
 }
 
 impl SlotStoreSettings {
@@ -111,6 +118,7 @@ impl SlotStoreSettings {
             capacity_bytes,
             direct_io: true,
             preallocate: false,
+            lends: false,
         }
     }
 
@@ -125,6 +133,13 @@ impl SlotStoreSettings {
     #[must_use]
     pub fn preallocate(mut self, preallocate: bool) -> SlotStoreSettings {
         self.preallocate = preallocate;
+        self
+    }
+
+    /// Sets [`lends`](Self::lends).
+    #[must_use]
+    pub fn lends(mut self, lends: bool) -> SlotStoreSettings {
+        self.lends = lends;
         self
     }
 }

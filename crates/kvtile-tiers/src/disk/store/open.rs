@@ -10,7 +10,8 @@ use super::{
     super::{
         capacity,
         capacity::SlotForm,
-        folder,
+        folder::{self, LOCK_FILE},
+        lent::LentCapacity,
         manifest::{MANIFEST_PARTIAL_FILE, Manifest, ManifestGroup, file_name},
         medium::{Medium, MediumFile, MediumLock, OpenFile},
         record::{RecordForm, SEQUENCE_MAX},
@@ -18,6 +19,7 @@ use super::{
     },
     RecordScan, RecoveredBlocks, ScanScope, SlotStore, SlotStoreSettings,
     found::FoundRecords,
+    lend::FolderLending,
     standing::{DataFiles, HeldFolder, HeldManifest},
     stats::StoreCounters,
     table::SlotTable,
@@ -51,7 +53,7 @@ pub(super) fn open_groups(
         None => opening.create()?,
     };
     let held_manifest = HeldManifest::open(&*medium)?;
-    Ok(opened.into_stores(&groups, Arc::clone(&medium), (lock, held_manifest)))
+    opened.into_stores(&groups, Arc::clone(&medium), (lock, held_manifest))
 }
 
 struct FolderOpening<'a> {
@@ -67,6 +69,8 @@ struct OpenedFolder {
     files: Vec<DataFiles>,
     /// The records of each group.
     found: Vec<FoundRecords>,
+    /// How the groups lend room to each other, if they do.
+    lent: Option<LentCapacity>,
     created: bool,
 }
 
@@ -82,7 +86,9 @@ impl FolderOpening<'_> {
     fn create(&self) -> Result<OpenedFolder, TierError> {
         let capacity_bytes = self.settings.capacity_bytes;
         let manifest = Manifest::new(self.groups, capacity_bytes)?;
-        let manifest = manifest.resized(capacity_bytes, &self.places(&manifest)?);
+        let lent = self.lent(&manifest)?;
+        let places = self.places(&manifest, lent.as_ref())?;
+        let manifest = manifest.resized(capacity_bytes, &places);
         folder::remove_data(&**self.medium)?;
         let made = self.make_files(&manifest);
         if made.is_err() {
@@ -97,6 +103,7 @@ impl FolderOpening<'_> {
                 .iter()
                 .map(|_| FoundRecords::default())
                 .collect(),
+            lent,
             created: true,
         })
     }
@@ -112,15 +119,17 @@ impl FolderOpening<'_> {
         manifest.check(self.groups, &**self.medium)?;
         let failed = |error| TierError::file("clear", self.medium.name(), error);
         self.medium.remove(MANIFEST_PARTIAL_FILE).map_err(failed)?;
-        let places = self.places(&manifest)?;
+        let lent = self.lent(&manifest)?;
+        let places = self.places(&manifest, lent.as_ref())?;
         let resized = manifest.resized(self.settings.capacity_bytes, &places);
         let mut found = Vec::new();
         let mut records = Vec::new();
-        for (before, after) in self.groups_of(&manifest).zip(resized.groups()) {
-            let (file, of_group) = self.recover(before, &manifest, after)?;
+        for before in self.groups_of(&manifest) {
+            let (file, of_group) = self.recover(before, &manifest)?;
             records.push(file);
             found.push(of_group);
         }
+        self.fit((&mut found, &records), &resized, lent.as_ref());
         let files = match resized == manifest {
             true => self
                 .groups_of(&manifest)
@@ -135,17 +144,16 @@ impl FolderOpening<'_> {
             manifest: resized,
             files,
             found,
+            lent,
             created: false,
         })
     }
 
-    /// Scans the records of a group, and erases those of blocks that are not offered in a group of
-    /// the size `after`.
+    /// Scans the records of a group.
     fn recover(
         &self,
         group: OpeningGroup<'_>,
         manifest: &Manifest,
-        after: &ManifestGroup,
     ) -> Result<(Box<dyn MediumFile>, FoundRecords), TierError> {
         let (slots_name, records_name) = (
             folder::slots_file(group.index),
@@ -169,16 +177,56 @@ impl FolderOpening<'_> {
         let failed = |error| TierError::file("write", self.file_name(&records_name), error);
         scan.failure.take().map_or(Ok(()), Err).map_err(failed)?;
         self.sync_file(&*records, &records_name)?;
-        let mut found = FoundRecords::of(scan, (group.manifest, form), lengths);
-        found.fit(after);
-        // Before the files get their length back: otherwise the next open would offer truncated
-        // blocks.
-        found.erase((&*records, form), after.slots());
+        let found = FoundRecords::of(scan, (group.manifest, form), lengths);
         Ok((records, found))
     }
 
+    /// Leaves out the blocks that the groups of `resized` have no room for, and erases the records of
+    /// all that are not offered. This comes before the files get their length back: otherwise the
+    /// next open would offer truncated blocks.
+    fn fit(
+        &self,
+        (found, records): (&mut [FoundRecords], &[Box<dyn MediumFile>]),
+        resized: &Manifest,
+        lent: Option<&LentCapacity>,
+    ) {
+        for (found, after) in found.iter_mut().zip(resized.groups()) {
+            found.fit(after.slots(), after.blocks_max());
+        }
+        let count = |found: &FoundRecords| u32::try_from(found.stored.len()).unwrap_or(u32::MAX);
+        let counts: Vec<u32> = found.iter().map(count).collect();
+        let stay = lent.map_or(counts.clone(), |lent| lent.fit(&counts));
+        let groups = self.groups_of(resized).zip(records);
+        for (((group, records), found), stay) in groups.zip(found).zip(stay) {
+            found.fit(group.manifest.slots(), stay);
+            found.erase((&**records, group.form.record), group.manifest.slots());
+        }
+    }
+
+    /// How the groups lend room to each other; `None` if each has its share alone.
+    fn lent(&self, manifest: &Manifest) -> Result<Option<LentCapacity>, TierError> {
+        let settings = self.settings;
+        let wanted = settings.lends && !settings.preallocate && self.groups.len() > 1;
+        if !wanted || !self.medium.punches(LOCK_FILE) {
+            return Ok(None);
+        }
+        let manifest_bytes = manifest.bytes_max()?;
+        Ok(LentCapacity::divide(
+            settings.capacity_bytes,
+            self.groups,
+            manifest_bytes,
+        ))
+    }
+
     /// The number of places of each group for the requested capacity and shares.
-    fn places(&self, manifest: &Manifest) -> Result<Vec<u32>, TierError> {
+    fn places(
+        &self,
+        manifest: &Manifest,
+        lent: Option<&LentCapacity>,
+    ) -> Result<Vec<u32>, TierError> {
+        if let Some(lent) = lent {
+            return Ok(lent.places());
+        }
         // The only group keeps its places, even if its manifest would be longer today.
         if let [group] = manifest.groups()
             && self.settings.capacity_bytes == manifest.capacity_bytes()
@@ -331,12 +379,13 @@ impl OpenedFolder {
         groups: &[TierGroup],
         medium: Arc<dyn Medium>,
         (lock, held_manifest): (Box<dyn MediumLock>, HeldManifest),
-    ) -> Vec<(SlotStore, RecoveredBlocks)> {
+    ) -> Result<Vec<(SlotStore, RecoveredBlocks)>, TierError> {
         let folder = Arc::new(HeldFolder {
             medium,
             manifest: self.manifest,
             held_manifest,
             files: self.files.into_iter().map(Arc::new).collect(),
+            lending: self.lent.map(FolderLending::new),
             process: ProcessMark::now(),
             _lock: lock,
         });
@@ -345,7 +394,11 @@ impl OpenedFolder {
             .map(|(index, (group, found))| {
                 let recovered = found.recovered(self.created);
                 let store = group_store(&folder, (index, group), found);
-                (store, recovered)
+                store.own_held();
+                if !self.created {
+                    store.punch_holes()?;
+                }
+                Ok((store, recovered))
             })
             .collect()
     }
@@ -364,10 +417,13 @@ fn group_store(
     let pieces = group.identity.pieces.clone();
     let (slots, places) = (of_manifest.blocks_max(), of_manifest.slots());
     let next = found.last_sequence.saturating_add(1).min(SEQUENCE_MAX);
-    let table = SlotTable::new((slots, places, &pieces), &found.stored, found.stale, next);
+    let lends = folder.lending.is_some();
+    let sizes = (slots, places, &pieces);
+    let table = SlotTable::new(sizes, &found.stored, found.stale, (next, lends));
     SlotStore {
         folder: Arc::clone(folder),
         group: of_manifest.clone(),
+        index,
         files: Arc::clone(files),
         id: folder.manifest.store(index),
         record_form: RecordForm::of(&pieces),

@@ -11,9 +11,12 @@ use std::sync::Arc;
 
 use kvtile_memory::ProcessMark;
 
-use super::super::{
-    manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, file_name},
-    medium::{Medium, MediumFile, MediumLock, NameStanding, OpenFile},
+use super::{
+    super::{
+        manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, file_name},
+        medium::{Medium, MediumFile, MediumLock, NameStanding, OpenFile},
+    },
+    lend::FolderLending,
 };
 use crate::error::{FileChange, FolderError, TierError};
 
@@ -64,6 +67,8 @@ pub(super) struct HeldFolder {
     pub(super) held_manifest: HeldManifest,
     /// The files of each group, in the order of the groups.
     pub(super) files: Vec<Arc<DataFiles>>,
+    /// `None` if each group keeps its share.
+    pub(super) lending: Option<FolderLending>,
     /// The process that opened the folder: a forked child has neither its lock nor its threads.
     pub(super) process: ProcessMark,
     /// Held until the last store of the folder is dropped.

@@ -96,6 +96,10 @@ pub(super) struct SlotTable {
     entries: SlotEntries,
     places: u32,
     free: FreePlaces,
+    /// Places that the group does not own: holes of the file, whose bytes other groups may use.
+    lent: FreePlaces,
+    /// The number of places that are on their way to `lent`.
+    leaving: usize,
     stale: Vec<u32>,
     pending: Vec<PendingWrite>,
     /// The number of places that a sync is erasing.
@@ -116,12 +120,13 @@ pub(super) struct SlotTable {
 
 impl SlotTable {
     /// A table in which the blocks `recovered`, each with its place, are the slots 0, 1, …; `stale`
-    /// are places whose records must be erased.
+    /// are places whose records must be erased. The group owns all other places; with `lends` it owns
+    /// none of them until [`borrow`](SlotTable::borrow).
     pub(super) fn new(
         (slots, places, pieces): (u32, u32, &BlockPieces),
         recovered: &[(u32, SlotRecord)],
         stale: Vec<u32>,
-        next_sequence: u64,
+        (next_sequence, lends): (u64, bool),
     ) -> SlotTable {
         let mut entries = SlotEntries::new(slots, pieces.count());
         let mut taken = vec![false; places as usize];
@@ -143,9 +148,13 @@ impl SlotTable {
             mark(*place);
         }
         stale.iter().copied().for_each(mark);
+        let (rest, none) = (FreePlaces::of(&taken), FreePlaces::of(&[]));
+        let (free, lent) = if lends { (none, rest) } else { (rest, none) };
         SlotTable {
             used: u32::try_from(recovered.len()).map_or(slots, |count| count.min(slots)),
-            free: FreePlaces::of(&taken),
+            free,
+            lent,
+            leaving: 0,
             entries,
             places,
             stale,
@@ -170,6 +179,52 @@ impl SlotTable {
 
     pub(super) fn free_places(&self) -> usize {
         self.free.len()
+    }
+
+    /// The places that the group owns, in any state.
+    pub(super) fn owned(&self) -> u32 {
+        let elsewhere = self.lent.len() + self.leaving;
+        self.places - u32::try_from(elsewhere).unwrap_or(self.places)
+    }
+
+    /// The holes of the file.
+    pub(super) fn lent(&self) -> impl Iterator<Item = u32> {
+        self.lent.iter()
+    }
+
+    /// Turns up to `count` holes into free places. Returns how many.
+    pub(super) fn borrow(&mut self, count: u32) -> u32 {
+        self.lent.expect(count as usize);
+        let mut taken = 0;
+        while taken < count
+            && let Some(place) = self.lent.take()
+        {
+            self.free.insert(place);
+            taken += 1;
+        }
+        taken
+    }
+
+    /// Takes up to `count` free places, which become holes: [`lend`](SlotTable::lend) or
+    /// [`keep`](SlotTable::keep) follows for all of them.
+    pub(super) fn leave(&mut self, count: u32) -> Vec<u32> {
+        self.free.expect(count as usize);
+        let mut leaving: Vec<u32> = (0..count).map_while(|_| self.free.take()).collect();
+        leaving.sort_unstable();
+        self.leaving += leaving.len();
+        leaving
+    }
+
+    /// The leaving places are holes now.
+    pub(super) fn lend(&mut self, places: &[u32]) {
+        self.leaving -= places.len();
+        places.iter().for_each(|place| self.lent.insert(*place));
+    }
+
+    /// The leaving places stay.
+    pub(super) fn keep(&mut self, places: &[u32]) {
+        self.leaving -= places.len();
+        places.iter().for_each(|place| self.free.insert(*place));
     }
 
     pub(super) fn has_stale(&self) -> bool {
@@ -407,8 +462,10 @@ impl SlotTable {
         }
         self.free.check_integrity();
         self.free.iter().for_each(|place| see(place, "free"));
+        self.lent.check_integrity();
+        self.lent.iter().for_each(|place| see(place, "lent"));
         self.stale.iter().for_each(|place| see(*place, "stale"));
-        let elsewhere = self.erasing + self.abandoned;
+        let elsewhere = self.erasing + self.abandoned + self.leaving;
         assert_eq!(count + elsewhere, self.places as usize, "places are lost");
         assert_eq!(used, self.used, "the number of used slots");
         assert!(

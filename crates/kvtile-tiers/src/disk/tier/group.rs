@@ -1,8 +1,8 @@
 //! One group of a disk tier: a block pool over the slots of a store.
 
 use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use kvtile_blocks::{
@@ -14,7 +14,10 @@ use kvtile_blocks::{
 use kvtile_layout::broken;
 use parking_lot::Mutex;
 
-use super::super::{LostBlock, RecoveredBlocks, SlotStore};
+use super::{
+    super::{LostBlock, RecoveredBlocks, SlotStore},
+    lend::{FolderTurns, SlotNumbers},
+};
 use crate::{
     clock::Clock,
     error::TierError,
@@ -28,7 +31,12 @@ pub(super) struct DiskGroup {
     /// A block's id in the pool is its slot number.
     pub(super) pool: Arc<BlockPool>,
     pub(super) store: Arc<SlotStore>,
-    tenants: SlotTenants,
+    tenants: SlotNumbers,
+    /// The turn of the last use of each slot's block, where groups lend room to each other.
+    pub(super) uses: SlotNumbers,
+    turns: Option<Arc<FolderTurns>>,
+    /// Blocks that were evicted because the group's room was taken, by others or by its own blocks.
+    pub(super) made_room: AtomicU64,
     /// Blocks that were removed because they were lost or could not be read.
     damaged: AtomicU64,
     /// Of those, the ones that a failed sync lost.
@@ -47,54 +55,9 @@ impl std::fmt::Debug for DiskGroup {
     }
 }
 
-/// The tenant of the block in each slot, by pieces. A piece in which every block has been of tenant
-/// 0 is not allocated.
-#[derive(Clone)]
-struct SlotTenants(Arc<[OnceLock<TenantPiece>]>);
-
-/// Slots of a piece of tenants.
-const TENANTS: usize = 256;
-
-type TenantPiece = Box<[AtomicU32; TENANTS]>;
-
-impl SlotTenants {
-    fn new(slots: u32) -> SlotTenants {
-        let pieces = (slots as usize).div_ceil(TENANTS);
-        SlotTenants((0..pieces).map(|_| OnceLock::new()).collect())
-    }
-
-    fn piece(&self, slot: BlockId) -> &OnceLock<TenantPiece> {
-        let Some(piece) = self.0.get(slot.index() / TENANTS) else {
-            broken(format_args!(
-                "slot {} of {}",
-                slot.0,
-                self.0.len() * TENANTS
-            ))
-        };
-        piece
-    }
-
-    fn get(&self, slot: BlockId) -> u32 {
-        let piece = self.piece(slot).get();
-        let tenant = piece.and_then(|piece| piece.get(slot.index() % TENANTS));
-        tenant.map_or(0, |tenant| tenant.load(Ordering::Relaxed))
-    }
-
-    fn set(&self, slot: BlockId, tenant: u32) {
-        let piece = self.piece(slot);
-        if tenant == 0 && piece.get().is_none() {
-            return;
-        }
-        let new = || Box::new([const { AtomicU32::new(0) }; TENANTS]);
-        if let Some(place) = piece.get_or_init(new).get(slot.index() % TENANTS) {
-            place.store(tenant, Ordering::Relaxed);
-        }
-    }
-}
-
 /// Pinned blocks of the disk's pool. They do not keep the folder open.
 struct DiskHold {
-    tenants: SlotTenants,
+    tenants: SlotNumbers,
     blocks: PinnedBlocks,
 }
 
@@ -133,7 +96,7 @@ impl DiskGroup {
     pub(super) fn open(
         (tier, id, policy): (TierId, GroupId, PolicyKind),
         (store, recovered): (&Arc<SlotStore>, &RecoveredBlocks),
-        context: &TierContext,
+        (context, turns): (&TierContext, Option<Arc<FolderTurns>>),
     ) -> Result<DiskGroup, TierError> {
         let pool = PoolSettings::new().blocks(store.slots() as usize);
         let policy = |blocks| PolicySettings::from(policy).build(blocks);
@@ -154,7 +117,10 @@ impl DiskGroup {
             tier,
             id,
             pool,
-            tenants: SlotTenants::new(store.slots()),
+            tenants: SlotNumbers::new(store.slots()),
+            uses: SlotNumbers::new(store.slots()),
+            turns,
+            made_room: AtomicU64::new(0),
             store: Arc::clone(store),
             damaged: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -170,9 +136,18 @@ impl DiskGroup {
         Ok(group)
     }
 
-    /// Records the tenant of a slot's block.
+    /// Records the tenant of a slot's block, which was just written or recovered.
     pub(super) fn describe(&self, slot: BlockId, tenant: u32) {
         self.tenants.set(slot, tenant);
+        self.use_slots(&[slot]);
+    }
+
+    /// Records the use of slots' blocks.
+    fn use_slots(&self, slots: &[BlockId]) {
+        if let Some(turns) = &self.turns {
+            let now = turns.now();
+            slots.iter().for_each(|slot| self.uses.set(*slot, now));
+        }
     }
 
     pub(super) fn tick(&self) -> Tick {
@@ -197,6 +172,9 @@ impl DiskGroup {
 
     /// Empties slots whose blocks the pool has evicted or removed, so that they can be rewritten.
     pub(super) fn erase(&self, slots: &[BlockId]) {
+        if self.turns.is_some() {
+            slots.iter().for_each(|slot| self.uses.set(*slot, 0));
+        }
         let slots: Vec<u32> = slots.iter().map(|slot| slot.0).collect();
         if let Err(error) = self.store.erase(&slots) {
             broken(format_args!(
@@ -232,6 +210,7 @@ impl DiskGroup {
         if blocks.is_empty() {
             return None;
         }
+        self.use_slots(blocks.ids());
         let tenants = self.tenants.clone();
         Some(Box::new(DiskHold { tenants, blocks }))
     }
@@ -271,9 +250,19 @@ impl DiskGroup {
         // Loaded first: a block damaged after this line counts in the next call.
         let damaged = self.damaged.load(Ordering::Relaxed);
         let lost = self.lost.load(Ordering::Relaxed);
+        let mut pool = self.pool.stats();
+        if self.turns.is_some() {
+            // The pool has a block for each place that the group may own.
+            let made_room = self.made_room.load(Ordering::Relaxed);
+            pool.evicted_on_request = pool.evicted_on_request.saturating_sub(made_room);
+            pool.evicted_for_room += made_room;
+            let others = pool.blocks - pool.free;
+            pool.blocks = (self.store.capacity() as usize).max(others);
+            pool.free = pool.blocks - others;
+        }
         TierStats {
             lost,
-            ..TierStats::of_pool(self.pool.stats(), damaged)
+            ..TierStats::of_pool(pool, damaged)
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod evict;
 mod group;
+mod lend;
 mod read;
 mod threads;
 mod write;
@@ -15,8 +16,11 @@ use kvtile_blocks::{
 };
 use kvtile_transfer::completion::{Completer, Completion};
 
-use self::group::DiskGroup;
 pub(super) use self::read::set;
+use self::{
+    group::DiskGroup,
+    lend::{DiskLending, FolderTurns},
+};
 pub(crate) use self::{
     read::{BatchReader, start},
     threads::DiskThreads,
@@ -37,7 +41,8 @@ use crate::{
 
 /// Blocks in a folder, as a [`Tier`]. It has the groups of its context, each with a pool of its own.
 ///
-/// A full group evicts blocks of its own and never those of another group.
+/// The groups share the capacity. A full group takes room that other groups do not use, and gets its
+/// share back from groups that have more than theirs; else it evicts blocks of its own.
 #[derive(Debug)]
 pub struct DiskTier {
     disk: Arc<DiskTierShared>,
@@ -53,6 +58,8 @@ struct DiskTierShared {
     folder: SlotFolder,
     /// In the order of the groups.
     groups: Vec<DiskGroup>,
+    /// `None` if each group has its share alone.
+    lending: Option<DiskLending>,
     removals: Arc<Removals>,
     rate: TierRate,
     clock: Arc<dyn Clock>,
@@ -111,8 +118,10 @@ impl DiskTier {
             None => TierId::DISK,
             Some(name) => TierId::new(TierKind::Disk, name)?,
         };
-        let kept = SlotStoreSettings::new(settings.capacity_bytes);
+        let kept = SlotStoreSettings::new(settings.capacity_bytes).lends(true);
         let (folder, recovered) = SlotFolder::create_or_open_on(medium, &kept, &context.groups)?;
+        let lends = folder.stores().iter().find(|store| store.lends());
+        let turns = lends.map(|store| Arc::new(FolderTurns::new(store.data_bytes())));
         let mut groups = Vec::new();
         for ((store, recovered), number) in folder.stores().iter().zip(&recovered).zip(0..) {
             if recovered.dropped.total() > 0 {
@@ -122,12 +131,14 @@ impl DiskTier {
                 );
             }
             let opened = (id, GroupId(number), settings.policy);
-            groups.push(DiskGroup::open(opened, (store, recovered), context)?);
+            let group = DiskGroup::open(opened, (store, recovered), (context, turns.clone()))?;
+            groups.push(group);
         }
         let disk = Arc::new(DiskTierShared {
             id,
             folder,
             groups,
+            lending: turns.map(DiskLending::new),
             removals: Arc::default(),
             rate: TierRate::default(),
             clock: Arc::clone(&context.clock),
@@ -163,6 +174,15 @@ impl DiskTier {
     #[must_use]
     pub fn group_stats(&self, group: GroupId) -> Option<TierStats> {
         Some(self.disk.group(group)?.stats())
+    }
+
+    /// Returns the disk space of erased places.
+    ///
+    /// # Errors
+    /// The file system has no such operation, or fails.
+    pub(crate) fn release(&self) -> Result<(), TierError> {
+        let mut stores = self.disk.folder.stores().iter();
+        stores.try_for_each(|store| store.release())
     }
 
     /// The recent read rate in bytes per second; `None` before the first read.

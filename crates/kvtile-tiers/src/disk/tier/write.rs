@@ -106,7 +106,9 @@ impl DiskTierShared {
             if ours().next().is_none() {
                 continue;
             }
-            let mut written = group.write_all(ours().collect(), ticket).into_iter();
+            let mut written = group
+                .write_all(ours().collect(), (self, ticket))
+                .into_iter();
             for (outcome, block) in outcomes.iter_mut().zip(blocks) {
                 if block.name.group == group.id
                     && let Some(written) = written.next()
@@ -121,7 +123,11 @@ impl DiskTierShared {
 
 impl DiskGroup {
     /// Writes as many blocks of a batch as there is room for.
-    fn write_all(&self, blocks: Vec<&BlockWrite>, ticket: &RemovalTicket) -> Vec<DiskWriteOutcome> {
+    fn write_all(
+        &self,
+        blocks: Vec<&BlockWrite>,
+        (disk, ticket): (&DiskTierShared, &RemovalTicket),
+    ) -> Vec<DiskWriteOutcome> {
         let _writing = self.writing.lock();
         let mut batch = DiskWriteBatch {
             outcomes: vec![None; blocks.len()],
@@ -135,14 +141,14 @@ impl DiskGroup {
             let tenant = tenant_of(&batch, &wanted);
             let run = wanted.iter().map_while(|at| batch.blocks.get(*at));
             let run = run.take_while(|block| block.tenant == tenant).count();
-            let Some(room) = self.slots(run, tenant) else {
+            let Some(room) = self.slots(disk, run, tenant) else {
                 for at in wanted {
                     set(&mut batch.outcomes, at, Err(NotWritten::NoRoom));
                 }
                 break;
             };
             let rest = wanted.split_off(room.len());
-            self.write_run(&mut batch, &wanted, (room, tenant));
+            self.write_run((disk, &mut batch), &wanted, (room, tenant));
             wanted = rest;
         }
         let blocks = batch.blocks.clone();
@@ -205,7 +211,11 @@ impl DiskGroup {
     }
 
     /// Allocates slots for up to `wanted` blocks and erases those of the blocks evicted for them.
-    fn slots(&self, wanted: usize, tenant: u32) -> Option<MutableBlocks> {
+    fn slots(&self, disk: &DiskTierShared, wanted: usize, tenant: u32) -> Option<MutableBlocks> {
+        let wanted = match self.store.lends() {
+            true => self.lent_room(disk, wanted),
+            false => wanted,
+        };
         let request = AllocateRequest {
             tenant: TenantId(tenant),
             now: self.tick(),
@@ -218,11 +228,24 @@ impl DiskGroup {
         })
     }
 
+    /// For how many of `wanted` blocks the group has free places, after it took room from other groups
+    /// and evicted blocks of its own.
+    fn lent_room(&self, disk: &DiskTierShared, wanted: usize) -> usize {
+        let most = u32::try_from(wanted).unwrap_or(u32::MAX);
+        disk.move_room(self, most);
+        let free = || self.store.room().saturating_sub(self.store.used());
+        let missing = most.saturating_sub(free());
+        if missing > 0 {
+            self.evict_for_room(missing as usize);
+        }
+        most.min(free()) as usize
+    }
+
     /// Writes the blocks with the indices `run` into `room`, and registers each whose parent is
     /// present.
     fn write_run(
         &self,
-        batch: &mut DiskWriteBatch<'_>,
+        (disk, batch): (&DiskTierShared, &mut DiskWriteBatch<'_>),
         run: &[usize],
         (mut room, tenant): (MutableBlocks, u32),
     ) {
@@ -245,6 +268,10 @@ impl DiskGroup {
             }
         }
         let written = self.store.write(&writes);
+        if let Some(lending) = &disk.lending {
+            let blocks = writes.len() as u64;
+            lending.turns.written(blocks * self.store.block_bytes());
+        }
         self.drop_lost(&self.store.take_lost());
         let failed = written.failed.into_iter();
         let mut failed: Vec<(BlockId, TierError)> = failed

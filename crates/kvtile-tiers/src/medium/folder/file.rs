@@ -11,8 +11,9 @@ use kvtile_layout::broken;
 use kvtile_memory::{DirectIo, FileMemory, MemoryError};
 use kvtile_transfer::{FileBatch, FileRead, FileWay, FileWrite};
 use rustix::{
-    fd::OwnedFd,
-    fs::{fstat, fsync, ftruncate},
+    fd::{AsFd, OwnedFd},
+    fs::{FallocateFlags, fallocate, fstat, fsync, ftruncate},
+    io::retry_on_intr,
 };
 
 use super::{
@@ -76,6 +77,12 @@ fn cut(fd: &OwnedFd, length_bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns the disk space of a range of a file to the file system.
+pub(super) fn punch(file: impl AsFd, offset: u64, bytes: u64) -> io::Result<()> {
+    let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(retry_on_intr(|| fallocate(&file, how, offset, bytes))?)
+}
+
 /// Length of a file in bytes.
 pub(super) fn length(stat: &rustix::fs::Stat) -> u64 {
     match u64::try_from(stat.st_size) {
@@ -115,6 +122,10 @@ impl MediumFile for FolderFile {
             .write(&self.memory, writes, &mut |index, outcome| {
                 landed(index, outcome.map_err(into_io));
             });
+    }
+
+    fn punch(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        punch(&self.memory, offset, bytes)
     }
 
     fn batch_io(&self) -> BatchIo {

@@ -103,6 +103,23 @@ impl FolderMedium {
     }
 }
 
+impl FolderMedium {
+    /// Bytes that the files of the folder take on the disk.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn kept_bytes(&self) -> io::Result<u64> {
+        let mut bytes = 0;
+        for name in self.names()? {
+            let stat = stat_name(&*self.folder()?, &name)?;
+            let stat = stat.filter(|stat| check_plain(stat, FileAccess::Read).is_ok());
+            let blocks = stat.map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0));
+            bytes += blocks * 512;
+        }
+        Ok(bytes)
+    }
+}
+
 fn open_folder(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?;
@@ -239,6 +256,14 @@ impl Medium for FolderMedium {
 
     fn holder(&self, file: &str) -> io::Result<Option<LockHolder>> {
         lock::look(&*self.folder()?, file)
+    }
+
+    fn punches(&self, file: &str) -> bool {
+        // Far behind the end of the file, where there is nothing to lose.
+        const BEHIND: u64 = 1 << 30;
+        let folder = self.folder();
+        let opened = folder.and_then(|folder| open_plain(&folder, file, FileAccess::Write));
+        opened.is_ok_and(|fd| file::punch(&fd, BEHIND, 4096).is_ok())
     }
 
     fn open(&self, file: &str, how: &OpenFile) -> io::Result<Box<dyn MediumFile>> {

@@ -1,6 +1,7 @@
 //! Folders of several groups: blocks of unequal sizes under one capacity, one manifest, one lock.
 
 mod crash;
+mod lend;
 mod refusals;
 mod store;
 mod tier;
