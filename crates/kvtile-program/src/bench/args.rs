@@ -10,7 +10,7 @@ use kvtile_bench::{
 };
 use kvtile_cli::{error::CliError, numbers, shape_args::ShapeArgs};
 
-use super::{blocks::BlocksArgs, disk::DiskArgs, groups::GroupsArgs};
+use super::{blocks::BlocksArgs, disk::DiskArgs, groups::GroupBenchArgs};
 
 /// The end of `--help`.
 pub(crate) const EXAMPLES: &str = "\
@@ -94,7 +94,7 @@ pub(super) enum OtherBench {
     /// The slot store of the disk tier against fio with the same piece size, in turns
     Disk(DiskArgs),
     /// A cache over groups of layers against a cache of one group and memcpy, in turns
-    Groups(GroupsArgs),
+    Groups(GroupBenchArgs),
 }
 
 impl BenchArgs {

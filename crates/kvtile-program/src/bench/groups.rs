@@ -8,7 +8,7 @@ use crate::error::ProgramError;
 
 /// Arguments of `kvtile bench groups`.
 #[derive(Args, Debug)]
-pub(super) struct GroupsArgs {
+pub(super) struct GroupBenchArgs {
     /// Tokens of a prompt, a multiple of 16
     #[arg(long, value_name = "N", default_value = "8192", value_parser = parse_tokens)]
     tokens: u64,
@@ -24,7 +24,7 @@ pub(super) struct GroupsArgs {
 }
 
 /// Measures, and prints the report.
-pub(super) fn run(args: &GroupsArgs) -> Result<(), ProgramError> {
+pub(super) fn run(args: &GroupBenchArgs) -> Result<(), ProgramError> {
     let settings = GroupBenchSettings {
         tokens: args.tokens,
         state_bytes: args.state,

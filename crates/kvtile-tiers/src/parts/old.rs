@@ -98,6 +98,7 @@ impl PartsShared {
             threads: 0,
         };
         let Some(manifest) = Manifest::read(&medium)? else {
+            // Another reader has removed the part since it was counted.
             return Ok(());
         };
         let settings = DiskSettings::new(&part.folder, manifest.capacity_bytes());
