@@ -73,9 +73,14 @@ pub(crate) fn run(arguments: &CompareArguments) -> Result<(), StepFailure> {
         if suspects.is_empty() {
             continue;
         }
-        println!("\n{} figures are suspect; the part runs again", suspects.len());
+        println!(
+            "\n{} figures are suspect; the part runs again",
+            suspects.len()
+        );
         let again = report(part, &measure_rounds(&builds, part, arguments.rounds)?)?;
-        let confirmed = again.into_iter().filter(|(name, _)| suspects.contains_key(name));
+        let confirmed = again
+            .into_iter()
+            .filter(|(name, _)| suspects.contains_key(name));
         worse.extend(confirmed.map(|(name, ratio)| {
             let first = suspects.get(&name).copied().unwrap_or(f64::NAN);
             format!("{name} takes {first:.3} and {ratio:.3} times as long")
@@ -357,7 +362,9 @@ fn first_tokens(results: &Value) -> RunFigures {
             && text(answer, "state").as_deref() == Some(state)
     };
     // The second process begins with the first answer from a restart.
-    let second = answers.iter().position(|answer| is(answer, "kvtile", "restarted"));
+    let second = answers
+        .iter()
+        .position(|answer| is(answer, "kvtile", "restarted"));
     let (before, after) = answers.split_at(second.unwrap_or(answers.len()));
     let mut figures = RunFigures::new();
     for (state, [base_engine, base_state]) in FIRST_TOKENS {
@@ -378,7 +385,10 @@ fn first_tokens(results: &Value) -> RunFigures {
         });
         let ratios: Vec<f64> = ratios.collect();
         if !ratios.is_empty() {
-            figures.insert(format!("{state} over {base_engine} {base_state}"), median(ratios).0);
+            figures.insert(
+                format!("{state} over {base_engine} {base_state}"),
+                median(ratios).0,
+            );
         }
     }
     figures

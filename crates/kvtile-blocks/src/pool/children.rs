@@ -80,6 +80,17 @@ impl ChildCounts {
         }
     }
 
+    /// Makes room for blocks that [`list`](ChildCounts::list) will add to the table.
+    pub(super) fn make_room(&mut self, ids: &[BlockId], slots: &BlockSlots) {
+        if let Some(largest) = ids.iter().max() {
+            grow(
+                &mut self.counts,
+                (largest.index() + 1, slots.len()),
+                UNLISTED,
+            );
+        }
+    }
+
     /// Adds a registered block to the table. `before` is a guess of its parent that may save the
     /// search.
     pub(super) fn list(&mut self, blocks: SlotsByKey<'_>, before: Option<BlockId>, id: BlockId) {
@@ -87,11 +98,6 @@ impl ChildCounts {
             true => 0,
             false => self.absent.remove(&blocks.slots.of(id).key()).unwrap_or(0),
         };
-        grow(
-            &mut self.counts,
-            (id.index() + 1, blocks.slots.len()),
-            UNLISTED,
-        );
         let place = self.place(id);
         assert_eq!(*place, UNLISTED, "{id:?} is cached once");
         *place = 0;
