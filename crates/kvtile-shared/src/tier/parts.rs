@@ -48,7 +48,7 @@ pub(super) struct GroupBundles {
     pub(super) packing: BundlePacking,
     pub(super) names: BundleName,
     pub(super) manifest: ValueBeside,
-    /// What tells readers of other layers and heads of this part; `None` for blocks that are not cut into parts.
+    /// Announces the part to readers of other layers and heads; `None` for blocks that are not cut into parts.
     pub(super) announcement: Option<ValueBeside>,
     /// Whether each block is a bundle of its own, because none has a parent.
     pub(super) is_rootless: bool,

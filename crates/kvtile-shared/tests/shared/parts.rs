@@ -30,7 +30,7 @@ fn opened(folder: &Path) -> Arc<dyn SharedStore> {
     Arc::new(FolderStore::open(folder, FolderStoreSettings::new()).unwrap())
 }
 
-/// A rank over a store, which lists the parts of others at every query.
+/// A rank over a store, which lists all parts at every query.
 fn rank(store: &Arc<dyn SharedStore>, shard: Shard) -> Rank {
     rank_with(store, shard, Duration::from_secs(20))
 }
