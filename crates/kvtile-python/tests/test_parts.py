@@ -41,8 +41,8 @@ class Rank:
         """Stores the heads of this rank, and closes."""
         self.kv[:, :3] = model[:, :, :, :, self.heads]
         assert self.cache.store(self.keys, [0, 1, 2]).wait().stored == 3
-        report = self.cache.close()
-        assert report is not None and report.durable
+        assert self.cache.flush().durable
+        self.cache.close()
 
     def load(self, model: np.ndarray) -> dict[str, int]:
         """Loads all blocks and compares them. Returns how many came from which tier."""
