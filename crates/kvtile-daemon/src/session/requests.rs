@@ -62,7 +62,6 @@ pub(super) fn serve(
         let text = format!("{:?} about group {} of {groups}", header.kind, header.group);
         return Err(protocol(number, text));
     };
-    let named = |number: u64| (header.group, number);
     let wire = |error: FrameError| protocol(number, error.to_string());
     match header.kind {
         FrameKind::Lookup => {
@@ -73,30 +72,12 @@ pub(super) fn serve(
             let frame = LookupFrame::decode(payload).map_err(wire)?;
             seek(session, group, (number, &frame));
         }
-        FrameKind::Narrow => {
-            let frame = NarrowFrame::decode(payload).map_err(wire)?;
-            let (first, blocks) = (count(frame.first), count(frame.blocks));
-            if blocks == 0 {
-                session.jobs.end_seek(named(frame.found));
-            }
-            session.pins.narrow(named(frame.found), first, blocks);
-        }
-        FrameKind::Split => {
-            let frame = SplitFrame::decode(payload).map_err(wire)?;
-            let found = named(frame.found);
-            session.pins.split(found, count(frame.first), named(number));
+        FrameKind::Narrow | FrameKind::Split | FrameKind::Check => {
+            serve_pins(session, header, payload)?;
         }
         FrameKind::Hold => {
             let frame = HoldFrame::decode(payload).map_err(wire)?;
             hold(session, group, (number, &frame));
-        }
-        FrameKind::Check => {
-            let frame = NumberFrame::decode(payload).map_err(wire)?;
-            let is_valid = session.pins.renew(named(frame.number));
-            let reply = NumberFrame {
-                number: is_valid.into(),
-            };
-            session.send(&reply.encode(FrameKind::Number, number));
         }
         FrameKind::Release => {
             let frame = ReleaseFrame::decode(payload).map_err(wire)?;
@@ -130,6 +111,37 @@ pub(super) fn serve(
             stops::serve(session, client, (header.kind, number), payload)?;
         }
         kind => return Err(protocol(number, format!("{kind:?} from a client"))),
+    }
+    Ok(())
+}
+
+/// Serves a request about pins that the client has.
+fn serve_pins(session: &Session, header: FrameHeader, payload: &[u8]) -> Result<(), SessionEnd> {
+    let number = header.request;
+    let wire = |error: FrameError| protocol(number, error.to_string());
+    let named = |number: u64| (header.group, number);
+    match header.kind {
+        FrameKind::Narrow => {
+            let frame = NarrowFrame::decode(payload).map_err(wire)?;
+            let (first, blocks) = (count(frame.first), count(frame.blocks));
+            if blocks == 0 {
+                session.jobs.end_seek(named(frame.found));
+            }
+            session.pins.narrow(named(frame.found), first, blocks);
+        }
+        FrameKind::Split => {
+            let frame = SplitFrame::decode(payload).map_err(wire)?;
+            let found = named(frame.found);
+            session.pins.split(found, count(frame.first), named(number));
+        }
+        _ => {
+            let frame = NumberFrame::decode(payload).map_err(wire)?;
+            let is_valid = session.pins.renew(named(frame.number));
+            let reply = NumberFrame {
+                number: is_valid.into(),
+            };
+            session.send(&reply.encode(FrameKind::Number, number));
+        }
     }
     Ok(())
 }

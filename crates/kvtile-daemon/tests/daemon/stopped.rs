@@ -23,7 +23,7 @@ use kvtile_memory::SharedReadMemory;
 use kvtile_tiers::{
     cache::{
         Cache, CacheSettings, ConnectSettings, LoadStop,
-        serving::{HelloBlocks, HelloMessage, WelcomeGroup, WelcomeMessage},
+        serving::{HelloMessage, WelcomeGroup, WelcomeMessage},
     },
     metrics::MissReason,
     tier::STORAGE_WORD,
@@ -204,15 +204,12 @@ fn serve(listener: &UnixListener, cache: &Cache, lost: LostPins) {
     let (mut socket, _) = listener.accept().unwrap();
     let host = cache.host_memory().unwrap();
     let (header, payload) = read_frame(&mut socket).unwrap();
-    let hello: HelloMessage = serde_json::from_slice(&payload).unwrap();
-    let HelloBlocks::Plain { identity, .. } = hello.blocks else {
-        unreachable!("a hello of groups")
-    };
+    let _: HelloMessage = serde_json::from_slice(&payload).unwrap();
     let blocks = host.shape().num_blocks();
     let welcome = WelcomeMessage {
         session: 1,
         groups: vec![WelcomeGroup {
-            identity: identity.fingerprint(),
+            identity: identity().fingerprint(),
             blocks,
             pool_blocks: blocks,
             storage_word: STORAGE_WORD.to_owned(),

@@ -210,7 +210,7 @@ fn other_groups_are_another_identity() {
 }
 
 #[test]
-fn a_client_hears_of_the_pages_of_all_groups() {
+fn a_client_gets_the_events_of_all_groups() {
     let folder = tempfile::tempdir().unwrap();
     let _daemon = Daemon::start(of_daemon(folder.path())).unwrap();
     let engine = GroupEngine::new(&ALL);

@@ -31,9 +31,9 @@ use crate::{
     source::EventSource,
 };
 
-/// What a client wants the daemon to serve.
+/// What a client requests of the daemon.
 pub(crate) struct ConnectOffer {
-    /// What the hello says of it.
+    /// Its form in the hello.
     pub(crate) blocks: HelloBlocks,
     /// The identity of each group, and the shape of one of its blocks.
     pub(crate) groups: Vec<(Identity, Shape)>,

@@ -19,7 +19,7 @@ use crate::{
 pub(super) struct ConnectedPrefetch {
     pub(super) completer: Completer<LoadReport>,
     pub(super) keys: Vec<BlockKey>,
-    /// The pins of these blocks, if they were found before: the report then wants all of them.
+    /// The pins of these blocks, if they were found before: the report then counts all of them as requested.
     pub(super) pins: Option<ConnectedMatch>,
     pub(super) start: Instant,
 }

@@ -180,7 +180,7 @@ impl Connection {
         stops().unwrap_or_default()
     }
 
-    /// Tells the daemon of stops whose store begins or has ended.
+    /// Notes stops in the daemon whose store begins or has ended.
     pub(crate) fn note_stops(&self, chain: &[BlockKey], stops: &[u64], is_stored: bool) {
         let Some(session) = self.session(0).filter(|_| !stops.is_empty()) else {
             return;

@@ -16,7 +16,7 @@ pub struct HelloVersion {
     pub version: u32,
 }
 
-/// What a client wants the daemon to serve.
+/// What a client requests of the daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum HelloBlocks {
