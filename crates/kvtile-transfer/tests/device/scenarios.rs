@@ -355,7 +355,9 @@ fn copies_between_devices_cross_them() {
     let other = layout("BLKNHC").allocate_device(&devices[1]).build();
     let other = manager.register(other.unwrap()).unwrap();
     for route in ROUTES {
-        manager.fill(other, &[3, 4, 5], FillPattern::Constant(1)).unwrap();
+        manager
+            .fill(other, &[3, 4, 5], FillPattern::Constant(1))
+            .unwrap();
         let options = TransferOptions::new().route(route);
         let done = manager.execute_transfer(handles[0], &[0, 1, 2], other, &[3, 4, 5], options);
         done.unwrap().wait().unwrap();
