@@ -2,8 +2,9 @@
 #![no_main]
 
 use kvtile_daemon_wire::{
-    EventsFrame, FoundFrame, FrameKind, HoldFrame, LoadFrame, LookupFrame, NarrowFrame, NumberFrame,
-    PrefetchFrame, RefusalFrame, ReleaseFrame, SplitFrame, StoreFrame, StoredFrame, read_frame,
+    EventsFrame, FoundFrame, FoundStopFrame, FrameHeader, FrameKind, HoldFrame, LoadFrame, LookupFrame,
+    NarrowFrame, NumberFrame, PrefetchFrame, RefusalFrame, ReleaseFrame, SplitFrame, StopListFrame,
+    StopLookupFrame, StopNoteFrame, StoreFrame, StoredFrame, read_frame,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -15,6 +16,12 @@ fuzz_target!(|bytes: &[u8]| {
             FrameKind::Lookup | FrameKind::Seek => {
                 LookupFrame::decode(&payload).map(|frame| frame.encode(kind, number))
             }
+            FrameKind::FindStop | FrameKind::SeekStop | FrameKind::ListStops => {
+                StopLookupFrame::decode(&payload).map(|frame| frame.encode(kind, number))
+            }
+            FrameKind::NoteStops => StopNoteFrame::decode(&payload).map(|frame| frame.encode(number)),
+            FrameKind::FoundStop => FoundStopFrame::decode(&payload).map(|frame| frame.encode(number)),
+            FrameKind::StopList => StopListFrame::decode(&payload).map(|frame| frame.encode(number)),
             FrameKind::Store => StoreFrame::decode(&payload).map(|frame| frame.encode(number)),
             FrameKind::Loaded => LoadFrame::decode(&payload).map(|frame| frame.encode(number)),
             FrameKind::Found => FoundFrame::decode(&payload).map(|frame| frame.encode(number)),
@@ -31,7 +38,8 @@ fuzz_target!(|bytes: &[u8]| {
             _ => NumberFrame::decode(&payload).map(|frame| frame.encode(kind, number)),
         };
         if let Ok(again) = again {
-            assert_eq!(again.get(16..), Some(payload.as_slice()));
+            let again = FrameHeader::to_group(again, header.group);
+            assert_eq!(read_frame(&mut again.as_slice()).unwrap(), (header, payload));
         }
     }
 });

@@ -118,6 +118,11 @@ impl<'a> FieldReader<'a> {
         (0..count).map(|_| self.u32()).collect()
     }
 
+    pub(crate) fn stops(&mut self) -> Result<Vec<u64>, FrameError> {
+        let count = self.count("stops of a frame", crate::STOPS_MAX, 8)?;
+        (0..count).map(|_| self.u64()).collect()
+    }
+
     pub(crate) fn text(&mut self) -> Result<String, FrameError> {
         let count = self.count("bytes of a text", TEXT_BYTES_MAX, 1)?;
         let text = std::str::from_utf8(self.take(count)?).map_err(|_| FrameError::NotText)?;
@@ -149,6 +154,13 @@ pub(crate) fn put_numbers(out: &mut Vec<u8>, numbers: &[u32]) {
     put_count(out, numbers.len());
     for number in numbers {
         out.extend_from_slice(&number.to_le_bytes());
+    }
+}
+
+pub(crate) fn put_stops(out: &mut Vec<u8>, stops: &[u64]) {
+    put_count(out, stops.len());
+    for stop in stops {
+        out.extend_from_slice(&stop.to_le_bytes());
     }
 }
 

@@ -79,6 +79,16 @@ kinds! {
         Split = 15,
         /// Sends the changes of the tiers up to now, then the reply; empty.
         Settle = 16,
+        /// A lookup of a stop over all groups; a [`StopLookupFrame`](crate::StopLookupFrame).
+        FindStop = 17,
+        /// As `FindStop`, querying the tiers which answer later; a
+        /// [`StopLookupFrame`](crate::StopLookupFrame).
+        SeekStop = 18,
+        /// All usable stops of a chain; a [`StopLookupFrame`](crate::StopLookupFrame).
+        ListStops = 19,
+        /// Stops of a chain whose store begins or has ended; a
+        /// [`StopNoteFrame`](crate::StopNoteFrame). It has no reply.
+        NoteStops = 20,
         /// The reply to `Hello`, followed by the hand-over of host memory; JSON.
         Welcome = 101,
         /// The reply to `Staging`, `Peek`, `Check` and `Settle`; a [`NumberFrame`].
@@ -97,6 +107,11 @@ kinds! {
         Answer = 107,
         /// Changes of the tiers; an [`EventsFrame`](crate::EventsFrame).
         Events = 108,
+        /// The reply to `FindStop` and `SeekStop`; a [`FoundStopFrame`](crate::FoundStopFrame). Its
+        /// number is that of the match of each group.
+        FoundStop = 109,
+        /// The reply to `ListStops`; a [`StopListFrame`](crate::StopListFrame).
+        StopList = 110,
     },
     |kind| FrameError::UnknownKind { kind }
 }
@@ -124,11 +139,17 @@ kinds! {
     |code| FrameError::UnknownValue { what: "a refusal", value: u64::from(code) }
 }
 
+/// Where a frame has the number of its group.
+const GROUP_AT: usize = 6;
+
 /// The first 16 bytes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
     /// The kind.
     pub kind: FrameKind,
+    /// The number of the group that the request is about, in the order of the hello; 0 for a cache without
+    /// groups, and in replies.
+    pub group: u16,
     /// The number of the request.
     pub request: u64,
     /// Length of the payload in bytes.
@@ -144,13 +165,7 @@ impl FrameHeader {
         let mut reader = FieldReader::new(bytes);
         let length = reader.u32()?;
         let kind = FrameKind::of(reader.u16()?)?;
-        let zero = reader.u16()?;
-        if zero != 0 {
-            return Err(FrameError::UnknownValue {
-                what: "the reserved field of a header",
-                value: zero.into(),
-            });
-        }
+        let group = reader.u16()?;
         let request = reader.u64()?;
         let payload_bytes = usize::try_from(length).unwrap_or(usize::MAX);
         if payload_bytes > FRAME_BYTES_MAX {
@@ -162,12 +177,23 @@ impl FrameHeader {
         }
         Ok(FrameHeader {
             kind,
+            group,
             request,
             payload_bytes,
         })
     }
 
-    /// A whole frame: the header and the payload that `fill` appends.
+    /// Addresses a whole frame to a group.
+    #[must_use]
+    pub fn to_group(mut frame: Vec<u8>, group: u16) -> Vec<u8> {
+        let place = frame.iter_mut().skip(GROUP_AT);
+        for (at, byte) in place.zip(group.to_le_bytes()) {
+            *at = byte;
+        }
+        frame
+    }
+
+    /// A whole frame to group 0: the header and the payload that `fill` appends.
     #[must_use]
     pub fn frame(kind: FrameKind, request: u64, fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
         let mut out = vec![0; HEADER_BYTES];

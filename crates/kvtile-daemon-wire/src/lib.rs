@@ -3,7 +3,7 @@
 //! ```text
 //! bytes  0..4   length of the payload, at most FRAME_BYTES_MAX
 //! bytes  4..6   kind (FrameKind)
-//! bytes  6..8   zero
+//! bytes  6..8   number of the group
 //! bytes  8..16  number of the request; its reply has the same number
 //! bytes 16..    payload
 //! ```
@@ -21,6 +21,7 @@ mod events;
 mod frame;
 mod load;
 mod lookup;
+mod stops;
 mod store;
 
 pub use error::{FrameError, ReadFrameError};
@@ -28,10 +29,11 @@ pub use events::{EVENTS_MAX, EventChange, EventRecord, EventsFrame};
 pub use frame::{FrameHeader, FrameKind, NumberFrame, RefusalCode, RefusalFrame, read_frame};
 pub use load::{HoldFrame, LoadFrame, ReleaseFrame, StopFrame, TierRun};
 pub use lookup::{FoundFrame, LookupFrame, NarrowFrame, PrefetchFrame, SplitFrame};
+pub use stops::{FoundGroup, FoundStopFrame, StopListFrame, StopLookupFrame, StopNoteFrame};
 pub use store::{StoreFrame, StoredFrame};
 
 /// Version of the protocol. Both sides must have the same.
-pub const WIRE_VERSION: u32 = 2;
+pub const WIRE_VERSION: u32 = 3;
 
 /// Bytes of a frame before its payload.
 pub const HEADER_BYTES: usize = 16;
@@ -48,10 +50,16 @@ pub const BLOCKS_MAX: usize = 1 << 18;
 /// The largest number of runs of blocks in a frame.
 pub const RUNS_MAX: usize = 1 << 16;
 
+/// The largest number of groups of a client.
+pub const GROUPS_MAX: usize = 64;
+
+/// The largest number of stops in a frame.
+pub const STOPS_MAX: usize = 1 << 18;
+
 /// The longest text in a frame, in bytes; longer texts are cut.
 pub const TEXT_BYTES_MAX: usize = 4096;
 
-/// A time that is not limited, or not given.
+/// A time or a number of tokens that is not limited, or not given.
 pub const NO_TIME: u64 = u64::MAX;
 
 /// The bytes of a block key.

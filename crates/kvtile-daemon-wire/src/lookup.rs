@@ -42,7 +42,13 @@ impl LookupFrame {
     /// Bytes that are no lookup; a rate that is no number, or below 0; more than [`KEYS_MAX`](crate::KEYS_MAX) keys.
     pub fn decode(payload: &[u8]) -> Result<LookupFrame, FrameError> {
         let mut reader = FieldReader::new(payload);
-        let frame = LookupFrame {
+        let frame = LookupFrame::read(&mut reader)?;
+        reader.end()?;
+        Ok(frame)
+    }
+
+    pub(crate) fn read(reader: &mut FieldReader<'_>) -> Result<LookupFrame, FrameError> {
+        Ok(LookupFrame {
             owner: reader.u64()?,
             hold_ms: reader.u64()?,
             lifetime_ms: reader.u64()?,
@@ -53,30 +59,30 @@ impl LookupFrame {
             priority: reader.i8()?,
             partial_tail: reader.flag("the hint on a partial tail")?,
             keys: reader.keys()?,
-        };
-        reader.end()?;
-        Ok(frame)
+        })
     }
 
     /// A whole frame of the kind [`FrameKind::Lookup`] or [`FrameKind::Seek`].
     #[must_use]
     pub fn encode(&self, kind: FrameKind, request: u64) -> Vec<u8> {
-        FrameHeader::frame(kind, request, |out| {
-            for number in [
-                self.owner,
-                self.hold_ms,
-                self.lifetime_ms,
-                self.expires,
-                self.within_ms,
-            ] {
-                out.extend_from_slice(&number.to_le_bytes());
-            }
-            out.extend_from_slice(&self.tokens_per_second.to_le_bytes());
-            out.extend_from_slice(&self.output_tokens.to_le_bytes());
-            out.extend_from_slice(&self.priority.to_le_bytes());
-            out.push(self.partial_tail.into());
-            put_keys(out, &self.keys);
-        })
+        FrameHeader::frame(kind, request, |out| self.put(out))
+    }
+
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        for number in [
+            self.owner,
+            self.hold_ms,
+            self.lifetime_ms,
+            self.expires,
+            self.within_ms,
+        ] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.tokens_per_second.to_le_bytes());
+        out.extend_from_slice(&self.output_tokens.to_le_bytes());
+        out.extend_from_slice(&self.priority.to_le_bytes());
+        out.push(self.partial_tail.into());
+        put_keys(out, &self.keys);
     }
 }
 

@@ -1,10 +1,11 @@
 //! The bytes of every frame, and what is refused.
 
 use kvtile_daemon_wire::{
-    EventChange, EventRecord, EventsFrame, FRAME_BYTES_MAX, FoundFrame, FrameError, FrameHeader,
-    FrameKind, HEADER_BYTES, HoldFrame, KEYS_MAX, LoadFrame, LookupFrame, NO_TIME, NarrowFrame,
-    NumberFrame, PrefetchFrame, ReadFrameError, RefusalCode, RefusalFrame, ReleaseFrame,
-    SplitFrame, StopFrame, StoreFrame, StoredFrame, TierRun, read_frame,
+    EventChange, EventRecord, EventsFrame, FRAME_BYTES_MAX, FoundFrame, FoundGroup, FoundStopFrame,
+    FrameError, FrameHeader, FrameKind, GROUPS_MAX, HEADER_BYTES, HoldFrame, KEYS_MAX, LoadFrame,
+    LookupFrame, NO_TIME, NarrowFrame, NumberFrame, PrefetchFrame, ReadFrameError, RefusalCode,
+    RefusalFrame, ReleaseFrame, STOPS_MAX, SplitFrame, StopFrame, StopListFrame, StopLookupFrame,
+    StopNoteFrame, StoreFrame, StoredFrame, TierRun, read_frame,
 };
 
 fn lookup() -> LookupFrame {
@@ -49,6 +50,21 @@ fn loaded() -> LoadFrame {
             text: "é".to_owned(),
         },
         ids: vec![5, 6],
+    }
+}
+
+fn found_stop() -> FoundStopFrame {
+    let runs = vec![TierRun { tier: 1, blocks: 2 }];
+    let (first, end) = (3, 5);
+    let none = FoundGroup {
+        first: 5,
+        end: 5,
+        runs: Vec::new(),
+    };
+    FoundStopFrame {
+        stop: 80,
+        spine: 96,
+        groups: vec![FoundGroup { first, end, runs }, none],
     }
 }
 
@@ -128,10 +144,42 @@ fn frames() -> Vec<Vec<u8>> {
     ]
 }
 
+/// One frame of each form about stops and groups.
+fn stop_frames() -> Vec<Vec<u8>> {
+    vec![
+        StopLookupFrame {
+            at_most: 4096,
+            lookup: lookup(),
+        }
+        .encode(FrameKind::SeekStop, 23),
+        found_stop().encode(24),
+        StopListFrame {
+            stops: vec![4096, 16],
+        }
+        .encode(25),
+        StopNoteFrame {
+            is_stored: true,
+            stops: vec![16],
+            keys: vec![[11; 16]],
+        }
+        .encode(26),
+        FrameHeader::to_group(
+            NumberFrame { number: 5 }.encode(FrameKind::Check, 27),
+            0x0201,
+        ),
+    ]
+}
+
 /// Whether the payload decodes as its kind.
 fn decodes(kind: FrameKind, payload: &[u8]) -> Result<(), FrameError> {
     match kind {
         FrameKind::Lookup | FrameKind::Seek => LookupFrame::decode(payload).map(drop),
+        FrameKind::FindStop | FrameKind::SeekStop | FrameKind::ListStops => {
+            StopLookupFrame::decode(payload).map(drop)
+        }
+        FrameKind::FoundStop => FoundStopFrame::decode(payload).map(drop),
+        FrameKind::StopList => StopListFrame::decode(payload).map(drop),
+        FrameKind::NoteStops => StopNoteFrame::decode(payload).map(drop),
         FrameKind::Store => StoreFrame::decode(payload).map(drop),
         FrameKind::Loaded => LoadFrame::decode(payload).map(drop),
         FrameKind::Found => FoundFrame::decode(payload).map(drop),
@@ -153,14 +201,15 @@ fn hex(bytes: &[u8]) -> String {
 
 #[test]
 fn the_bytes_of_the_frames_never_change() {
-    let frames: Vec<String> = frames().iter().map(|frame| hex(frame)).collect();
+    let frames = frames().into_iter().chain(stop_frames());
+    let frames: Vec<String> = frames.map(|frame| hex(&frame)).collect();
     let golden: Vec<&str> = include_str!("frames.hex").lines().collect();
     assert_eq!(frames, golden);
 }
 
 #[test]
 fn every_frame_comes_back_and_none_is_read_short_or_long() {
-    for frame in frames() {
+    for frame in frames().into_iter().chain(stop_frames()) {
         let mut bytes = frame.as_slice();
         let (header, payload) = read_frame(&mut bytes).unwrap();
         assert!(bytes.is_empty());
@@ -237,10 +286,6 @@ fn headers_of_no_frame_are_refused() {
         ));
     }
     assert!(matches!(
-        refused(6, &[1]),
-        ReadFrameError::Wire(FrameError::UnknownValue { .. })
-    ));
-    assert!(matches!(
         read_frame(&mut [].as_slice()),
         Err(ReadFrameError::Closed)
     ));
@@ -271,4 +316,44 @@ fn long_texts_are_cut_at_a_character() {
     let (_, payload) = read_frame(&mut refusal.encode(1).as_slice()).unwrap();
     let read = RefusalFrame::decode(&payload).unwrap();
     assert_eq!(read.text, "é".repeat(2048));
+}
+
+#[test]
+fn a_stop_comes_back_and_its_group_with_it() {
+    let (_, payload) = read_frame(&mut found_stop().encode(1).as_slice()).unwrap();
+    assert_eq!(FoundStopFrame::decode(&payload), Ok(found_stop()));
+    for group in [0, 1, 63, u16::MAX] {
+        let frame = FrameHeader::to_group(found_stop().encode(7), group);
+        let (header, payload) = read_frame(&mut frame.as_slice()).unwrap();
+        assert_eq!((header.group, header.request), (group, 7));
+        assert_eq!(FoundStopFrame::decode(&payload), Ok(found_stop()));
+    }
+}
+
+#[test]
+fn stops_that_are_none_are_refused() {
+    let mut backwards = found_stop();
+    backwards.groups[0].end = 2;
+    let bytes = backwards.encode(1).split_off(HEADER_BYTES);
+    let refused = FoundStopFrame::decode(&bytes).unwrap_err();
+    assert!(
+        matches!(refused, FrameError::UnknownValue { value: 2, .. }),
+        "{refused}"
+    );
+    let group = backwards.groups[1].clone();
+    backwards.groups = vec![group; GROUPS_MAX + 1];
+    let bytes = backwards.encode(1).split_off(HEADER_BYTES);
+    let refused = FoundStopFrame::decode(&bytes).unwrap_err();
+    assert!(matches!(refused, FrameError::TooMany { .. }), "{refused}");
+    let mut bytes = StopListFrame { stops: Vec::new() }
+        .encode(1)
+        .split_off(HEADER_BYTES);
+    for count in [u32::try_from(STOPS_MAX).unwrap(), 1] {
+        bytes[..4].copy_from_slice(&count.to_le_bytes());
+        let refused = StopListFrame::decode(&bytes).unwrap_err();
+        assert!(matches!(refused, FrameError::Short { .. }), "{refused}");
+    }
+    bytes[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+    let refused = StopListFrame::decode(&bytes).unwrap_err();
+    assert!(matches!(refused, FrameError::TooMany { .. }), "{refused}");
 }

@@ -35,6 +35,7 @@ use std::{
 use kvtile_tiers::{
     TierError,
     cache::{Cache, CacheBuilder, CacheSettings, FlushReport},
+    groups::{GroupCache, GroupCacheBuilder, GroupCacheSettings},
 };
 use parking_lot::Mutex;
 
@@ -47,9 +48,33 @@ use caches::ServedCaches;
 use listen::DaemonSocket;
 use session::Session;
 
-/// Makes the builder of the cache of an identity, from the settings that the daemon has for it. It may
-/// add tiers and other components; the daemon opens the cache.
-pub type CacheMaker = dyn Fn(CacheSettings) -> Result<CacheBuilder, TierError> + Send + Sync;
+/// Makes the builders of the caches, from the settings that the daemon has for them. They may have further tiers
+/// and other components; the daemon opens the caches. A function makes those without groups.
+pub trait CacheMaker: Send + Sync {
+    /// The builder of the cache of an identity.
+    ///
+    /// # Errors
+    /// A component that cannot be made.
+    fn cache(&self, settings: CacheSettings) -> Result<CacheBuilder, TierError>;
+
+    /// The builder of the cache of a model with groups; with host memory and a disk alone unless another one is
+    /// made.
+    ///
+    /// # Errors
+    /// A component that cannot be made.
+    fn groups(&self, settings: GroupCacheSettings) -> Result<GroupCacheBuilder, TierError> {
+        Ok(GroupCache::builder(settings))
+    }
+}
+
+impl<F> CacheMaker for F
+where
+    F: Fn(CacheSettings) -> Result<CacheBuilder, TierError> + Send + Sync,
+{
+    fn cache(&self, settings: CacheSettings) -> Result<CacheBuilder, TierError> {
+        self(settings)
+    }
+}
 
 /// What the threads of the daemon share.
 struct DaemonParts {
@@ -107,7 +132,8 @@ impl Daemon {
     /// # Errors
     /// Settings out of range; a socket that another daemon serves, or that cannot be made.
     pub fn start(settings: DaemonSettings) -> Result<Daemon, DaemonError> {
-        Daemon::start_with(settings, Arc::new(|settings| Ok(Cache::builder(settings))))
+        let maker = |settings: CacheSettings| Ok(Cache::builder(settings));
+        Daemon::start_with(settings, Arc::new(maker))
     }
 
     /// As [`start`](Self::start), with further tiers and other components of each cache.
@@ -116,7 +142,7 @@ impl Daemon {
     /// As for [`start`](Self::start).
     pub fn start_with(
         settings: DaemonSettings,
-        maker: Arc<CacheMaker>,
+        maker: Arc<dyn CacheMaker>,
     ) -> Result<Daemon, DaemonError> {
         settings.check()?;
         let socket = DaemonSocket::bind(&settings.socket)?;
@@ -160,7 +186,7 @@ impl Daemon {
     }
 
     /// Stops the daemon: ends all sessions, writes the blocks of host memory to the durable tiers
-    /// within their time for closing, and removes the socket. Returns the outcome for each cache.
+    /// within their time for closing, and removes the socket. Returns the outcome for each cache and group.
     pub fn stop(mut self) -> Vec<(String, FlushReport)> {
         self.end()
     }

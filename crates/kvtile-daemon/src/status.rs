@@ -1,13 +1,13 @@
 //! What a daemon has, for people.
 
-use std::{io::Write, os::unix::net::UnixStream, path::Path, time::Duration};
+use std::{io::Write, os::unix::net::UnixStream, path::Path, sync::Arc, time::Duration};
 
 use kvtile_blocks::events::TierId;
 use kvtile_daemon_wire::{FrameHeader, FrameKind, read_frame};
-use kvtile_tiers::metrics::CacheStats;
+use kvtile_tiers::{cache::Cache, metrics::CacheStats};
 use serde::{Deserialize, Serialize};
 
-use crate::{DaemonError, DaemonParts};
+use crate::{DaemonError, DaemonParts, ServedCache};
 
 /// A client of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,10 +28,10 @@ pub struct SessionStatus {
     pub in_progress: usize,
 }
 
-/// A cache of a daemon.
+/// A cache of a daemon, or one group of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheStatus {
-    /// The model, and the start of the identity's fingerprint.
+    /// The model, the start of the identity's fingerprint, and the group if it has groups.
     pub name: String,
     /// The model's revision.
     pub revision: String,
@@ -85,12 +85,18 @@ impl DaemonStatus {
 
 pub(crate) fn of(parts: &DaemonParts) -> DaemonStatus {
     let caches = parts.caches.open();
-    let cache = |(name, cache): &(String, std::sync::Arc<crate::ServedCache>)| CacheStatus {
-        name: name.clone(),
+    let of_group = |name: &str, group: Option<&str>, cache: &Cache| CacheStatus {
+        name: ServedCache::full_name(name, group),
         revision: cache.identity().revision().to_owned(),
-        block_bytes: cache.host().shape().block_bytes().unwrap_or(0),
-        tiers: cache.cache().tiers(),
-        stats: cache.cache().stats(),
+        block_bytes: cache.block_bytes(),
+        tiers: cache.tiers(),
+        stats: cache.stats(),
+    };
+    let of_groups = |(name, cache): &(String, Arc<ServedCache>)| {
+        let groups = cache
+            .caches()
+            .map(|(group, cache)| of_group(name, group, cache));
+        groups.collect::<Vec<CacheStatus>>()
     };
     let sessions = parts.sessions.lock();
     let sessions = sessions.iter();
@@ -100,6 +106,6 @@ pub(crate) fn of(parts: &DaemonParts) -> DaemonStatus {
         sessions: sessions
             .filter_map(|running| running.session.status())
             .collect(),
-        caches: caches.iter().map(cache).collect(),
+        caches: caches.iter().flat_map(of_groups).collect(),
     }
 }

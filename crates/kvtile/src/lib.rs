@@ -75,7 +75,7 @@ pub use kvtile_tiers::{
         Cache, CacheBuilder, CacheSettings, ConnectSettings, DiskSettings, FlushReport,
         LoadOptions, LoadReport, LookupOptions, Match, Priority, StoreOptions, StoreReport,
     },
-    groups::{CacheGroup, GroupCache, GroupCacheSettings},
+    groups::{CacheGroup, ConnectGroups, GroupCache, GroupCacheSettings, GroupConnectSettings},
 };
 pub use kvtile_transfer::{
     FillPattern, Layout, LayoutDescriptor, LayoutHandle, PhysicalLayout, TransferError,

@@ -6,18 +6,21 @@ use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, sync::mpsc, time::Duratio
 
 use clap::{Args, Subcommand, ValueEnum};
 use kvtile::{
-    Cache, TierError, TierId,
+    Cache, CacheBuilder, CacheSettings, GroupCache, GroupCacheSettings, TierError, TierId,
     blocks::{
         policy::PolicyKind,
         pool::{TenantId, TenantQuota},
     },
     shared::{
-        store::Deadline,
+        store::{Deadline, SharedStore},
         tier::{SharedTier, SharedTierSettings},
     },
-    tiers::cache::{TierSettings, TierWrites},
+    tiers::{
+        cache::{TierSettings, TierWrites},
+        groups::GroupCacheBuilder,
+    },
 };
-use kvtile_daemon::{Daemon, DaemonDisk, DaemonSettings, ServedCache};
+use kvtile_daemon::{CacheMaker, Daemon, DaemonDisk, DaemonSettings, ServedCache};
 use kvtile_http::CacheReport;
 
 use crate::{
@@ -174,16 +177,21 @@ fn serve(args: &ServeArgs) -> Result<(), CliError> {
         value: String::new(),
         problem: error.to_string(),
     })?;
-    let maker = cache_maker(args.shared.as_deref(), args.shared_compress)?;
+    let maker = ServedMaker::open(args.shared.as_deref(), args.shared_compress)?;
     let daemon = Daemon::start_with(settings.clone(), maker)?;
     output::print(&format!("serving {}\n", settings.socket.display()))?;
     let page = args.http.as_deref().map(|address| {
         let caches = daemon.open_caches();
         kvtile_http::serve(address, move || {
             let open = caches.list();
-            let report =
-                |(name, cache): &(String, Arc<ServedCache>)| CacheReport::of(name, cache.cache());
-            open.iter().map(report).collect()
+            let reports = |(name, served): &(String, Arc<ServedCache>)| {
+                let caches = served.caches();
+                let report = |(group, cache): (Option<&str>, &Cache)| {
+                    CacheReport::of(&ServedCache::full_name(name, group), cache)
+                };
+                caches.map(report).collect::<Vec<CacheReport>>()
+            };
+            open.iter().flat_map(reports).collect()
         })
     });
     let page = page.transpose()?;
@@ -209,23 +217,52 @@ fn not_durable(flushed: &kvtile::FlushReport) -> usize {
 }
 
 /// Makes the caches, each with a shared tier over one store if there is one.
-fn cache_maker(
-    store: Option<&str>,
+struct ServedMaker {
+    store: Option<Arc<dyn SharedStore>>,
     compress: bool,
-) -> Result<Arc<kvtile_daemon::CacheMaker>, CliError> {
-    let Some(text) = store else {
-        return Ok(Arc::new(|settings| Ok(Cache::builder(settings))));
-    };
-    let by = Deadline::within(Duration::from_secs(60));
-    let store = kvtile_shared_open::open_store(text, by).map_err(TierError::outside)?;
-    Ok(Arc::new(move |of_cache| {
-        let settings = SharedTierSettings::new().compress(compress);
+}
+
+impl ServedMaker {
+    fn open(store: Option<&str>, compress: bool) -> Result<Arc<ServedMaker>, CliError> {
+        let by = Deadline::within(Duration::from_secs(60));
+        let store = store.map(|text| kvtile_shared_open::open_store(text, by));
+        let store = store.transpose().map_err(TierError::outside)?;
+        Ok(Arc::new(ServedMaker { store, compress }))
+    }
+
+    /// The shared tier of one cache.
+    fn tier(&self) -> Option<(TierSettings, Arc<dyn SharedStore>, SharedTierSettings)> {
+        let store = Arc::clone(self.store.as_ref()?);
+        let settings = SharedTierSettings::new().compress(self.compress);
         let tier = TierSettings::default()
             .writes(TierWrites::AtOnce)
             .answer_within(settings.read_within.max(settings.write_within));
-        let open = SharedTier::opener(TierId::SHARED, Arc::clone(&store), settings);
-        Ok(Cache::builder(of_cache).tier(tier, open))
-    }))
+        Some((tier, store, settings))
+    }
+}
+
+impl CacheMaker for ServedMaker {
+    fn cache(&self, settings: CacheSettings) -> Result<CacheBuilder, TierError> {
+        let builder = Cache::builder(settings);
+        Ok(match self.tier() {
+            Some((tier, store, settings)) => {
+                let open = SharedTier::opener(TierId::SHARED, store, settings);
+                builder.tier(tier, open)
+            }
+            None => builder,
+        })
+    }
+
+    fn groups(&self, settings: GroupCacheSettings) -> Result<GroupCacheBuilder, TierError> {
+        let builder = GroupCache::builder(settings);
+        Ok(match self.tier() {
+            Some((tier, store, settings)) => {
+                let open = SharedTier::opener(TierId::SHARED, store, settings);
+                builder.tier(tier, open)
+            }
+            None => builder,
+        })
+    }
 }
 
 #[cfg(test)]

@@ -6,10 +6,7 @@ use std::sync::Arc;
 use kvtile_daemon_wire::{FrameKind, RefusalCode, RefusalFrame};
 use kvtile_tiers::{
     RequestError, TierError,
-    cache::{
-        Cache,
-        serving::{CallAnswer, CallMessage, PinMessage},
-    },
+    cache::serving::{CallAnswer, CallMessage, PinMessage},
 };
 
 use super::{
@@ -19,11 +16,15 @@ use super::{
     requests::{is_refused, refusal_of},
 };
 
+/// The refusal of a request about stops.
+pub(super) const NO_GROUPS: &str = "the client's cache has no groups, so it has no stops";
+
 /// Serves one call.
 pub(super) fn serve(
     session: &Arc<Session>,
     client: &Arc<ClientFacts>,
     (number, payload): (u64, &[u8]),
+    group: u16,
 ) -> Result<(), SessionEnd> {
     let call: CallMessage = serde_json::from_slice(payload)
         .map_err(|error| protocol(number, format!("the call is none: {error}")))?;
@@ -31,12 +32,13 @@ pub(super) fn serve(
         CallMessage::Stats
         | CallMessage::TierStats { .. }
         | CallMessage::TierHealth { .. }
-        | CallMessage::Overdue => false,
+        | CallMessage::Overdue
+        | CallMessage::StopStats => false,
         // Further calls may be added to the enum; they are safe on a thread.
         _ => true,
     };
     if !does_io {
-        let answer = answer_of(client.cache.cache(), &call);
+        let answer = answer_of(client, group, &call);
         send(session, number, answer);
         return Ok(());
     }
@@ -53,7 +55,7 @@ pub(super) fn serve(
     let (ours, theirs) = (Arc::clone(session), Arc::clone(client));
     let thread = std::thread::Builder::new().name(format!("kvtile-call-{}", session.number));
     let started = thread.spawn(move || {
-        let answer = answer_of(theirs.cache.cache(), &call);
+        let answer = answer_of(&theirs, group, &call);
         // The client may make its next call as soon as it has the answer.
         ours.jobs.called(number);
         send(&ours, number, answer);
@@ -67,8 +69,20 @@ pub(super) fn serve(
 }
 
 /// The answer to a call, or its refusal.
-fn answer_of(cache: &Cache, call: &CallMessage) -> Result<CallAnswer, RefusalFrame> {
+fn answer_of(
+    client: &ClientFacts,
+    group: u16,
+    call: &CallMessage,
+) -> Result<CallAnswer, RefusalFrame> {
+    let Some(cache) = client.cache.cache_of(usize::from(group)) else {
+        let text = format!("the client has no group {group}");
+        return Err(RefusalFrame::new(RefusalCode::Failed, text));
+    };
     let answer = match call {
+        CallMessage::StopStats => match client.cache.group_cache() {
+            Some(groups) => Ok(CallAnswer::StopStats(groups.stop_counts())),
+            None => return Err(RefusalFrame::new(RefusalCode::Failed, NO_GROUPS)),
+        },
         CallMessage::Evict { tier, blocks } => cache.evict(*tier, *blocks).map(CallAnswer::Blocks),
         CallMessage::Clear => cache.clear().map(CallAnswer::Blocks),
         CallMessage::Flush => Ok(CallAnswer::Flushed(cache.flush())),

@@ -20,7 +20,7 @@ impl SessionEvents {
 
     /// Begins, or begins again: the blocks of all tiers.
     pub(super) fn begin(&mut self, client: &ClientFacts) -> Vec<Vec<u8>> {
-        let cache = client.cache.cache();
+        let cache = &client.cache;
         let mut subscriber = cache.subscribe();
         let snapshot = cache.snapshot();
         subscriber.resynchronise(&snapshot);

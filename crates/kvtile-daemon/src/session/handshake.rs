@@ -7,12 +7,16 @@ use kvtile_daemon_wire::{
 };
 use kvtile_memory::SharedReadMemory;
 use kvtile_tiers::{
-    cache::serving::{HelloMessage, HelloVersion, WelcomeMessage},
+    cache::{
+        Cache,
+        serving::{HelloMessage, HelloVersion, WelcomeGroup, WelcomeMessage},
+    },
     tier::STORAGE_WORD,
 };
+use kvtile_transfer::LayoutHandle;
 
 use super::{ClientFacts, Session, SessionEnd, protocol};
-use crate::{DaemonParts, ServedCache};
+use crate::{DaemonParts, ServedCache, caches::ServedGroup};
 
 /// The longest hello.
 const HELLO_BYTES_MAX: usize = 1 << 20;
@@ -41,26 +45,30 @@ pub(super) fn shake_hands(
     let hello = hello_of(request, &payload)?;
     let cache = parts
         .caches
-        .get(&hello.identity, &hello.shape)
+        .get(&hello.blocks)
         .map_err(|error| refused(request, error))?;
     let tiers = cache.cache().tiers();
-    let staging_blocks_max = parts.settings.staging_bytes_max / cache.stride_bytes();
+    let group = |group: &ServedGroup| WelcomeGroup {
+        identity: group.identity.fingerprint(),
+        blocks: group.host.shape().num_blocks(),
+        pool_blocks: group.pool_blocks,
+        storage_word: STORAGE_WORD.to_owned(),
+        block_layout: group.block_layout,
+    };
     let welcome = WelcomeMessage {
         session: session.number,
-        identity: hello.identity.fingerprint(),
-        blocks: cache.host().shape().num_blocks(),
-        pool_blocks: cache.pool_blocks(),
-        storage_word: STORAGE_WORD.to_owned(),
-        block_layout: cache.block_layout(),
+        groups: cache.groups().iter().map(group).collect(),
         tiers: tiers.clone(),
         lease_ms: u64::try_from(parts.settings.lease.as_millis()).unwrap_or(u64::MAX),
-        staging_blocks_max,
+        staging_bytes_max: parts.settings.staging_bytes_max,
     };
     session.send_json(request, FrameKind::Welcome, &welcome);
-    let memory = cache.host().shared_memory();
-    let memory = memory.ok_or_else(|| refused(request, "host memory is not shared"))?;
-    memory.send(&session.socket).map_err(|_| SessionEnd::Gone)?;
-    let staging = staging_of(session, &cache, staging_blocks_max)?;
+    for group in cache.groups() {
+        let memory = group.host.shared_memory();
+        let memory = memory.ok_or_else(|| refused(request, "host memory is not shared"))?;
+        memory.send(&session.socket).map_err(|_| SessionEnd::Gone)?;
+    }
+    let staging = all_staging(session, &cache, parts.settings.staging_bytes_max)?;
     let process = rustix::net::sockopt::socket_peercred(&session.socket)
         .map_or(0, |peer| peer.pid.as_raw_nonzero().get());
     let no_limit = session.socket.set_read_timeout(None);
@@ -105,12 +113,41 @@ fn hello_of(request: u64, payload: &[u8]) -> Result<HelloMessage, SessionEnd> {
     }
 }
 
-/// Receives the client's staging memory, maps it for reading, and registers it with the cache.
-fn staging_of(
+/// Receives the client's staging memory of each group, of at most `bytes_max` bytes.
+fn all_staging(
     session: &Session,
     cache: &ServedCache,
-    blocks_max: u64,
-) -> Result<kvtile_transfer::LayoutHandle, SessionEnd> {
+    bytes_max: u64,
+) -> Result<Vec<LayoutHandle>, SessionEnd> {
+    let mut left = bytes_max;
+    let mut staging = Vec::with_capacity(cache.groups().len());
+    for (at, group) in cache.groups().iter().enumerate() {
+        let received = cache.cache_of(at).map_or_else(
+            || Err(refused(0, format!("group {at} has no cache"))),
+            |of_group| staging_of(session, (of_group, group), &mut left),
+        );
+        match received {
+            Ok(handle) => staging.push(handle),
+            Err(end) => {
+                for handle in staging {
+                    if let Err(error) = cache.unregister(handle) {
+                        log::warn!("staging memory of client {}: {error}", session.number);
+                    }
+                }
+                return Err(end);
+            }
+        }
+    }
+    Ok(staging)
+}
+
+/// Receives the client's staging memory of a group, maps it for reading, and registers it with the cache. `left` are
+/// the bytes that its staging memory may still have.
+fn staging_of(
+    session: &Session,
+    (cache, group): (&Cache, &ServedGroup),
+    left: &mut u64,
+) -> Result<LayoutHandle, SessionEnd> {
     let mut socket = &session.socket;
     let (header, payload) = read_frame(&mut socket)?;
     let request = header.request;
@@ -121,16 +158,17 @@ fn staging_of(
     let frame =
         NumberFrame::decode(&payload).map_err(|error| protocol(request, error.to_string()))?;
     let blocks = frame.number;
+    let blocks_max = *left / group.stride_bytes;
     if blocks == 0 || blocks > blocks_max {
         return Err(refused(
             request,
             format!("staging memory of {blocks} blocks; the daemon takes 1 to {blocks_max}"),
         ));
     }
+    *left -= blocks * group.stride_bytes;
     let memory = SharedReadMemory::receive(&session.socket)
         .map_err(|error| protocol(request, error.to_string()))?;
     let handle = cache
-        .cache()
         .register_storage(Arc::new(memory), blocks)
         .map_err(|error| refused(request, error))?;
     let reply = NumberFrame { number: blocks };

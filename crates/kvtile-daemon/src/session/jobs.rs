@@ -8,21 +8,27 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use kvtile_daemon_wire::{FoundFrame, LoadFrame};
-use kvtile_tiers::cache::{
-    Completion, LoadReport, LoadStop, Seek, StoreReport,
-    serving::{HoldReport, frame_of_load, frame_of_store, runs_of},
+use kvtile_daemon_wire::{FoundFrame, FoundGroup, FoundStopFrame, LoadFrame};
+use kvtile_tiers::{
+    cache::{
+        Completion, LoadReport, LoadStop, Match, Seek, StoreReport,
+        serving::{HoldReport, frame_of_load, frame_of_store, runs_of},
+    },
+    groups::{GroupMatch, GroupSeek},
 };
 use parking_lot::Mutex;
 
-use super::{ClientFacts, OutboxItem, pins::SessionPins};
+use super::{
+    ClientFacts, OutboxItem,
+    pins::{PinName, SessionPins},
+};
 
 /// A job of the cache.
 pub(super) enum SessionJob {
     /// A hold of blocks of match `found` from block `first` on.
     Hold {
         completion: Completion<HoldReport>,
-        found: u64,
+        found: PinName,
         first: usize,
     },
     Store(Completion<StoreReport>),
@@ -47,7 +53,80 @@ impl Wake for JobWaker {
 #[derive(Default)]
 struct RunningJobs {
     jobs: HashMap<u64, SessionJob>,
-    seeks: Vec<(u64, Box<Seek>)>,
+    seeks: Vec<(PinName, SessionSeek)>,
+}
+
+/// A seek in progress.
+pub(super) enum SessionSeek {
+    /// Of blocks of one group.
+    Blocks(Box<Seek>),
+    /// Of a stop over all groups.
+    Stop(Box<GroupSeek>),
+}
+
+impl SessionSeek {
+    fn is_ready(&mut self) -> bool {
+        match self {
+            SessionSeek::Blocks(seek) => seek.is_ready(),
+            SessionSeek::Stop(seek) => seek.is_ready(),
+        }
+    }
+
+    /// The reply with the pins of the match, or the seek if it is not ready.
+    fn reply(
+        self,
+        name: PinName,
+        (client, pins): (&ClientFacts, &SessionPins),
+    ) -> Result<Vec<u8>, SessionSeek> {
+        match self {
+            SessionSeek::Blocks(seek) => match seek.try_match() {
+                Ok(found) => Ok(found_reply(client, pins, (name, found))),
+                Err(seek) => Err(SessionSeek::Blocks(seek)),
+            },
+            SessionSeek::Stop(seek) => match seek.try_match() {
+                Ok(found) => Ok(found_stop_reply(client, pins, (name.1, found))),
+                Err(seek) => Err(SessionSeek::Stop(seek)),
+            },
+        }
+    }
+}
+
+/// Pins a match for the client, and reports its blocks.
+pub(super) fn found_reply(
+    client: &ClientFacts,
+    pins: &SessionPins,
+    (name, found): (PinName, Match),
+) -> Vec<u8> {
+    let runs = runs_of(&found, &client.tiers);
+    pins.add_match(name, found);
+    FoundFrame { runs }.encode(name.1)
+}
+
+/// Pins what a stop needs for the client, as a match of each group, and reports its pages.
+pub(super) fn found_stop_reply(
+    client: &ClientFacts,
+    pins: &SessionPins,
+    (number, found): (u64, GroupMatch),
+) -> Vec<u8> {
+    let (stop, spine) = (found.stop(), found.spine());
+    let mut groups = Vec::new();
+    for ((pages, found), group) in found.into_matches().into_iter().zip(0..) {
+        let runs = found.as_ref().map(|found| runs_of(found, &client.tiers));
+        groups.push(FoundGroup {
+            first: pages.start,
+            end: pages.end,
+            runs: runs.unwrap_or_default(),
+        });
+        if let Some(found) = found {
+            pins.add_match((group, number), found);
+        }
+    }
+    let frame = FoundStopFrame {
+        stop,
+        spine,
+        groups,
+    };
+    frame.encode(number)
 }
 
 /// The requests in progress.
@@ -58,7 +137,7 @@ pub(super) struct SessionJobs {
 
 /// The end of a job.
 enum EndedJob {
-    Hold(HoldReport, u64, usize),
+    Hold(HoldReport, PinName, usize),
     Store(StoreReport),
     Prefetch(LoadReport),
 }
@@ -111,16 +190,16 @@ impl SessionJobs {
         jobs.any(|job| matches!(job, SessionJob::Call))
     }
 
-    pub(super) fn add_seek(&self, number: u64, seek: Box<Seek>) {
-        self.running.lock().seeks.push((number, seek));
+    pub(super) fn add_seek(&self, name: PinName, seek: SessionSeek) {
+        self.running.lock().seeks.push((name, seek));
     }
 
     /// Ends a seek whose match the client has dropped.
-    pub(super) fn end_seek(&self, number: u64) {
+    pub(super) fn end_seek(&self, name: PinName) {
         let mut running = self.running.lock();
         let unwanted = running
             .seeks
-            .extract_if(.., |(one, _)| *one == number)
+            .extract_if(.., |(one, _)| *one == name)
             .collect::<Vec<_>>();
         drop(running);
         drop(unwanted);
@@ -133,20 +212,16 @@ impl SessionJobs {
     /// The replies to the seeks that are ready.
     pub(super) fn ready_seeks(&self, client: &ClientFacts, pins: &SessionPins) -> Vec<Vec<u8>> {
         let mut running = self.running.lock();
-        let ready: Vec<(u64, Box<Seek>)> = running
+        let ready: Vec<(PinName, SessionSeek)> = running
             .seeks
             .extract_if(.., |(_, seek)| seek.is_ready())
             .collect();
         drop(running);
         let mut frames = Vec::with_capacity(ready.len());
-        for (number, seek) in ready {
-            match seek.try_match() {
-                Ok(found) => {
-                    let runs = runs_of(&found, &client.tiers);
-                    pins.add_match(number, found);
-                    frames.push(FoundFrame { runs }.encode(number));
-                }
-                Err(seek) => self.add_seek(number, seek),
+        for (name, seek) in ready {
+            match seek.reply(name, (client, pins)) {
+                Ok(frame) => frames.push(frame),
+                Err(seek) => self.add_seek(name, seek),
             }
         }
         frames
@@ -166,7 +241,7 @@ impl SessionJobs {
         drop(job);
         Some(match ended {
             EndedJob::Hold(report, found, first) => {
-                hold_reply(client, pins, (number, found, first), report)
+                hold_reply(client, pins, ((found.0, number), found, first), report)
             }
             EndedJob::Store(report) => frame_of_store(&report).encode(number),
             EndedJob::Prefetch(report) => {
@@ -201,12 +276,12 @@ impl SessionJobs {
     }
 }
 
-/// The end of hold `number` of match `found` from block `first` on: pins its blocks for the client, gives
+/// The end of hold `name` of match `found` from block `first` on: pins its blocks for the client, gives
 /// the rest back to the match, and reports the numbers of the blocks.
 pub(super) fn hold_reply(
     client: &ClientFacts,
     pins: &SessionPins,
-    (number, found, first): (u64, u64, usize),
+    (name, found, first): (PinName, PinName, usize),
     report: HoldReport,
 ) -> Vec<u8> {
     let next = first + report.load.blocks;
@@ -214,14 +289,14 @@ pub(super) fn hold_reply(
     let ids: Vec<u32> = report.held.ids().iter().map(|id| id.0).collect();
     let frame = frame_of_load(&report.load, &client.tiers, ids);
     let has_blocks = !frame.ids.is_empty();
-    if has_blocks && !pins.add_hold(number, report.held) {
+    if has_blocks && !pins.add_hold(name, report.held) {
         let mut closed = report.load;
         closed.stopped = Some(LoadStop::Closed);
         closed.blocks = 0;
         let frame: LoadFrame = frame_of_load(&closed, &client.tiers, Vec::new());
-        return frame.encode(number);
+        return frame.encode(name.1);
     }
-    frame.encode(number)
+    frame.encode(name.1)
 }
 
 /// The end of a job, if it has come; else `waker` is woken when it comes.

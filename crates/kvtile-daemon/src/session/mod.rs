@@ -15,6 +15,7 @@ mod handshake;
 mod jobs;
 mod pins;
 mod requests;
+mod stops;
 
 use std::{
     io::{BufReader, Write},
@@ -32,6 +33,7 @@ use kvtile_blocks::events::TierId;
 use kvtile_daemon_wire::{
     FrameHeader, FrameKind, NumberFrame, ReadFrameError, RefusalCode, RefusalFrame, read_frame,
 };
+use kvtile_tiers::cache::Cache;
 use kvtile_transfer::LayoutHandle;
 use parking_lot::Mutex;
 
@@ -72,7 +74,33 @@ struct ClientFacts {
     process: i32,
     cache: Arc<ServedCache>,
     tiers: Vec<TierId>,
+    /// The staging memory of each group.
+    staging: Vec<LayoutHandle>,
+}
+
+/// What a request is about: one group of the client's cache.
+#[derive(Clone, Copy)]
+struct GroupOfClient<'a> {
+    client: &'a ClientFacts,
+    /// Its number.
+    number: u16,
+    cache: &'a Cache,
+    block_bytes: u64,
     staging: LayoutHandle,
+}
+
+impl ClientFacts {
+    /// A group by its number.
+    fn group(&self, number: u16) -> Option<GroupOfClient<'_>> {
+        let at = usize::from(number);
+        Some(GroupOfClient {
+            client: self,
+            number,
+            cache: self.cache.cache_of(at)?,
+            block_bytes: self.cache.groups().get(at)?.block_bytes(),
+            staging: *self.staging.get(at)?,
+        })
+    }
 }
 
 /// One client.
@@ -288,8 +316,10 @@ impl Session {
         self.pins.end();
         self.jobs.end();
         *self.client.lock() = None;
-        if let Err(error) = client.cache.cache().manager().unregister(client.staging) {
-            log::warn!("staging memory of client {}: {error}", self.number);
+        for staging in &client.staging {
+            if let Err(error) = client.cache.unregister(*staging) {
+                log::warn!("staging memory of client {}: {error}", self.number);
+            }
         }
     }
 

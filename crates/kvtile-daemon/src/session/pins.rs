@@ -8,6 +8,9 @@ use std::{
 use kvtile_tiers::cache::{Match, serving::HostHold};
 use parking_lot::Mutex;
 
+/// What names a match or a hold: its group, and the number of its request.
+pub(super) type PinName = (u16, u64);
+
 /// A match. Holds take blocks out of it, and those without room in host memory return to it.
 struct PinnedMatch {
     /// Its blocks, by the index of the first one of each piece in the match as it was found.
@@ -69,8 +72,8 @@ struct PinnedHold {
 
 #[derive(Default)]
 struct Pins {
-    matches: HashMap<u64, PinnedMatch>,
-    holds: HashMap<u64, PinnedHold>,
+    matches: HashMap<PinName, PinnedMatch>,
+    holds: HashMap<PinName, PinnedHold>,
     is_ended: bool,
 }
 
@@ -96,13 +99,13 @@ impl SessionPins {
 
     /// Adds a match. A match that replaces another one of the same number is the client's mistake,
     /// and releases the older one.
-    pub(super) fn add_match(&self, number: u64, found: Match) {
+    pub(super) fn add_match(&self, name: PinName, found: Match) {
         if found.blocks() > 0 {
-            self.add_pieces(number, BTreeMap::from([(0, found)]));
+            self.add_pieces(name, BTreeMap::from([(0, found)]));
         }
     }
 
-    fn add_pieces(&self, number: u64, pieces: BTreeMap<usize, Match>) {
+    fn add_pieces(&self, name: PinName, pieces: BTreeMap<usize, Match>) {
         let mut pins = self.pins.lock();
         if !pins.is_ended && !pieces.is_empty() {
             let pinned = PinnedMatch {
@@ -110,30 +113,30 @@ impl SessionPins {
                 holds: 0,
                 since: Instant::now(),
             };
-            let older = pins.matches.insert(number, pinned);
+            let older = pins.matches.insert(name, pinned);
             drop(pins);
             drop(older);
         }
     }
 
     /// Changes a match, and removes it if it is over. The change drops no pins: the lock is held.
-    fn change<T>(&self, number: u64, change: impl FnOnce(&mut PinnedMatch) -> T) -> Option<T> {
+    fn change<T>(&self, name: PinName, change: impl FnOnce(&mut PinnedMatch) -> T) -> Option<T> {
         let mut pins = self.pins.lock();
-        let pinned = pins.matches.get_mut(&number)?;
+        let pinned = pins.matches.get_mut(&name)?;
         let changed = change(pinned);
         if pinned.is_over() {
-            pins.matches.remove(&number);
+            pins.matches.remove(&name);
         }
         Some(changed)
     }
 
     /// Keeps `blocks` blocks of a match from block `first` on. A match that was released or taken back does not come back.
-    pub(super) fn narrow(&self, number: u64, first: usize, blocks: usize) {
+    pub(super) fn narrow(&self, name: PinName, first: usize, blocks: usize) {
         if blocks == 0 {
-            let released = self.pins.lock().matches.remove(&number);
+            let released = self.pins.lock().matches.remove(&name);
             return drop(released);
         }
-        let dropped = self.change(number, |pinned| {
+        let dropped = self.change(name, |pinned| {
             let behind = pinned.split_off(first.saturating_add(blocks));
             let kept = pinned.split_off(first);
             (behind, std::mem::replace(&mut pinned.pieces, kept))
@@ -143,9 +146,9 @@ impl SessionPins {
 
     /// Makes the blocks of a match from block `first` on a match of their own. Without room for another
     /// match they are released.
-    pub(super) fn split(&self, number: u64, first: usize, tail: u64) {
+    pub(super) fn split(&self, name: PinName, first: usize, tail: PinName) {
         let has_room = self.has_room();
-        let pieces = self.change(number, |pinned| pinned.split_off(first));
+        let pieces = self.change(name, |pinned| pinned.split_off(first));
         if let Some(pieces) = pieces.filter(|_| has_room) {
             self.add_pieces(tail, pieces);
         }
@@ -153,8 +156,8 @@ impl SessionPins {
 
     /// Takes `blocks` blocks from block `first` on out of a match, for a hold that ends with
     /// [`hold_ended`](Self::hold_ended); `None` if the match does not have them.
-    pub(super) fn take_piece(&self, number: u64, first: usize, blocks: usize) -> Option<Match> {
-        let taken = self.change(number, |pinned| {
+    pub(super) fn take_piece(&self, name: PinName, first: usize, blocks: usize) -> Option<Match> {
+        let taken = self.change(name, |pinned| {
             let piece = pinned.take(first, blocks)?;
             pinned.holds += 1;
             Some(piece)
@@ -164,34 +167,34 @@ impl SessionPins {
 
     /// Gives the blocks from block `first` on back to a match that was not released since a hold took
     /// them.
-    pub(super) fn hold_ended(&self, number: u64, rest: Option<(usize, Match)>) {
-        let _ = self.change(number, |pinned| {
+    pub(super) fn hold_ended(&self, name: PinName, rest: Option<(usize, Match)>) {
+        let _ = self.change(name, |pinned| {
             pinned.holds = pinned.holds.saturating_sub(1);
             pinned.pieces.extend(rest);
         });
     }
 
     /// Adds a hold; false if the session has ended.
-    pub(super) fn add_hold(&self, number: u64, held: HostHold) -> bool {
+    pub(super) fn add_hold(&self, name: PinName, held: HostHold) -> bool {
         let mut pins = self.pins.lock();
         if pins.is_ended {
             return false;
         }
         let since = Instant::now();
-        pins.holds.insert(number, PinnedHold { held, since });
+        pins.holds.insert(name, PinnedHold { held, since });
         true
     }
 
     /// Releases a hold, and returns the number of its blocks; `None` if there is none.
-    pub(super) fn release(&self, number: u64) -> Option<usize> {
-        let hold = self.pins.lock().holds.remove(&number)?;
+    pub(super) fn release(&self, name: PinName) -> Option<usize> {
+        let hold = self.pins.lock().holds.remove(&name)?;
         Some(hold.held.ids().len())
     }
 
     /// Renews the lease of a hold; false if it was released or taken back.
-    pub(super) fn renew(&self, number: u64) -> bool {
+    pub(super) fn renew(&self, name: PinName) -> bool {
         let mut pins = self.pins.lock();
-        match pins.holds.get_mut(&number) {
+        match pins.holds.get_mut(&name) {
             Some(hold) => {
                 hold.since = Instant::now();
                 true

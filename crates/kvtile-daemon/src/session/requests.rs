@@ -4,21 +4,21 @@ use std::{sync::Arc, time::Duration};
 
 use kvtile_blocks::BlockKey;
 use kvtile_daemon_wire::{
-    FoundFrame, FrameError, FrameHeader, FrameKind, HoldFrame, KeyBytes, LookupFrame, NarrowFrame,
-    NumberFrame, PrefetchFrame, RefusalCode, RefusalFrame, ReleaseFrame, SplitFrame, StoreFrame,
+    FrameError, FrameHeader, FrameKind, HoldFrame, KeyBytes, LookupFrame, NarrowFrame, NumberFrame,
+    PrefetchFrame, RefusalCode, RefusalFrame, ReleaseFrame, SplitFrame, StoreFrame,
 };
 use kvtile_tiers::{
     RequestError, TierError,
     cache::{
         LoadOptions, Priority,
-        serving::{lookup_options_of, runs_of, store_options_of, time_of},
+        serving::{lookup_options_of, store_options_of, time_of},
     },
 };
 
 use super::{
-    ClientFacts, OutboxItem, Session, SessionEnd, calls,
-    jobs::{SessionJob, hold_reply},
-    protocol,
+    ClientFacts, GroupOfClient, OutboxItem, Session, SessionEnd, calls,
+    jobs::{SessionJob, SessionSeek, found_reply, hold_reply},
+    protocol, stops,
 };
 
 /// The refusal of a request that the cache refuses.
@@ -41,7 +41,7 @@ pub(super) fn refusal_of(error: &TierError) -> RefusalFrame {
     }
 }
 
-fn keys_of(keys: &[KeyBytes]) -> Vec<BlockKey> {
+pub(super) fn keys_of(keys: &[KeyBytes]) -> Vec<BlockKey> {
     keys.iter().map(|key| BlockKey::from_bytes(*key)).collect()
 }
 
@@ -57,55 +57,43 @@ pub(super) fn serve(
     payload: &[u8],
 ) -> Result<(), SessionEnd> {
     let number = header.request;
+    let Some(group) = client.group(header.group) else {
+        let groups = client.cache.groups().len();
+        let text = format!("{:?} about group {} of {groups}", header.kind, header.group);
+        return Err(protocol(number, text));
+    };
     let wire = |error: FrameError| protocol(number, error.to_string());
     match header.kind {
         FrameKind::Lookup => {
             let frame = LookupFrame::decode(payload).map_err(wire)?;
-            lookup(session, client, (number, &frame));
+            lookup(session, group, (number, &frame));
         }
         FrameKind::Seek => {
             let frame = LookupFrame::decode(payload).map_err(wire)?;
-            seek(session, client, (number, &frame));
+            seek(session, group, (number, &frame));
         }
-        FrameKind::Narrow => {
-            let frame = NarrowFrame::decode(payload).map_err(wire)?;
-            let (first, blocks) = (count(frame.first), count(frame.blocks));
-            if blocks == 0 {
-                session.jobs.end_seek(frame.found);
-            }
-            session.pins.narrow(frame.found, first, blocks);
-        }
-        FrameKind::Split => {
-            let frame = SplitFrame::decode(payload).map_err(wire)?;
-            session.pins.split(frame.found, count(frame.first), number);
+        FrameKind::Narrow | FrameKind::Split | FrameKind::Check => {
+            serve_pins(session, header, payload)?;
         }
         FrameKind::Hold => {
             let frame = HoldFrame::decode(payload).map_err(wire)?;
-            hold(session, client, (number, &frame));
-        }
-        FrameKind::Check => {
-            let frame = NumberFrame::decode(payload).map_err(wire)?;
-            let is_valid = session.pins.renew(frame.number);
-            let reply = NumberFrame {
-                number: is_valid.into(),
-            };
-            session.send(&reply.encode(FrameKind::Number, number));
+            hold(session, group, (number, &frame));
         }
         FrameKind::Release => {
             let frame = ReleaseFrame::decode(payload).map_err(wire)?;
-            release(session, client, &frame);
+            release(session, group, &frame);
         }
         FrameKind::Store => {
             let frame = StoreFrame::decode(payload).map_err(wire)?;
-            store(session, client, (number, &frame));
+            store(session, group, (number, &frame));
         }
         FrameKind::Prefetch => {
             let frame = PrefetchFrame::decode(payload).map_err(wire)?;
-            prefetch(session, client, (number, &frame));
+            prefetch(session, group, (number, &frame));
         }
         FrameKind::Peek => {
             let frame = PrefetchFrame::decode(payload).map_err(wire)?;
-            let leading = client.cache.cache().leading_in_host(&keys_of(&frame.keys));
+            let leading = group.cache.leading_in_host(&keys_of(&frame.keys));
             let reply = NumberFrame {
                 number: leading.unwrap_or(0) as u64,
             };
@@ -118,8 +106,42 @@ pub(super) fn serve(
         FrameKind::Settle => {
             let _ = session.outbox.send(OutboxItem::Settle(number));
         }
-        FrameKind::Call => calls::serve(session, client, (number, payload))?,
+        FrameKind::Call => calls::serve(session, client, (number, payload), header.group)?,
+        FrameKind::FindStop | FrameKind::SeekStop | FrameKind::ListStops | FrameKind::NoteStops => {
+            stops::serve(session, client, (header.kind, number), payload)?;
+        }
         kind => return Err(protocol(number, format!("{kind:?} from a client"))),
+    }
+    Ok(())
+}
+
+/// Serves a request about pins that the client has.
+fn serve_pins(session: &Session, header: FrameHeader, payload: &[u8]) -> Result<(), SessionEnd> {
+    let number = header.request;
+    let wire = |error: FrameError| protocol(number, error.to_string());
+    let named = |number: u64| (header.group, number);
+    match header.kind {
+        FrameKind::Narrow => {
+            let frame = NarrowFrame::decode(payload).map_err(wire)?;
+            let (first, blocks) = (count(frame.first), count(frame.blocks));
+            if blocks == 0 {
+                session.jobs.end_seek(named(frame.found));
+            }
+            session.pins.narrow(named(frame.found), first, blocks);
+        }
+        FrameKind::Split => {
+            let frame = SplitFrame::decode(payload).map_err(wire)?;
+            let found = named(frame.found);
+            session.pins.split(found, count(frame.first), named(number));
+        }
+        _ => {
+            let frame = NumberFrame::decode(payload).map_err(wire)?;
+            let is_valid = session.pins.renew(named(frame.number));
+            let reply = NumberFrame {
+                number: is_valid.into(),
+            };
+            session.send(&reply.encode(FrameKind::Number, number));
+        }
     }
     Ok(())
 }
@@ -134,7 +156,7 @@ pub(super) fn is_refused(session: &Session, number: u64) -> bool {
     true
 }
 
-fn lookup(session: &Session, client: &ClientFacts, (number, frame): (u64, &LookupFrame)) {
+fn lookup(session: &Session, group: GroupOfClient<'_>, (number, frame): (u64, &LookupFrame)) {
     let keys = keys_of(&frame.keys);
     // Without room for its pins a match has no blocks.
     let (keys, _) = match session.pins.has_room() {
@@ -142,31 +164,34 @@ fn lookup(session: &Session, client: &ClientFacts, (number, frame): (u64, &Looku
         false => keys.split_at(0),
     };
     let options = lookup_options_of(frame);
-    let found = client.cache.cache().lookup_with(keys, &options);
-    let runs = runs_of(&found, &client.tiers);
-    session.pins.add_match(number, found);
-    session.send(&FoundFrame { runs }.encode(number));
+    let found = group.cache.lookup_with(keys, &options);
+    let name = (group.number, number);
+    session.send(&found_reply(group.client, &session.pins, (name, found)));
 }
 
-fn seek(session: &Session, client: &ClientFacts, (number, frame): (u64, &LookupFrame)) {
+fn seek(session: &Session, group: GroupOfClient<'_>, (number, frame): (u64, &LookupFrame)) {
     if is_refused(session, number) || !session.pins.has_room() {
-        return lookup(session, client, (number, frame));
+        return lookup(session, group, (number, frame));
     }
     let within = time_of(frame.within_ms).unwrap_or(Duration::ZERO);
     let options = lookup_options_of(frame);
     let keys = keys_of(&frame.keys);
-    let seek = client.cache.cache().seek_with(&keys, within, &options);
-    session.jobs.add_seek(number, Box::new(seek));
+    let seek = group.cache.seek_with(&keys, within, &options);
+    let name = (group.number, number);
+    session
+        .jobs
+        .add_seek(name, SessionSeek::Blocks(Box::new(seek)));
     // A seek that is ready at once is answered by the outbox too.
     let _ = session.outbox.send(OutboxItem::Seek);
 }
 
-fn hold(session: &Session, client: &ClientFacts, (number, frame): (u64, &HoldFrame)) {
+fn hold(session: &Session, group: GroupOfClient<'_>, (number, frame): (u64, &HoldFrame)) {
     if is_refused(session, number) {
         return;
     }
     let (first, blocks) = (count(frame.first), count(frame.blocks));
-    let Some(piece) = session.pins.take_piece(frame.found, first, blocks) else {
+    let found = (group.number, frame.found);
+    let Some(piece) = session.pins.take_piece(found, first, blocks) else {
         let text = "the match was released, or its lease has ended; look the keys up again";
         let refusal = RefusalFrame::new(RefusalCode::Revoked, text);
         return session.refuse(number, &refusal);
@@ -174,13 +199,12 @@ fn hold(session: &Session, client: &ClientFacts, (number, frame): (u64, &HoldFra
     let options = LoadOptions::new()
         .priority(Priority::of_number(frame.priority))
         .within(time_of(frame.within_ms));
-    match client.cache.cache().hold(piece, &options) {
+    match group.cache.hold(piece, &options) {
         Ok(completion) => {
-            let found = frame.found;
             // Blocks that are all in host memory need no other thread.
             if let Some(report) = completion.try_result() {
-                let of = (number, found, first);
-                let reply = hold_reply(client, &session.pins, of, report);
+                let of = ((group.number, number), found, first);
+                let reply = hold_reply(group.client, &session.pins, of, report);
                 return session.send(&reply);
             }
             let job = SessionJob::Hold {
@@ -191,36 +215,35 @@ fn hold(session: &Session, client: &ClientFacts, (number, frame): (u64, &HoldFra
             session.jobs.add(number, job, &session.outbox);
         }
         Err(error) => {
-            session.pins.hold_ended(frame.found, None);
+            session.pins.hold_ended(found, None);
             session.refuse(number, &refusal_of(&error));
         }
     }
 }
 
-fn release(session: &Session, client: &ClientFacts, frame: &ReleaseFrame) {
-    let Some(held) = session.pins.release(frame.hold) else {
+fn release(session: &Session, group: GroupOfClient<'_>, frame: &ReleaseFrame) {
+    let Some(held) = session.pins.release((group.number, frame.hold)) else {
         return;
     };
     let blocks = u64::from(frame.blocks);
     // What a client claims to have copied is bounded by what it held.
-    let block_bytes = client.cache.host().shape().block_bytes().unwrap_or(0);
+    let block_bytes = group.block_bytes;
     if blocks > 0 && blocks <= held as u64 && frame.bytes <= blocks.saturating_mul(block_bytes) {
         let time = Duration::from_nanos(frame.nanoseconds);
-        let cache = client.cache.cache();
-        if let Err(error) = cache.copied_out(blocks, frame.bytes, time) {
+        if let Err(error) = group.cache.copied_out(blocks, frame.bytes, time) {
             log::warn!("client {}: {error}", session.number);
         }
     }
 }
 
-fn store(session: &Session, client: &ClientFacts, (number, frame): (u64, &StoreFrame)) {
+fn store(session: &Session, group: GroupOfClient<'_>, (number, frame): (u64, &StoreFrame)) {
     if is_refused(session, number) {
         return;
     }
     let slots: Vec<usize> = frame.slots.iter().map(|slot| count(*slot)).collect();
-    let options = store_options_of(frame).layout(client.staging);
+    let options = store_options_of(frame).layout(group.staging);
     let keys = keys_of(&frame.keys);
-    match client.cache.cache().store_with(&keys, &slots, &options) {
+    match group.cache.store_with(&keys, &slots, &options) {
         Ok(completion) => {
             let job = SessionJob::Store(completion);
             session.jobs.add(number, job, &session.outbox);
@@ -229,11 +252,11 @@ fn store(session: &Session, client: &ClientFacts, (number, frame): (u64, &StoreF
     }
 }
 
-fn prefetch(session: &Session, client: &ClientFacts, (number, frame): (u64, &PrefetchFrame)) {
+fn prefetch(session: &Session, group: GroupOfClient<'_>, (number, frame): (u64, &PrefetchFrame)) {
     if is_refused(session, number) {
         return;
     }
-    match client.cache.cache().prefetch(&keys_of(&frame.keys)) {
+    match group.cache.prefetch(&keys_of(&frame.keys)) {
         Ok(completion) => {
             let job = SessionJob::Prefetch(completion);
             session.jobs.add(number, job, &session.outbox);

@@ -12,15 +12,17 @@ use kvtile_daemon_wire::{
     RefusalFrame, StoreFrame, WIRE_VERSION, read_frame,
 };
 use kvtile_memory::{SharedMemory, SharedReadMemory};
-use kvtile_tiers::cache::serving::{HelloMessage, WelcomeMessage};
+use kvtile_tiers::cache::serving::{HelloBlocks, HelloMessage, WelcomeMessage};
 
 use super::common::{Node, chain, eventually, identity, is_idle, load, shape, store, stride};
 
 fn hello(version: u32) -> Vec<u8> {
     let message = HelloMessage {
         version,
-        identity: identity(),
-        shape: shape(1),
+        blocks: HelloBlocks::Plain {
+            identity: Box::new(identity()),
+            shape: Box::new(shape(1)),
+        },
         name: "a test".to_owned(),
     };
     let json = serde_json::to_vec(&message).unwrap();

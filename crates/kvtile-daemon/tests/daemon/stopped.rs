@@ -23,7 +23,7 @@ use kvtile_memory::SharedReadMemory;
 use kvtile_tiers::{
     cache::{
         Cache, CacheSettings, ConnectSettings, LoadStop,
-        serving::{HelloMessage, WelcomeMessage},
+        serving::{HelloMessage, WelcomeGroup, WelcomeMessage},
     },
     metrics::MissReason,
     tier::STORAGE_WORD,
@@ -204,18 +204,20 @@ fn serve(listener: &UnixListener, cache: &Cache, lost: LostPins) {
     let (mut socket, _) = listener.accept().unwrap();
     let host = cache.host_memory().unwrap();
     let (header, payload) = read_frame(&mut socket).unwrap();
-    let hello: HelloMessage = serde_json::from_slice(&payload).unwrap();
+    let _: HelloMessage = serde_json::from_slice(&payload).unwrap();
     let blocks = host.shape().num_blocks();
     let welcome = WelcomeMessage {
         session: 1,
-        identity: hello.identity.fingerprint(),
-        blocks,
-        pool_blocks: blocks,
-        storage_word: STORAGE_WORD.to_owned(),
-        block_layout: LayoutIdentity::of_block(host.strided()).fingerprint(),
+        groups: vec![WelcomeGroup {
+            identity: identity().fingerprint(),
+            blocks,
+            pool_blocks: blocks,
+            storage_word: STORAGE_WORD.to_owned(),
+            block_layout: LayoutIdentity::of_block(host.strided()).fingerprint(),
+        }],
         tiers: cache.tiers(),
         lease_ms: if lost == LostPins::Taken { 0 } else { 60_000 },
-        staging_blocks_max: 4,
+        staging_bytes_max: 4 * BLOCK_BYTES,
     };
     let json = serde_json::to_vec(&welcome).unwrap();
     let frame = FrameHeader::frame(FrameKind::Welcome, header.request, |out| {

@@ -2,15 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kvtile_blocks::{
-    BlockKey,
-    events::{StoredBlock, TierId},
-};
+use kvtile_blocks::{BlockKey, events::StoredBlock};
 use kvtile_transfer::{LayoutHandle, completion::Completion};
 
 use super::{
-    Cache, CacheParts, LoadOptions, LoadReport, LookupOptions, Match, StoreOptions, StoreReport,
+    Cache, CacheBackend, CacheParts, LoadOptions, LoadReport, LookupOptions, Match, StoreOptions,
+    StoreReport,
     below::{CacheTier, GROUP},
+    connect::ConnectedParts,
     found, load, requests,
     seek::SoughtAnswers,
     store, tend,
@@ -25,6 +24,103 @@ impl Cache {
     /// The parts of a cache that is in this process.
     pub(crate) fn parts_of_group(&self) -> Option<&Arc<CacheParts>> {
         self.parts_here()
+    }
+
+    /// The parts of a cache that is connected to a daemon.
+    pub(crate) fn parts_of_connection(&self) -> Option<&Arc<ConnectedParts>> {
+        match &self.backend {
+            CacheBackend::Here(_) => None,
+            CacheBackend::There(cache) => Some(cache.parts()),
+        }
+    }
+}
+
+/// The cache of one group, in this process or in a daemon.
+pub(crate) enum CacheOfGroup {
+    /// In this process.
+    Here(Arc<CacheParts>),
+    /// In a daemon.
+    There(Arc<ConnectedParts>),
+}
+
+impl CacheOfGroup {
+    /// Refuses a layout or ids that a load or a store of the group refuses.
+    pub(crate) fn check_blocks(
+        &self,
+        group: &str,
+        layout: Option<LayoutHandle>,
+        blocks: &[usize],
+    ) -> Result<(), TierError> {
+        let has_layout = match self {
+            CacheOfGroup::Here(cache) => cache.engine.is_some(),
+            CacheOfGroup::There(cache) => cache.has_engine(),
+        };
+        if layout.is_none() && !has_layout {
+            return match blocks {
+                [] => Ok(()),
+                _ => Err(TierError::Request(RequestError::NoLayout {
+                    group: group.to_owned(),
+                })),
+            };
+        }
+        match self {
+            CacheOfGroup::Here(cache) => requests::check_blocks(cache, layout, blocks).map(drop),
+            CacheOfGroup::There(cache) => cache.check_blocks(layout, blocks).map(drop),
+        }
+    }
+
+    /// Starts a load.
+    pub(crate) fn bring(
+        &self,
+        found: Match,
+        destinations: &[usize],
+        options: &LoadOptions,
+    ) -> Result<Completion<LoadReport>, TierError> {
+        match self {
+            CacheOfGroup::Here(cache) => load::start(cache, found, destinations, options),
+            CacheOfGroup::There(cache) => {
+                let found = found.into_connected();
+                let found = found.map_err(|_| TierError::Request(RequestError::OtherCache))?;
+                cache.load(found, destinations, options)
+            }
+        }
+    }
+
+    /// Starts bringing the blocks of a match, which have these keys, to host memory.
+    pub(crate) fn warm(
+        &self,
+        found: Match,
+        keys: &[BlockKey],
+    ) -> Result<Completion<LoadReport>, TierError> {
+        match self {
+            CacheOfGroup::Here(cache) => load::prefetch_found(cache, found),
+            CacheOfGroup::There(cache) => {
+                let found = found.into_connected();
+                let found = found.map_err(|_| TierError::Request(RequestError::OtherCache))?;
+                cache.prefetch_found(found, keys)
+            }
+        }
+    }
+
+    /// Starts a store.
+    pub(crate) fn keep(
+        &self,
+        keys: &[BlockKey],
+        blocks: &[usize],
+        options: &StoreOptions,
+    ) -> Result<Completion<StoreReport>, TierError> {
+        match self {
+            CacheOfGroup::Here(cache) => store::start(cache, keys, blocks, options),
+            CacheOfGroup::There(cache) => cache.store(keys, blocks, options),
+        }
+    }
+
+    /// Whether the block is known to be stored: no copy of it is needed. A daemon compares when it stores.
+    pub(crate) fn is_stored(&self, key: &BlockKey) -> bool {
+        match self {
+            CacheOfGroup::Here(cache) => cache.has_block(key),
+            CacheOfGroup::There(_) => false,
+        }
     }
 }
 
@@ -119,60 +215,6 @@ impl CacheParts {
     /// Finds and pins the leading blocks of `keys`.
     pub(crate) fn find(self: &Arc<Self>, keys: &[BlockKey], options: &LookupOptions) -> Match {
         found::lookup(self, keys, (options, MissReason::Absent))
-    }
-
-    /// Refuses a layout or ids that a load or a store of the group refuses.
-    pub(crate) fn check_blocks(
-        &self,
-        group: &str,
-        layout: Option<LayoutHandle>,
-        blocks: &[usize],
-    ) -> Result<(), TierError> {
-        if layout.is_none() && self.engine.is_none() {
-            return match blocks {
-                [] => Ok(()),
-                _ => Err(TierError::Request(RequestError::NoLayout {
-                    group: group.to_owned(),
-                })),
-            };
-        }
-        requests::check_blocks(self, layout, blocks).map(|_| ())
-    }
-
-    /// Starts a load.
-    pub(crate) fn bring(
-        self: &Arc<Self>,
-        found: Match,
-        destinations: &[usize],
-        options: &LoadOptions,
-    ) -> Result<Completion<LoadReport>, TierError> {
-        load::start(self, found, destinations, options)
-    }
-
-    /// Starts bringing the blocks of a match to host memory.
-    pub(crate) fn warm(
-        self: &Arc<Self>,
-        found: Match,
-    ) -> Result<Completion<LoadReport>, TierError> {
-        load::prefetch_found(self, found)
-    }
-
-    /// Starts a store.
-    pub(crate) fn keep(
-        self: &Arc<Self>,
-        keys: &[BlockKey],
-        blocks: &[usize],
-        options: &StoreOptions,
-    ) -> Result<Completion<StoreReport>, TierError> {
-        store::start(self, keys, blocks, options)
-    }
-
-    /// Evicts host blocks, or blocks of the group in the tiers below.
-    pub(crate) fn evict_blocks(&self, tier: TierId, blocks: usize) -> Result<usize, TierError> {
-        if tier != TierId::HOST && !self.below.iter().any(|below| below.id == tier) {
-            return Err(TierError::Request(RequestError::NoSuchTier { tier }));
-        }
-        super::demote::evict(self, tier, blocks)
     }
 
     /// Appends the blocks of host memory.

@@ -62,8 +62,12 @@ pub use crate::clock::{Clock, SystemClock};
 pub use crate::disk::DiskSettings;
 pub use crate::tier::{STORAGE_WORD, TierSettings, TierWrites};
 pub use connect::ConnectSettings;
+pub(crate) use connect::{
+    ConnectOffer, ConnectedParts, ConnectedStop, ConnectedStopSeek, Connection,
+};
 pub use flush::{FlushReport, TierFlush};
 pub use found::Match;
+pub(crate) use grouped::CacheOfGroup;
 pub use load_marks::LoadMarks;
 pub use open::CacheBuilder;
 pub(crate) use open::{EngineLayout, GroupPlace};
@@ -258,10 +262,10 @@ impl Cache {
         match &self.backend {
             CacheBackend::Here(cache) => load::start(&cache.inner, found, destinations, options),
             CacheBackend::There(cache) => match found.into_connected() {
-                Ok(found) => cache.load(found, destinations, options),
+                Ok(found) => cache.parts().load(found, destinations, options),
                 Err(found) => found
                     .check_nothing(destinations)
-                    .map(|()| cache.load_nothing()),
+                    .map(|()| cache.parts().load_nothing()),
             },
         }
     }
@@ -297,7 +301,7 @@ impl Cache {
     ) -> Result<Completion<StoreReport>, TierError> {
         match &self.backend {
             CacheBackend::Here(cache) => store::start(&cache.inner, keys, blocks, options),
-            CacheBackend::There(cache) => cache.store(keys, blocks, options),
+            CacheBackend::There(cache) => cache.parts().store(keys, blocks, options),
         }
     }
 
@@ -308,7 +312,7 @@ impl Cache {
     pub fn prefetch(&self, keys: &[BlockKey]) -> Result<Completion<LoadReport>, TierError> {
         match &self.backend {
             CacheBackend::Here(cache) => load::prefetch(&cache.inner, keys),
-            CacheBackend::There(cache) => cache.prefetch(keys),
+            CacheBackend::There(cache) => cache.parts().prefetch(keys),
         }
     }
 

@@ -30,13 +30,23 @@ pub enum SettingsError {
         /// The layout.
         layout: String,
     },
-    /// Staging memory too small for one block.
-    #[error("{staging_bytes} bytes of staging memory hold no block; give at least {needed_bytes}")]
+    /// Staging memory too small for one block of each group.
+    #[error(
+        "{staging_bytes} bytes of staging memory do not hold one block of each group; give at least {needed_bytes}"
+    )]
     ConnectStagingTooSmall {
         /// The setting.
         staging_bytes: u64,
         /// Bytes of one block.
         needed_bytes: u64,
+    },
+    /// An order of stored pages for a daemon, which has its own.
+    #[error(
+        "group {group} has an order of stored pages; a daemon stores pages in its own order, so leave the order out"
+    )]
+    ConnectStorageWord {
+        /// The group.
+        group: String,
     },
     /// Host memory too small for one block.
     #[error("{host_bytes} bytes of host memory hold no block; give at least {needed_bytes}")]
@@ -267,7 +277,7 @@ pub enum SettingsError {
     StoreWrites,
     /// A tier over the parts of other ranks with another number of groups than one.
     #[error(
-        "a tier over the parts of other ranks reads folders of one group, and {groups} groups are requested"
+        "a tier over the parts of other ranks reads one group of blocks, and {groups} groups are requested"
     )]
     PartsGroups {
         /// The number of groups.

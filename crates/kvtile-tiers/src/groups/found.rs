@@ -15,7 +15,7 @@ use super::{
     stops,
 };
 use crate::{
-    cache::{CacheParts, LookupOptions, Match},
+    cache::{CacheParts, ConnectedStop, LookupOptions, Match},
     error::TierError,
     rate::reading_pays,
 };
@@ -145,11 +145,15 @@ impl GroupMatch {
     /// stops may be no stop of some of them.
     #[must_use]
     pub fn stops(&self) -> Vec<u64> {
+        let shared = self.shared.upgrade();
+        if let Some(connection) = shared.and_then(|shared| shared.connection()) {
+            return connection.list_stops(&self.chain, &self.options);
+        }
         let Some((shared, caches)) = self.open() else {
             return Vec::new();
         };
         let search = StopSearch::new(&shared, &caches, &self.chain, self.options.at_most);
-        search.usable(search.spine())
+        search.all()
     }
 
     /// Tokens up to which the groups with [`GroupRule::Full`] are stored, where they reach beyond the
@@ -199,11 +203,23 @@ impl GroupMatch {
         std::ptr::eq(self.shared.as_ptr(), Arc::as_ptr(shared))
     }
 
+    /// The keys of the pages that the stop needs of a group.
+    pub(super) fn keys_of(&self, at: usize, facts: &GroupFacts) -> Vec<BlockKey> {
+        let keys = facts.keys(&self.chain, self.needs_of(at, facts, 0));
+        keys.unwrap_or_default()
+    }
+
     /// Takes the pins of the last `pages` needed pages of a group.
     pub(super) fn take(&mut self, at: usize, pages: usize) -> Option<Match> {
         let found = self.needs.get_mut(at)?.found.take()?;
         let skipped = found.blocks().saturating_sub(pages);
         Some(found.skip(skipped))
+    }
+
+    /// Takes all pins, with the pages of each group.
+    pub(super) fn take_all(&mut self) -> Vec<(Range<u64>, Option<Match>)> {
+        let needs = self.needs.drain(..);
+        needs.map(|need| (need.pages, need.found)).collect()
     }
 
     pub(super) fn nothing(
@@ -221,6 +237,38 @@ impl GroupMatch {
         }
     }
 
+    /// A stop that a daemon found, if it is one of these groups.
+    pub(super) fn of_daemon(
+        shared: &Arc<GroupsShared>,
+        (chain, options): (Arc<[BlockKey]>, StopOptions),
+        there: Option<ConnectedStop>,
+    ) -> GroupMatch {
+        let mut found = GroupMatch::nothing(Arc::downgrade(shared), chain, options);
+        let Some(there) = there else {
+            return found;
+        };
+        let is_needed = |(facts, (pages, _)): (&GroupFacts, &(Range<u64>, Match))| {
+            let needed = facts.needs(there.stop);
+            *pages == needed || (pages.is_empty() && !facts.gates())
+        };
+        let tokens = (found.chain.len() as u64).saturating_mul(shared.unit.get());
+        found.spine = there.spine.min(tokens);
+        if there.stop == 0
+            || there.stop > tokens
+            || !shared.facts.iter().zip(&there.groups).all(is_needed)
+        {
+            return found;
+        }
+        found.stop = there.stop;
+        found.spine = found.spine.max(there.stop);
+        let need = |(pages, pins): (Range<u64>, Match)| GroupNeed {
+            found: (!pages.is_empty()).then_some(pins),
+            pages,
+        };
+        found.needs = there.groups.into_iter().map(need).collect();
+        found
+    }
+
     fn open(&self) -> Option<(Arc<GroupsShared>, Vec<Arc<CacheParts>>)> {
         let shared = self.shared.upgrade()?;
         let caches = shared.open()?;
@@ -234,6 +282,10 @@ pub(super) fn lookup(
     chain: Arc<[BlockKey]>,
     options: &StopOptions,
 ) -> GroupMatch {
+    if let Some(connection) = shared.connection() {
+        let there = connection.find_stop(&chain, options);
+        return GroupMatch::of_daemon(shared, (chain, *options), there);
+    }
     let mut found = GroupMatch::nothing(Arc::downgrade(shared), chain, *options);
     GroupCounts::add(&shared.counts.lookups, 1);
     let Some(caches) = shared.open() else {
@@ -356,8 +408,9 @@ impl<'a> StopSearch<'a> {
         search(&mut usable_stops(&presence, spine, self.shared.stop_unit))
     }
 
-    fn usable(&self, spine: u64) -> Vec<u64> {
-        self.with_stops(spine, |stops| stops.collect())
+    /// All usable stops, the longest first.
+    pub(super) fn all(&self) -> Vec<u64> {
+        self.with_stops(self.spine(), |stops| stops.collect())
     }
 
     fn longest(&self, most: u64) -> Option<u64> {

@@ -68,10 +68,11 @@ pub(super) fn prefetch(
     let caches = shared.opened()?;
     let of_groups = shared.facts.iter().zip(&caches).enumerate();
     let jobs = of_groups.filter_map(|(at, (facts, cache))| {
+        let keys = found.keys_of(at, facts);
         let pins = found.take(at, usize::MAX)?;
         Some(GroupJob {
             group: facts.name.clone(),
-            begun: cache.warm(pins),
+            begun: cache.warm(pins, &keys),
         })
     });
     let jobs: Vec<GroupJob<_>> = jobs.collect();

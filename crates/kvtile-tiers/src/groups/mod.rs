@@ -20,9 +20,14 @@
 //! A thread keeps known stops whole over the groups: their pages are written to durable tiers together,
 //! and what only a lost stop needed is removed (`stops`).
 //!
+//! A cache that is connected to a node daemon has all of this there ([`GroupCache::connect`]): the lookup of
+//! a stop is one round trip, and each group's pages pass as those of a connected
+//! [`Cache`](crate::cache::Cache).
+//!
 //! Presence in all groups is what makes a stop, so a store needs no transaction across groups: if a
 //! page is lost, evicted or damaged, the stops that need it end, and shorter ones remain.
 
+mod connect;
 mod division;
 mod found;
 mod load;
@@ -30,6 +35,7 @@ mod open;
 mod operation;
 mod report;
 mod seek;
+mod serving;
 mod settings;
 mod shared;
 mod stops;
@@ -37,7 +43,7 @@ mod store;
 mod view;
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -50,6 +56,7 @@ use kvtile_layout::GroupRule;
 use kvtile_transfer::TransferManager;
 use parking_lot::Mutex;
 
+pub use connect::{ConnectGroups, GroupConnectSettings};
 pub use found::{GroupMatch, StopOptions};
 pub use load::LoadBlocks;
 pub use open::GroupCacheBuilder;
@@ -67,7 +74,7 @@ use shared::GroupsShared;
 use stops::StopKeeper;
 
 use crate::{
-    cache::{Cache, FlushReport, LoadOptions},
+    cache::{Cache, Connection, FlushReport, LoadOptions},
     error::{RequestError, TierError},
     keys::{HasherOptions, TokenHasher},
     metrics::CacheStats,
@@ -120,13 +127,26 @@ pub struct GroupCache {
     /// One for each group.
     caches: Vec<Cache>,
     manager: Arc<TransferManager>,
+    backend: GroupsBackend,
+}
+
+/// Who has the events of the cache, and follows them to keep stops whole.
+enum GroupsBackend {
+    /// This process.
+    Here(GroupsHere),
+    /// A daemon.
+    There(Arc<Connection>),
+}
+
+/// The events of a cache in this process.
+struct GroupsHere {
     events: Arc<EventLog>,
     keeper: KeeperPlace,
     /// Lives as long as the cache.
     owner: Arc<()>,
 }
 
-/// Who follows the events of the cache to keep stops whole.
+/// What follows the events of the cache to keep stops whole.
 enum KeeperPlace {
     /// A thread.
     Thread(Option<JoinHandle<()>>),
@@ -167,33 +187,49 @@ impl GroupCache {
         shared: GroupsShared,
         caches: Vec<Cache>,
         (manager, events): (Arc<TransferManager>, Arc<EventLog>),
-    ) -> GroupCache {
+        has_threads: bool,
+    ) -> Result<GroupCache, TierError> {
         let shared = Arc::new(shared);
         let keeper = StopKeeper::new(&shared, events.subscribe());
-        GroupCache {
+        let keeper = match has_threads {
+            true => {
+                let thread = thread::Builder::new().name("kvtile-stops".to_owned());
+                let thread = thread.spawn(move || keeper.serve());
+                KeeperPlace::Thread(Some(thread.map_err(TierError::thread)?))
+            }
+            false => KeeperPlace::Steps(Mutex::new(keeper)),
+        };
+        Ok(GroupCache {
             shared,
             caches,
             manager,
-            events,
-            keeper: KeeperPlace::Steps(Mutex::new(keeper)),
-            owner: Arc::new(()),
+            backend: GroupsBackend::Here(GroupsHere {
+                events,
+                keeper,
+                owner: Arc::new(()),
+            }),
+        })
+    }
+
+    /// The events in this process; `None` for a connected cache.
+    fn here(&self) -> Option<&GroupsHere> {
+        match &self.backend {
+            GroupsBackend::Here(here) => Some(here),
+            GroupsBackend::There(_) => None,
         }
     }
 
-    /// Starts the thread that keeps stops whole, in a cache with threads.
-    fn keep_stops(mut self, has_threads: bool) -> Result<GroupCache, TierError> {
-        if has_threads {
-            let keeper = StopKeeper::new(&self.shared, self.events.subscribe());
-            let thread = thread::Builder::new().name("kvtile-stops".to_owned());
-            let thread = thread
-                .spawn(move || keeper.serve())
-                .map_err(TierError::thread)?;
-            self.keeper = KeeperPlace::Thread(Some(thread));
+    /// Whether calls reach the pages: always true in process. A connected cache whose daemon is away, or
+    /// does not answer, finds nothing and stores nothing until it is true again.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        match &self.backend {
+            GroupsBackend::Here(_) => true,
+            GroupsBackend::There(connection) => connection.is_connected(),
         }
-        Ok(self)
     }
 
-    /// The groups, in the order of the settings.
+    /// The groups, in the order of the settings; those of a connected cache in the order of their names.
     #[must_use]
     pub fn groups(&self) -> &[GroupFacts] {
         &self.shared.facts
@@ -341,10 +377,9 @@ impl GroupCache {
     /// A group or a tier that this cache does not have.
     pub fn evict(&self, group: &str, tier: TierId, pages: usize) -> Result<usize, TierError> {
         let at = self.shared.at(group)?;
-        let caches = self.shared.opened()?;
-        let cache = caches.get(at);
+        let cache = self.caches.get(at);
         let cache = cache.ok_or(TierError::Request(RequestError::Closed))?;
-        cache.evict_blocks(tier, pages)
+        cache.evict(tier, pages)
     }
 
     /// Removes all pages of all groups and returns how many.
@@ -368,13 +403,13 @@ impl GroupCache {
     /// The counters since the cache was opened.
     #[must_use]
     pub fn stats(&self) -> GroupCacheStats {
-        let counts = &self.shared.counts;
+        let counts = self.stop_counts();
         GroupCacheStats {
-            lookups: counts.lookups.load(Ordering::Relaxed),
-            hits: counts.hits.load(Ordering::Relaxed),
-            found_tokens: counts.found_tokens.load(Ordering::Relaxed),
-            known_stops: self.shared.book.lock().len() as u64,
-            keeper_turns: counts.keeper_turns.load(Ordering::Relaxed),
+            lookups: counts.lookups,
+            hits: counts.hits,
+            found_tokens: counts.found_tokens,
+            known_stops: counts.known_stops,
+            keeper_turns: counts.keeper_turns,
             groups: self.shared.named(self.caches.iter().map(Cache::stats)),
         }
     }
@@ -382,8 +417,13 @@ impl GroupCache {
     /// The tiers of the cache in lookup order: host memory, then the tiers below it.
     #[must_use]
     pub fn tiers(&self) -> Vec<TierId> {
-        let below = self.shared.tiers.iter().map(|tier| tier.id());
-        std::iter::once(TierId::HOST).chain(below).collect()
+        match &self.backend {
+            GroupsBackend::Here(_) => {
+                let below = self.shared.tiers.iter().map(|tier| tier.id());
+                std::iter::once(TierId::HOST).chain(below).collect()
+            }
+            GroupsBackend::There(connection) => connection.tiers(),
+        }
     }
 
     /// The counters and contents of a tier for one group; `None` if the cache does not have the group
@@ -394,7 +434,7 @@ impl GroupCache {
         self.caches.get(at)?.tier_stats(tier)
     }
 
-    /// A tier below host memory.
+    /// A tier below host memory in this process; `None` for a connected cache.
     #[must_use]
     pub fn tier(&self, tier: TierId) -> Option<&Arc<dyn Tier>> {
         self.shared.tiers.iter().find(|one| one.id() == tier)
@@ -409,30 +449,41 @@ impl GroupCache {
     /// Subscribes to the events of all groups and tiers from now on.
     #[must_use]
     pub fn subscribe(&self) -> EventSubscriber {
-        self.events.subscribe()
+        match &self.backend {
+            GroupsBackend::Here(here) => here.events.subscribe(),
+            GroupsBackend::There(connection) => connection.subscribe(),
+        }
     }
 
     /// All stored pages, and the position in the event log at which this list is true.
     #[must_use]
     pub fn snapshot(&self) -> EventSnapshot {
         let list = |blocks: &mut Vec<_>| self.shared.list_stored(blocks);
-        self.events.snapshot(list)
+        match &self.backend {
+            GroupsBackend::Here(here) => here.events.snapshot(list),
+            GroupsBackend::There(connection) => connection.snapshot(),
+        }
     }
 
     /// The events and snapshots of the cache, for a reader that must not keep it open.
     #[must_use]
     pub fn event_source(&self) -> EventSource {
-        let shared = Arc::downgrade(&self.shared);
         let page_sizes = self.shared.facts.iter().map(|facts| facts.page_size.get());
-        EventSource::new(&self.events, shared, &self.owner, page_sizes)
+        match &self.backend {
+            GroupsBackend::Here(here) => {
+                let shared = Arc::downgrade(&self.shared);
+                EventSource::new(&here.events, shared, &here.owner, page_sizes)
+            }
+            GroupsBackend::There(connection) => connection.event_source(page_sizes),
+        }
     }
 
     /// Runs one queued job, or one write or sync of a tier that is due, on the caller's thread; `false`
     /// if there is none. For caches without worker threads.
     pub fn step(&self) -> bool {
-        let keeps = || match &self.keeper {
-            KeeperPlace::Thread(_) => false,
-            KeeperPlace::Steps(keeper) => keeper.lock().step(),
+        let keeps = || match self.here().map(|here| &here.keeper) {
+            Some(KeeperPlace::Steps(keeper)) => keeper.lock().step(),
+            Some(KeeperPlace::Thread(_)) | None => false,
         };
         self.caches.iter().any(Cache::step) || keeps()
     }
@@ -459,12 +510,17 @@ impl GroupCache {
 
     /// Closes the caches of all groups, those with the rule full last.
     fn end(&mut self) -> Vec<(String, FlushReport)> {
-        self.events.end_waits();
-        if let KeeperPlace::Thread(thread) = &mut self.keeper
-            && let Some(thread) = thread.take()
-        {
-            // A panic of the thread is already in the log.
-            let _ = thread.join();
+        match &mut self.backend {
+            GroupsBackend::Here(here) => {
+                here.events.end_waits();
+                if let KeeperPlace::Thread(thread) = &mut here.keeper
+                    && let Some(thread) = thread.take()
+                {
+                    // A panic of the thread is already in the log.
+                    let _ = thread.join();
+                }
+            }
+            GroupsBackend::There(connection) => connection.close(),
         }
         let caches = std::mem::take(&mut self.caches);
         let all = self.shared.facts.iter().zip(caches);

@@ -13,7 +13,7 @@ use super::{
     GroupCache,
     division::{GroupPart, divide_host, fill_shares, memory_bytes},
     settings::{CacheGroup, GroupCacheSettings},
-    shared::{GroupCounts, GroupFacts, GroupsShared, facts_of},
+    shared::{GroupCounts, GroupFacts, GroupsPlace, GroupsShared, facts_of},
     view::TierOfGroup,
 };
 use crate::{
@@ -36,6 +36,7 @@ pub struct GroupCacheBuilder {
     clock: Arc<dyn Clock>,
     medium: Option<Arc<dyn Medium>>,
     tiers: Vec<(TierSettings, TierOpener)>,
+    for_readers: bool,
 }
 
 /// The layout of a group and its part of host memory.
@@ -68,6 +69,7 @@ impl GroupCache {
             clock: Arc::new(SystemClock::default()),
             medium: None,
             tiers: Vec::new(),
+            for_readers: false,
         }
     }
 }
@@ -92,6 +94,12 @@ impl GroupCacheBuilder {
         open: impl FnOnce(&TierContext) -> Result<Arc<dyn Tier>, TierError> + Send + 'static,
     ) -> GroupCacheBuilder {
         self.tiers.push((settings, Box::new(open)));
+        self
+    }
+
+    /// Allocates host memory that other processes may map for reading. Only this process can write it.
+    pub fn host_memory_for_readers(mut self) -> GroupCacheBuilder {
+        self.for_readers = true;
         self
     }
 
@@ -167,6 +175,9 @@ impl GroupCacheBuilder {
             };
             let mut builder = Cache::builder(group_settings(&settings, group, plan))
                 .clock(Arc::clone(&self.clock));
+            if self.for_readers {
+                builder = builder.host_memory_for_readers();
+            }
             for below in &below {
                 let view = TierOfGroup {
                     tier: Arc::clone(&below.tier),
@@ -178,7 +189,7 @@ impl GroupCacheBuilder {
         }
         let parts = caches.iter().filter_map(Cache::parts_of_group);
         let shared = GroupsShared {
-            caches: parts.map(Arc::downgrade).collect(),
+            place: GroupsPlace::Here(parts.map(Arc::downgrade).collect()),
             tiers: below.iter().map(|below| Arc::clone(&below.tier)).collect(),
             facts,
             unit,
@@ -188,7 +199,7 @@ impl GroupCacheBuilder {
             counts: GroupCounts::default(),
             book: Mutex::default(),
         };
-        GroupCache::of(shared, caches, (manager, events)).keep_stops(settings.workers > 0)
+        GroupCache::of(shared, caches, (manager, events), settings.workers > 0)
     }
 }
 
@@ -219,6 +230,7 @@ fn group_settings(
         .workers(settings.workers)
         .queue_capacity(settings.queue_capacity);
     of_group.policy = settings.policy;
+    of_group.quotas.clone_from(&settings.quotas);
     of_group.prefault = settings.prefault;
     of_group.storage_word.clone_from(&group.storage_word);
     of_group

@@ -24,7 +24,7 @@ use super::{
     found::{self, GroupMatch, StopOptions, StopSearch},
     shared::GroupsShared,
 };
-use crate::cache::{CacheParts, SoughtAnswers};
+use crate::cache::{CacheParts, ConnectedStopSeek, SoughtAnswers};
 
 /// About the most pages of a wave, apart from the first one.
 const WAVE_PAGES: usize = 256;
@@ -44,6 +44,8 @@ pub struct GroupSeek {
     asked: HashSet<(usize, BlockKey)>,
     end: Instant,
     is_done: bool,
+    /// The seek of a connected cache.
+    there: Option<ConnectedStopSeek>,
 }
 
 impl fmt::Debug for GroupSeek {
@@ -72,7 +74,13 @@ impl GroupSeek {
             asked: HashSet::new(),
             end: begin.checked_add(within).unwrap_or(begin),
             is_done: false,
+            there: None,
         };
+        if let Some(connection) = shared.connection() {
+            seek.there = connection.seek_stop(&seek.chain, (options, within));
+            seek.is_done = seek.there.is_none();
+            return seek;
+        }
         match shared.open() {
             Some(caches) if caches.iter().any(|cache| cache.has_late_answers()) => {
                 seek.ask_spine(shared, &caches);
@@ -87,6 +95,10 @@ impl GroupSeek {
     /// answered.
     #[must_use]
     pub fn is_ready(&mut self) -> bool {
+        if let Some(there) = &self.there {
+            // It has a limit of its own.
+            return there.is_ready();
+        }
         self.advance();
         self.is_done || Instant::now() >= self.end
     }
@@ -104,6 +116,9 @@ impl GroupSeek {
 
     /// Waits until the match is ready, at most for the rest of the time of the seek.
     pub fn wait(mut self) -> GroupMatch {
+        if let Some(there) = &self.there {
+            there.wait();
+        }
         while !self.is_ready() {
             self.wait_until(self.end);
         }
@@ -115,7 +130,10 @@ impl GroupSeek {
     pub fn wait_timeout(&mut self, timeout: Duration) -> bool {
         let end = Instant::now().checked_add(timeout).unwrap_or(self.end);
         while !self.is_ready() && Instant::now() < end {
-            self.wait_until(end.min(self.end));
+            match &self.there {
+                Some(there) => there.wait_until(end),
+                None => self.wait_until(end.min(self.end)),
+            }
         }
         self.is_ready()
     }
@@ -182,6 +200,13 @@ impl GroupSeek {
         let Some(shared) = self.shared.upgrade() else {
             return GroupMatch::nothing(self.shared, self.chain, self.options);
         };
+        if let Some(there) = self.there.take() {
+            let found = (self.chain, self.options);
+            return GroupMatch::of_daemon(&shared, found, there.end());
+        }
+        if shared.connection().is_some() {
+            return GroupMatch::nothing(self.shared, self.chain, self.options);
+        }
         if let Some(caches) = shared.open() {
             self.record(&caches);
         }

@@ -1,6 +1,6 @@
 //! The settings of a cache over groups.
 
-use kvtile_blocks::policy::PolicyKind;
+use kvtile_blocks::{policy::PolicyKind, pool::TenantQuota};
 use kvtile_layout::{
     GroupRule, Word, broken,
     identity::{Fingerprint, GroupRole, Identity, ModelIdentity},
@@ -93,6 +93,9 @@ pub struct GroupCacheSettings {
     pub disk: Option<DiskSettings>,
     /// The eviction policy of host memory (default: the learned leaf policy).
     pub policy: PolicyKind,
+    /// Limits on the pages of single tenants in the host memory of each group (default: none; at most
+    /// [`QUOTAS_MAX`](crate::cache::QUOTAS_MAX) tenants).
+    pub quotas: Vec<TenantQuota>,
     /// Worker threads of each group (default 2, at most [`WORKERS_MAX`]). With 0 only calls of
     /// [`GroupCache::step`](super::GroupCache::step) run jobs.
     pub workers: usize,
@@ -118,6 +121,7 @@ impl GroupCacheSettings {
             prefault: false,
             disk: None,
             policy: PolicyKind::default(),
+            quotas: Vec::new(),
             workers: 2,
             queue_capacity: 256,
             recompute_tokens_per_second: None,
@@ -166,6 +170,13 @@ impl GroupCacheSettings {
     #[must_use]
     pub fn policy(mut self, policy: PolicyKind) -> GroupCacheSettings {
         self.policy = policy;
+        self
+    }
+
+    /// Sets [`quotas`](Self::quotas).
+    #[must_use]
+    pub fn quotas(mut self, quotas: Vec<TenantQuota>) -> GroupCacheSettings {
+        self.quotas = quotas;
         self
     }
 

@@ -25,7 +25,7 @@ use kvtile_layout::{
 use parking_lot::Mutex;
 
 use crate::{
-    cache::CacheParts,
+    cache::{CacheOfGroup, CacheParts, ConnectedParts, Connection},
     error::{RequestError, SettingsError, TierError},
     source::ListStoredBlocks,
     tier::Tier,
@@ -103,11 +103,18 @@ impl GroupCounts {
     }
 }
 
+/// Where the pages of a cache over groups are.
+pub(super) enum GroupsPlace {
+    /// In this process: the cache of each group.
+    Here(Vec<Weak<CacheParts>>),
+    /// In a daemon: the connection, and what each group has of it.
+    There(Weak<Connection>, Vec<Weak<ConnectedParts>>),
+}
+
 /// What the calls of a cache over groups share. It does not keep the cache open.
 pub(super) struct GroupsShared {
     pub(super) facts: Vec<GroupFacts>,
-    /// The cache of each group.
-    pub(super) caches: Vec<Weak<CacheParts>>,
+    pub(super) place: GroupsPlace,
     /// Tokens of one key of the chain: the greatest common divisor of the pages.
     pub(super) unit: NonZeroU64,
     /// The chain of the model, if the settings have one.
@@ -131,10 +138,8 @@ impl std::fmt::Debug for GroupsShared {
 
 impl ListStoredBlocks for GroupsShared {
     fn list_stored(&self, blocks: &mut Vec<StoredBlock>) {
-        for cache in &self.caches {
-            if let Some(parts) = cache.upgrade() {
-                parts.list_host(blocks);
-            }
+        for cache in self.open().unwrap_or_default() {
+            cache.list_host(blocks);
         }
         for tier in &self.tiers {
             tier.list(blocks);
@@ -172,14 +177,32 @@ impl GroupsShared {
         facts
     }
 
-    /// The caches of all groups, or `None` once the cache is closed.
+    /// The caches of all groups in this process, or `None` once the cache is closed, and of a cache that is
+    /// connected to a daemon.
     pub(super) fn open(&self) -> Option<Vec<Arc<CacheParts>>> {
-        self.caches.iter().map(Weak::upgrade).collect()
+        match &self.place {
+            GroupsPlace::Here(caches) => caches.iter().map(Weak::upgrade).collect(),
+            GroupsPlace::There(..) => None,
+        }
+    }
+
+    /// The connection to a daemon, if the cache has one and is open.
+    pub(super) fn connection(&self) -> Option<Arc<Connection>> {
+        match &self.place {
+            GroupsPlace::Here(_) => None,
+            GroupsPlace::There(connection, _) => connection.upgrade(),
+        }
     }
 
     /// The caches of all groups.
-    pub(super) fn opened(&self) -> Result<Vec<Arc<CacheParts>>, TierError> {
-        self.open().ok_or(TierError::Request(RequestError::Closed))
+    pub(super) fn opened(&self) -> Result<Vec<CacheOfGroup>, TierError> {
+        let here = |parts: &Weak<CacheParts>| parts.upgrade().map(CacheOfGroup::Here);
+        let there = |parts: &Weak<ConnectedParts>| parts.upgrade().map(CacheOfGroup::There);
+        let caches: Option<Vec<CacheOfGroup>> = match &self.place {
+            GroupsPlace::Here(caches) => caches.iter().map(here).collect(),
+            GroupsPlace::There(_, groups) => groups.iter().map(there).collect(),
+        };
+        caches.ok_or(TierError::Request(RequestError::Closed))
     }
 }
 

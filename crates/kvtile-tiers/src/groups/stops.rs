@@ -92,9 +92,25 @@ fn key_of(shared: &GroupsShared, chain: &[BlockKey], stop: u64) -> Option<BlockK
     chain.get(units.checked_sub(1)?).copied()
 }
 
+/// Takes the stops of a store that begins from the book, which a daemon has for its clients.
+pub(super) fn store_begins(shared: &GroupsShared, chain: &[BlockKey], stops: &[u64]) {
+    if let Some(connection) = shared.connection() {
+        return connection.note_stops(chain, stops, false);
+    }
+    stops.iter().for_each(|stop| forget(shared, chain, *stop));
+}
+
+/// Adds the stops of a store that has ended to the book, which a daemon has for its clients.
+pub(super) fn store_ended(shared: &GroupsShared, chain: &[BlockKey], stops: &[u64]) {
+    if let Some(connection) = shared.connection() {
+        return connection.note_stops(chain, stops, true);
+    }
+    stops.iter().for_each(|stop| record(shared, chain, *stop));
+}
+
 /// Takes a stop that is about to be stored from the book. Otherwise the loss of one of its pages before the store would
 /// remove, while the store runs, the pages that it finds present. The end of the store records it again.
-pub(super) fn forget(shared: &GroupsShared, chain: &[BlockKey], stop: u64) {
+fn forget(shared: &GroupsShared, chain: &[BlockKey], stop: u64) {
     if let Some(key) = key_of(shared, chain, stop) {
         shared.book.lock().remove(&key);
     }

@@ -17,7 +17,7 @@ use super::{
     stops,
 };
 use crate::{
-    cache::{CacheParts, Priority, StoreOptions, StoreReport},
+    cache::{CacheOfGroup, Priority, StoreOptions, StoreReport},
     error::{RequestError, TierError},
 };
 
@@ -163,7 +163,7 @@ struct PlannedStore {
 }
 
 impl PlannedStore {
-    fn begin(&self, cache: &Arc<CacheParts>) -> GroupJob<StoreReport> {
+    fn begin(&self, cache: &CacheOfGroup) -> GroupJob<StoreReport> {
         GroupJob {
             group: self.name.clone(),
             begun: cache.keep(&self.keys, &self.blocks, &self.options),
@@ -210,8 +210,7 @@ pub(super) fn start(
         spine,
         unreachable,
     } = plan;
-    let named = options.stops.iter();
-    named.for_each(|stop| stops::forget(shared, chain, *stop));
+    stops::store_begins(shared, chain, &options.stops);
     let cache = |of: &PlannedStore| caches.get(of.at);
     let begun = others.iter().filter_map(|of| Some(of.begin(cache(of)?)));
     let begun: Vec<GroupJob<StoreReport>> = begun.collect();
@@ -224,8 +223,7 @@ pub(super) fn start(
     );
     let report = move |groups: Vec<_>| {
         if let Some(shared) = ended.0.upgrade() {
-            let stops = ended.2.iter();
-            stops.for_each(|stop| stops::record(&shared, &ended.1, *stop));
+            stops::store_ended(&shared, &ended.1, &ended.2);
         }
         report_of(groups, unreachable)
     };
@@ -233,7 +231,7 @@ pub(super) fn start(
 }
 
 fn begin_spine(shared: &Weak<GroupsShared>, spine: &[PlannedStore]) -> Vec<GroupJob<StoreReport>> {
-    let caches = shared.upgrade().and_then(|shared| shared.open());
+    let caches = shared.upgrade().and_then(|shared| shared.opened().ok());
     let begin = |of: &PlannedStore| {
         let cache = caches.as_ref().and_then(|caches| caches.get(of.at));
         match cache {
@@ -279,7 +277,7 @@ impl StorePlan {
     fn add(
         &mut self,
         facts: &GroupFacts,
-        (at, cache): (usize, &Arc<CacheParts>),
+        (at, cache): (usize, &CacheOfGroup),
         (chain, one): (&[BlockKey], &StoreBlocks<'_>),
         options: &GroupStoreOptions,
     ) -> Result<(), TierError> {
@@ -326,7 +324,7 @@ impl StorePlan {
             }
         }
         // Pages without parents: those that are stored need no copy, wherever they are in the list.
-        let is_stored: Vec<bool> = keys.iter().map(|key| cache.has_block(key)).collect();
+        let is_stored: Vec<bool> = keys.iter().map(|key| cache.is_stored(key)).collect();
         let absent = |at: &usize| is_stored.get(*at) == Some(&false);
         let order: Vec<usize> = (0..keys.len()).collect();
         let (first, last): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|at| !absent(at));

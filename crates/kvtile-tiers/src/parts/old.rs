@@ -13,12 +13,11 @@
 use std::{sync::Arc, time::Duration};
 
 use kvtile_blocks::Tick;
+use kvtile_layout::broken;
 
-use super::{
-    PartsSettings, PartsShared, cover::PartRectangle, part::FollowedPart, refresh::PartsWatch,
-};
+use super::{PartsShared, cover::PartRectangle, part::FollowedPart, refresh::PartsWatch};
 use crate::{
-    disk::{self, DiskSettings, DiskTier, LOCK_FILE, Manifest},
+    disk::{self, DiskSettings, DiskTier, LOCK_FILE, Manifest, PartFolderName},
     error::{FolderError, TierError},
     medium::{FolderMedium, Medium},
     tier::{Tier, TierContext},
@@ -46,15 +45,16 @@ impl PartsShared {
         let waits = watch
             .looked_at
             .is_some_and(|at| now.saturating_sub(at) < LOOK_AFTER);
-        let limit = self.settings.capacity_bytes;
+        let limit = self.settings.source.limit_bytes();
         if waits || limit == 0 {
             return;
         }
         watch.looked_at = Some(now);
         let old = self.old_parts();
         let old_bytes: u64 = old.iter().map(|old| old.bytes).sum();
-        let own = PartsSettings::own_folder(&self.settings.folder, &self.layout.shape().shard());
-        let own_bytes = FolderMedium::new(own).kept_bytes().unwrap_or(0);
+        let own = PartFolderName::of(&self.layout.shape().shard());
+        let own = self.settings.source.folder_of(&own);
+        let own_bytes = own.map_or(0, |own| FolderMedium::new(own).kept_bytes().unwrap_or(0));
         let all = old_bytes.saturating_add(own_bytes);
         if old_bytes == 0 || all <= limit - limit / AHEAD_PART {
             return;
@@ -74,7 +74,7 @@ impl PartsShared {
         let parts = self.state.read().parts.clone();
         let others = parts.into_iter().filter(|part| part.rectangle != own);
         let found = others.filter_map(|part| {
-            let medium = FolderMedium::new(&part.folder);
+            let medium = FolderMedium::new(self.settings.source.folder_of(&part.part)?);
             // A lock that cannot be examined counts as held.
             let is_free = medium
                 .holder(LOCK_FILE)
@@ -90,7 +90,10 @@ impl PartsShared {
 
     /// Evicts `freed` of every `all` bytes of a part, or removes it if nothing is left of it then.
     fn shrink(&self, part: &FollowedPart, (freed, all): (u64, u64)) -> Result<(), TierError> {
-        let medium = FolderMedium::new(&part.folder);
+        let Some(folder) = self.settings.source.folder_of(&part.part) else {
+            broken(format_args!("a part without a folder was counted"))
+        };
+        let medium = FolderMedium::new(&folder);
         let context = TierContext {
             groups: vec![part.group.clone()],
             events: FollowedPart::log()?,
@@ -101,7 +104,7 @@ impl PartsShared {
             // Another reader has removed the part since it was counted.
             return Ok(());
         };
-        let settings = DiskSettings::new(&part.folder, manifest.capacity_bytes());
+        let settings = DiskSettings::new(&folder, manifest.capacity_bytes());
         let tier = match DiskTier::open(&settings, &context) {
             // Its rank, or another reader that makes it smaller, was faster.
             Err(TierError::Folder(FolderError::InUse { .. })) => return Ok(()),

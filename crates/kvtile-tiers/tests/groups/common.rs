@@ -3,16 +3,23 @@
 
 use std::{collections::HashSet, num::NonZeroU64, path::Path, sync::Arc};
 
-use kvtile_blocks::{BlockKey, events::TierId};
+use kvtile_blocks::{
+    BlockKey,
+    events::{StoredBlock, TierId},
+};
 use kvtile_layout::{Axis, GroupRule, Plane, Shape, Unit, identity::Identity};
 use kvtile_tiers::{
+    TierError,
     cache::DiskSettings,
+    disk::medium::Medium,
     groups::{
-        CacheGroup, GroupCache, GroupCacheSettings, GroupLoadReport, GroupMatch, GroupStoreOptions,
-        GroupStoreReport, LoadBlocks, StoreBlocks,
+        CacheGroup, GroupCache, GroupCacheSettings, GroupLoadReport, GroupMatch, GroupOperation,
+        GroupStoreOptions, GroupStoreReport, LoadBlocks, StoreBlocks,
     },
 };
 use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout, TransferManager};
+
+use super::keeper::TestGroups;
 
 /// Tokens of a unit of the chain, and of a page of most groups.
 pub(crate) const UNIT: u64 = 4;
@@ -148,7 +155,7 @@ pub(crate) struct GroupEngine {
 }
 
 /// Steps of a cache without threads until nothing is left to do.
-pub(crate) fn settle(cache: &GroupCache) {
+pub(crate) fn settle(cache: &TestGroups) {
     while cache.step() {}
 }
 
@@ -165,11 +172,19 @@ impl GroupEngine {
         }
     }
 
-    pub(crate) fn open(&self, settings: GroupCacheSettings) -> GroupCache {
-        let builder = GroupCache::builder(settings);
-        builder
-            .open_registered(Arc::clone(&self.manager), &self.handles)
-            .unwrap()
+    pub(crate) fn open(&self, settings: GroupCacheSettings) -> TestGroups {
+        self.try_open(settings, None).unwrap()
+    }
+
+    /// Opens a cache, on another medium than a folder if one is given.
+    pub(crate) fn try_open(
+        &self,
+        settings: GroupCacheSettings,
+        medium: Option<Arc<dyn Medium>>,
+    ) -> Result<TestGroups, TierError> {
+        let handles: Vec<Option<LayoutHandle>> = self.handles.iter().copied().map(Some).collect();
+        let engine = (Arc::clone(&self.manager), &handles[..]);
+        TestGroups::open(settings, medium, engine)
     }
 
     /// Tokens of a key of the chain.
@@ -200,10 +215,22 @@ impl GroupEngine {
     /// stores them.
     pub(crate) fn store(
         &self,
-        cache: &GroupCache,
+        cache: &TestGroups,
         chain: &[BlockKey],
         stops: &[u64],
     ) -> GroupStoreReport {
+        let store = self.begin_store(cache, chain, stops);
+        settle(cache);
+        store.wait()
+    }
+
+    /// As [`store`](Self::store), without waiting.
+    pub(crate) fn begin_store(
+        &self,
+        cache: &GroupCache,
+        chain: &[BlockKey],
+        stops: &[u64],
+    ) -> GroupOperation<GroupStoreReport> {
         let last = stops.iter().copied().max().unwrap_or(0);
         let mut blocks: Vec<(u64, Vec<usize>)> = Vec::new();
         for (at, &group) in self.groups.iter().enumerate() {
@@ -226,18 +253,30 @@ impl GroupEngine {
             .map(|(&group, (first, ids))| StoreBlocks::new(NAMES[group], *first, ids))
             .collect();
         let options = GroupStoreOptions::new().stops(stops.iter().copied());
-        let store = cache.store_with(chain, &given, &options).unwrap();
-        settle(cache);
-        store.wait()
+        cache.store_with(chain, &given, &options).unwrap()
     }
 
     /// Loads a match into the blocks from 0 on and checks every byte that the report promises.
     pub(crate) fn load(
         &self,
-        cache: &GroupCache,
+        cache: &TestGroups,
         chain: &[BlockKey],
         found: GroupMatch,
     ) -> GroupLoadReport {
+        let stop = found.stop();
+        let load = self.begin_load(cache, found);
+        settle(cache);
+        let report = load.wait();
+        self.check_load(chain, stop, &report);
+        report
+    }
+
+    /// Starts loading a match into the blocks from 0 on.
+    pub(crate) fn begin_load(
+        &self,
+        cache: &GroupCache,
+        found: GroupMatch,
+    ) -> GroupOperation<GroupLoadReport> {
         let stop = found.stop();
         let mut blocks: Vec<Vec<usize>> = Vec::new();
         for (at, &group) in self.groups.iter().enumerate() {
@@ -253,9 +292,11 @@ impl GroupEngine {
         let given: Vec<LoadBlocks<'_>> = of_groups
             .map(|(&group, ids)| LoadBlocks::new(NAMES[group], ids))
             .collect();
-        let load = cache.load(found, &given).unwrap();
-        settle(cache);
-        let report = load.wait();
+        cache.load(found, &given).unwrap()
+    }
+
+    /// Checks the report of a load of the stop, and every byte that it promises.
+    pub(crate) fn check_load(&self, chain: &[BlockKey], stop: u64, report: &GroupLoadReport) {
         assert!(report.tokens == 0 || report.tokens == stop, "{report:?}");
         assert_eq!(
             report.tokens == stop,
@@ -265,7 +306,6 @@ impl GroupEngine {
         if report.tokens > 0 {
             self.check(chain, stop);
         }
-        report
     }
 
     /// Checks the pages that a stop needs in the blocks from 0 on.
@@ -285,7 +325,7 @@ impl GroupEngine {
     /// The needed pages of a stop that are in no listing of stored pages, for messages.
     pub(crate) fn unlisted(
         &self,
-        cache: &GroupCache,
+        cache: &TestGroups,
         chain: &[BlockKey],
         stop: u64,
     ) -> Vec<(&'static str, u64)> {
@@ -295,7 +335,8 @@ impl GroupEngine {
             for page in needed(group, stop) {
                 let key = self.key(at, chain, page);
                 let mut stored = stored.iter();
-                if !stored.any(|block| block.group.0 as usize == at && block.key == key) {
+                let name = |block: &StoredBlock| group_name(cache, block);
+                if !stored.any(|block| name(block) == NAMES[group] && block.key == key) {
                     unlisted.push((NAMES[group], page));
                 }
             }
@@ -304,10 +345,10 @@ impl GroupEngine {
     }
 
     /// The usable stops of a chain, from a listing of all stored pages: the longest first.
-    pub(crate) fn naive(&self, cache: &GroupCache, chain: &[BlockKey]) -> Vec<u64> {
+    pub(crate) fn naive(&self, cache: &TestGroups, chain: &[BlockKey]) -> Vec<u64> {
         let stored = cache.snapshot().blocks.into_iter();
-        let stored: HashSet<(usize, BlockKey)> = stored
-            .map(|block| (usize::try_from(block.group.0).unwrap(), block.key))
+        let stored: HashSet<(String, BlockKey)> = stored
+            .map(|block| (group_name(cache, &block), block.key))
             .collect();
         let unit = self.groups.iter().map(|group| page(*group)).max().unwrap();
         let most = chain.len() as u64 * self.unit() / unit;
@@ -315,7 +356,7 @@ impl GroupEngine {
             self.groups.iter().enumerate().all(|(at, &group)| {
                 let pages = needed(group, stop).into_iter();
                 let mut keys = pages.map(|page| self.key(at, chain, page));
-                keys.all(|key| stored.contains(&(at, key)))
+                keys.all(|key| stored.contains(&(NAMES[group].to_owned(), key)))
             })
         };
         let stops = (1..=most).rev().map(|stop| stop * unit);
@@ -323,8 +364,14 @@ impl GroupEngine {
     }
 }
 
+/// The name of the group of a stored page. A keeper may number the groups in another order.
+pub(crate) fn group_name(cache: &TestGroups, block: &StoredBlock) -> String {
+    let at = usize::try_from(block.group.0).unwrap();
+    cache.groups()[at].name.clone()
+}
+
 /// The pages that host memory has of a group.
-pub(crate) fn in_host(cache: &GroupCache, group: &str) -> u64 {
+pub(crate) fn in_host(cache: &TestGroups, group: &str) -> u64 {
     cache.tier_stats(group, TierId::HOST).unwrap().present
 }
 

@@ -6,6 +6,7 @@ mod common;
 mod crash;
 mod draft;
 mod flow;
+mod keeper;
 mod refusals;
 mod restart;
 mod simulation;

@@ -35,8 +35,7 @@ fn a_restart_finds_the_stops_of_a_closed_cache() {
     // Other rules make other keys, other groups are refused.
     let other = GroupEngine::new(&[0, 1]);
     let two = with_disk(settings(&[0, 1], &[12, 3]), folder.path());
-    let builder = kvtile_tiers::groups::GroupCache::builder(two);
-    let refused = builder.open_registered(other.manager.clone(), &other.handles);
+    let refused = other.try_open(two, None);
     assert!(refused.err().unwrap().to_string().contains("chunk"));
 }
 

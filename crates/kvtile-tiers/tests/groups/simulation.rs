@@ -6,15 +6,18 @@
 
 use std::{path::Path, sync::Arc};
 
-use kvtile_blocks::{BlockKey, GroupId, events::TierId};
+use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_testkit::disk::{DiskFaults, SimulatedDisk, SplitMix64};
 use kvtile_tiers::{
     cache::TierWrites,
     disk::medium::Medium,
-    groups::{GroupCache, GroupMatch, StopOptions},
+    groups::{GroupMatch, StopOptions},
 };
 
-use super::common::{GroupEngine, chain, number, page, settings, settle, with_disk};
+use super::{
+    common::{GroupEngine, NAMES, chain, number, page, settings, settle, with_disk},
+    keeper::{SLOWER, TestGroups},
+};
 
 const SEEDS: u64 = 150;
 const CHAINS: u64 = 3;
@@ -22,7 +25,7 @@ const UNITS: usize = 12;
 
 #[test]
 fn whatever_disappears_a_hit_is_a_stop_and_its_bytes_are_right() {
-    let seeds = number("KVTILE_GROUPS_SEEDS").unwrap_or(SEEDS);
+    let seeds = number("KVTILE_GROUPS_SEEDS").unwrap_or(SEEDS / SLOWER);
     let one = number("KVTILE_GROUPS_SEED");
     let mut hits = 0;
     for seed in one.map_or(0..seeds, |seed| seed..seed + 1) {
@@ -35,7 +38,7 @@ fn whatever_disappears_a_hit_is_a_stop_and_its_bytes_are_right() {
     assert!(hits > seeds.min(1) * 3, "{hits} hits of {seeds} seeds");
 }
 
-fn open(engine: &GroupEngine, disk: &SimulatedDisk, numbers: &mut SplitMix64) -> GroupCache {
+fn open(engine: &GroupEngine, disk: &SimulatedDisk, numbers: &mut SplitMix64) -> TestGroups {
     let pages: Vec<u64> = engine
         .groups
         .iter()
@@ -52,11 +55,7 @@ fn open(engine: &GroupEngine, disk: &SimulatedDisk, numbers: &mut SplitMix64) ->
     // Some hundred slots, so that the disk evicts too.
     disk_settings.capacity_bytes = 1_000_000;
     let medium: Arc<dyn Medium> = Arc::new(disk.clone());
-    let builder = GroupCache::builder(settings).medium(medium);
-    let handles = &engine.handles;
-    builder
-        .open_registered(Arc::clone(&engine.manager), handles)
-        .unwrap()
+    engine.try_open(settings, Some(medium)).unwrap()
 }
 
 /// Returns the number of loads that brought a stop.
@@ -101,7 +100,7 @@ fn request(numbers: &mut SplitMix64) -> Vec<BlockKey> {
 
 fn live(
     engine: &GroupEngine,
-    cache: &GroupCache,
+    cache: &TestGroups,
     disk: &SimulatedDisk,
     numbers: &mut SplitMix64,
 ) -> u64 {
@@ -166,7 +165,7 @@ fn live(
 /// Looks up and compares with the fold over the listing.
 fn look_up(
     engine: &GroupEngine,
-    cache: &GroupCache,
+    cache: &TestGroups,
     keys: &[BlockKey],
     (numbers, is_faulty): (&mut SplitMix64, bool),
 ) -> GroupMatch {
@@ -192,13 +191,15 @@ fn look_up(
 }
 
 /// Removes one page of one group from the disk.
-fn forget(engine: &GroupEngine, cache: &GroupCache, keys: &[BlockKey], numbers: &mut SplitMix64) {
+fn forget(engine: &GroupEngine, cache: &TestGroups, keys: &[BlockKey], numbers: &mut SplitMix64) {
     let at = numbers.index(engine.groups.len());
     let units = page(engine.groups[at]) / cache.unit();
     let end = units * (1 + numbers.below(keys.len() as u64 / units));
     let Some(key) = keys.get(usize::try_from(end).unwrap() - 1) else {
         return;
     };
-    let group = GroupId(u32::try_from(at).unwrap());
+    let name = NAMES[engine.groups[at]];
+    let mut groups = cache.groups().iter();
+    let group = groups.find(|group| group.name == name).unwrap().id;
     cache.tier(TierId::DISK).unwrap().forget(group, &[*key]);
 }

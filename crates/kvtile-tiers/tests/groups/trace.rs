@@ -6,9 +6,12 @@
 use std::fs;
 
 use kvtile_blocks::{BlockKey, events::TierId};
-use kvtile_tiers::groups::{GroupCache, GroupStoreOptions, StoreBlocks};
+use kvtile_tiers::groups::{GroupStoreOptions, StoreBlocks};
 
-use super::common::{GroupEngine, NAMES, UNIT, in_host, needed, number, page, settings, settle};
+use super::{
+    common::{GroupEngine, NAMES, UNIT, in_host, needed, number, page, settings, settle},
+    keeper::TestGroups,
+};
 
 /// Blocks of the trace that fit in the engine's layout.
 const BLOCKS_MAX: usize = 31;
@@ -39,7 +42,7 @@ fn chains(path: &str, requests: usize) -> Vec<Vec<BlockKey>> {
 }
 
 /// Stores the stops of a chain, without content.
-fn store(engine: &GroupEngine, cache: &GroupCache, chain: &[BlockKey], stops: &[u64]) {
+fn store(engine: &GroupEngine, cache: &TestGroups, chain: &[BlockKey], stops: &[u64]) {
     let last = stops.iter().copied().max().unwrap();
     let blocks: Vec<(u64, Vec<usize>)> = engine
         .groups
@@ -106,7 +109,7 @@ fn tokens_of_a_trace() {
 }
 
 /// Makes room for stops by evicting whole ones: one page, and the rest of its stops with it.
-fn make_room(cache: &GroupCache, stops: u64) {
+fn make_room(cache: &TestGroups, stops: u64) {
     for (name, of_stop) in [("window", 3), ("state", 1)] {
         let pages = cache.tier_stats(name, TierId::HOST).unwrap().capacity;
         while in_host(cache, name) + of_stop * stops > pages && in_host(cache, name) > 0 {

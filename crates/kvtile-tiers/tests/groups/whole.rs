@@ -10,10 +10,7 @@ use std::{
 
 use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::SimulatedDisk;
-use kvtile_tiers::{
-    disk::medium::Medium,
-    groups::{GroupCache, StoreBlocks},
-};
+use kvtile_tiers::{disk::medium::Medium, groups::StoreBlocks};
 
 use super::common::{GroupEngine, chain, in_host, settings, settle, with_disk};
 
@@ -27,11 +24,7 @@ fn what_is_evicted_to_the_disk_takes_the_rest_of_its_stop_along() {
         let open = |pages: &[u64]| {
             let settings = with_disk(settings(&[0, 1, 3], pages), Path::new("simulated"));
             let medium: Arc<dyn Medium> = Arc::new(disk.clone());
-            let builder = GroupCache::builder(settings).medium(medium);
-            let handles = &engine.handles;
-            builder
-                .open_registered(Arc::clone(&engine.manager), handles)
-                .unwrap()
+            engine.try_open(settings, Some(medium)).unwrap()
         };
         let cache = open(&pages);
         let old = chain(1, 0, 0, 8);

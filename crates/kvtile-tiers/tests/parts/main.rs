@@ -9,6 +9,7 @@
 mod common;
 mod conformance;
 mod misses;
+mod model;
 mod old;
 mod random;
 mod ranks;

@@ -72,7 +72,7 @@ impl ConnectedEvents {
     /// Requests the events from the daemon of a new connection, if this cache has a subscriber.
     pub(super) fn connected(&self, link: &DaemonLink) {
         if self.is_wanted.load(Ordering::Acquire) {
-            link.post(&FrameHeader::frame(FrameKind::Subscribe, 0, |_| {}));
+            link.post(0, FrameHeader::frame(FrameKind::Subscribe, 0, |_| {}));
         }
     }
 
@@ -151,11 +151,12 @@ impl ConnectedEvents {
     pub(super) fn source(
         this: &Arc<Self>,
         session: Option<&Arc<DaemonSession>>,
-        (owner, page_size): (&Arc<()>, u64),
+        owner: &Arc<()>,
+        page_sizes: impl IntoIterator<Item = u64>,
     ) -> EventSource {
         this.want(session);
         let list: Weak<ConnectedEvents> = Arc::downgrade(this);
-        EventSource::new(&this.log, list, owner, [page_size])
+        EventSource::new(&this.log, list, owner, page_sizes)
     }
 
     /// The blocks that the daemon has now; those that it has reported so far if it does not answer within
@@ -168,7 +169,7 @@ impl ConnectedEvents {
         self.want(session);
         if let Some(session) = session {
             let frame = |number| FrameHeader::frame(FrameKind::Settle, number, |_| {});
-            let reply = session.link.request(frame, None);
+            let reply = session.link.request(0, frame, None);
             // Without an answer the events so far are all that there is.
             let _ = reply.and_then(|reply| reply.wait(within));
         }

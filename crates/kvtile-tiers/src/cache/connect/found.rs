@@ -6,7 +6,7 @@ use std::{
 };
 
 use kvtile_blocks::events::TierId;
-use kvtile_daemon_wire::{FoundFrame, FrameKind, NarrowFrame, SplitFrame};
+use kvtile_daemon_wire::{FoundFrame, FrameKind, NarrowFrame, SplitFrame, TierRun};
 
 use super::{
     link::{LinkError, LinkReply, PendingReply},
@@ -37,18 +37,31 @@ impl ConnectedMatch {
             return Err(LinkError::Closed);
         }
         let frame = FoundFrame::decode(&payload)?;
+        Ok(ConnectedMatch::of_runs(
+            session,
+            cache,
+            (number, &frame.runs),
+        ))
+    }
+
+    /// Match `number` with these runs.
+    pub(super) fn of_runs(
+        session: &Arc<DaemonSession>,
+        cache: u64,
+        (number, runs): (u64, &[TierRun]),
+    ) -> ConnectedMatch {
         let tier = |at: u16| session.tiers.get(usize::from(at)).copied();
-        let runs = frame.runs.iter().map_while(|run| {
+        let runs = runs.iter().map_while(|run| {
             let blocks = usize::try_from(run.blocks).unwrap_or(usize::MAX);
             Some((tier(run.tier)?, blocks))
         });
-        Ok(ConnectedMatch {
+        ConnectedMatch {
             session: Arc::downgrade(session),
             cache,
             number,
             first: 0,
             runs: runs.collect(),
-        })
+        }
     }
 
     /// The runs of its blocks; empty once the connection has ended.
@@ -93,7 +106,7 @@ impl ConnectedMatch {
         };
         let number = self.session.upgrade().map_or(0, |session| {
             let number = session.link.number();
-            session.link.post(&frame.encode(number));
+            session.post(frame.encode(number));
             number
         });
         let runs = part_of(&self.runs, kept, all - kept);
@@ -114,7 +127,7 @@ impl ConnectedMatch {
                 first: u32::try_from(self.first).unwrap_or(u32::MAX),
                 blocks: u32::try_from(blocks).unwrap_or(u32::MAX),
             };
-            session.link.post(&frame.encode(0));
+            session.post(frame.encode(0));
         }
     }
 }
@@ -134,7 +147,7 @@ impl Drop for ConnectedSeek {
                 first: 0,
                 blocks: 0,
             };
-            self.session.link.post(&frame.encode(0));
+            self.session.post(frame.encode(0));
         }
     }
 }
@@ -176,11 +189,16 @@ impl ConnectedSeek {
         self.reply.wait_ready(left.min(within));
     }
 
-    /// The match, if the daemon has answered.
-    pub(in crate::cache) fn end(mut self) -> Option<ConnectedMatch> {
+    /// The reply, if the daemon has answered.
+    pub(super) fn take(&mut self) -> Option<(u64, LinkReply)> {
         let reply = self.reply.take()?.ok()?;
         self.is_taken = true;
-        let found = (self.reply.number, reply);
+        Some((self.reply.number, reply))
+    }
+
+    /// The match, if the daemon has answered.
+    pub(in crate::cache) fn end(mut self) -> Option<ConnectedMatch> {
+        let found = self.take()?;
         ConnectedMatch::of(&self.session, self.cache, found).ok()
     }
 }

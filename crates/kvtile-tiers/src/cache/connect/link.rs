@@ -13,8 +13,8 @@ use std::{
 };
 
 use kvtile_daemon_wire::{
-    FrameError, FrameHeader, FrameKind, LoadFrame, NarrowFrame, RefusalCode, RefusalFrame,
-    ReleaseFrame, read_frame,
+    FoundStopFrame, FrameError, FrameHeader, FrameKind, LoadFrame, NarrowFrame, RefusalCode,
+    RefusalFrame, ReleaseFrame, read_frame,
 };
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -98,6 +98,8 @@ impl ReplySlot {
 /// A request without a reply yet.
 struct UnansweredRequest {
     slot: Arc<ReplySlot>,
+    /// The number of the group that it is about.
+    group: u16,
     /// What the daemon may use until it has answered.
     _kept: Option<Box<dyn Send>>,
 }
@@ -122,6 +124,8 @@ pub(super) struct DaemonLink {
 pub(super) struct PendingReply {
     link: Arc<DaemonLink>,
     slot: Arc<ReplySlot>,
+    /// The number of the group that it is about.
+    group: u16,
     /// The number of the request.
     pub(super) number: u64,
 }
@@ -152,10 +156,11 @@ impl DaemonLink {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Sends a request. `kept` is dropped once the daemon has answered, however late, or once the
+    /// Sends a request about a group. `kept` is dropped once the daemon has answered, however late, or once the
     /// connection has ended.
     pub(super) fn request(
         self: &Arc<Self>,
+        group: u16,
         frame: impl FnOnce(u64) -> Vec<u8>,
         kept: Option<Box<dyn Send>>,
     ) -> Result<PendingReply, LinkError> {
@@ -163,6 +168,7 @@ impl DaemonLink {
         let slot = Arc::new(ReplySlot::default());
         let request = UnansweredRequest {
             slot: Arc::clone(&slot),
+            group,
             _kept: kept,
         };
         {
@@ -175,16 +181,17 @@ impl DaemonLink {
         let pending = PendingReply {
             link: Arc::clone(self),
             slot,
+            group,
             number,
         };
-        self.send(&frame(number))?;
+        self.send(&FrameHeader::to_group(frame(number), group))?;
         Ok(pending)
     }
 
-    /// Sends a frame that has no reply.
-    pub(super) fn post(&self, frame: &[u8]) {
+    /// Sends a frame about a group that has no reply.
+    pub(super) fn post(&self, group: u16, frame: Vec<u8>) {
         // Where it cannot be sent the connection ends, and with it all that the session holds.
-        let _ = self.send(frame);
+        let _ = self.send(&FrameHeader::to_group(frame, group));
     }
 
     fn send(&self, frame: &[u8]) -> Result<(), LinkError> {
@@ -226,20 +233,26 @@ impl DaemonLink {
             kind => Ok((kind, payload.to_vec())),
         };
         if !request.slot.set(reply) {
-            self.release_unwanted(header, payload);
+            self.release_unwanted(request.group, header, payload);
         }
     }
 
     /// Releases what a reply pins for a waiter that was dropped.
-    fn release_unwanted(&self, header: FrameHeader, payload: &[u8]) {
+    fn release_unwanted(&self, group: u16, header: FrameHeader, payload: &[u8]) {
+        let narrow = |group| {
+            let frame = NarrowFrame {
+                found: header.request,
+                first: 0,
+                blocks: 0,
+            };
+            self.post(group, frame.encode(0));
+        };
         match header.kind {
-            FrameKind::Found => {
-                let frame = NarrowFrame {
-                    found: header.request,
-                    first: 0,
-                    blocks: 0,
-                };
-                self.post(&frame.encode(0));
+            FrameKind::Found => narrow(group),
+            FrameKind::FoundStop => {
+                let frame = FoundStopFrame::decode(payload);
+                let groups = frame.map_or(0, |frame| frame.groups.len());
+                (0..).take(groups).for_each(narrow);
             }
             FrameKind::Loaded
                 if LoadFrame::decode(payload).is_ok_and(|frame| !frame.ids.is_empty()) =>
@@ -250,7 +263,7 @@ impl DaemonLink {
                     bytes: 0,
                     nanoseconds: 0,
                 };
-                self.post(&frame.encode(0));
+                self.post(group, frame.encode(0));
             }
             _ => {}
         }
@@ -327,10 +340,11 @@ impl Drop for PendingReply {
         if let Some(Ok((kind, payload))) = unread {
             let header = FrameHeader {
                 kind,
+                group: 0,
                 request: self.number,
                 payload_bytes: payload.len(),
             };
-            self.link.release_unwanted(header, &payload);
+            self.link.release_unwanted(self.group, header, &payload);
         }
     }
 }

@@ -105,7 +105,7 @@ impl Drop for DaemonHold {
             bytes,
             nanoseconds: u64::try_from(time.as_nanos()).unwrap_or(u64::MAX),
         };
-        self.session.link.post(&frame.encode(0));
+        self.session.post(frame.encode(0));
     }
 }
 
@@ -124,7 +124,6 @@ impl DaemonHold {
             number: self.number,
         };
         let reply = session
-            .link
             .request(|number| frame.encode(FrameKind::Check, number), None)
             .and_then(|reply| reply.wait(parts.settings.answer_within));
         let is_valid = match reply {
@@ -306,7 +305,7 @@ impl ConnectedLoad {
             within_ms: milliseconds(within),
         };
         let sent = Instant::now();
-        let reply = session.link.request(|number| frame.encode(number), None)?;
+        let reply = session.request(|number| frame.encode(number), None)?;
         Ok(HoldOnTheWay {
             blocks,
             reply,

@@ -13,23 +13,22 @@
 //! A daemon that does not answer costs misses and refusals, never a hang: every call has a deadline,
 //! and while the daemon is late or away, lookups end at once. A thread connects again.
 
+mod connection;
 mod events;
 mod found;
 mod link;
 mod load;
 mod prefetch;
+mod requests;
 mod session;
 mod settings;
+mod stops;
 mod store;
 mod threads;
 
 use std::{
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    path::Path,
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -40,38 +39,30 @@ use kvtile_blocks::{
     pool::{OwnerId, PinReport},
 };
 use kvtile_daemon_wire::{FrameKind, KEYS_MAX};
-use kvtile_layout::{broken, identity::Identity};
-use kvtile_transfer::{
-    LayoutHandle, PhysicalLayout, TransferManager,
-    completion::{Completer, Completion},
-};
-use parking_lot::{Condvar, Mutex};
+use kvtile_layout::{Shape, broken, identity::Identity};
+use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
+use parking_lot::Mutex;
 
+pub(crate) use connection::{ConnectOffer, Connection};
 pub(super) use found::{ConnectedMatch, ConnectedSeek};
 pub use settings::ConnectSettings;
+pub(crate) use stops::{ConnectedStop, ConnectedStopSeek};
 
 use super::{
-    Cache, CacheBackend, FlushReport, LoadOptions, LoadReport, LookupOptions, Priority,
-    StoreOptions, StoreReport,
+    Cache, CacheBackend, FlushReport, LookupOptions, Priority,
     chains::StoresInFlight,
-    requests,
-    serving::{CallAnswer, CallMessage, codes},
+    serving::{CallAnswer, CallMessage, HelloBlocks, codes},
 };
 use crate::{
     below::TierHealth,
-    error::{RequestError, TierError},
+    error::TierError,
     metrics::{CacheMetrics, CacheStats, MissReason, Queue},
     opening::check_identity,
     queue::JobQueue,
     source::EventSource,
     tier::TierStats,
 };
-use events::ConnectedEvents;
 use link::LinkError;
-use load::ConnectedLoad;
-use prefetch::ConnectedPrefetch;
-use session::DaemonSession;
-use store::ConnectedStore;
 
 /// The longest pause before connecting again.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
@@ -90,62 +81,36 @@ trait ConnectedJob: Send {
     fn run(self: Box<Self>, parts: &ConnectedParts);
 }
 
-/// The state of the connection.
-#[derive(Default)]
-struct ConnectionState {
-    session: Option<Arc<DaemonSession>>,
-    /// The socket of a handshake that is in progress.
-    connecting: Option<UnixStream>,
-    is_closed: bool,
-}
-
-impl ConnectionState {
-    /// Ends the handshake of a cache that is closed.
-    fn end_if_closed(&self) {
-        if let Some(socket) = self.connecting.as_ref().filter(|_| self.is_closed) {
-            // An error means that it has ended already.
-            let _ = socket.shutdown(std::net::Shutdown::Both);
-        }
-    }
-}
-
 /// A job in the queue.
 type BoxedConnectedJob = Box<dyn ConnectedJob>;
 
-/// What the threads of a connected cache share.
-struct ConnectedParts {
+/// What the threads of a connected cache share: the jobs of one group.
+pub(crate) struct ConnectedParts {
     id: u64,
-    socket: PathBuf,
+    connection: Arc<Connection>,
+    /// The number of the group in the connection.
+    group: u16,
     settings: ConnectSettings,
     manager: Arc<TransferManager>,
-    engine: LayoutHandle,
-    engine_layout: PhysicalLayout,
+    /// The layout of the engine; without one each call gives its own.
+    engine: Option<LayoutHandle>,
     layers: usize,
+    page_size: u64,
     owns_engine: bool,
     queue: JobQueue<BoxedConnectedJob>,
     /// Stores of this process that are in flight.
     chains: StoresInFlight<(Priority, BoxedConnectedJob)>,
-    /// Number of clearings of this process. Its lock orders stores and clearings on the socket.
-    clearings: Mutex<u64>,
-    /// Held by the one call that does I/O in the daemon.
-    calls: Mutex<()>,
-    state: Mutex<ConnectionState>,
-    changed: Condvar,
     /// What this process counts: its queue, lookups that found no daemon, and hits that it lost.
     metrics: CacheMetrics,
-    /// The last counters that the daemon reported, and its tiers.
+    /// The last counters that the daemon reported.
     stats: Mutex<CacheStats>,
-    events: Arc<ConnectedEvents>,
     block_bytes: u64,
-    tiers: Mutex<Vec<TierId>>,
 }
 
 /// The backend of a connected cache.
 pub(super) struct ConnectedCache {
     parts: Arc<ConnectedParts>,
     threads: Vec<JoinHandle<()>>,
-    /// Lives as long as the cache, while its threads may keep `parts`.
-    owner: Arc<()>,
 }
 
 impl Cache {
@@ -183,6 +148,20 @@ impl Cache {
     ) -> Result<Cache, TierError> {
         ConnectedCache::open(socket.as_ref(), settings, (manager, engine, false))
     }
+
+    /// The cache of one group of a connection.
+    pub(crate) fn of_connection(
+        connection: &Arc<Connection>,
+        (group, identity): (u16, &Identity),
+        manager: &Arc<TransferManager>,
+        (engine, owns_engine): (Option<LayoutHandle>, bool),
+    ) -> Result<Cache, TierError> {
+        let settings = connection.settings.with_identity(identity.clone());
+        let of = (Arc::clone(connection), group);
+        let shape = identity.shape();
+        let engine = (Arc::clone(manager), engine, owns_engine);
+        ConnectedCache::start(of, settings, shape, engine)
+    }
 }
 
 impl ConnectedCache {
@@ -191,57 +170,70 @@ impl ConnectedCache {
         settings: ConnectSettings,
         (manager, engine, owns_engine): (Arc<TransferManager>, LayoutHandle, bool),
     ) -> Result<Cache, TierError> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        settings.check()?;
-        let engine_layout = manager.layout(engine)?;
-        check_identity(&settings.identity, &engine_layout)?;
-        let engine_of = (&manager, &engine_layout);
-        let session = DaemonSession::open(socket, &settings, engine_of, |_| {})?;
-        let layers = engine_layout.shape().num_layers();
+        let layout = manager.layout(engine)?;
+        check_identity(&settings.identity, &layout)?;
+        let shape = layout.shape().with_num_blocks(1)?;
+        let identity = settings.identity.clone();
+        let offer = ConnectOffer {
+            blocks: HelloBlocks::Plain {
+                identity: Box::new(identity.clone()),
+                shape: Box::new(shape.clone()),
+            },
+            groups: vec![(identity, shape.clone())],
+        };
+        let of_process = settings.with_identity(());
+        let connection = Connection::open(socket, of_process, offer, Arc::clone(&manager))?;
+        let engine = (manager, Some(engine), owns_engine);
+        let started = ConnectedCache::start((Arc::clone(&connection), 0), settings, &shape, engine);
+        started.inspect_err(|_| connection.close())
+    }
+
+    fn start(
+        (connection, group): (Arc<Connection>, u16),
+        settings: ConnectSettings,
+        shape: &Shape,
+        (manager, engine, owns_engine): (Arc<TransferManager>, Option<LayoutHandle>, bool),
+    ) -> Result<Cache, TierError> {
+        let layers = shape.num_layers();
         let Ok(layers) = usize::try_from(layers) else {
             broken(format_args!("{layers} layers in an engine's memory"))
         };
         let workers = settings.workers;
         let parts = Arc::new(ConnectedParts {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            socket: socket.to_path_buf(),
+            id: connection.id,
+            connection,
+            group,
             layers,
+            page_size: shape.page_size(),
             queue: JobQueue::new(settings.queue_capacity),
             chains: StoresInFlight::default(),
-            clearings: Mutex::new(0),
-            calls: Mutex::new(()),
-            tiers: Mutex::new(session.tiers.clone()),
-            state: Mutex::new(ConnectionState {
-                session: Some(Arc::new(session)),
-                ..ConnectionState::default()
-            }),
-            changed: Condvar::new(),
             metrics: CacheMetrics::new(&[]),
             stats: Mutex::default(),
-            events: Arc::new(ConnectedEvents::new()?),
-            block_bytes: engine_layout.shape().block_bytes()?,
+            block_bytes: shape.block_bytes()?,
             settings,
             manager,
             engine,
-            engine_layout,
             owns_engine,
         });
         for queue in [Queue::Load, Queue::Store, Queue::Prefetch] {
             let capacity = parts.settings.queue_capacity as u64;
             parts.metrics.queue_capacity(queue, capacity);
         }
+        // Dropping it ends the connection and the threads.
         let mut cache = ConnectedCache {
             parts,
             threads: Vec::new(),
-            owner: Arc::new(()),
         };
-        cache.spawn("kvtile-connect".to_owned(), ConnectedParts::supervise)?;
         for number in 0..workers {
             cache.spawn(format!("kvtile-connect-{number}"), ConnectedParts::work)?;
         }
         Ok(Cache {
             backend: CacheBackend::There(cache),
         })
+    }
+
+    pub(super) fn parts(&self) -> &Arc<ConnectedParts> {
+        &self.parts
     }
 
     fn spawn(
@@ -267,7 +259,7 @@ impl ConnectedCache {
             let session = self.parts.answering()?;
             let frame = codes::lookup_frame(leading, &self.at_rate(options), Duration::ZERO);
             let request = |number| frame.encode(FrameKind::Lookup, number);
-            let reply = session.link.request(request, None)?;
+            let reply = session.request(request, None)?;
             let answer = reply.wait(self.parts.settings.answer_within)?;
             ConnectedMatch::of(&session, self.parts.id, (reply.number, answer))
         };
@@ -302,7 +294,7 @@ impl ConnectedCache {
             let request = |number| frame.encode(FrameKind::Seek, number);
             let now = Instant::now();
             Ok(ConnectedSeek {
-                reply: session.link.request(request, None)?,
+                reply: session.request(request, None)?,
                 session,
                 cache: self.parts.id,
                 end: now
@@ -316,95 +308,6 @@ impl ConnectedCache {
             self.missed(keys.len());
         }
         seek
-    }
-
-    pub(super) fn load(
-        &self,
-        mut found: ConnectedMatch,
-        destinations: &[usize],
-        options: &LoadOptions,
-    ) -> Result<Completion<LoadReport>, TierError> {
-        if found.cache != self.parts.id {
-            return Err(TierError::Request(RequestError::OtherCache));
-        }
-        // Blocks that the end of the connection took are no mistake of the caller: the load ends with
-        // `Closed`.
-        let blocks = found.found_blocks();
-        if destinations.len() > blocks {
-            return Err(TierError::Request(RequestError::TooManyDestinations {
-                destinations: destinations.len(),
-                blocks,
-            }));
-        }
-        let layout = self.parts.check_blocks(options.layout, destinations)?;
-        requests::check_after(&self.parts.manager, layout, &options.after)?;
-        if let Some(marks) = &options.marks {
-            // Each layer counts only once the daemon has confirmed that it held the blocks.
-            marks.close();
-        }
-        found.narrow(0, destinations.len());
-        if destinations.is_empty() {
-            return Ok(self.load_nothing());
-        }
-        let completer = Completer::new(self.parts.layers, destinations.len());
-        let completion = completer.completion();
-        let job = ConnectedLoad::new(completer, found, (layout, destinations), options);
-        let pushed = self.parts.push(options.priority, Box::new(job));
-        pushed.inspect_err(|_| {
-            let wanted = destinations.len() as u64;
-            self.parts.metrics.lost(MissReason::QueueFull, wanted);
-        })?;
-        Ok(completion)
-    }
-
-    /// A load of no blocks.
-    pub(super) fn load_nothing(&self) -> Completion<LoadReport> {
-        Completion::ended(self.parts.layers, LoadReport::nothing())
-    }
-
-    pub(super) fn store(
-        &self,
-        keys: &[BlockKey],
-        blocks: &[usize],
-        options: &StoreOptions,
-    ) -> Result<Completion<StoreReport>, TierError> {
-        let end = options.first.checked_add(blocks.len());
-        let Some(chain) = end.and_then(|end| keys.get(..end)) else {
-            return Err(TierError::Request(RequestError::TooFewKeys {
-                keys: keys.len(),
-                first: options.first,
-                blocks: blocks.len(),
-            }));
-        };
-        if chain.len() > KEYS_MAX {
-            return Err(session::refused(format!(
-                "a chain of {} blocks; a daemon stores chains of at most {KEYS_MAX}",
-                chain.len()
-            )));
-        }
-        let layout = self.parts.check_blocks(options.layout, blocks)?;
-        requests::check_after(&self.parts.manager, layout, &options.after)?;
-        let completer = Completer::new(0, 0);
-        let completion = completer.completion();
-        let mut job = ConnectedStore::new(completer, chain, (layout, blocks), options);
-        match blocks.is_empty() {
-            true => job.finish(),
-            false => job.enter(&self.parts)?,
-        }
-        Ok(completion)
-    }
-
-    pub(super) fn prefetch(&self, keys: &[BlockKey]) -> Result<Completion<LoadReport>, TierError> {
-        let (leading, _) = keys.split_at(keys.len().min(KEYS_MAX));
-        let completer = Completer::new(0, 0);
-        let completion = completer.completion();
-        let job = ConnectedPrefetch {
-            completer,
-            keys: leading.to_vec(),
-            start: Instant::now(),
-        };
-        self.parts.push(Priority::Background, Box::new(job))?;
-        Ok(completion)
     }
 
     pub(super) fn evict(&self, tier: TierId, blocks: usize) -> Result<usize, TierError> {
@@ -491,18 +394,11 @@ impl ConnectedCache {
     }
 
     pub(super) fn subscribe(&self) -> EventSubscriber {
-        let session = self.parts.session();
-        self.parts.events.subscribe(session.as_ref())
+        self.parts.connection.subscribe()
     }
 
     pub(super) fn event_source(&self) -> EventSource {
-        let session = self.parts.session();
-        let page_size = self.parts.engine_layout.shape().page_size();
-        ConnectedEvents::source(
-            &self.parts.events,
-            session.as_ref(),
-            (&self.owner, page_size),
-        )
+        self.parts.connection.event_source([self.parts.page_size])
     }
 
     pub(super) fn identity(&self) -> &Identity {
@@ -515,21 +411,22 @@ impl ConnectedCache {
     }
 
     pub(super) fn snapshot(&self) -> EventSnapshot {
-        let (session, within) = (self.parts.session(), self.parts.settings.answer_within);
-        self.parts.events.snapshot(session.as_ref(), within)
+        self.parts.connection.snapshot()
     }
 
     pub(super) fn tiers(&self) -> Vec<TierId> {
-        self.parts.tiers.lock().clone()
+        self.parts.connection.tiers()
     }
 
     pub(super) fn is_connected(&self) -> bool {
-        let session = self.parts.session();
-        session.is_some_and(|session| !session.link.is_closed() && !session.link.is_late())
+        self.parts.connection.is_connected()
     }
 
     pub(super) fn engine(&self) -> LayoutHandle {
-        self.parts.engine
+        match self.parts.engine {
+            Some(engine) => engine,
+            None => broken(format_args!("the cache of a group has no layout")),
+        }
     }
 
     pub(super) fn manager(&self) -> &Arc<TransferManager> {
@@ -554,16 +451,7 @@ impl ConnectedCache {
 impl Drop for ConnectedCache {
     /// Ends the connection: the daemon drops all that it holds for this cache.
     fn drop(&mut self) {
-        let session = {
-            let mut state = self.parts.state.lock();
-            state.is_closed = true;
-            state.end_if_closed();
-            state.session.clone()
-        };
-        self.parts.changed.notify_all();
-        if let Some(session) = session {
-            session.link.close();
-        }
+        self.parts.connection.close();
         self.parts.drop_jobs();
         for thread in self.threads.drain(..) {
             // A thread cannot wait for itself.
@@ -571,9 +459,9 @@ impl Drop for ConnectedCache {
                 let _ = thread.join();
             }
         }
-        self.parts.state.lock().session = None;
         if self.parts.owns_engine
-            && let Err(error) = self.parts.manager.unregister(self.parts.engine)
+            && let Some(engine) = self.parts.engine
+            && let Err(error) = self.parts.manager.unregister(engine)
         {
             log::warn!("the engine's layout is still in use: {error}");
         }

@@ -6,7 +6,7 @@ use kvtile_blocks::BlockKey;
 use kvtile_daemon_wire::{FrameKind, LoadFrame, PrefetchFrame};
 use kvtile_transfer::completion::Completer;
 
-use super::{ConnectedJob, ConnectedParts, link::LinkError, load};
+use super::{ConnectedJob, ConnectedParts, found::ConnectedMatch, link::LinkError, load};
 use crate::{
     cache::{
         LoadReport, LoadStop,
@@ -19,6 +19,8 @@ use crate::{
 pub(super) struct ConnectedPrefetch {
     pub(super) completer: Completer<LoadReport>,
     pub(super) keys: Vec<BlockKey>,
+    /// The pins of these blocks, if they were found before: the report then counts all of them as requested.
+    pub(super) pins: Option<ConnectedMatch>,
     pub(super) start: Instant,
 }
 
@@ -36,7 +38,7 @@ impl ConnectedJob for ConnectedPrefetch {
             .ok_or(LinkError::Closed)
             .and_then(|session| {
                 let request = |number| frame.encode(FrameKind::Prefetch, number);
-                let reply = session.link.request(request, None)?;
+                let reply = session.request(request, None)?;
                 let (_, payload) = reply.wait(parts.settings.work_within)?;
                 Ok((session, LoadFrame::decode(&payload)?))
             });
@@ -50,7 +52,10 @@ impl ConnectedJob for ConnectedPrefetch {
                 });
                 report.from_below = from.collect();
                 report.blocks = count(frame.blocks);
-                report.wanted = count(frame.wanted);
+                report.wanted = match &self.pins {
+                    Some(_) => self.keys.len(),
+                    None => count(frame.wanted),
+                };
                 report.from_host = count(frame.from_host);
                 report.stopped = load_stop_of(&frame.stop);
             }

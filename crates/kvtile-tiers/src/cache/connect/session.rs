@@ -12,14 +12,21 @@ use kvtile_blocks::events::TierId;
 use kvtile_daemon_wire::{
     FrameHeader, FrameKind, NumberFrame, ReadFrameError, RefusalFrame, WIRE_VERSION, read_frame,
 };
-use kvtile_layout::{LayoutError, Word, identity::LayoutIdentity};
+use kvtile_layout::{
+    LayoutError, Shape, Word,
+    identity::{Identity, LayoutIdentity},
+};
 use kvtile_memory::{MemoryError, SharedReadMemory};
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferError, TransferManager};
 use parking_lot::{Condvar, Mutex};
 
-use super::{ConnectSettings, link::DaemonLink};
+use super::{
+    ConnectSettings,
+    connection::ConnectOffer,
+    link::{DaemonLink, LinkError, PendingReply},
+};
 use crate::{
-    cache::serving::{HelloMessage, WelcomeMessage},
+    cache::serving::{HelloMessage, WelcomeGroup, WelcomeMessage},
     error::{RequestError, SettingsError, TierError},
     opening::{self, StorageMemory},
 };
@@ -37,9 +44,12 @@ pub(super) struct StagedSlots {
     pub(super) slots: Vec<usize>,
 }
 
-/// A session. All that the daemon holds for it ends with its connection.
+/// A session about one group. All that the daemon holds for it ends with its connection, which the
+/// sessions of all groups of a client share.
 pub(super) struct DaemonSession {
     pub(super) link: Arc<DaemonLink>,
+    /// The number of the group.
+    group: u16,
     pub(super) tiers: Vec<TierId>,
     /// Host memory of the daemon, mapped for reading.
     pub(super) pool: LayoutHandle,
@@ -53,6 +63,21 @@ pub(super) struct DaemonSession {
 }
 
 impl DaemonSession {
+    /// Sends a request about the group. `kept` is dropped once the daemon has answered, however late, or
+    /// once the connection has ended.
+    pub(super) fn request(
+        &self,
+        frame: impl FnOnce(u64) -> Vec<u8>,
+        kept: Option<Box<dyn Send>>,
+    ) -> Result<PendingReply, LinkError> {
+        self.link.request(self.group, frame, kept)
+    }
+
+    /// Sends a frame about the group that has no reply.
+    pub(super) fn post(&self, frame: Vec<u8>) {
+        self.link.post(self.group, frame);
+    }
+
     pub(super) fn staging(&self) -> LayoutHandle {
         self.staging.handle
     }
@@ -80,12 +105,13 @@ impl DaemonSession {
 
     /// Connects to the daemon and shakes hands, each step within the time of a job: the first client of
     /// an identity waits until its cache is open. `connected` gets the socket before the handshake.
+    /// Returns the session of each group.
     pub(super) fn open(
         socket: &Path,
-        settings: &ConnectSettings,
-        (manager, engine): (&Arc<TransferManager>, &PhysicalLayout),
+        (settings, offer): (&ConnectSettings<()>, &ConnectOffer),
+        manager: &Arc<TransferManager>,
         connected: impl FnOnce(&UnixStream),
-    ) -> Result<DaemonSession, TierError> {
+    ) -> Result<Vec<Arc<DaemonSession>>, TierError> {
         let path = socket.display().to_string();
         let no_daemon = |source| {
             TierError::Request(RequestError::NoDaemon {
@@ -99,35 +125,49 @@ impl DaemonSession {
         let within = Some(settings.work_within);
         stream.set_read_timeout(within).map_err(no_daemon)?;
         stream.set_write_timeout(within).map_err(no_daemon)?;
-        let (word, welcome) = greet(&stream, settings, engine, &no_daemon)?;
-        let memory = SharedReadMemory::receive(&stream).map_err(memory_error)?;
-        let shape = engine.shape().with_num_blocks(welcome.blocks)?;
-        let over = StorageMemory::Over(Arc::new(memory));
-        let pool = opening::storage(shape, &settings.identity, Some(&word), over)?;
-        let block_layout = LayoutIdentity::of_block(pool.strided()).fingerprint();
-        if block_layout != welcome.block_layout || welcome.pool_blocks > welcome.blocks {
-            return Err(refused(format!(
-                "the daemon's blocks have the layout {}, and this process makes {block_layout} of its order {}; \
-                 run the same version of kvtile on both sides",
-                welcome.block_layout, welcome.storage_word
-            )));
+        let welcome = greet(&stream, (settings, offer), &no_daemon)?;
+        let mut pools = Vec::with_capacity(offer.groups.len());
+        for ((identity, shape), group) in offer.groups.iter().zip(&welcome.groups) {
+            pools.push(receive_pool(&stream, (identity, shape), group)?);
         }
-        let staging = hand_staging_over(&stream, settings, (engine, &word), &welcome, &no_daemon)?;
+        let slots = staging_slots(settings, offer, &welcome)?;
+        let mut staged = Vec::with_capacity(offer.groups.len());
+        for ((of, slots), (_, word)) in offer.groups.iter().zip(slots).zip(&pools) {
+            staged.push(hand_staging_over(&stream, (of, word, slots), &no_daemon)?);
+        }
         stream.set_read_timeout(None).map_err(no_daemon)?;
         let answer = Some(settings.answer_within);
         stream.set_write_timeout(answer).map_err(no_daemon)?;
+        // The steps of the handshake have the first numbers.
+        let link = DaemonLink::new(stream, 2 + offer.groups.len() as u64);
+        let groups = welcome.groups.iter().zip(pools).zip(staged).zip(0..);
+        let session = |(((of, (pool, _)), staging), number)| {
+            let place = (Arc::clone(&link), number, of);
+            DaemonSession::register(place, &welcome, (pool, staging), manager)
+        };
+        groups.map(session).collect()
+    }
+
+    /// The session about a group, once its memory is registered.
+    fn register(
+        (link, group, of): (Arc<DaemonLink>, u16, &WelcomeGroup),
+        welcome: &WelcomeMessage,
+        (pool, staging): (PhysicalLayout, PhysicalLayout),
+        manager: &Arc<TransferManager>,
+    ) -> Result<Arc<DaemonSession>, TierError> {
         let staging_blocks = staging.shape().num_blocks();
         let pool = manager.register(pool)?;
         let staging = manager.register(staging).inspect_err(|_| {
             let _ = manager.unregister(pool);
         })?;
         let free = (0..usize::try_from(staging_blocks).unwrap_or(0)).collect();
-        Ok(DaemonSession {
-            link: DaemonLink::new(stream, 3),
-            tiers: welcome.tiers,
+        Ok(Arc::new(DaemonSession {
+            link,
+            group,
+            tiers: welcome.tiers.clone(),
             pool,
-            pool_blocks: welcome.pool_blocks,
-            blocks: welcome.blocks,
+            pool_blocks: of.pool_blocks,
+            blocks: of.blocks,
             lease: Duration::from_millis(welcome.lease_ms),
             staging: StagingSlots {
                 handle: staging,
@@ -135,7 +175,7 @@ impl DaemonSession {
                 changed: Condvar::new(),
             },
             manager: Arc::clone(manager),
-        })
+        }))
     }
 }
 
@@ -179,14 +219,12 @@ fn check_peer(stream: &UnixStream, socket: &str) -> Result<(), TierError> {
 /// Sends the hello and reads the welcome.
 fn greet(
     stream: &UnixStream,
-    settings: &ConnectSettings,
-    engine: &PhysicalLayout,
+    (settings, offer): (&ConnectSettings<()>, &ConnectOffer),
     no_daemon: &dyn Fn(std::io::Error) -> TierError,
-) -> Result<(Word, WelcomeMessage), TierError> {
+) -> Result<WelcomeMessage, TierError> {
     let hello = HelloMessage {
         version: WIRE_VERSION,
-        identity: settings.identity.clone(),
-        shape: engine.shape().with_num_blocks(1)?,
+        blocks: offer.blocks.clone(),
         name: settings.name.clone(),
     };
     let hello = json(&hello)?;
@@ -196,38 +234,81 @@ fn greet(
     let payload = reply(stream, FrameKind::Welcome, no_daemon)?;
     let welcome: WelcomeMessage =
         serde_json::from_slice(&payload).map_err(|error| refused(error.to_string()))?;
-    let word = Word::parse(&welcome.storage_word).map_err(LayoutError::from)?;
-    if welcome.identity != settings.identity.fingerprint() {
+    if welcome.groups.len() != offer.groups.len() {
         return Err(refused(format!(
-            "the daemon serves the identity {}, and the settings have {}",
-            welcome.identity,
-            settings.identity.fingerprint()
+            "the daemon serves {} groups, and the settings have {}",
+            welcome.groups.len(),
+            offer.groups.len()
         )));
     }
-    Ok((word, welcome))
+    for ((identity, _), group) in offer.groups.iter().zip(&welcome.groups) {
+        if group.identity != identity.fingerprint() {
+            return Err(refused(format!(
+                "the daemon serves the identity {}, and the settings have {}",
+                group.identity,
+                identity.fingerprint()
+            )));
+        }
+    }
+    Ok(welcome)
 }
 
-/// Makes staging memory and sends it to the daemon.
+/// Receives the host memory of a group, and returns it with the order of its blocks.
+fn receive_pool(
+    stream: &UnixStream,
+    (identity, shape): (&Identity, &Shape),
+    group: &WelcomeGroup,
+) -> Result<(PhysicalLayout, Word), TierError> {
+    let word = Word::parse(&group.storage_word).map_err(LayoutError::from)?;
+    let memory = SharedReadMemory::receive(stream).map_err(memory_error)?;
+    let shape = shape.with_num_blocks(group.blocks)?;
+    let over = StorageMemory::Over(Arc::new(memory));
+    let pool = opening::storage(shape, identity, Some(&word), over)?;
+    let block_layout = LayoutIdentity::of_block(pool.strided()).fingerprint();
+    if block_layout != group.block_layout || group.pool_blocks > group.blocks {
+        return Err(refused(format!(
+            "the daemon's blocks have the layout {}, and this process makes {block_layout} of its order {}; run the \
+             same version of kvtile on both sides",
+            group.block_layout, group.storage_word
+        )));
+    }
+    Ok((pool, word))
+}
+
+/// The blocks of staging memory of each group: one, and an equal part of the bytes that are left.
+fn staging_slots(
+    settings: &ConnectSettings<()>,
+    offer: &ConnectOffer,
+    welcome: &WelcomeMessage,
+) -> Result<Vec<u64>, TierError> {
+    let stride = |(_, shape): &(Identity, Shape)| {
+        let bytes = shape.block_bytes()?;
+        let aligned = bytes.checked_next_multiple_of(opening::ALIGNMENT);
+        aligned.ok_or(TierError::Settings(SettingsError::BlockBytes {
+            block_bytes: bytes,
+        }))
+    };
+    let strides: Vec<u64> = offer.groups.iter().map(stride).collect::<Result<_, _>>()?;
+    let needed_bytes = strides.iter().copied().fold(0, u64::saturating_add);
+    let bytes = settings.staging_bytes.min(welcome.staging_bytes_max);
+    let Some(rest) = bytes.checked_sub(needed_bytes) else {
+        return Err(TierError::Settings(SettingsError::ConnectStagingTooSmall {
+            staging_bytes: bytes,
+            needed_bytes,
+        }));
+    };
+    let part = rest / (strides.len() as u64).max(1);
+    Ok(strides.iter().map(|stride| 1 + part / stride).collect())
+}
+
+/// Makes staging memory of a group and sends it to the daemon.
 fn hand_staging_over(
     stream: &UnixStream,
-    settings: &ConnectSettings,
-    (engine, word): (&PhysicalLayout, &Word),
-    welcome: &WelcomeMessage,
+    ((identity, shape), word, blocks): (&(Identity, Shape), &Word, u64),
     no_daemon: &dyn Fn(std::io::Error) -> TierError,
 ) -> Result<PhysicalLayout, TierError> {
-    let stride = engine
-        .shape()
-        .block_bytes()?
-        .next_multiple_of(opening::ALIGNMENT);
-    let blocks = (settings.staging_bytes / stride).min(welcome.staging_blocks_max);
-    if blocks == 0 {
-        return Err(TierError::Settings(SettingsError::ConnectStagingTooSmall {
-            staging_bytes: settings.staging_bytes,
-            needed_bytes: stride,
-        }));
-    }
-    let shape = engine.shape().with_num_blocks(blocks)?;
-    let staging = opening::storage(shape, &settings.identity, Some(word), StorageMemory::Shared)?;
+    let shape = shape.with_num_blocks(blocks)?;
+    let staging = opening::storage(shape, identity, Some(word), StorageMemory::Shared)?;
     let frame = NumberFrame { number: blocks }.encode(FrameKind::Staging, 2);
     let mut socket = stream;
     socket.write_all(&frame).map_err(no_daemon)?;

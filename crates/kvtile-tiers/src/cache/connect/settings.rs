@@ -10,19 +10,21 @@ use crate::{
     error::TierError,
 };
 
-/// Settings of a cache that is connected to a daemon ([`Cache::connect`](super::super::Cache::connect)).
+/// Settings of a cache that is connected to a daemon ([`Cache::connect`](super::super::Cache::connect),
+/// [`GroupCache::connect`](crate::groups::GroupCache::connect)).
 /// The daemon's own settings decide the size of host memory and the tiers below.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct ConnectSettings {
-    /// What the blocks mean. The daemon never serves blocks of another identity.
-    pub identity: Identity,
+pub struct ConnectSettings<T = Identity> {
+    /// What the blocks mean: an identity, or the [groups](crate::groups::ConnectGroups) of a model. The
+    /// daemon never serves blocks of another identity.
+    pub identity: T,
     /// A name of this process in the daemon's status (default: its process id).
     #[serde(default = "name")]
     pub name: String,
     /// Bytes of staging memory, which blocks pass on their way to the daemon (default 64 MiB; at
-    /// least one block, at most what the daemon allows).
+    /// least one block of each group, at most what the daemon allows).
     #[serde(default = "staging_bytes")]
     pub staging_bytes: u64,
     /// How long a lookup or another short call waits for the daemon (default 1 s). After it the
@@ -51,10 +53,10 @@ pub struct ConnectSettings {
     pub recompute_tokens_per_second: Option<f64>,
 }
 
-impl ConnectSettings {
+impl<T> ConnectSettings<T> {
     /// The defaults for an identity.
     #[must_use]
-    pub fn new(identity: Identity) -> ConnectSettings {
+    pub fn new(identity: T) -> ConnectSettings<T> {
         ConnectSettings {
             identity,
             name: name(),
@@ -70,58 +72,73 @@ impl ConnectSettings {
 
     /// Sets [`name`](Self::name).
     #[must_use]
-    pub fn name(mut self, name: impl Into<String>) -> ConnectSettings {
+    pub fn name(mut self, name: impl Into<String>) -> ConnectSettings<T> {
         self.name = name.into();
         self
     }
 
     /// Sets [`staging_bytes`](Self::staging_bytes).
     #[must_use]
-    pub fn staging_bytes(mut self, bytes: u64) -> ConnectSettings {
+    pub fn staging_bytes(mut self, bytes: u64) -> ConnectSettings<T> {
         self.staging_bytes = bytes;
         self
     }
 
     /// Sets [`answer_within`](Self::answer_within).
     #[must_use]
-    pub fn answer_within(mut self, time: Duration) -> ConnectSettings {
+    pub fn answer_within(mut self, time: Duration) -> ConnectSettings<T> {
         self.answer_within = time;
         self
     }
 
     /// Sets [`work_within`](Self::work_within).
     #[must_use]
-    pub fn work_within(mut self, time: Duration) -> ConnectSettings {
+    pub fn work_within(mut self, time: Duration) -> ConnectSettings<T> {
         self.work_within = time;
         self
     }
 
     /// Sets [`retry_after`](Self::retry_after).
     #[must_use]
-    pub fn retry_after(mut self, time: Duration) -> ConnectSettings {
+    pub fn retry_after(mut self, time: Duration) -> ConnectSettings<T> {
         self.retry_after = time;
         self
     }
 
     /// Sets [`workers`](Self::workers).
     #[must_use]
-    pub fn workers(mut self, threads: usize) -> ConnectSettings {
+    pub fn workers(mut self, threads: usize) -> ConnectSettings<T> {
         self.workers = threads;
         self
     }
 
     /// Sets [`queue_capacity`](Self::queue_capacity).
     #[must_use]
-    pub fn queue_capacity(mut self, jobs: usize) -> ConnectSettings {
+    pub fn queue_capacity(mut self, jobs: usize) -> ConnectSettings<T> {
         self.queue_capacity = jobs;
         self
     }
 
     /// Sets [`recompute_tokens_per_second`](Self::recompute_tokens_per_second).
     #[must_use]
-    pub fn recompute_tokens_per_second(mut self, rate: f64) -> ConnectSettings {
+    pub fn recompute_tokens_per_second(mut self, rate: f64) -> ConnectSettings<T> {
         self.recompute_tokens_per_second = Some(rate);
         self
+    }
+
+    /// The same settings for another identity.
+    pub(crate) fn with_identity<U>(&self, identity: U) -> ConnectSettings<U> {
+        ConnectSettings {
+            identity,
+            name: self.name.clone(),
+            staging_bytes: self.staging_bytes,
+            answer_within: self.answer_within,
+            work_within: self.work_within,
+            retry_after: self.retry_after,
+            workers: self.workers,
+            queue_capacity: self.queue_capacity,
+            recompute_tokens_per_second: self.recompute_tokens_per_second,
+        }
     }
 
     /// Refuses values out of range.

@@ -80,7 +80,7 @@ impl ConnectedStore {
         let (_, blocks) = self.keys.split_at(self.options.first.min(self.keys.len()));
         let number = parts.chains.enter(blocks.into());
         self.number = number;
-        self.clearings = *parts.clearings.lock();
+        self.clearings = *parts.connection.clearings.lock();
         let priority = self.options.priority;
         let pushed = parts.push(priority, Box::new(self));
         pushed.inspect_err(|_| store_ended(parts, number))
@@ -136,7 +136,6 @@ impl ConnectedStore {
         };
         let within = self.time_left(parts.settings.answer_within);
         let reply = session
-            .link
             .request(|number| frame.encode(FrameKind::Peek, number), None)
             .and_then(|reply| reply.wait(within));
         match reply.map_err(stop_of)? {
@@ -204,12 +203,12 @@ impl ConnectedStore {
         let kept = Arc::new(slots);
         loop {
             let sent = {
-                let clearings = parts.clearings.lock();
+                let clearings = parts.connection.clearings.lock();
                 if *clearings != self.clearings {
                     return Err(StoreStop::Cleared);
                 }
                 let kept = Some(Box::new(Arc::clone(&kept)) as Box<dyn Send>);
-                session.link.request(|number| frame.encode(number), kept)
+                session.request(|number| frame.encode(number), kept)
             };
             let within = self.time_left(parts.settings.work_within);
             match sent.and_then(|reply| reply.wait(within)) {

@@ -16,7 +16,8 @@ pub use codes::{
     store_options_of, store_stop_of, time_of,
 };
 pub use messages::{
-    CallAnswer, CallMessage, HelloMessage, HelloVersion, PinMessage, WelcomeMessage,
+    CallAnswer, CallMessage, HelloBlocks, HelloGroup, HelloMessage, HelloVersion, PinMessage,
+    StopCountsMessage, WelcomeGroup, WelcomeMessage,
 };
 
 use super::{Cache, CacheParts, LoadOptions, Match, load};
