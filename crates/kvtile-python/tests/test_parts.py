@@ -1,4 +1,4 @@
-"""Caches of parts of a model share a folder."""
+"""Caches of parts of a model share a folder of a disk tier, or a shared store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ TOKENS = list(range(3 * PAGE))
 class Rank:
     """A cache over an array of (layer, block, K or V, token, head, content)."""
 
-    def __init__(self, disk: Path, first: int, heads: int, replica: int = 0, **settings: float) -> None:
+    def __init__(
+        self, disk: Path | None, first: int, heads: int, replica: int = 0, **settings: float | str
+    ) -> None:
         self.heads = slice(first, first + heads)
         self.kv = np.zeros((LAYERS, BLOCKS, 2, PAGE, heads, SIZE), np.float32)
         shape = kvtile.Shape(
@@ -26,7 +28,9 @@ class Rank:
         )
         self.identity = kvtile.Identity("a-model", "main", shape)
         layout = kvtile.Layout("L|BKNHC", shape=shape, tensors=list(self.kv))
-        told: dict[str, Any] = {"host_bytes": 1 << 20, "disk": str(disk), "disk_bytes": 1 << 20, **settings}
+        told: dict[str, Any] = {"host_bytes": 1 << 20, **settings}
+        if disk is not None:
+            told |= {"disk": str(disk), "disk_bytes": 1 << 20}
         self.cache = kvtile.Cache(self.identity, layout, **told)
 
     @property
@@ -37,12 +41,12 @@ class Rank:
         """Stores the heads of this rank, and closes."""
         self.kv[:, :3] = model[:, :, :, :, self.heads]
         assert self.cache.store(self.keys, [0, 1, 2]).wait().stored == 3
-        report = self.cache.close()
-        assert report is not None and report.durable
+        assert self.cache.flush().durable
+        self.cache.close()
 
     def load(self, model: np.ndarray) -> dict[str, int]:
         """Loads all blocks and compares them. Returns how many came from which tier."""
-        found = self.cache.lookup(self.keys)
+        found = self.cache.seek(self.keys, 60.0).wait()
         report = self.cache.load(found, [5, 6, 7]).wait()
         assert report.blocks == 3 and report.bytes > 0
         np.testing.assert_array_equal(self.kv[:, 5:], model[:, :, :, :, self.heads])
@@ -86,3 +90,26 @@ def test_the_fingerprint_of_the_model_is_that_of_all_heads(tmp_path: Path) -> No
     assert whole.fingerprint != part.fingerprint
     assert whole.model_fingerprint == part.model_fingerprint == whole.fingerprint
     assert kvtile.TokenHasher(whole).keys(TOKENS) == kvtile.TokenHasher(part).keys(TOKENS)
+
+
+@pytest.mark.parametrize("writers", [1, 2, 4])
+def test_any_number_of_ranks_reads_what_another_wrote_to_a_shared_store(
+    model: np.ndarray, writers: int, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"shared": str(tmp_path / "store"), "shared_bundle_blocks": 1}
+    heads = HEADS // writers
+    for rank in range(writers):
+        writer = Rank(None, rank * heads, heads, **settings)
+        writer.store(model)
+    for readers in (1, 2, 4):
+        heads = HEADS // readers
+        for rank in range(readers):
+            reader = Rank(None, rank * heads, heads, **settings)
+            assert reader.load(model) == {"shared" if readers == writers else "shared:parts": 3}
+            reader.cache.close()
+
+
+def test_copies_of_a_rank_share_one_part_of_a_store(model: np.ndarray, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"shared": str(tmp_path / "store"), "shared_bundle_blocks": 1}
+    Rank(None, 0, 2, **settings).store(model)
+    assert Rank(None, 0, 2, replica=1, **settings).load(model) == {"shared": 3}

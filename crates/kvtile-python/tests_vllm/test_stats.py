@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from kvtile.vllm._directory import TIERS
 from kvtile.vllm._stats import KvtileStats, blocks_by_tier
 
 
@@ -14,6 +15,7 @@ from kvtile.vllm._stats import KvtileStats, blocks_by_tier
     [
         (5, {"host": 2, "disk": 2, "disk:parts": 1}, 2, 0, 3),
         (5, {"host": 1, "shared": 4}, 1, 4, 0),
+        (6, {"host": 1, "shared": 1, "shared:parts": 3, "disk": 1}, 1, 4, 1),
         # The first block is damaged, and host memory has some after it.
         (0, {"host": 3, "shared": 2}, 0, 0, 0),
         (4, {"host": 3, "shared": 9}, 3, 1, 0),
@@ -32,7 +34,7 @@ def test_no_count_is_negative_whatever_a_load_reports() -> None:
     stats = KvtileStats()
     for _ in range(1000):
         blocks = numbers.randrange(9)
-        counts = blocks_by_tier(blocks, {tier: numbers.randrange(9) for tier in ("host", "disk", "disk:parts", "shared")})
+        counts = blocks_by_tier(blocks, {tier: numbers.randrange(9) for tier in TIERS})
         assert min(counts.values()) >= 0 and sum(counts.values()) == blocks
         stats.add(loaded_blocks=blocks, **counts)
     assert stats.data["loaded_blocks"] == sum(stats.data[name] for name in stats.data if name.startswith("from_"))

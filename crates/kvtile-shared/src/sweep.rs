@@ -96,7 +96,7 @@ pub struct SweepReport {
     pub removed_bytes: u64,
     /// Other values below the prefix, which a sweep leaves alone.
     pub foreign: u64,
-    /// Leftovers of dead writers, and manifests without bundles, that were removed.
+    /// Leftovers of dead writers, and manifests and announcements of parts without bundles, that were removed.
     pub leftovers: u64,
 }
 
@@ -109,8 +109,8 @@ struct SweptBundle {
     name: ValueName,
 }
 
-/// Lists all bundles below a prefix, and removes the oldest ones if they exceed a capacity, and old manifests of
-/// identities without bundles. It holds
+/// Lists all bundles below a prefix, and removes the oldest ones if they exceed a capacity, and old manifests and
+/// announcements of identities without bundles. It holds
 /// the names of all of them in memory, some 200 bytes each.
 ///
 /// # Errors
@@ -151,18 +151,17 @@ pub fn sweep(
     let kept: HashSet<String> = kept.into_iter().map(|one| one.identity).collect();
     // A new manifest may be one whose first bundle is being written.
     let is_old = |age: Option<Duration>| age.is_some_and(|age| age >= settings.leftovers_after);
-    let manifests = other
-        .manifests
-        .into_iter()
+    let beside = other.manifests.into_iter().chain(other.announcements);
+    let unused = beside
         .filter(|(identity, value)| is_old(value.age) && !kept.contains(&identity.to_string()));
-    let manifests: Vec<ValueName> = manifests.map(|(_, value)| value.name).collect();
+    let beside: Vec<ValueName> = unused.map(|(_, value)| value.name).collect();
     for batch in removed.chunks(store.abilities().batch_max.max(1)) {
         let names: Vec<ValueName> = batch.iter().map(|one| one.name.clone()).collect();
         store.remove(&names, by())?;
         report.removed += batch.len() as u64;
         report.removed_bytes += batch.iter().map(|one| one.bytes).sum::<u64>();
     }
-    for batch in manifests.chunks(store.abilities().batch_max.max(1)) {
+    for batch in beside.chunks(store.abilities().batch_max.max(1)) {
         store.remove(batch, by())?;
         report.leftovers += batch.len() as u64;
     }

@@ -32,6 +32,7 @@ impl EvictionPolicy for Lru {
     }
 
     fn inserted(&mut self, insertion: &Insertion<'_>) {
+        self.queues.make_room(insertion.blocks);
         let mut parent = insertion.parent;
         for &block in insertion.blocks {
             assert_eq!(self.queues.of(block), None, "stored twice");

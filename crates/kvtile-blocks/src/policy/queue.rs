@@ -180,6 +180,14 @@ impl EvictionQueues {
         true
     }
 
+    /// Makes room for blocks that [`store`](EvictionQueues::store) will add.
+    pub(super) fn make_room(&mut self, blocks: &[BlockId]) {
+        if let Some(largest) = blocks.iter().max() {
+            self.links.grow(largest.0, self.blocks);
+            self.entries.grow(largest.0, self.blocks, OUT);
+        }
+    }
+
     /// Adds a block that is in no queue to a queue. If it continues the latest chain, it is queued
     /// just before that chain's blocks, else at the newest end.
     pub(super) fn store(&mut self, queue: u8, parent: Option<BlockId>, block: BlockId) {
@@ -187,8 +195,6 @@ impl EvictionQueues {
             self.leave_chain();
         }
         self.chain_end = block.0;
-        self.links.grow(block.0, self.blocks);
-        self.entries.grow(block.0, self.blocks, OUT);
         let of = &mut self.queues[u32::from(queue)];
         match std::mem::replace(&mut of.latest, block.0) {
             NONE => self.links.push(&mut of.line, block.0),

@@ -110,6 +110,7 @@ impl EvictionPolicy for S3Fifo {
     }
 
     fn inserted(&mut self, insertion: &Insertion<'_>) {
+        self.queues.make_room(insertion.blocks);
         let mut parent = insertion.parent;
         for (&block, key) in insertion.blocks.iter().zip(insertion.keys) {
             assert_eq!(self.queues.of(block), None, "stored twice");

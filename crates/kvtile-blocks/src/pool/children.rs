@@ -80,6 +80,17 @@ impl ChildCounts {
         }
     }
 
+    /// Makes room for blocks that [`list`](ChildCounts::list) will add to the table.
+    pub(super) fn make_room(&mut self, ids: &[BlockId], slots: &BlockSlots) {
+        if let Some(largest) = ids.iter().max() {
+            grow(
+                &mut self.counts,
+                (largest.index() + 1, slots.len()),
+                UNLISTED,
+            );
+        }
+    }
+
     /// Adds a registered block to the table. `before` is a guess of its parent that may save the
     /// search.
     pub(super) fn list(&mut self, blocks: SlotsByKey<'_>, before: Option<BlockId>, id: BlockId) {
@@ -87,11 +98,6 @@ impl ChildCounts {
             true => 0,
             false => self.absent.remove(&blocks.slots.of(id).key()).unwrap_or(0),
         };
-        grow(
-            &mut self.counts,
-            (id.index() + 1, blocks.slots.len()),
-            UNLISTED,
-        );
         let place = self.place(id);
         assert_eq!(*place, UNLISTED, "{id:?} is cached once");
         *place = 0;
@@ -112,10 +118,12 @@ impl ChildCounts {
 
     /// Removes a block from the table. Returns its parent if the parent has no cached children now.
     pub(super) fn unlist(&mut self, blocks: SlotsByKey<'_>, id: BlockId) -> Option<BlockId> {
-        assert!(self.is_listed(id), "{id:?} leaves the cache once");
-        let left = self.count(id);
-        self.set(id, 0);
-        *self.place(id) = UNLISTED;
+        let byte = std::mem::replace(self.place(id), UNLISTED);
+        assert!(byte != UNLISTED, "{id:?} leaves the cache once");
+        let left = match byte {
+            MANY => self.many.remove(&id).unwrap_or(0),
+            count => u32::from(count),
+        };
         if left > 0 {
             let key = blocks.slots.of(id).key();
             let before = self.absent.insert(key, left);
@@ -249,6 +257,11 @@ impl ChildCounts {
 
     /// Subtracts a child. Returns whether none is left.
     fn discount(&mut self, parent: BlockId) -> bool {
+        let place = self.place(parent);
+        if (1..MANY).contains(place) {
+            *place -= 1;
+            return *place == 0;
+        }
         let count = self.count(parent);
         assert!(count > 0, "children of {parent:?}");
         self.set(parent, count - 1);

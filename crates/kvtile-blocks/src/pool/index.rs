@@ -62,11 +62,11 @@ impl BlockIndex {
 
     #[expect(
         clippy::indexing_slicing,
-        reason = "32 bits, scaled to the number of heads, and bits below the number of stripes"
+        reason = "scaled to the number of heads, and bits below the number of stripes"
     )]
     fn place(&self, key: KeyWords) -> (&AtomicU32, &IndexStripe) {
-        // The upper half of a 64-bit number times a count below 2^32 does not overflow.
-        let scaled = ((key.mixed() >> 32) * self.heads.len() as u64) >> 32;
+        // The upper half of the product is below the number of heads.
+        let scaled = (u128::from(key.mixed()) * self.heads.len() as u128) >> 64;
         let bucket = usize::try_from(scaled).unwrap_or(0);
         let stripe = bucket & (self.stripes.len() - 1);
         (&self.heads[bucket], &self.stripes[stripe])

@@ -182,6 +182,7 @@ impl BlockPool {
                     now,
                 });
                 let mut children = self.children.lock();
+                children.make_room(blocks, &self.slots);
                 let mut previous = known;
                 for &id in blocks {
                     core.listed.insert(id);

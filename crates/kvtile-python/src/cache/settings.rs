@@ -67,9 +67,12 @@ impl CacheOpening {
             }
             CacheOpening::Here(settings, shared) => (settings, shared),
         };
+        let tiers = match shared {
+            None => Vec::new(),
+            Some(shared) => shared.open_with_parts(&settings, manager.layout(engine)?.shape())?,
+        };
         let mut builder = Cache::builder(*settings);
-        if let Some(shared) = shared {
-            let (tier, opener) = shared.open()?;
+        for (tier, opener) in tiers {
             builder = builder.tier(tier, opener);
         }
         builder.open_registered(manager, engine)

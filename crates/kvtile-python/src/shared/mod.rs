@@ -5,15 +5,17 @@ mod python_store;
 use std::{sync::Arc, time::Duration};
 
 use kvtile::shared::{
+    parts::SharedParts,
     store::{Deadline, SharedStore, SharedStoreError},
     tier::{SharedTier, SharedTierSettings},
 };
 use kvtile::{
+    LayoutError, Shape, Word,
     blocks::events::TierId,
     tiers::{
         TierError,
-        cache::TierWrites,
-        tier::{TierOpener, TierSettings},
+        cache::{CacheSettings, TierWrites},
+        tier::{STORAGE_WORD, TierOpener, TierSettings},
     },
 };
 use pyo3::prelude::*;
@@ -88,18 +90,54 @@ impl SharedOpening {
         self.settings.bundle_blocks != Some(1)
     }
 
-    /// Opens the store. Returns the settings and the opener of the tier, for the builder of a cache or
-    /// a block store. Called without the GIL.
+    /// Opens the store. Returns the settings and the opener of the tier, for the builder of a cache over
+    /// groups or a block store. Called without the GIL.
     pub(crate) fn open(self) -> Result<(TierSettings, TierOpener), TierError> {
+        let (store, settings) = self.open_store()?;
+        Ok(own_tier(store, settings))
+    }
+
+    /// As [`open`](SharedOpening::open), for a cache of blocks of `shape`: with the tier of the parts that other ranks wrote
+    /// behind the own one. A cache with the whole model has that tier only if there are such parts now.
+    pub(crate) fn open_with_parts(
+        self,
+        cache: &CacheSettings,
+        shape: &Shape,
+    ) -> Result<Vec<(TierSettings, TierOpener)>, TierError> {
+        let (store, settings) = self.open_store()?;
+        let mut tiers = vec![own_tier(Arc::clone(&store), settings.clone())];
+        if SharedParts::are_needed(&*store, &settings, &cache.identity) {
+            let word = match &cache.storage_word {
+                Some(word) => word.clone(),
+                None => Word::parse(STORAGE_WORD).map_err(LayoutError::from)?,
+            };
+            let only_reads = tier_settings(&settings).writes(TierWrites::Never);
+            let opener = SharedParts::opener(store, settings, (shape.clone(), word));
+            tiers.push((only_reads, Box::new(opener)));
+        }
+        Ok(tiers)
+    }
+
+    fn open_store(self) -> Result<(Arc<dyn SharedStore>, SharedTierSettings), TierError> {
         let by = Deadline::within(self.within.unwrap_or(OPEN_WITHIN).max(OPEN_WITHIN));
         let store = self.source.open(by).map_err(TierError::outside)?;
-        let tier = TierSettings::default().writes(TierWrites::AtOnce);
-        let tier = tier.answer_within(self.settings.read_within.max(self.settings.write_within));
-        Ok((
-            tier,
-            Box::new(SharedTier::opener(TierId::SHARED, store, self.settings)),
-        ))
+        Ok((store, self.settings))
     }
+}
+
+fn tier_settings(settings: &SharedTierSettings) -> TierSettings {
+    let tier = TierSettings::default().writes(TierWrites::AtOnce);
+    tier.answer_within(settings.read_within.max(settings.write_within))
+}
+
+/// The tier of the part that the cache writes.
+fn own_tier(
+    store: Arc<dyn SharedStore>,
+    settings: SharedTierSettings,
+) -> (TierSettings, TierOpener) {
+    let tier = tier_settings(&settings);
+    let opener = SharedTier::opener(TierId::SHARED, store, settings);
+    (tier, Box::new(opener))
 }
 
 impl SharedSource {

@@ -15,7 +15,10 @@ pub use form::{BundleForm, InvalidPartName, PartName};
 pub(crate) use header::header_bytes;
 pub use header::{BUNDLE_BLOCKS_MAX, BundleHeader, HeaderFault, HeldBlock};
 pub use name::{BundleName, ParsedBundleName, parse_bundle_name};
-pub(crate) use name::{ROOT, manifest_name, parse_manifest_name, root_of};
+pub(crate) use name::{
+    ROOT, announcement_name, announcements_of, manifest_name, parse_announcement_name,
+    parse_manifest_name, root_of,
+};
 pub(crate) use packing::BlockPacker;
 pub use packing::{BundlePacking, PackedUnits};
 pub(crate) use read::read_bundle;

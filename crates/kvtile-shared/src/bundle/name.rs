@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use kvtile_blocks::BlockKey;
 use kvtile_layout::{broken, identity::Fingerprint};
+use kvtile_tiers::parts::PartFolderName;
 
 use super::{BundleForm, PartName};
 use crate::store::{InvalidValueName, ValueName};
@@ -89,6 +90,42 @@ pub(crate) fn parse_manifest_name(prefix: &str, name: &ValueName) -> Option<Fing
     let rest = name.as_str().strip_prefix(&root_of(prefix))?;
     let identity = rest.strip_suffix(MANIFEST)?.strip_suffix('/')?;
     is_hex(identity, 32).then(|| identity.parse().ok())?
+}
+
+/// The directory of the announcements of all parts of a model, with a `/` at its end. `model` is
+/// [`Identity::model_fingerprint`](kvtile_layout::identity::Identity::model_fingerprint).
+pub(crate) fn announcements_of(prefix: &str, model: Fingerprint) -> String {
+    format!("{}{model}/parts/", root_of(prefix))
+}
+
+/// The name of the announcement of the bundles of one form, which hold a part of a model: all that their names have, and
+/// which layers and heads these are.
+pub(crate) fn announcement_name(
+    prefix: &str,
+    model: Fingerprint,
+    (form, part): (&BundleForm, &PartFolderName),
+) -> Result<ValueName, InvalidValueName> {
+    let directory = announcements_of(prefix, model);
+    let (identity, layout, blocks) = (form.identity, form.layout, form.blocks);
+    ValueName::new(format!("{directory}{identity}.{layout}.{blocks}.{part}"))
+}
+
+/// The part that a name announces, and the identity of its blocks; `None` for any other name. A reader compares the whole
+/// name with that of the part that it would read.
+pub(crate) fn parse_announcement_name(
+    prefix: &str,
+    name: &ValueName,
+) -> Option<(Fingerprint, PartFolderName)> {
+    let rest = name.as_str().strip_prefix(&root_of(prefix))?;
+    let (model, rest) = rest.split_once('/')?;
+    let rest = rest.strip_prefix("parts/")?;
+    let mut fields = rest.splitn(4, '.');
+    let (identity, layout) = (fields.next()?, fields.next()?);
+    let blocks: u32 = fields.next()?.parse().ok()?;
+    let part = PartFolderName::parse(fields.next()?)?;
+    let is_ours = [model, identity, layout].iter().all(|one| is_hex(one, 32))
+        && (1..=super::BUNDLE_BLOCKS_MAX).contains(&blocks);
+    is_ours.then(|| Some((identity.parse().ok()?, part)))?
 }
 
 fn is_hex(text: &str, digits: usize) -> bool {

@@ -14,7 +14,9 @@ use kvtile_layout::identity::Fingerprint;
 pub use verify::{StoreVerification, UnfitBundle, verify};
 
 use crate::{
-    bundle::{ParsedBundleName, parse_bundle_name, parse_manifest_name, root_of},
+    bundle::{
+        ParsedBundleName, parse_announcement_name, parse_bundle_name, parse_manifest_name, root_of,
+    },
     manifest::{StoreManifest, StoreManifestError},
     store::{Deadline, ListedValue, SharedStore, SharedStoreError, ValueName},
 };
@@ -185,7 +187,7 @@ pub struct StoreClearing {
     pub leftovers: u64,
 }
 
-/// Removes all bundles and manifests below the prefix, and what writers left behind. Bundles that caches write during
+/// Removes all bundles, manifests and announcements of parts below the prefix, and what writers left behind. Bundles that caches write during
 /// the call may stay.
 ///
 /// # Errors
@@ -203,7 +205,8 @@ pub fn clear(
         Ok(())
     })?;
     cleared.foreign = other.foreign;
-    names.extend(other.manifests.into_iter().map(|(_, value)| value.name));
+    let beside = other.manifests.into_iter().chain(other.announcements);
+    names.extend(beside.map(|(_, value)| value.name));
     remove_all(store, settings, &names)?;
     let by = Deadline::within(settings.call_within);
     // A write of now still needs its file.
@@ -228,6 +231,8 @@ fn remove_all(
 #[derive(Debug, Default)]
 pub(crate) struct OtherValues {
     pub(crate) manifests: Vec<(Fingerprint, ListedValue)>,
+    /// The announcements of parts, each with the identity of the part.
+    pub(crate) announcements: Vec<(Fingerprint, ListedValue)>,
     /// The number of all others.
     pub(crate) foreign: u64,
 }
@@ -249,6 +254,10 @@ pub(crate) fn each_bundle(
                 take(value, name)?;
             } else if let Some(identity) = parse_manifest_name(&settings.prefix, &value.name) {
                 other.manifests.push((identity, value));
+            } else if let Some((identity, _)) =
+                parse_announcement_name(&settings.prefix, &value.name)
+            {
+                other.announcements.push((identity, value));
             } else {
                 other.foreign += 1;
             }

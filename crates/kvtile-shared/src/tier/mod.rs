@@ -9,6 +9,8 @@
 //! | `fetch` | reads of bundles, verified, in a single flight, within a time limit |
 //! | `staged`, `assembly`, `upload` | blocks that wait for their bundle, and writes of whole ones |
 //! | `threads`, `alarm` | threads for blocking calls, and deadlines |
+//! | `beside` | manifests and announcements of parts |
+//! | `reader` | a tier over other bundles of the store, with the same threads |
 //!
 //! **What is durable when.** A write ends when the tier has a copy of the block in its staging
 //! memory, where reads find it. The tier writes a bundle to the store when its last block came, and
@@ -19,11 +21,13 @@
 mod alarm;
 mod ask;
 mod assembly;
+mod beside;
 mod counts;
 mod error;
 mod fetch;
 mod known;
 mod parts;
+mod reader;
 mod settings;
 mod staged;
 mod threads;
@@ -44,10 +48,12 @@ use kvtile_blocks::{
 };
 use kvtile_tiers::{
     RequestError, TierError,
+    parts::PartFolderName,
     tier::{
         AnswerTime, BatchPart, BlockName, BlockRead, BlockWrite, GroupId, NotWritten,
         OutcomeGather, PromisedHold, ReadReport, RefusedBlocks, RemovalTicket, SyncReport, Tier,
-        TierAbilities, TierAnswer, TierContext, TierHold, TierStats, WriteReport, WriteSuccess,
+        TierAbilities, TierAnswer, TierContext, TierGroup, TierHold, TierStats, WriteReport,
+        WriteSuccess,
     },
 };
 use kvtile_transfer::completion::{Completer, Completion};
@@ -59,15 +65,19 @@ pub use error::SharedTierError;
 pub use settings::SharedTierSettings;
 
 use crate::{
-    bundle::{BUNDLE_BLOCKS_MAX, BundleForm, BundleName, BundlePacking, manifest_name},
+    bundle::{
+        BUNDLE_BLOCKS_MAX, BundleForm, BundleName, BundlePacking, PartName, announcement_name,
+        manifest_name,
+    },
     guard::{StoreBreaker, StorePace},
     manifest::StoreManifest,
     store::SharedStore,
 };
 use alarm::DeadlineAlarm;
+use beside::ValueBeside;
 use counts::count;
 use known::{BlockPlace, KnownBlocks};
-use parts::{GroupBundles, ManifestWrite, SharedTierParts};
+use parts::{GroupBundles, SharedTierParts};
 use staged::StagingRoom;
 use threads::StoreThreads;
 
@@ -113,6 +123,8 @@ pub struct SharedTier {
     parts: Arc<SharedTierParts>,
     /// `None` in a tier without threads.
     stager: Option<(mpsc::Sender<StageWork>, JoinHandle<()>)>,
+    /// The tier whose threads a [reader](SharedTier::reader) uses.
+    hub: Option<Arc<SharedTier>>,
 }
 
 impl fmt::Debug for SharedTier {
@@ -162,8 +174,10 @@ impl SharedTier {
             threads: StoreThreads::new(name.clone(), threads_max, Arc::clone(&pace)),
             alarm,
             pace,
-            reads: StoreBreaker::new(format!("reads of the {id} tier's store")),
-            writes: StoreBreaker::new(format!("writes to the {id} tier's store")),
+            reads: Arc::new(StoreBreaker::new(format!("reads of the {id} tier's store"))),
+            writes: Arc::new(StoreBreaker::new(format!(
+                "writes to the {id} tier's store"
+            ))),
             counts: Default::default(),
             clock: Arc::clone(&context.clock),
             is_closing: AtomicBool::new(false),
@@ -172,9 +186,12 @@ impl SharedTier {
         });
         let stager = match context.threads {
             0 => None,
+            // Nothing is written to a tier without groups.
+            _ if context.groups.is_empty() => None,
             _ => Some(start_stager(&parts, format!("{name}-stage"))?),
         };
-        Ok(Arc::new(SharedTier { parts, stager }))
+        let hub = None;
+        Ok(Arc::new(SharedTier { parts, stager, hub }))
     }
 
     /// The opener of a tier named `id`, for `CacheBuilder::tier` and `BlockStoreBuilder::tier`.
@@ -250,41 +267,61 @@ fn groups(
     {
         return Err(SharedTierError::BundleBlocks { blocks });
     }
-    let group = |group: &kvtile_tiers::tier::TierGroup| {
-        let block_bytes = group.identity.block_bytes();
-        let blocks = match (group.is_rootless, settings.bundle_blocks) {
-            // Blocks that are no chain come and go one by one.
-            (true, _) => 1,
-            (false, Some(blocks)) => blocks,
-            (false, None) => BundleForm::blocks_within(block_bytes, best_bytes),
-        };
-        let mut named = group.identity.clone();
-        if group.shares_keys {
-            let name = named.logical.clone().with_extra(GROUP_NAME, &group.name);
-            named.logical = name.map_err(|source| SharedTierError::GroupName {
-                group: group.name.clone(),
-                source,
-            })?;
-        }
-        let form = BundleForm::new(&named, settings.part.clone(), blocks);
-        let bundle_bytes = block_bytes.saturating_mul(u64::from(form.blocks));
-        if settings.staging_bytes < bundle_bytes {
-            return Err(SharedTierError::Staging {
-                staging_bytes: settings.staging_bytes,
-                bundle_bytes,
-            });
-        }
-        let names = BundleName::new(&settings.prefix, &form)?;
-        let manifest = manifest_name(&settings.prefix, form.identity)?;
-        Ok(GroupBundles {
-            manifest: ManifestWrite::new(manifest, &StoreManifest::new(&named)),
-            form,
-            packing: BundlePacking::for_blocks_of(&group.identity.logical),
-            names,
-            is_rootless: group.is_rootless,
-        })
+    let groups = context.groups.iter();
+    groups
+        .map(|group| group_bundles(settings, best_bytes, group))
+        .collect()
+}
+
+/// The bundles of one group.
+fn group_bundles(
+    settings: &SharedTierSettings,
+    best_bytes: u64,
+    group: &TierGroup,
+) -> Result<GroupBundles, SharedTierError> {
+    let block_bytes = group.identity.block_bytes();
+    let blocks = match (group.is_rootless, settings.bundle_blocks) {
+        // Blocks that are no chain come and go one by one.
+        (true, _) => 1,
+        (false, Some(blocks)) => blocks,
+        (false, None) => BundleForm::blocks_within(block_bytes, best_bytes),
     };
-    context.groups.iter().map(group).collect()
+    let mut named = group.identity.clone();
+    if group.shares_keys {
+        let name = named.logical.clone().with_extra(GROUP_NAME, &group.name);
+        named.logical = name.map_err(|source| SharedTierError::GroupName {
+            group: group.name.clone(),
+            source,
+        })?;
+    }
+    let form = BundleForm::new(&named, settings.part.clone(), blocks);
+    let bundle_bytes = block_bytes.saturating_mul(u64::from(form.blocks));
+    if settings.staging_bytes < bundle_bytes {
+        return Err(SharedTierError::Staging {
+            staging_bytes: settings.staging_bytes,
+            bundle_bytes,
+        });
+    }
+    let names = BundleName::new(&settings.prefix, &form)?;
+    let manifest = manifest_name(&settings.prefix, form.identity)?;
+    let is_cut = !group.shares_keys && !group.is_rootless && form.part == PartName::default();
+    let announcement = match is_cut {
+        false => None,
+        true => {
+            let part = PartFolderName::of(&named.logical.shard());
+            let model = named.logical.model_fingerprint();
+            let name = announcement_name(&settings.prefix, model, (&form, &part))?;
+            Some(ValueBeside::new(name, Some(format!("{part}\n").into())))
+        }
+    };
+    Ok(GroupBundles {
+        manifest: ValueBeside::new(manifest, StoreManifest::new(&named).encode()),
+        announcement,
+        form,
+        packing: BundlePacking::for_blocks_of(&group.identity.logical),
+        names,
+        is_rootless: group.is_rootless,
+    })
 }
 
 fn start_stager(
@@ -482,6 +519,11 @@ impl Drop for SharedTier {
     /// themselves, with memory of the tier only.
     fn drop(&mut self) {
         let parts = &self.parts;
+        if self.hub.is_some() {
+            parts.is_closing.store(true, Ordering::Relaxed);
+            end_fetches(parts);
+            return;
+        }
         let now = Instant::now();
         let end = now.checked_add(parts.settings.close_within).unwrap_or(now);
         if let Some((sender, thread)) = self.stager.take() {
@@ -499,13 +541,17 @@ impl Drop for SharedTier {
         parts.is_closing.store(true, Ordering::Relaxed);
         assembly::drop_all(parts);
         parts.threads.close(end);
-        let running: Vec<_> = parts.fetches.lock().values().cloned().collect();
-        for fetch in running {
-            fetch.close();
-        }
+        end_fetches(parts);
         parts.uploads.close();
         if let Some(alarm) = &parts.alarm {
             alarm.close();
         }
+    }
+}
+
+fn end_fetches(parts: &SharedTierParts) {
+    let running: Vec<_> = parts.fetches.lock().values().cloned().collect();
+    for fetch in running {
+        fetch.close();
     }
 }

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use super::{
     alarm::{DeadlineAlarm, TimedWork},
     assembly::OpenBundles,
+    beside::ValueBeside,
     counts::{TierCounts, count},
     error::SharedTierError,
     fetch::BundleFetch,
@@ -33,7 +34,6 @@ use super::{
 use crate::{
     bundle::{BundleForm, BundleName, BundlePacking},
     guard::{StoreBreaker, StorePace},
-    manifest::StoreManifest,
     store::{Deadline, SharedStore, SharedStoreAbilities, SharedStoreError, ValueName},
 };
 
@@ -47,51 +47,11 @@ pub(super) struct GroupBundles {
     /// How blocks are compressed, where the settings say so.
     pub(super) packing: BundlePacking,
     pub(super) names: BundleName,
-    pub(super) manifest: ManifestWrite,
+    pub(super) manifest: ValueBeside,
+    /// Announces the part to readers of other layers and heads; `None` for blocks that are not cut into parts.
+    pub(super) announcement: Option<ValueBeside>,
     /// Whether each block is a bundle of its own, because none has a parent.
     pub(super) is_rootless: bool,
-}
-
-/// The manifest of a group, which is written before its first bundle.
-#[derive(Debug)]
-pub(super) struct ManifestWrite {
-    name: ValueName,
-    text: Option<Vec<u8>>,
-    /// Whether this tier has written it, or tried to.
-    is_begun: AtomicBool,
-}
-
-impl ManifestWrite {
-    pub(super) fn new(name: ValueName, manifest: &StoreManifest) -> ManifestWrite {
-        ManifestWrite {
-            name,
-            text: manifest.encode(),
-            is_begun: AtomicBool::new(false),
-        }
-    }
-
-    /// Writes it unless the store has one. It is for people, so a failure is no failure of the bundle.
-    pub(super) fn write_once(&self, store: &dyn SharedStore, by: Deadline) {
-        if self.is_begun.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let Some(text) = &self.text else {
-            return;
-        };
-        let write = || match store.has(std::slice::from_ref(&self.name), by)?.first() {
-            Some(true) => Ok(()),
-            _ => store.write(&self.name, &[text], None, by).map(drop),
-        };
-        if let Err(error) = write() {
-            // The next bundle tries again.
-            self.is_begun.store(false, Ordering::Relaxed);
-            log::info!(
-                "the manifest {} is not in {}: {error}",
-                self.name,
-                store.name()
-            );
-        }
-    }
 }
 
 /// The parts of a shared tier.
@@ -112,9 +72,9 @@ pub(super) struct SharedTierParts {
     /// `None` in a tier without threads.
     pub(super) alarm: Option<Arc<DeadlineAlarm>>,
     pub(super) pace: Arc<StorePace>,
-    pub(super) reads: StoreBreaker,
-    pub(super) writes: StoreBreaker,
-    pub(super) counts: TierCounts,
+    pub(super) reads: Arc<StoreBreaker>,
+    pub(super) writes: Arc<StoreBreaker>,
+    pub(super) counts: Arc<TierCounts>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) is_closing: AtomicBool,
 }
@@ -223,9 +183,15 @@ impl SharedTierParts {
             return;
         };
         let parts = Arc::clone(self);
+        let group = bundle.name.group;
         let touch = move || {
             let by = Deadline::within(parts.settings.write_within);
             let lifetime = parts.settings.lifetime;
+            // A store may evict what nothing reads; readers of other parts still need it.
+            let group = parts.group(group);
+            if let Some(announcement) = group.and_then(|group| group.announcement.as_ref()) {
+                announcement.write(&*parts.store, by);
+            }
             match parts.store.touch(&[name], lifetime, by) {
                 Ok(()) => count(&parts.counts.renewed, 1),
                 Err(error) => {

@@ -40,6 +40,9 @@ pub struct SharedTierSettings {
     pub absent_for: Duration,
     /// The most blocks that the tier knows, that is, whose presence it remembers (default 262,144).
     pub known_blocks_max: usize,
+    /// The age at which the list of the parts that other ranks wrote is read again, by a tier of
+    /// [`SharedParts`](crate::parts::SharedParts) (default 30 s).
+    pub list_parts_after: Duration,
     /// How long closing waits for bundles that are being written (default 5 s).
     pub close_within: Duration,
 }
@@ -59,6 +62,7 @@ impl Default for SharedTierSettings {
             lifetime: None,
             absent_for: Duration::from_secs(2),
             known_blocks_max: 1 << 18,
+            list_parts_after: Duration::from_secs(30),
             close_within: Duration::from_secs(5),
         }
     }
@@ -152,6 +156,13 @@ impl SharedTierSettings {
     #[must_use]
     pub fn known_blocks_max(mut self, blocks: usize) -> SharedTierSettings {
         self.known_blocks_max = blocks;
+        self
+    }
+
+    /// Sets [`list_parts_after`](Self::list_parts_after).
+    #[must_use]
+    pub fn list_parts_after(mut self, time: Duration) -> SharedTierSettings {
+        self.list_parts_after = time;
         self
     }
 

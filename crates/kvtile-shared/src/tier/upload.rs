@@ -225,10 +225,12 @@ impl BundleUpload {
             return Err(UploadError::Paused);
         }
         let by = Deadline::within(parts.settings.write_within);
+        for beside in std::iter::once(&group.manifest).chain(&group.announcement) {
+            beside.write(&*parts.store, by);
+        }
         if self.queries_first(&group.form) && self.is_present(&name, by)? {
             return Ok(ValueWritten::Present);
         }
-        group.manifest.write_once(&*parts.store, by);
         let read_back = self.read_back(&group.form, by)?;
         let packing = match parts.settings.compress {
             true => group.packing,

@@ -193,7 +193,7 @@ fn a_manifest_states_what_the_bundles_of_an_identity_belong_to() {
 }
 
 #[test]
-fn a_manifest_leaves_with_the_last_bundle_of_its_identity() {
+fn a_manifest_and_an_announcement_leave_with_the_last_bundle_of_their_identity() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path(), 1);
     let settings = SurveySettings::new();
@@ -206,6 +206,6 @@ fn a_manifest_leaves_with_the_last_bundle_of_its_identity() {
     assert_eq!(sweep(&*store, &sweeping).unwrap().leftovers, 0);
     assert_eq!(survey(&*store, &elsewhere).unwrap().manifests.len(), 1);
     let sweeping = sweeping.leftovers_after(Duration::ZERO);
-    assert_eq!(sweep(&*store, &sweeping).unwrap().leftovers, 1);
+    assert_eq!(sweep(&*store, &sweeping).unwrap().leftovers, 2);
     assert_eq!(survey(&*store, &elsewhere).unwrap().manifests.len(), 0);
 }

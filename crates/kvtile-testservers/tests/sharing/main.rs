@@ -19,6 +19,7 @@ mod refusals;
 mod rules;
 mod server;
 mod stops;
+mod sweeps;
 mod table;
 mod tiers;
 mod values;
@@ -44,6 +45,7 @@ const SUITES: &[SuiteRow] = &[
     ("killed writer", kills::check_writer),
     ("damaged values", damage::check),
     ("delays and cuts", line::check),
+    ("sweeps", sweeps::check),
     ("limits of Redis", redis::check),
     ("folders", folders::check),
 ];

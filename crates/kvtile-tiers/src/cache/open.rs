@@ -23,7 +23,7 @@ use crate::{
     error::{SettingsError, TierError},
     metrics::CacheMetrics,
     opening::{self, StorageMemory},
-    parts::{PartsSettings, PartsTier},
+    parts::{FolderParts, PartsSettings, PartsTier},
     queue::JobQueue,
     tier::{
         BlockPieces, STORAGE_WORD, StoreIdentity, Tier, TierContext, TierGroup, TierOpener,
@@ -313,11 +313,11 @@ fn parts_of(settings: &CacheSettings, shape: &Shape) -> Result<Option<PartsSetti
         Some(word) => word.clone(),
         None => Word::parse(STORAGE_WORD).map_err(LayoutError::from)?,
     };
+    let source = FolderParts::new(&disk.folder, &shard, disk.refresh_after);
     Ok(Some(PartsSettings {
-        folder: disk.folder.clone(),
+        source: Arc::new(source),
         shape: shape.clone(),
         word,
-        refresh_after: disk.refresh_after,
     }))
 }
 

@@ -31,8 +31,8 @@ pub(crate) trait RefreshedIndex: Send + Sync + 'static {
     /// The age at which a lookup starts a refresh.
     fn refresh_after(&self) -> Duration;
 
-    /// Brings the index up to the disk.
-    fn refresh(&self) -> Result<(), TierError>;
+    /// Brings the index up to the disk, for queries of these keys.
+    fn refresh(&self, asked: &[&[BlockKey]]) -> Result<(), TierError>;
 
     /// The number of leading blocks of `keys` in the index of a group.
     fn leading(&self, group: GroupId, keys: &[BlockKey]) -> usize;
@@ -125,7 +125,8 @@ fn queue<I: RefreshedIndex>(index: &Arc<I>, threads: &DiskThreads) {
     let index = Arc::clone(index);
     threads.run(move || {
         let turn = RefreshTurn::begin(&*index);
-        let refreshed = index.refresh();
+        let asked: Vec<&[BlockKey]> = turn.asks.iter().map(|ask| &*ask.keys).collect();
+        let refreshed = index.refresh(&asked);
         turn.answer(refreshed.err());
     });
 }

@@ -277,7 +277,7 @@ pub enum SettingsError {
     StoreWrites,
     /// A tier over the parts of other ranks with another number of groups than one.
     #[error(
-        "a tier over the parts of other ranks reads folders of one group, and {groups} groups are requested"
+        "a tier over the parts of other ranks reads one group of blocks, and {groups} groups are requested"
     )]
     PartsGroups {
         /// The number of groups.

@@ -1,20 +1,21 @@
-//! A tier over the folders of other ranks: it assembles blocks from the parts that they wrote.
+//! A tier over the parts that other ranks wrote: it assembles blocks from them.
 //!
 //! ```text
-//! cache/layers-0-32.heads-0-4   DiskFollower ─► staging ─┐ copy plan
-//! cache/layers-0-32.heads-4-8   DiskFollower ─► staging ─┴──────────► host block (heads 2..6)
+//! layers-0-32.heads-0-4   tier of the part ─► staging ─┐ copy plan
+//! layers-0-32.heads-4-8   tier of the part ─► staging ─┴──────────► host block (heads 2..6)
 //!
 //! index: key ─► which parts have it ─► do they cover the own layers and heads?
 //! ```
 //!
-//! A model's folder has a folder for each part: a rectangle of layers and heads that one rank
-//! writes ([`PartFolderName`]). The folder itself is the part of a rank that has the whole model. Keys do
-//! not depend on the part. The tier follows all parts but the own one, and has a block if the parts
-//! that have it cover the own rectangle. So any number of ranks reads what any other number wrote.
+//! A part is a rectangle of layers and heads that one rank writes ([`PartFolderName`]). Keys do not depend on the part. The
+//! tier reads all parts but the own one, and has a block if the parts that have it cover the own rectangle. So any number of
+//! ranks reads what any other number wrote. A [`PartSource`] names the parts and opens a tier for each: [`FolderParts`]
+//! those of a model's folder, in which each part has a folder, and the folder itself is the part of a rank with the whole
+//! model; `kvtile-shared` has those of a shared store.
 //!
-//! The tier only reads. A [`DiskTier`](crate::disk::DiskTier) for the own part is another tier of
-//! the same cache. Each part of a block is verified with the checksums of its own record before any
-//! byte of it is copied; if one part fails, the block is a miss. The tier does not know engines.
+//! The tier only reads. A [`DiskTier`](crate::disk::DiskTier) or a shared tier for the own part is another tier of the same
+//! cache. The tier of a part verifies each block of it before any byte is copied; if one part fails, the block is a miss. The
+//! tier does not know engines.
 
 mod cover;
 mod index;
@@ -22,11 +23,11 @@ mod part;
 mod read;
 mod refresh;
 mod slice;
+mod source;
 mod staging;
 
 use std::{
     any::Any,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -36,10 +37,10 @@ use std::{
 
 use kvtile_blocks::{
     BlockKey, Tick,
-    events::{EventKind, EventSubscriber, StoredBlock, TierId, TierKind},
+    events::{EventKind, EventSubscriber, StoredBlock, TierId},
     pool::PinClaim,
 };
-use kvtile_layout::{Shape, Shard, StridedLayout, Word};
+use kvtile_layout::{Shape, StridedLayout, Word};
 use kvtile_transfer::{TransferManager, completion::Completion};
 use parking_lot::{Mutex, RwLock};
 
@@ -50,7 +51,11 @@ use self::{
     read::PartsCounters,
     refresh::PartsWatch,
 };
-pub use self::{read::PartsStats, refresh::PartStatus};
+pub use self::{
+    read::PartsStats,
+    refresh::PartStatus,
+    source::{FolderParts, PartSource},
+};
 use crate::{
     disk::{DiskThreads, GROUP, READERS_MAX, RefreshPace, ask, refresh_if_old, start},
     error::{FolderError, SettingsError, TierError},
@@ -65,58 +70,25 @@ use crate::{
 
 pub use crate::disk::PartFolderName;
 
-/// The name of the tier in its cache.
-const NAME: &str = "parts";
-
-/// Which parts a [`PartsTier`] follows, and into which blocks it assembles them.
+/// Which parts a [`PartsTier`] reads, and into which blocks it assembles them.
 #[derive(Clone, Debug)]
 pub struct PartsSettings {
-    /// The folder of the model, which has the folders of the parts.
-    pub folder: PathBuf,
+    /// The place of the parts.
+    pub source: Arc<dyn PartSource>,
     /// The shape of the cache's stored blocks. The tier leaves out the part that is its shard, which
     /// the cache writes itself.
     pub shape: Shape,
     /// The order of all stored blocks.
     pub word: Word,
-    /// The age of the index at which a lookup starts a refresh.
-    pub refresh_after: Duration,
-}
-
-impl PartsSettings {
-    /// The folder that a cache with the part `own` writes: `folder` itself if the part is the whole
-    /// model, and else the folder of the part in it.
-    #[must_use]
-    pub fn own_folder(folder: &std::path::Path, shard: &Shard) -> PathBuf {
-        match is_whole(shard) {
-            true => folder.to_owned(),
-            false => folder.join(PartFolderName::of(shard).to_string()),
-        }
-    }
-
-    /// Whether `folder` has folders of parts.
-    ///
-    /// # Errors
-    /// The folder cannot be read.
-    pub fn has_parts(folder: &std::path::Path) -> Result<bool, TierError> {
-        let names = refresh::folders(folder)?;
-        Ok(names
-            .iter()
-            .any(|name| PartFolderName::parse(name).is_some()))
-    }
-}
-
-/// Whether a shard is the whole model, and the first copy of it.
-fn is_whole(shard: &Shard) -> bool {
-    *shard == Shard::whole(shard.total_layers, shard.total_heads)
 }
 
 /// The blocks that the parts of other ranks cover, as a [`Tier`] that only reads.
 ///
-/// - **Lookups** answer from an index and never wait for the disk. One that finds the index older
-///   than [`PartsSettings::refresh_after`] starts a refresh, which also finds new parts.
+/// - **Lookups** answer from an index and never wait for a disk or a network. One that finds the index older
+///   than [`PartSource::refresh_after`] starts a refresh, which also finds new parts.
 /// - **Reads** verify every part of a block. A part that is absent, damaged or cannot be read makes
 ///   the block a miss, after one more try with other parts.
-/// - **Folders of parts with another identity, page size or order** are refused:
+/// - **Parts with another identity, page size or order** are refused:
 ///   [`parts`](PartsTier::parts) and the log state the first field that differs.
 /// - **Planes of opaque bytes** have no heads, so parts with other heads are refused.
 /// - **Planes without heads** are the same on all ranks: each part has all of them.
@@ -224,23 +196,35 @@ impl PartsShared {
         count
     }
 
+    /// The leading blocks of `keys` that parts cover. A part whose store is left alone after failures ends them.
     fn hold(&self, keys: &[BlockKey]) -> Option<Box<dyn TierHold>> {
         let state = self.state.read();
-        PromisedHold::of(keys.iter().map_while(|key| state.index.find(key)))
+        let mut readable: Vec<Option<bool>> = vec![None; state.parts.len()];
+        PromisedHold::of(keys.iter().map_while(|key| {
+            let found = state.index.find(key)?;
+            let cover = state.index.cover_of(key)?;
+            let mut is_readable = |part: &usize| {
+                let (part, known) = (state.parts.get(*part)?, readable.get_mut(*part)?);
+                Some(*known.get_or_insert_with(|| part.tier.has(GROUP, key)))
+            };
+            cover
+                .iter()
+                .all(|part| is_readable(part) == Some(true))
+                .then_some(found)
+        }))
     }
 
     /// The error of a write.
     fn reads_only(&self) -> TierError {
         TierError::Folder(FolderError::ReadsOnly {
-            folder: self.settings.folder.display().to_string(),
+            folder: self.settings.source.place(),
             holder: None,
         })
     }
 }
 
 impl PartsTier {
-    /// Follows the parts in the folder of `settings`. The folder and the parts need not exist yet,
-    /// and a part that cannot be used is left out.
+    /// Reads the parts of `settings`. None of them need exist yet, and a part that cannot be used is left out.
     ///
     /// # Errors
     /// Several groups; a shape and an order that are not those of the group's blocks; threads that
@@ -254,7 +238,7 @@ impl PartsTier {
         let shape = settings.shape.with_num_blocks(1)?;
         let layout = StridedLayout::resolve(&settings.word, &shape, ALIGNMENT)?;
         let shared = Arc::new(PartsShared {
-            id: TierId::new(TierKind::Disk, NAME)?,
+            id: settings.source.tier()?,
             group: group.clone(),
             layout: Arc::new(layout),
             manager: Arc::new(TransferManager::new()),
@@ -271,7 +255,7 @@ impl PartsTier {
             pace: RefreshPace::default(),
             settings,
         });
-        if let Err(error) = shared.refresh_parts() {
+        if let Err(error) = shared.refresh_parts(&[]) {
             log::warn!("the {} tier cannot follow all parts: {error}", shared.id);
         }
         shared.is_open.store(true, Ordering::Relaxed);

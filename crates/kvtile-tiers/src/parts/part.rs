@@ -1,4 +1,4 @@
-//! One part of a model's folder: the follower of its folder, and its bytes in an own block.
+//! One part of a model: the tier that reads it, and its bytes in an own block.
 
 use std::{num::NonZeroUsize, sync::Arc};
 
@@ -9,7 +9,7 @@ use kvtile_blocks::{
 
 use super::{cover::PartRectangle, slice::PartSlice, staging::PartStaging};
 use crate::{
-    disk::{DiskFollower, GROUP, PartFolderName},
+    disk::{DiskFollower, FollowCondition, GROUP, PartFolderName},
     tier::Tier,
 };
 
@@ -19,12 +19,12 @@ const EVENTS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 /// The most events that are applied at a time.
 const EVENTS_AT_A_TIME: usize = 1024;
 
-/// A part that the tier follows.
+/// A part that the tier reads.
 #[derive(Debug)]
 pub(super) struct FollowedPart {
     pub(super) part: PartFolderName,
     pub(super) rectangle: PartRectangle,
-    pub(super) follower: DiskFollower,
+    pub(super) tier: Arc<dyn Tier>,
     pub(super) slice: PartSlice,
     pub(super) staging: Arc<PartStaging>,
     pub(super) events: Arc<EventLog>,
@@ -38,7 +38,7 @@ pub(super) enum PartChange {
 }
 
 impl FollowedPart {
-    /// A log for the events of a follower.
+    /// A log for the events of a part's tier.
     pub(super) fn log() -> Result<Arc<EventLog>, kvtile_blocks::BlocksError> {
         Ok(Arc::new(EventLog::new(EVENTS)?))
     }
@@ -61,25 +61,31 @@ impl FollowedPart {
             }
         }
         let change = |event: &Event| match event.kind {
-            EventKind::Stored { key, .. } => self.stored(key),
-            EventKind::Removed { key } => Some(PartChange::Removed(key)),
-            EventKind::Cleared => Some(PartChange::Cleared),
+            EventKind::Stored { key, parent } => self.stored(key, parent),
+            EventKind::Removed { key } => PartChange::Removed(key),
+            EventKind::Cleared => PartChange::Cleared,
         };
-        events.iter().filter_map(change).collect()
+        events.iter().map(change).collect()
     }
 
     fn everything(&self, subscriber: &mut EventSubscriber) -> Vec<PartChange> {
-        let list = |blocks: &mut Vec<StoredBlock>| self.follower.list(blocks);
+        let list = |blocks: &mut Vec<StoredBlock>| self.tier.list(blocks);
         let snapshot = self.events.snapshot(list);
         subscriber.resynchronise(&snapshot);
         let stored = snapshot.blocks.iter();
-        let stored = stored.filter_map(|block| self.stored(block.key));
+        let stored = stored.map(|block| self.stored(block.key, block.parent));
         std::iter::once(PartChange::Cleared).chain(stored).collect()
     }
 
-    /// `None` if the follower does not have the block any more; an event that follows says so.
-    fn stored(&self, key: BlockKey) -> Option<PartChange> {
-        let hold = self.follower.hold(GROUP, std::slice::from_ref(&key))?;
-        Some(PartChange::Stored(key, (hold.parent(0), hold.tenant(0))))
+    /// The tenant is that of the part's tier, if it finds the block now. If it has removed the block, an event follows.
+    fn stored(&self, key: BlockKey, parent: Option<BlockKey>) -> PartChange {
+        let hold = self.tier.hold(GROUP, std::slice::from_ref(&key));
+        PartChange::Stored(key, (parent, hold.map_or(0, |hold| hold.tenant(0))))
+    }
+
+    /// Whether the part can be read.
+    pub(super) fn condition(&self) -> FollowCondition {
+        let follower = self.tier.as_any().downcast_ref::<DiskFollower>();
+        follower.map_or(FollowCondition::Followed, DiskFollower::condition)
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     disk::{BatchReader, GROUP, StoreCounter},
     error::TierError,
     rate::TierRate,
-    tier::{BlockRead, ReadSuccess, Tier, TierMiss},
+    tier::{BlockRead, ReadSuccess, TierMiss},
 };
 
 /// How often a block is tried: the second time with the parts that cover it then.
@@ -71,7 +71,7 @@ struct AssembledBatch<'a> {
     blocks: &'a mut [BlockRead],
     /// Why blocks did not come.
     missed: BTreeMap<usize, TierMiss>,
-    /// Bytes read from the disk.
+    /// Bytes read of the parts.
     bytes: u64,
 }
 
@@ -80,7 +80,7 @@ impl BatchReader for PartsShared {
         (&*self.context.clock, &self.rate)
     }
 
-    /// The follower of each part has threads of its own.
+    /// The tier of a part may have threads of its own.
     fn read_all(
         &self,
         blocks: &mut [BlockRead],
@@ -119,7 +119,7 @@ impl BatchReader for PartsShared {
             if left.is_empty() {
                 break;
             }
-            // The followers do not find the parts that failed any more.
+            // The tiers of the parts do not find the blocks that failed any more.
             self.absorb();
         }
         for outcome in &outcomes {
@@ -190,8 +190,8 @@ impl AssembledBatch<'_> {
         if reads.is_empty() {
             return;
         }
-        // The follower has no threads: the completion has ended.
-        let report = part.follower.read(reads).wait();
+        // A tier without threads has ended it already. Others end it by their deadlines.
+        let report = part.tier.read(reads).wait();
         for ((at, place, pieces), outcome) in sought.into_iter().zip(report.blocks.iter()) {
             let copied = match outcome {
                 Err(miss) => Err(miss.clone()),

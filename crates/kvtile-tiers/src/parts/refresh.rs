@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -11,32 +10,18 @@ use kvtile_blocks::{BlockKey, GroupId};
 use kvtile_layout::Shard;
 
 use super::{
-    NAME, PartsShared, cover::PartRectangle, index::PARTS_MAX, part::FollowedPart,
-    slice::PartSlice, staging::PartStaging,
+    PartsShared, cover::PartRectangle, index::PARTS_MAX, part::FollowedPart, slice::PartSlice,
+    staging::PartStaging,
 };
 use crate::{
     clock::Clock,
-    disk::{
-        DiskFollower, DiskSettings, FollowCondition, GROUP, PartFolderName, RefreshPace,
-        RefreshedIndex,
-    },
+    disk::{FollowCondition, GROUP, PartFolderName, RefreshPace, RefreshedIndex},
     error::{SettingsError, TierError},
-    medium::FolderMedium,
-    tier::{BlockPieces, StoreIdentity, Tier, TierContext, TierGroup},
+    tier::{BlockPieces, StoreIdentity, TierContext, TierGroup},
 };
-
-/// The name of the folder of the whole model, below itself.
-const WHOLE: &str = "";
 
 /// The time after which a refused part is tried again.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
-
-/// The names of the folders in `folder`; none if it does not exist.
-pub(super) fn folders(folder: &Path) -> Result<Vec<String>, TierError> {
-    let medium = FolderMedium::new(folder);
-    let names = medium.folders();
-    names.map_err(|error| TierError::file("list", folder.display().to_string(), error))
-}
 
 /// A part of the model, as the last refresh found it.
 #[derive(Clone, Debug)]
@@ -51,7 +36,7 @@ pub struct PartStatus {
     pub condition: FollowCondition,
 }
 
-/// What refreshes know of the folder; only one refresh at a time has it.
+/// What refreshes know of the place of the parts; only one refresh at a time has it.
 #[derive(Default)]
 pub(super) struct PartsWatch {
     /// The parts that are followed.
@@ -60,6 +45,8 @@ pub(super) struct PartsWatch {
     refused: BTreeMap<String, RefusedPart>,
     /// By their numbers of layers and heads.
     staging: BTreeMap<(u64, u64), Arc<PartStaging>>,
+    /// When the parts were listed.
+    listed: Option<Duration>,
     /// Whether the last listing failed: the log has only the first failure.
     is_failing: bool,
     is_full: bool,
@@ -84,25 +71,22 @@ impl RefreshedIndex for PartsShared {
     }
 
     fn refresh_after(&self) -> Duration {
-        self.settings.refresh_after
+        self.settings.source.refresh_after()
     }
 
-    fn refresh(&self) -> Result<(), TierError> {
-        self.refresh_parts()
+    fn refresh(&self, asked: &[&[BlockKey]]) -> Result<(), TierError> {
+        self.refresh_parts(asked)
     }
 
     fn leading(&self, _group: GroupId, keys: &[BlockKey]) -> usize {
-        let state = self.state.read();
-        keys.iter()
-            .take_while(|key| state.index.find(key).is_some())
-            .count()
+        self.hold(keys).map_or(0, |hold| hold.blocks())
     }
 }
 
 impl PartsShared {
-    /// Finds new parts and brings the index up to all of them. Fails with the first failure; the index
-    /// is then that of an earlier refresh, or of a part of this one.
-    pub(super) fn refresh_parts(&self) -> Result<(), TierError> {
+    /// Finds new parts, queries all of them for the keys of the queries, and brings the index up to them. Fails with the
+    /// first failure; the index is then that of an earlier refresh, or of a part of this one.
+    pub(super) fn refresh_parts(&self, asked: &[&[BlockKey]]) -> Result<(), TierError> {
         let mut watch = self.watch.lock();
         let found = self.find_parts(&mut watch);
         if let Err(error) = &found
@@ -113,9 +97,19 @@ impl PartsShared {
         watch.is_failing = found.is_err();
         let mut failure = found.err();
         let parts = self.state.read().parts.clone();
-        for part in &parts {
-            // The follower has no threads: it refreshes itself within the call.
-            let answer = part.follower.ask(GROUP, &[]).wait();
+        let without_keys: &[&[BlockKey]] = &[&[]];
+        let queries = match self.settings.source.needs_keys() {
+            true => asked,
+            false => without_keys,
+        };
+        let each = parts.iter().flat_map(|part| {
+            let of_part = |keys: &&[BlockKey]| part.tier.ask(GROUP, keys);
+            queries.iter().map(of_part).collect::<Vec<_>>()
+        });
+        // All of them begin before the first one is waited for. A tier without threads has ended its own already.
+        let answers: Vec<_> = each.collect();
+        for answer in answers {
+            let answer = answer.wait();
             failure = failure.or(answer.failure);
         }
         self.absorb();
@@ -136,33 +130,34 @@ impl PartsShared {
         let state = self.state.read();
         let followed = state.parts.iter().map(|part| PartStatus {
             part: part.part,
-            blocks: part.follower.stats().present,
-            condition: part.follower.condition(),
+            blocks: part.tier.stats().present,
+            condition: part.condition(),
         });
         followed.chain(refused).collect()
     }
 
     /// Begins to follow the parts that are not followed yet.
     fn find_parts(&self, watch: &mut PartsWatch) -> Result<(), TierError> {
-        let own = self.layout.shape().shard();
-        let whole = Shard::whole(own.total_layers, own.total_heads);
-        let mut there = vec![(WHOLE.to_owned(), PartFolderName::of(&whole))];
-        let names = folders(&self.settings.folder)?;
-        there.extend(names.into_iter().filter_map(|name| {
-            let part = PartFolderName::parse(&name)?;
-            Some((name, part))
-        }));
-        for (name, part) in there {
+        let source = &self.settings.source;
+        let own = PartFolderName::of(&self.layout.shape().shard());
+        let now = self.context.clock.now();
+        let is_fresh = |at: Duration| now.saturating_sub(at) < source.list_after();
+        if watch.listed.is_some_and(is_fresh) {
+            return Ok(());
+        }
+        watch.listed = Some(now);
+        for part in source.list()? {
+            let name = part.to_string();
             let now = self.context.clock.now();
             let refused = watch.refused.get(&name);
             let waits = refused.is_some_and(|it| now.saturating_sub(it.at) < REFUSED_FOR);
-            if part == PartFolderName::of(&own) || waits || watch.known.contains(&name) {
+            if part == own || waits || watch.known.contains(&name) {
                 continue;
             }
             if watch.known.len() == PARTS_MAX {
                 if !std::mem::replace(&mut watch.is_full, true) {
-                    let folder = self.settings.folder.display();
-                    log::warn!("{folder} has more than {PARTS_MAX} parts; the others are not read");
+                    let place = source.place();
+                    log::warn!("{place} has more than {PARTS_MAX} parts; the others are not read");
                 }
                 return Ok(());
             }
@@ -173,8 +168,8 @@ impl PartsShared {
 
     /// Begins to follow a part, or records why it is not.
     fn begin_part(&self, watch: &mut PartsWatch, (name, part): (&str, PartFolderName)) {
-        match self.open_part(watch, (name, part)) {
-            Ok(None) => {}
+        match self.open_part(watch, part) {
+            Ok(None) => drop(watch.refused.remove(name)),
             Ok(Some(opened)) => {
                 watch.refused.remove(name);
                 watch.known.insert(name.to_owned());
@@ -196,7 +191,7 @@ impl PartsShared {
     fn open_part(
         &self,
         watch: &mut PartsWatch,
-        (name, part): (&str, PartFolderName),
+        part: PartFolderName,
     ) -> Result<Option<FollowedPart>, TierError> {
         let own = self.layout.shape().shard();
         let Some(shard) = part.shard(own.total_layers, own.total_heads) else {
@@ -221,19 +216,13 @@ impl PartsShared {
             groups: vec![TierGroup::new(self.group.name.clone(), identity)],
             events: Arc::clone(&events),
             clock: Arc::clone(&self.context.clock),
+            // The threads of this tier make the calls.
             threads: 0,
         };
-        let folder = match name {
-            WHOLE => self.settings.folder.clone(),
-            name => self.settings.folder.join(name),
-        };
-        let settings = DiskSettings::new(folder, 0)
-            .name(NAME.to_owned())
-            .refresh_after(self.settings.refresh_after);
         Ok(Some(FollowedPart {
             part,
             rectangle,
-            follower: DiskFollower::open(&settings, &context)?,
+            tier: self.settings.source.open(&part, &context)?,
             slice,
             staging,
             events,

@@ -20,7 +20,7 @@ use kvtile_layout::{
 use kvtile_testkit::tier::conformance::{OpenTierAt, check_tier};
 use kvtile_tiers::{
     disk::{DiskSettings, DiskTier},
-    parts::{PartFolderName, PartsSettings, PartsTier},
+    parts::{FolderParts, PartFolderName, PartsSettings, PartsTier},
     tier::{
         BlockPieces, BlockRead, BlockWrite, GroupId, HostBlock, ReadReport, STORAGE_WORD,
         StoreIdentity, SyncReport, Tier, TierAbilities, TierAnswer, TierContext, TierGroup,
@@ -140,10 +140,13 @@ impl HalvesWithParts {
     fn open(folder: PathBuf, context: &TierContext) -> HalvesWithParts {
         let whole = Shape::key_value(1, 2, 4, 2, 8, "f32").unwrap();
         let settings = PartsSettings {
-            folder: folder.clone(),
+            source: Arc::new(FolderParts::new(
+                &folder,
+                &whole.shard(),
+                Duration::from_hours(1),
+            )),
             shape: whole.clone(),
             word: STORAGE_WORD.parse().unwrap(),
-            refresh_after: Duration::from_hours(1),
         };
         let writers = [0, 1].map(|heads| HalfWriter::open(&folder, context, &whole, heads));
         HalvesWithParts {

@@ -9,5 +9,6 @@
 mod common;
 mod conformance;
 mod misses;
+mod model;
 mod random;
 mod ranks;

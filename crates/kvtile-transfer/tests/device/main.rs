@@ -10,7 +10,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod damage;
 mod faults;
 mod places;
 mod random;
 mod scenarios;
+mod waits;

@@ -329,6 +329,7 @@ fn a_manager_that_is_dropped_waits_for_its_flights() {
 fn copies_between_devices_cross_them() {
     let standin = Standin::start(StandinOptions {
         devices: 2,
+        kernels: Some(kernels()),
         ..StandinOptions::seeded(4)
     });
     let driver = standin.driver().unwrap();
@@ -342,11 +343,27 @@ fn copies_between_devices_cross_them() {
     let options = TransferOptions::new();
     let done = manager.execute_transfer(handles[0], &[0, 1, 2], handles[1], &[3, 4, 5], options);
     done.unwrap().wait().unwrap();
-    for block in 0..3 {
-        let digests = [(handles[0], block), (handles[1], block + 3)]
-            .map(|(handle, block)| manager.block_digest(handle, block).unwrap());
-        assert_eq!(digests[0], digests[1]);
+    let are_equal = |[one, other]: [LayoutHandle; 2]| {
+        for block in 0..3 {
+            let digests = [(one, block), (other, block + 3)]
+                .map(|(handle, block)| manager.block_digest(handle, block).unwrap());
+            assert_eq!(digests[0], digests[1]);
+        }
+    };
+    are_equal([handles[0], handles[1]]);
+    // Kernels do not reach another device: the copy engine permutes run by run, whatever is preferred.
+    let other = layout("BLKNHC").allocate_device(&devices[1]).build();
+    let other = manager.register(other.unwrap()).unwrap();
+    for route in ROUTES {
+        manager
+            .fill(other, &[3, 4, 5], FillPattern::Constant(1))
+            .unwrap();
+        let options = TransferOptions::new().route(route);
+        let done = manager.execute_transfer(handles[0], &[0, 1, 2], other, &[3, 4, 5], options);
+        done.unwrap().wait().unwrap();
+        are_equal([handles[0], other]);
     }
+    assert_eq!(standin.calls().get("cuLaunchKernel"), None);
     // One layout over two devices is refused.
     let regions = devices
         .each_ref()

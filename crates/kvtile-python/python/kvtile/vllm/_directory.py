@@ -12,13 +12,19 @@ from kvtile import TierDirectory
 from kvtile.vllm._messages import Change, Keys
 
 # The tiers of a worker's cache, the fastest first. "disk:parts" assembles blocks that other numbers of workers wrote, and
-# "shared" has the blocks that queries of the worker found.
-TIERS = ("host", "disk", "disk:parts", "shared")
+# "shared" has the blocks that queries of the worker found; "shared:parts" assembles those that other numbers of workers wrote
+# to the shared store.
+TIERS = ("host", "disk", "disk:parts", "shared", "shared:parts")
 
 
 def on_disk(tiers: Iterable[str]) -> int:
     """How many blocks are not in host memory."""
     return sum(tier != "host" for tier in tiers)
+
+
+def are_shared(tiers: Iterable[str]) -> bool:
+    """Whether some blocks are in the shared store."""
+    return any(tier.startswith("shared") for tier in tiers)
 
 
 def directory_of(changes: Iterable[Change] = ()) -> TierDirectory:

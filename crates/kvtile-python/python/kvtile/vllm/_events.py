@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def medium_of(tier: str) -> str:
-    """The medium of a tier. Both tiers of a folder, "disk" and "disk:parts", have one."""
+    """The medium of a tier. Both tiers of a folder, "disk" and "disk:parts", have one, and so have those of a store."""
     return f"kvtile:{tier.partition(':')[0]}"
 
 

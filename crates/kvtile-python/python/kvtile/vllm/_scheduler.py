@@ -14,7 +14,7 @@ from kvtile import Identity, TierDirectory, TokenHasher, TraceRecorder
 from kvtile._errors import InternalError
 from kvtile._kvtile import reading_pays
 from kvtile.vllm._adapters import Adapter, Digests
-from kvtile.vllm._directory import directory_of, leading_tiers, on_disk
+from kvtile.vllm._directory import are_shared, directory_of, leading_tiers, on_disk
 from kvtile.vllm._events import TierChanges
 from kvtile.vllm._keys import RequestKeys
 from kvtile.vllm._messages import Change, Hello, Keys, LoadOrder, Orders, RankReport, Report, SeekOrder, StoreOrder
@@ -142,7 +142,7 @@ class Scheduler:
         # no other request would wait, layer by layer. With several workers, one may miss a block that the others have,
         # and must report this before the step computes, so loads never run in a step.
         slow = on_disk(tiers[here:])
-        fast = not slow or ("shared" not in tiers[here:] and self._is_worth_waiting(slow))
+        fast = not slow or (not are_shared(tiers[here:]) and self._is_worth_waiting(slow))
         tracked.in_step = self._loads_in_step and len(self.directories) == 1 and fast
         return (found - here) * self.page_size, not tracked.in_step
 

@@ -38,7 +38,8 @@ def blocks_by_tier(blocks: int, from_tiers: Mapping[str, int]) -> dict[str, int]
     and the counts take host memory first, then the shared store.
     """
     host = min(from_tiers.get("host", 0), blocks)
-    shared = min(from_tiers.get("shared", 0), blocks - host)
+    in_store = sum(count for tier, count in from_tiers.items() if tier.startswith("shared"))
+    shared = min(in_store, blocks - host)
     return {"from_host_blocks": host, "from_shared_blocks": shared, "from_disk_blocks": blocks - host - shared}
 
 

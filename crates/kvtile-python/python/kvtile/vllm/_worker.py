@@ -24,6 +24,7 @@ from kvtile import (
     WaitTimeoutError,
     serve_http,
 )
+from kvtile._streams import compute_stream
 from kvtile.vllm._adapters import LOADED
 from kvtile.vllm._directory import TIERS
 from kvtile.vllm._group_worker import GroupWorker
@@ -34,7 +35,6 @@ from kvtile.vllm._processors import processors_of_engine
 from kvtile.vllm._rank import Rank, rank_of
 from kvtile.vllm._settings import Settings
 from kvtile.vllm._stats import blocks_by_tier
-from kvtile.vllm._streams import compute_stream
 from kvtile.vllm._transfers import PATIENCE, WorkerTransfers
 
 if TYPE_CHECKING:

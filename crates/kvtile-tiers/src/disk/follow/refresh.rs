@@ -57,7 +57,7 @@ impl RefreshedIndex for FollowerShared {
         self.refresh_after
     }
 
-    fn refresh(&self) -> Result<(), TierError> {
+    fn refresh(&self, _asked: &[&[BlockKey]]) -> Result<(), TierError> {
         self.refresh_folder()
     }
 

@@ -1,4 +1,4 @@
-"""The stream of vLLM that the transfers of a worker are ordered with."""
+"""The stream of torch that transfers of an engine's tensors are ordered with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def compute_stream(device: torch.device) -> Any:
     """The stream in which this thread enqueues the model's work now; None for memory of the CPU, which has none.
 
-    vLLM may change it between calls, so it is not kept.
+    The engine may change it between calls, so it is not kept.
     """
     if device.type == "cpu":
         return None
