@@ -153,7 +153,7 @@ class World:
         folder = self.folder / f"groups-{len(list(self.folder.iterdir()))}"
         of_groups = {"disk": str(folder), "shares": {"full": 1.0}, "storage_words": {"full": "BHLKNC"}}
         of_groups["shared"] = str(self.folder / "shared")
-        without = ("connect", "storage_word", "quotas")
+        without = ("storage_word", "quotas")
         common = {name: value for name, value in SETTINGS.items() if not name.startswith(without)}
         return {**common, **of_groups, "host_bytes": 2 << 20}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import kvtile
+import test_groups
 from test_cache import PAGE, Engine, tokens
 
 BLOCKS = 8
@@ -21,9 +22,10 @@ BLOCKS = 8
 class Daemon:
     """A daemon process over a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "1MiB", disk: str = "8MiB") -> None:
         self.socket = folder / "kv.sock"
-        self.arguments = ["--socket", str(self.socket), "--host", "1MiB", "--disk", str(folder / "disk"), "--disk-bytes", "8MiB"]
+        on_disk = ["--disk", str(folder / "disk"), "--disk-bytes", disk]
+        self.arguments = ["--socket", str(self.socket), "--host", host, *on_disk]
         self.start()
 
     def start(self) -> None:
@@ -125,3 +127,40 @@ def test_settings_of_the_daemon_are_refused_by_name(daemon: Daemon, engine: Engi
     second = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert second.returncode == 1
     assert "another daemon serves" in second.stderr
+
+
+def test_caches_over_groups_share_the_stops_of_a_daemon_and_outlive_it(daemon: Daemon) -> None:
+    engine = test_groups.Engine()
+
+    def connected() -> kvtile.GroupCache:
+        shares = dict.fromkeys(test_groups.SIZES, 1.0)
+        return kvtile.GroupCache(engine.model(), engine.layouts, shares=shares, connect=daemon.socket, connect_within=30.0)
+
+    with connected() as first, connected() as second:
+        chain = first.hasher().keys(range(42))
+        assert test_groups.store(engine, first, chain, 40).stored == 14
+        found = second.lookup(chain, at_most=41)
+        assert (found.stop, found.stops, found.needs("window")) == (40, [40], range(7, 10))
+        assert test_groups.load(engine, second, found).tokens == 40
+        assert second.stats()["hits"] == 1 and set(second.stats()["groups"]) == set(test_groups.SIZES)
+        assert len(second.snapshot().blocks) == 14
+        assert daemon.status()["caches"][2]["name"].endswith(" window")  # type: ignore[index]
+        daemon.stop()
+        eventually(lambda: not first.connected)
+        assert (first.lookup(chain).stop, first.lookup(chain).stops) == (0, [])
+        assert "closed" in str(test_groups.store(engine, first, chain, 24).stopped)
+        daemon.start()
+        eventually(lambda: second.connected)
+        assert second.prefetch(second.lookup(chain)).wait().tokens == 40
+        assert test_groups.load(engine, second, second.lookup(chain)).tokens == 40
+
+
+def test_settings_of_the_daemon_are_refused_by_name_for_groups(daemon: Daemon) -> None:
+    engine = test_groups.Engine()
+    with pytest.raises(kvtile.SettingsError, match="host_bytes has no effect with connect"):
+        kvtile.GroupCache(engine.model(), engine.layouts, connect=daemon.socket, host_bytes=1 << 20)
+    with pytest.raises(kvtile.SettingsError, match="without connect"):
+        kvtile.GroupCache(engine.model(), engine.layouts, connect_staging_bytes=1 << 20)
+    with pytest.raises(kvtile.SettingsError, match="give at least"):
+        shares = dict.fromkeys(test_groups.SIZES, 1.0)
+        kvtile.GroupCache(engine.model(), engine.layouts, shares=shares, connect=daemon.socket, connect_staging_bytes=4096)

@@ -18,6 +18,7 @@ from test_daemon import Daemon, eventually
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import hybrids  # noqa: E402
 from tiny import GREEDY, llama, prompt  # noqa: E402
 
 from kvtile.transformers import PrefixCache  # noqa: E402
@@ -98,3 +99,24 @@ def test_settings_of_the_daemon_are_refused_by_name(daemon: Daemon) -> None:
         (name,) = settings
         with pytest.raises(kvtile.SettingsError, match=f"{name} has no effect with connect"):
             PrefixCache(llama(), connect=daemon.socket, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "qwen3_next"])
+def test_stops_of_a_model_with_several_groups_outlive_the_process_and_the_daemon(kind: str, tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, host="64MiB", disk="64MiB")
+    model, inputs = hybrids.model(kind), prompt(1, TOKENS)
+    try:
+        with PrefixCache(model, connect=daemon.socket, page_size=PAGE) as cache:
+            expected = cache.generate(model, inputs, **GREEDY)
+        assert daemon.status()["sessions"] == []
+        for how in (None, signal.SIGTERM):
+            if how is not None:
+                daemon.stop(how)
+                daemon.start()
+            with PrefixCache(model, connect=daemon.socket, page_size=PAGE) as cache:
+                assert cache.stats()["loaded_tokens"] == 0
+                assert torch.equal(cache.generate(model, inputs, **GREEDY), expected)
+                assert cache.stats()["loaded_tokens"] >= (TOKENS - 1) // PAGE * PAGE
+    finally:
+        if daemon.process.poll() is None:
+            daemon.stop(signal.SIGKILL)

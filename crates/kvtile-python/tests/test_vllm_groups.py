@@ -309,11 +309,12 @@ def test_models_and_settings_that_cannot_be_kept_are_refused(sides: Any) -> None
         sides.layout.refuse_latents_that_do_not_resume(latents, False)
     sides.layout.refuse_latents_that_do_not_resume(latents, True)
     sides.layout.refuse_latents_that_do_not_resume(groups_of(config_of(spec(FullAttentionSpec, 4), window())), False)
-    given = {"connect": "/run/kv", "shared": "/mnt/kv", "recompute_tokens_per_second": 1e4, "record": "trace", "http": 9090}
+    given = {"shared": "/mnt/kv", "shared_within": 1.0, "recompute_tokens_per_second": 1e4, "record": "trace", "http": 9090}
     for name, value in given.items():
         with pytest.raises(kvtile.SettingsError, match=name):
             sides.settings.Settings(**{name: value}).refuse_with_groups()
     sides.settings.Settings(host_gib=2, policy="lru", workers=1, salt="a", model="m", revision="r").refuse_with_groups()
+    sides.settings.Settings(connect="/run/kv", workers=1).refuse_with_groups()
 
 
 def test_one_table_that_keeps_all_tokens_is_one_group(sides: Any) -> None:

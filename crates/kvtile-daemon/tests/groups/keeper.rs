@@ -40,6 +40,43 @@ impl CacheMaker for OneMaker {
     }
 }
 
+/// Opens a cache in a daemon of its own, and connects to it.
+pub(crate) fn open(
+    mut settings: GroupCacheSettings,
+    medium: Option<Arc<dyn Medium>>,
+    (manager, handles): (Arc<TransferManager>, &[Option<LayoutHandle>]),
+) -> Result<TestGroups, TierError> {
+    let mut connect = GroupConnectSettings::of_groups(settings.groups.clone())?
+        .answer_within(Duration::from_secs(60))
+        .workers(settings.workers)
+        .queue_capacity(settings.queue_capacity);
+    connect.identity.chain = settings.chain;
+    connect.recompute_tokens_per_second = settings.recompute_tokens_per_second.take();
+    let is_stepped = settings.workers == 0;
+    // The order of a hello.
+    settings
+        .groups
+        .sort_by(|one, other| one.name.cmp(&other.name));
+    let mut builder = GroupCache::builder(settings.queue_capacity(DAEMON_QUEUE));
+    if let Some(medium) = medium {
+        builder = builder.medium(medium);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let maker = Arc::new(OneMaker(Mutex::new(Some(builder))));
+    let of_daemon = DaemonSettings::new(&socket, 1 << 20);
+    let daemon = Daemon::start_with(of_daemon, maker).unwrap();
+    let client = GroupCache::connect_registered(&socket, connect, manager, handles)?;
+    let (_, served) = daemon.caches().remove(0);
+    Ok(TestGroups {
+        client,
+        served,
+        daemon,
+        is_stepped,
+        _folder: folder,
+    })
+}
+
 /// A cache that is connected to a daemon of its own. The fields are dropped in their order.
 pub(crate) struct TestGroups {
     client: GroupCache,
@@ -65,43 +102,6 @@ impl Deref for TestGroups {
 }
 
 impl TestGroups {
-    /// Opens a cache in a daemon of its own, and connects to it.
-    pub(crate) fn open(
-        mut settings: GroupCacheSettings,
-        medium: Option<Arc<dyn Medium>>,
-        (manager, handles): (Arc<TransferManager>, &[Option<LayoutHandle>]),
-    ) -> Result<TestGroups, TierError> {
-        let mut connect = GroupConnectSettings::of_groups(settings.groups.clone())?
-            .answer_within(Duration::from_secs(60))
-            .workers(settings.workers)
-            .queue_capacity(settings.queue_capacity);
-        connect.identity.chain = settings.chain;
-        connect.recompute_tokens_per_second = settings.recompute_tokens_per_second.take();
-        let is_stepped = settings.workers == 0;
-        // The order of a hello.
-        settings
-            .groups
-            .sort_by(|one, other| one.name.cmp(&other.name));
-        let mut builder = GroupCache::builder(settings.queue_capacity(DAEMON_QUEUE));
-        if let Some(medium) = medium {
-            builder = builder.medium(medium);
-        }
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("socket");
-        let maker = Arc::new(OneMaker(Mutex::new(Some(builder))));
-        let of_daemon = DaemonSettings::new(&socket, 1 << 20);
-        let daemon = Daemon::start_with(of_daemon, maker).unwrap();
-        let client = GroupCache::connect_registered(&socket, connect, manager, handles)?;
-        let (_, served) = daemon.caches().remove(0);
-        Ok(TestGroups {
-            client,
-            served,
-            daemon,
-            is_stepped,
-            _folder: folder,
-        })
-    }
-
     fn there(&self) -> &GroupCache {
         self.served.group_cache().expect("a cache with groups")
     }

@@ -81,31 +81,53 @@ impl CacheOpening {
 
 /// The keywords of a connection.
 #[derive(Default)]
-struct ConnectKeywords {
-    socket: Option<PathBuf>,
+pub(crate) struct ConnectKeywords {
+    pub(crate) socket: Option<PathBuf>,
     staging_bytes: Option<u64>,
     within: Option<Duration>,
 }
 
 impl ConnectKeywords {
+    /// Reads one of them; false for another keyword.
+    pub(crate) fn read(&mut self, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
+        match name {
+            "connect" => self.socket = Some(path_of(name, "the path of a socket", value)?),
+            "connect_staging_bytes" => self.staging_bytes = Some(number(name, value)?),
+            "connect_within" => self.within = time::connect_within(value)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Gives a connection its settings.
+    pub(crate) fn apply<T>(&self, connect: &mut ConnectSettings<T>) {
+        connect.staging_bytes = self.staging_bytes.unwrap_or(connect.staging_bytes);
+        connect.answer_within = self.within.unwrap_or(connect.answer_within);
+    }
+
     /// The settings of the connection, with what it has in common with a cache in this process.
     fn opening(self, socket: PathBuf, settings: CacheSettings) -> CacheOpening {
         let mut connect = ConnectSettings::new(settings.identity);
         connect.workers = settings.workers;
         connect.queue_capacity = settings.queue_capacity;
         connect.recompute_tokens_per_second = settings.recompute_tokens_per_second;
-        connect.staging_bytes = self.staging_bytes.unwrap_or(connect.staging_bytes);
-        connect.answer_within = self.within.unwrap_or(connect.answer_within);
+        self.apply(&mut connect);
         CacheOpening::There(socket, Box::new(connect))
     }
 
-    fn says_nothing(&self) -> bool {
-        self.staging_bytes.is_none() && self.within.is_none()
+    /// Refuses settings of a connection without a socket.
+    pub(crate) fn check_none(&self) -> PyResult<()> {
+        match self.staging_bytes.is_none() && self.within.is_none() {
+            true => Ok(()),
+            false => Err(SettingsError::new_err(
+                "connect_staging_bytes and connect_within have no effect without connect, the daemon's socket",
+            )),
+        }
     }
 }
 
 /// The keywords that a connection can have.
-const CONNECTED: [&str; 6] = [
+pub(crate) const CONNECTED: &[&str] = &[
     "connect",
     "connect_staging_bytes",
     "connect_within",
@@ -114,16 +136,13 @@ const CONNECTED: [&str; 6] = [
     "recompute_tokens_per_second",
 ];
 
-/// Refuses a keyword whose setting the daemon has.
-fn check_connected(names: &[String]) -> PyResult<()> {
-    match names
-        .iter()
-        .find(|name| !CONNECTED.contains(&name.as_str()))
-    {
+/// Refuses a keyword whose setting the daemon has. `own` are those of a connection.
+pub(crate) fn check_connected(names: &[String], own: &[&str]) -> PyResult<()> {
+    match names.iter().find(|name| !own.contains(&name.as_str())) {
         None => Ok(()),
         Some(name) => Err(SettingsError::new_err(format!(
             "{name} has no effect with connect: the daemon's settings decide it; a connected cache has {}",
-            CONNECTED.join(", ")
+            own.join(", ")
         ))),
     }
 }
@@ -145,10 +164,10 @@ pub(super) fn read(
             continue;
         }
         given.push(name.to_string());
+        if connect.read(&name, &value)? {
+            continue;
+        }
         match &*name {
-            "connect" => connect.socket = Some(path_of("connect", "the path of a socket", &value)?),
-            "connect_staging_bytes" => connect.staging_bytes = Some(number(&name, &value)?),
-            "connect_within" => connect.within = time::connect_within(&value)?,
             "host_bytes" => settings.host_bytes = number(&name, &value)?,
             "prefault" => settings.prefault = flag::read(&name, &value)?,
             "disk" => disk.folder = Some(folder_of(&value)?),
@@ -173,14 +192,10 @@ pub(super) fn read(
         }
     }
     if let Some(socket) = connect.socket.take() {
-        check_connected(&given)?;
+        check_connected(&given, CONNECTED)?;
         return Ok(connect.opening(socket, settings));
     }
-    if !connect.says_nothing() {
-        return Err(SettingsError::new_err(
-            "connect_staging_bytes and connect_within have no effect without connect, the daemon's socket",
-        ));
-    }
+    connect.check_none()?;
     settings.disk = disk.settings()?;
     Ok(CacheOpening::Here(
         Box::new(settings),

@@ -51,7 +51,6 @@ use crate::{
     pickle,
     report::PyFlushReport,
     slot::{OpenSlot, OpenSlots, SlotCall},
-    transfer::manager,
 };
 
 /// Caches over groups of this process that may still be open. `close_all` closes them before the
@@ -88,6 +87,8 @@ static OPEN: OpenSlots<GroupCache> = OpenSlots::new();
 ///         as for ``kvtile.Cache``. A value has ``shared_bundle_blocks`` pages of a group with the rule full
 ///         and one page of another group; the staging memory must hold the largest value.
 ///     event_capacity: events kept for subscribers that lag.
+///     connect, connect_staging_bytes, connect_within: as for ``kvtile.Cache``. Memory that pages pass on their way
+///         to the daemon is 64 MiB by default, and has room for two pages of each group.
 ///
 /// Raises:
 ///     IdentityError: a layout or a folder of another identity; ``field`` names the field that differs.
@@ -171,19 +172,14 @@ impl PyGroupCache {
     ) -> PyResult<PyGroupCache> {
         let py = model.py();
         let opening = settings::read(&model.get().0, layouts, settings)?;
-        let (settings, shared, layouts) = (opening.settings, opening.shared, opening.layouts);
+        let (place, layouts) = (opening.place, opening.layouts);
         let engines = layouts.clone();
         let cache = guard::run(py, move || -> Result<GroupCache, CallFailure> {
             let handle = |engine: &Arc<PyLayoutShared>| engine.handle();
             let handles = engines.iter();
             let handles = handles.map(|engine| engine.as_ref().map(handle).transpose());
             let handles: Vec<Option<LayoutHandle>> = handles.collect::<Result<_, _>>()?;
-            let mut builder = GroupCache::builder(settings);
-            if let Some(shared) = shared {
-                let (tier, opener) = shared.open()?;
-                builder = builder.tier(tier, opener);
-            }
-            Ok(builder.open_registered(Arc::clone(manager()), &handles)?)
+            Ok(place.open(&handles)?)
         })?;
         Ok(PyGroupCache {
             slot: Some(OPEN.open(cache)),
@@ -535,6 +531,13 @@ impl PyGroupCache {
             cache.map(GroupCache::close)
         })?;
         Ok(reports_of(closed.unwrap_or_default()))
+    }
+
+    /// Whether calls reach the pages: True in process. With ``connect`` False while the daemon is away or does
+    /// not answer; lookups then find nothing.
+    #[getter]
+    fn connected(&self, py: Python<'_>) -> PyResult<bool> {
+        self.with(py, |cache| Ok::<_, CallFailure>(cache.is_connected()))
     }
 
     /// Whether the cache is closed.

@@ -1,11 +1,13 @@
 //! The settings of a cache over groups as arguments: the model, layouts of its groups, keywords.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use kvtile::{
+    TierError,
     identity::ModelIdentity,
     layout::GroupRule,
-    tiers::groups::{CacheGroup, GroupCacheSettings},
+    tiers::groups::{CacheGroup, GroupCache, GroupCacheSettings, GroupConnectSettings},
+    transfer::LayoutHandle,
 };
 use pyo3::{prelude::*, types::PyDict};
 
@@ -13,15 +15,20 @@ use super::blocks::GroupLayouts;
 use crate::{
     arguments::{flag, keywords, object, text, time},
     cache::settings::{
-        DiskKeywords, folder_of, number, policy_of, rate_of, read_shared, word_of, writes_of,
+        CONNECTED, ConnectKeywords, DiskKeywords, check_connected, folder_of, number, policy_of,
+        rate_of, read_shared, word_of, writes_of,
     },
-    error::python::ArgumentError,
+    error::{python::ArgumentError, raise},
     layout::PyLayoutShared,
     shared::{SharedKeywords, SharedOpening},
+    transfer::manager,
 };
 
 /// All keywords.
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 24] = [
+    "connect",
+    "connect_staging_bytes",
+    "connect_within",
     "host_bytes",
     "prefault",
     "shares",
@@ -45,10 +52,36 @@ const NAMES: [&str; 21] = [
     "event_capacity",
 ];
 
-/// The settings of a cache over groups, its shared tier, and the layouts of its groups in their order.
+/// Where the pages of a cache over groups are.
+pub(super) enum GroupPlaceOpening {
+    /// In this process.
+    Here(Box<GroupCacheSettings>, Option<Box<SharedOpening>>),
+    /// In the daemon at a socket.
+    There(PathBuf, Box<GroupConnectSettings>),
+}
+
+impl GroupPlaceOpening {
+    /// Opens the cache, or connects it.
+    pub(super) fn open(self, engines: &[Option<LayoutHandle>]) -> Result<GroupCache, TierError> {
+        let manager = Arc::clone(manager());
+        let (settings, shared) = match self {
+            GroupPlaceOpening::There(socket, settings) => {
+                return GroupCache::connect_registered(socket, *settings, manager, engines);
+            }
+            GroupPlaceOpening::Here(settings, shared) => (settings, shared),
+        };
+        let mut builder = GroupCache::builder(*settings);
+        if let Some(shared) = shared {
+            let (tier, opener) = shared.open()?;
+            builder = builder.tier(tier, opener);
+        }
+        builder.open_registered(manager, engines)
+    }
+}
+
+/// The settings of a cache over groups, and the layouts of its groups in their order.
 pub(super) struct GroupOpening {
-    pub(super) settings: GroupCacheSettings,
-    pub(super) shared: Option<SharedOpening>,
+    pub(super) place: GroupPlaceOpening,
     pub(super) layouts: Vec<Option<Arc<PyLayoutShared>>>,
 }
 
@@ -68,6 +101,8 @@ pub(super) fn read(
     }
     let mut disk = DiskKeywords::default();
     let mut shared = SharedKeywords::default();
+    let mut connect = ConnectKeywords::default();
+    let mut given = Vec::new();
     for (name, value) in keywords.into_iter().flatten() {
         let name = text::read("the name of a setting", &name)?;
         if !NAMES.contains(&&*name) {
@@ -80,18 +115,49 @@ pub(super) fn read(
         if value.is_none() {
             continue;
         }
+        given.push(name.to_string());
+        if connect.read(&name, &value)? {
+            continue;
+        }
         if name.starts_with("shared") {
             read_shared(&mut shared, &name, &value)?;
         } else {
             set(&mut settings, &mut disk, (&name, &value))?;
         }
     }
-    settings.disk = disk.settings()?;
+    let place = match connect.socket.take() {
+        Some(socket) => {
+            let own = [CONNECTED, &["shares"]].concat();
+            check_connected(&given, &own)?;
+            let connect = connection(settings, &connect)?;
+            GroupPlaceOpening::There(socket, Box::new(connect))
+        }
+        None => {
+            connect.check_none()?;
+            settings.disk = disk.settings()?;
+            let shared = shared.opening()?.map(Box::new);
+            GroupPlaceOpening::Here(Box::new(settings), shared)
+        }
+    };
     Ok(GroupOpening {
-        settings,
-        shared: shared.opening()?,
+        place,
         layouts: of_groups,
     })
+}
+
+/// The settings of a connection, with what it has in common with a cache in this process.
+fn connection(
+    settings: GroupCacheSettings,
+    keywords: &ConnectKeywords,
+) -> PyResult<GroupConnectSettings> {
+    let connect = GroupConnectSettings::of_groups(settings.groups);
+    let mut connect = Python::attach(|py| connect.map_err(|error| raise(py, error)))?;
+    connect.identity.chain = settings.chain;
+    connect.workers = settings.workers;
+    connect.queue_capacity = settings.queue_capacity;
+    connect.recompute_tokens_per_second = settings.recompute_tokens_per_second;
+    keywords.apply(&mut connect);
+    Ok(connect)
 }
 
 fn set(

@@ -63,7 +63,8 @@ pub use crate::disk::DiskSettings;
 pub use crate::tier::{STORAGE_WORD, TierSettings, TierWrites};
 pub use connect::ConnectSettings;
 pub(crate) use connect::{
-    ConnectOffer, ConnectedParts, ConnectedStop, ConnectedStopSeek, Connection,
+    ConnectOffer, ConnectedParts, ConnectedStop, ConnectedStopOptions, ConnectedStopSeek,
+    DaemonConnection,
 };
 pub use flush::{FlushReport, TierFlush};
 pub use found::Match;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     cache::{
-        Cache, ConnectOffer, ConnectSettings, Connection,
+        Cache, ConnectOffer, ConnectSettings, DaemonConnection,
         serving::{HelloBlocks, HelloGroup},
     },
     error::{SettingsError, TierError},
@@ -132,7 +132,7 @@ fn connect(
     let (facts, unit, stop_unit) = facts_of(&groups)?;
     let of_process = settings.with_identity(());
     let offer = offer(&groups, chain)?;
-    let connection = Connection::open(socket, of_process, offer, Arc::clone(&manager))?;
+    let connection = DaemonConnection::open(socket, of_process, offer, Arc::clone(&manager))?;
     let mut caches = Vec::with_capacity(pairs.len());
     for ((group, engine), number) in pairs.iter().zip(0..) {
         let place = (number, &group.identity);

@@ -15,7 +15,7 @@ use super::{
     stops,
 };
 use crate::{
-    cache::{CacheParts, ConnectedStop, LookupOptions, Match},
+    cache::{CacheParts, ConnectedStop, ConnectedStopOptions, LookupOptions, Match},
     error::TierError,
     rate::reading_pays,
 };
@@ -94,6 +94,24 @@ impl StopOptions {
         self
     }
 
+    /// The options of a lookup in one group.
+    fn of_group(&self) -> LookupOptions {
+        LookupOptions::new()
+            .owner(self.owner)
+            .hold(self.hold)
+            .hints(self.hints)
+            .lifetime(self.lifetime)
+    }
+
+    /// The options of a lookup in a daemon.
+    pub(super) fn of_connection(&self) -> ConnectedStopOptions {
+        let rate = self.recompute_tokens_per_second;
+        ConnectedStopOptions {
+            at_most: self.at_most,
+            of_group: self.of_group().recompute_tokens_per_second(rate),
+        }
+    }
+
     /// The rate of computing, if it is one.
     fn rate(&self) -> Option<f64> {
         let rate = self.recompute_tokens_per_second;
@@ -147,7 +165,7 @@ impl GroupMatch {
     pub fn stops(&self) -> Vec<u64> {
         let shared = self.shared.upgrade();
         if let Some(connection) = shared.and_then(|shared| shared.connection()) {
-            return connection.list_stops(&self.chain, &self.options);
+            return connection.list_stops(&self.chain, &self.options.of_connection());
         }
         let Some((shared, caches)) = self.open() else {
             return Vec::new();
@@ -283,7 +301,7 @@ pub(super) fn lookup(
     options: &StopOptions,
 ) -> GroupMatch {
     if let Some(connection) = shared.connection() {
-        let there = connection.find_stop(&chain, options);
+        let there = connection.find_stop(&chain, &options.of_connection());
         return GroupMatch::of_daemon(shared, (chain, *options), there);
     }
     let mut found = GroupMatch::nothing(Arc::downgrade(shared), chain, *options);
@@ -456,11 +474,7 @@ impl<'a> StopSearch<'a> {
     /// Pins what a stop needs of every group; `None` if a page has left since the search. A draft group of which a page is
     /// missing needs nothing.
     fn pin(&self, stop: u64, options: &StopOptions) -> Option<Vec<GroupNeed>> {
-        let options = LookupOptions::new()
-            .owner(options.owner)
-            .hold(options.hold)
-            .hints(options.hints)
-            .lifetime(options.lifetime);
+        let options = options.of_group();
         let mut needs = Vec::with_capacity(self.shared.facts.len());
         for (facts, cache) in self.groups() {
             let pages = facts.needs(stop);

@@ -74,7 +74,7 @@ use shared::GroupsShared;
 use stops::StopKeeper;
 
 use crate::{
-    cache::{Cache, Connection, FlushReport, LoadOptions},
+    cache::{Cache, DaemonConnection, FlushReport, LoadOptions},
     error::{RequestError, TierError},
     keys::{HasherOptions, TokenHasher},
     metrics::CacheStats,
@@ -135,7 +135,7 @@ enum GroupsBackend {
     /// This process.
     Here(GroupsHere),
     /// A daemon.
-    There(Arc<Connection>),
+    There(Arc<DaemonConnection>),
 }
 
 /// The events of a cache in this process.

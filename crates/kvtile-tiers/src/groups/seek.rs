@@ -77,7 +77,7 @@ impl GroupSeek {
             there: None,
         };
         if let Some(connection) = shared.connection() {
-            seek.there = connection.seek_stop(&seek.chain, (options, within));
+            seek.there = connection.seek_stop(&seek.chain, (&options.of_connection(), within));
             seek.is_done = seek.there.is_none();
             return seek;
         }

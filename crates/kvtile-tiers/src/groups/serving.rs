@@ -19,7 +19,7 @@ impl GroupCache {
     pub fn stops(&self, chain: &[BlockKey], at_most: Option<u64>) -> Vec<u64> {
         if let Some(connection) = self.shared.connection() {
             let options = StopOptions::new().at_most(at_most);
-            return connection.list_stops(chain, &options);
+            return connection.list_stops(chain, &options.of_connection());
         }
         let Some(caches) = self.shared.open() else {
             return Vec::new();

@@ -25,7 +25,7 @@ use kvtile_layout::{
 use parking_lot::Mutex;
 
 use crate::{
-    cache::{CacheOfGroup, CacheParts, ConnectedParts, Connection},
+    cache::{CacheOfGroup, CacheParts, ConnectedParts, DaemonConnection},
     error::{RequestError, SettingsError, TierError},
     source::ListStoredBlocks,
     tier::Tier,
@@ -108,7 +108,7 @@ pub(super) enum GroupsPlace {
     /// In this process: the cache of each group.
     Here(Vec<Weak<CacheParts>>),
     /// In a daemon: the connection, and what each group has of it.
-    There(Weak<Connection>, Vec<Weak<ConnectedParts>>),
+    There(Weak<DaemonConnection>, Vec<Weak<ConnectedParts>>),
 }
 
 /// What the calls of a cache over groups share. It does not keep the cache open.
@@ -187,7 +187,7 @@ impl GroupsShared {
     }
 
     /// The connection to a daemon, if the cache has one and is open.
-    pub(super) fn connection(&self) -> Option<Arc<Connection>> {
+    pub(super) fn connection(&self) -> Option<Arc<DaemonConnection>> {
         match &self.place {
             GroupsPlace::Here(_) => None,
             GroupsPlace::There(connection, _) => connection.upgrade(),

@@ -19,7 +19,7 @@ use kvtile_tiers::{
 };
 use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout, TransferManager};
 
-use super::keeper::TestGroups;
+use super::keeper::{self, TestGroups};
 
 /// Tokens of a unit of the chain, and of a page of most groups.
 pub(crate) const UNIT: u64 = 4;
@@ -184,7 +184,7 @@ impl GroupEngine {
     ) -> Result<TestGroups, TierError> {
         let handles: Vec<Option<LayoutHandle>> = self.handles.iter().copied().map(Some).collect();
         let engine = (Arc::clone(&self.manager), &handles[..]);
-        TestGroups::open(settings, medium, engine)
+        keeper::open(settings, medium, engine)
     }
 
     /// Tokens of a key of the chain.

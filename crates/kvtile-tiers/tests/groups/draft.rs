@@ -13,7 +13,7 @@ use kvtile_transfer::LayoutHandle;
 
 use super::{
     common::{GroupEngine, NAMES, chain, group_name, needed, page, rule, settings, settle, shape},
-    keeper::{SLOWER, TestGroups},
+    keeper::{self, SLOWER, TestGroups},
 };
 
 /// A draft group decides nothing: whatever of it is stored or disappears, the stops are those of the
@@ -127,7 +127,7 @@ fn a_model_gives_groups_roles_and_keys() {
     let mut only = GroupCacheSettings::of_model(&model(true));
     only.groups.retain(|group| group.role == GroupRole::Draft);
     let one = [Some(engine.handles[0])];
-    let refused = TestGroups::open(only, None, (Arc::clone(&engine.manager), &one));
+    let refused = keeper::open(only, None, (Arc::clone(&engine.manager), &one));
     let refused = refused.err().unwrap().to_string();
     assert!(
         refused.contains("all 1 groups are of a draft model"),
@@ -142,7 +142,7 @@ fn calls_bring_their_layouts() {
     let cache = |handles: &[Option<LayoutHandle>]| {
         let settings = settings(&[0, 3], &[12, 4]);
         let engine = (Arc::clone(&engine.manager), handles);
-        TestGroups::open(settings, None, engine).unwrap()
+        keeper::open(settings, None, engine).unwrap()
     };
     let cache = cache(&[None, Some(engine.handles[1])]);
     let keys = chain(1, 0, 0, 4);

@@ -72,8 +72,8 @@ class PrefixCache:
         DiskError: a folder that cannot be used.
         SharedTierError: a shared store that cannot be opened.
         SettingsError: ``shared_within`` or ``shared_bundle_blocks`` without ``shared``; a setting of host memory, disk or
-            shared store with ``connect``; ``stops`` or ``every`` for a model with full attention alone, ``connect`` or
-            ``shared`` for another one.
+            shared store with ``connect``; ``stops`` or ``every`` for a model with full attention alone, ``shared`` for
+            another one.
         DaemonError: no daemon answers at the socket.
     """
 

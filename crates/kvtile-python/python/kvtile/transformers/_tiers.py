@@ -44,10 +44,14 @@ class StopTiers:
         self._lock = threading.Lock()
         if settings.disk is not None:
             _refuse_old_folders(Path(settings.disk))
+        shares = _shares(self._shapes, settings.page_size)
+        if settings.connect is not None:
+            self.cache = GroupCache(model, shares=shares, connect=settings.connect, queue_capacity=QUEUE)
+            return
         self.cache = GroupCache(
             model,
             host_bytes=settings.host_bytes,
-            shares=_shares(self._shapes, settings.page_size),
+            shares=shares,
             disk=settings.disk,
             disk_bytes=settings.disk_bytes,
             disk_writes=None if settings.disk is None else "at_once",

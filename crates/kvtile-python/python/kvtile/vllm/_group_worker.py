@@ -48,7 +48,8 @@ class GroupWorker(WorkerTransfers):
         by_name = {group.name: layout for group, layout in layouts.items()}
         self.cache = GroupCache(self.model, by_name, **settings.of_cache(rank, self.model))
         super().__init__(rank)
-        self.has_disk = settings.disk_path is not None
+        # A daemon may have a disk, which it does not report.
+        self.has_disk = settings.disk_path is not None or settings.connect is not None
         self.loads: dict[str, StopLoad] = {}
         self._failed: set[str] = set()
         self._names = {facts["number"]: name for name, facts in self.cache.groups.items()}

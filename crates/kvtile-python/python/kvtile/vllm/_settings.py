@@ -33,8 +33,8 @@ _OF_THE_DAEMON = (
 
 # Settings that need more than `kvtile.GroupCache` has, and what to do instead.
 _NOT_WITH_GROUPS = {
-    "connect": "give host_gib, disk_path and disk_gib to this engine",
     "shared": "give disk_path and disk_gib",
+    "shared_within": "requests do not wait for a shared store",
     "recompute_tokens_per_second": "stops on disk are loaded whole",
     "record": "a trace has the blocks of one group",
     "http": "vLLM's metrics have the counts of kvtile",

@@ -62,7 +62,7 @@ impl ConnectionState {
 }
 
 /// The connection of a client.
-pub(crate) struct Connection {
+pub(crate) struct DaemonConnection {
     /// The number of this client in the process.
     pub(super) id: u64,
     socket: PathBuf,
@@ -83,19 +83,19 @@ pub(crate) struct Connection {
     owner: Arc<()>,
 }
 
-impl Connection {
+impl DaemonConnection {
     /// Connects, and starts the thread that serves replies and connects again.
     pub(crate) fn open(
         socket: &Path,
         settings: ConnectSettings<()>,
         offer: ConnectOffer,
         manager: Arc<TransferManager>,
-    ) -> Result<Arc<Connection>, TierError> {
+    ) -> Result<Arc<DaemonConnection>, TierError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         settings.check()?;
         let sessions = DaemonSession::open(socket, (&settings, &offer), &manager, |_| {})?;
         let tiers = sessions.first().map(|session| session.tiers.clone());
-        let connection = Arc::new(Connection {
+        let connection = Arc::new(DaemonConnection {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             socket: socket.to_path_buf(),
             settings,

@@ -43,10 +43,10 @@ use kvtile_layout::{Shape, broken, identity::Identity};
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
 use parking_lot::Mutex;
 
-pub(crate) use connection::{ConnectOffer, Connection};
+pub(crate) use connection::{ConnectOffer, DaemonConnection};
 pub(super) use found::{ConnectedMatch, ConnectedSeek};
 pub use settings::ConnectSettings;
-pub(crate) use stops::{ConnectedStop, ConnectedStopSeek};
+pub(crate) use stops::{ConnectedStop, ConnectedStopOptions, ConnectedStopSeek};
 
 use super::{
     Cache, CacheBackend, FlushReport, LookupOptions, Priority,
@@ -87,7 +87,7 @@ type BoxedConnectedJob = Box<dyn ConnectedJob>;
 /// What the threads of a connected cache share: the jobs of one group.
 pub(crate) struct ConnectedParts {
     id: u64,
-    connection: Arc<Connection>,
+    connection: Arc<DaemonConnection>,
     /// The number of the group in the connection.
     group: u16,
     settings: ConnectSettings,
@@ -151,7 +151,7 @@ impl Cache {
 
     /// The cache of one group of a connection.
     pub(crate) fn of_connection(
-        connection: &Arc<Connection>,
+        connection: &Arc<DaemonConnection>,
         (group, identity): (u16, &Identity),
         manager: &Arc<TransferManager>,
         (engine, owns_engine): (Option<LayoutHandle>, bool),
@@ -182,14 +182,14 @@ impl ConnectedCache {
             groups: vec![(identity, shape.clone())],
         };
         let of_process = settings.with_identity(());
-        let connection = Connection::open(socket, of_process, offer, Arc::clone(&manager))?;
+        let connection = DaemonConnection::open(socket, of_process, offer, Arc::clone(&manager))?;
         let engine = (manager, Some(engine), owns_engine);
         let started = ConnectedCache::start((Arc::clone(&connection), 0), settings, &shape, engine);
         started.inspect_err(|_| connection.close())
     }
 
     fn start(
-        (connection, group): (Arc<Connection>, u16),
+        (connection, group): (Arc<DaemonConnection>, u16),
         settings: ConnectSettings,
         shape: &Shape,
         (manager, engine, owns_engine): (Arc<TransferManager>, Option<LayoutHandle>, bool),

@@ -14,17 +14,22 @@ use kvtile_daemon_wire::{
 
 use super::{
     SEEK_GRACE,
-    connection::{Connection, GroupSessions},
+    connection::{DaemonConnection, GroupSessions},
     found::{ConnectedMatch, ConnectedSeek},
     link::{LinkError, LinkReply},
 };
-use crate::{
-    cache::{
-        LookupOptions, Match,
-        serving::{CallAnswer, CallMessage, StopCountsMessage, codes},
-    },
-    groups::StopOptions,
+use crate::cache::{
+    LookupOptions, Match,
+    serving::{CallAnswer, CallMessage, StopCountsMessage, codes},
 };
+
+/// The options of a lookup of a stop.
+pub(crate) struct ConnectedStopOptions {
+    /// The most tokens of the stop, if there is a limit.
+    pub(crate) at_most: Option<u64>,
+    /// What a lookup in each group has too.
+    pub(crate) of_group: LookupOptions,
+}
 
 /// A stop that the daemon found, pinned for this client.
 pub(crate) struct ConnectedStop {
@@ -97,23 +102,17 @@ impl ConnectedStopSeek {
     }
 }
 
-impl Connection {
+impl DaemonConnection {
     fn stop_frame(
         &self,
         chain: &[BlockKey],
-        (options, within): (&StopOptions, Duration),
+        options: &ConnectedStopOptions,
+        within: Duration,
     ) -> StopLookupFrame {
         let (leading, _) = chain.split_at(chain.len().min(KEYS_MAX));
-        let mut of_group = LookupOptions::new()
-            .owner(options.owner)
-            .hold(options.hold)
-            .hints(options.hints)
-            .lifetime(options.lifetime)
-            .recompute_tokens_per_second(options.recompute_tokens_per_second);
-        if of_group.rate().is_none() {
-            of_group =
-                of_group.recompute_tokens_per_second(self.settings.recompute_tokens_per_second);
-        }
+        let own = self.settings.recompute_tokens_per_second;
+        let of_group = options.of_group;
+        let of_group = of_group.recompute_tokens_per_second(of_group.rate().or(own));
         StopLookupFrame {
             at_most: options.at_most.unwrap_or(NO_TIME),
             lookup: codes::lookup_frame(leading, &of_group, within),
@@ -124,12 +123,12 @@ impl Connection {
     pub(crate) fn find_stop(
         &self,
         chain: &[BlockKey],
-        options: &StopOptions,
+        options: &ConnectedStopOptions,
     ) -> Option<ConnectedStop> {
         let found = || -> Result<ConnectedStop, LinkError> {
             let sessions = self.answering()?;
             let session = sessions.first().ok_or(LinkError::Closed)?;
-            let frame = self.stop_frame(chain, (options, Duration::ZERO));
+            let frame = self.stop_frame(chain, options, Duration::ZERO);
             let request = |number| frame.encode(FrameKind::FindStop, number);
             let reply = session.request(request, None)?;
             let answer = reply.wait(self.settings.answer_within)?;
@@ -142,12 +141,12 @@ impl Connection {
     pub(crate) fn seek_stop(
         &self,
         chain: &[BlockKey],
-        (options, within): (&StopOptions, Duration),
+        (options, within): (&ConnectedStopOptions, Duration),
     ) -> Option<ConnectedStopSeek> {
         let seek = || -> Result<ConnectedStopSeek, LinkError> {
             let sessions = self.answering()?;
             let session = sessions.first().ok_or(LinkError::Closed)?;
-            let frame = self.stop_frame(chain, (options, within));
+            let frame = self.stop_frame(chain, options, within);
             let request = |number| frame.encode(FrameKind::SeekStop, number);
             let now = Instant::now();
             let seek = ConnectedSeek {
@@ -165,11 +164,15 @@ impl Connection {
     }
 
     /// All usable stops, the longest first; none if the daemon does not answer.
-    pub(crate) fn list_stops(&self, chain: &[BlockKey], options: &StopOptions) -> Vec<u64> {
+    pub(crate) fn list_stops(
+        &self,
+        chain: &[BlockKey],
+        options: &ConnectedStopOptions,
+    ) -> Vec<u64> {
         let stops = || -> Result<Vec<u64>, LinkError> {
             let sessions = self.answering()?;
             let session = sessions.first().ok_or(LinkError::Closed)?;
-            let frame = self.stop_frame(chain, (options, Duration::ZERO));
+            let frame = self.stop_frame(chain, options, Duration::ZERO);
             let request = |number| frame.encode(FrameKind::ListStops, number);
             let reply = session.request(request, None)?;
             match reply.wait(self.settings.answer_within)? {
