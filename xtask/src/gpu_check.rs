@@ -19,6 +19,9 @@ const PROGRAM: &str = "kvtile-gpu-check";
 /// The oldest glibc that the program runs on.
 const GLIBC: (u32, u32) = (2, 28);
 const BYTES_MAX: u64 = 20_000_000;
+/// The files with figures, and what each says of figures of the stand-in.
+const REPORTS: [&str; 3] = ["gpu-check.json", "gpu-check.csv", "gpu-check.html"];
+const LABEL: &str = "stand-in: figures say nothing about hardware";
 /// Libraries of every glibc.
 const LIBRARIES: [&str; 7] = [
     "ld-linux-x86-64.so.2",
@@ -57,8 +60,26 @@ pub(crate) fn run() -> Result<(), StepFailure> {
     }
     let library = python::standin_library()?;
     let out = python::target().join("gpu-check");
-    let (library, out) = (library.display().to_string(), out.display().to_string());
-    run_program(&program, &["--small", "--driver", &library, "--out", &out])
+    let (library, folder) = (library.display().to_string(), out.display().to_string());
+    run_program(
+        &program,
+        &["--small", "--driver", &library, "--out", &folder],
+    )?;
+    for name in REPORTS {
+        let path = out.join(name);
+        let text = fs::read_to_string(&path).map_err(|error| file(&path, &error))?;
+        if !text.contains(LABEL) {
+            return Err(StepFailure::Tool(format!(
+                "{} does not say {LABEL:?}",
+                path.display()
+            )));
+        }
+    }
+    println!(
+        "{folder}: {}, labelled as figures of the stand-in",
+        REPORTS.join(", ")
+    );
+    Ok(())
 }
 
 /// The release program, without symbols.

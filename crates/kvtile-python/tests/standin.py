@@ -63,8 +63,7 @@ class Driver:
     def __init__(self, library: str) -> None:
         self.library = ctypes.CDLL(library)
         self.library.kvtile_standin_start.argtypes = [ctypes.c_uint64, ctypes.c_uint32, ctypes.c_size_t]
-        self.library.kvtile_standin_complaints.restype = ctypes.c_size_t
-        self.library.kvtile_standin_registrations.restype = ctypes.c_size_t
+        self.library.kvtile_standin_fail.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint32]
         self.library.kvtile_standin_start(int(os.environ.get("KVTILE_STANDIN_SEED", "1")), 2, BYTES)
         self.call("cuInit", 0)
         self.contexts = []
@@ -133,14 +132,40 @@ class Driver:
 
     def complaints(self) -> list[str]:
         """What the checker of the order of accesses found so far."""
-        size = self.library.kvtile_standin_complaints(None, ctypes.c_size_t(0))
+        return self.lines("kvtile_standin_complaints")
+
+    def lines(self, function: str) -> list[str]:
+        """The lines that a function of the stand-in writes."""
+        write = getattr(self.library, function)
+        write.restype = ctypes.c_size_t
+        size = write(None, ctypes.c_size_t(0))
         text = ctypes.create_string_buffer(size + 1)
-        self.library.kvtile_standin_complaints(text, ctypes.c_size_t(size))
+        write(text, ctypes.c_size_t(size))
         return text.value.decode().splitlines()
+
+    def counts(self, function: str) -> dict[str, int]:
+        """The lines of a function that are names with numbers."""
+        return {name: int(count) for name, count in (line.split() for line in self.lines(function))}
+
+    def calls(self) -> dict[str, int]:
+        """How often each function of the driver was called."""
+        return self.counts("kvtile_standin_calls")
+
+    def left(self) -> dict[str, int]:
+        """What is left of what was made."""
+        return self.counts("kvtile_standin_leaks")
 
     def registrations(self) -> int:
         """Pieces of host memory that are registered."""
-        return int(self.library.kvtile_standin_registrations())
+        return self.left()["registrations"]
+
+    def fail(self, function: str, nth: int, code: int) -> None:
+        """The nth call of a function from now on does nothing and returns a code."""
+        assert self.library.kvtile_standin_fail(function.encode(), nth, code) == 1, function
+
+    def forget_faults(self) -> None:
+        """Drops what ``fail`` has planned and no call has met."""
+        self.library.kvtile_standin_fail(None, 0, 0)
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 //! A cache whose engine is in memory of a device, under the stand-in driver: blocks go to host memory and to the disk and
 //! come back, bit for bit. Not run on hardware.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_layout::{Shape, identity::Identity};
@@ -8,7 +8,7 @@ use kvtile_standin::{Standin, StandinLeaks, StandinOptions};
 use kvtile_tiers::cache::{Cache, CacheSettings, LoadMarks, LoadOptions, StoreOptions};
 use kvtile_tiers::{RequestError, TierError};
 use kvtile_transfer::{FillPattern, PhysicalLayout};
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
 fn keys(chain: u8, blocks: u8) -> Vec<BlockKey> {
     let key =
@@ -78,6 +78,76 @@ fn a_cache_over_a_device_keeps_blocks_in_registered_memory_and_on_the_disk() {
         assert_eq!(standin.complaints(), []);
         assert_eq!(standin.leaks(), StandinLeaks::default());
     }
+}
+
+/// A copy of a folder, with one bit of its file of blocks flipped.
+fn with_a_flipped_bit(kept: &Path, at: usize) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(kept).unwrap() {
+        let file = file.unwrap();
+        let mut bytes = fs::read(file.path()).unwrap();
+        if file.file_name().to_string_lossy().starts_with("slots") {
+            let written: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+            bytes[written[at * 7919 % written.len()]] ^= 1 << (at % 8);
+        }
+        fs::write(folder.path().join(file.file_name()), bytes).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn a_flipped_bit_of_the_disk_never_reaches_memory_of_the_device() {
+    let standin = Standin::start(StandinOptions::seeded(3));
+    let device = standin.driver().unwrap().device(0).unwrap();
+    let shape = Shape::key_value(16, 3, 8, 2, 16, "bf16").unwrap();
+    let open = |folder: &Path| {
+        let engine = PhysicalLayout::builder().with_shape(shape.clone());
+        let engine = engine.layout("L|BH(kCN,vNC)").allocate_device(&device);
+        let settings = settings_of(&shape).disk(folder, 4 << 20);
+        Cache::open(settings, engine.build().unwrap()).unwrap()
+    };
+    let kept = tempfile::tempdir().unwrap();
+    let (keys, blocks, targets) = (keys(1, 6), [0, 1, 2, 3, 4, 5], [9, 7, 10, 15, 8, 6]);
+    let digest = |cache: &Cache, block| {
+        let digest = cache.manager().block_digest(cache.engine(), block);
+        digest.unwrap().to_string()
+    };
+    let fill = |cache: &Cache, blocks: &[usize], pattern| {
+        let filled = cache.manager().fill(cache.engine(), blocks, pattern);
+        filled.unwrap();
+    };
+    let cache = open(kept.path());
+    fill(&cache, &blocks, FillPattern::Distinct { seed: 6 });
+    let expected = blocks.map(|block| digest(&cache, block));
+    assert_eq!(cache.store(&keys, &blocks).unwrap().wait().stored, 6);
+    assert!(cache.flush().durable);
+    drop(cache);
+    let mut lost = 0;
+    for at in 0..16 {
+        let folder = with_a_flipped_bit(kept.path(), at);
+        let cache = open(folder.path());
+        fill(&cache, &targets, FillPattern::Constant(9));
+        let untouched = digest(&cache, targets[0]);
+        let found = cache.lookup(&keys);
+        let count = found.blocks();
+        let report = cache.load(found, &targets[..count]).unwrap().wait();
+        for (index, (target, expected)) in targets.into_iter().zip(&expected).enumerate() {
+            let found = digest(&cache, target);
+            if index < report.blocks {
+                assert_eq!(found, *expected, "flip {at}, block {index}");
+            } else {
+                assert!(
+                    found == untouched || found == *expected,
+                    "flip {at}: other bytes in block {index}"
+                );
+            }
+        }
+        lost += 6 - report.blocks;
+    }
+    assert!(lost > 0, "no flip has cost a block");
+    drop(device);
+    assert_eq!(standin.complaints(), []);
+    assert_eq!(standin.leaks(), StandinLeaks::default());
 }
 
 /// An engine's step with a stream: it writes blocks that a store reads, reads blocks that a load then writes, and reads each

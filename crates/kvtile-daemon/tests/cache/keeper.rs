@@ -19,7 +19,7 @@ use kvtile_tiers::{
     metrics::Queue,
     tier::{Tier, TierContext},
 };
-use kvtile_transfer::PhysicalLayout;
+use kvtile_transfer::{HasLayout, PhysicalLayout, PhysicalLayoutBuilder};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
@@ -28,6 +28,11 @@ pub(crate) const SLOWER: u64 = 25;
 
 /// The job queue of the daemon's cache: its default.
 const DAEMON_QUEUE: usize = 1024;
+
+/// Builds the engine's layout, in memory of this process.
+pub(crate) fn engine(layout: PhysicalLayoutBuilder<HasLayout>) -> PhysicalLayout {
+    layout.allocate_system().build().unwrap()
+}
 
 /// Opens a cache in a daemon of its own, and connects to it.
 pub(crate) fn open(

@@ -167,6 +167,11 @@ impl World {
         });
     }
 
+    /// Drops the plans that no call has met.
+    pub(crate) fn drop_faults(&mut self) {
+        self.faults.clear();
+    }
+
     /// The device is lost: no work runs any more, and every call returns `code`.
     pub(crate) fn lose(&mut self, code: u32) {
         self.lost.get_or_insert(code);

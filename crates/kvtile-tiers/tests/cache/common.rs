@@ -10,7 +10,7 @@ use kvtile_layout::{
 use kvtile_tiers::cache::{CacheSettings, StoreOptions, StoreReport};
 use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout, TransferManager};
 
-use super::keeper::TestCache;
+use super::keeper::{self, TestCache};
 
 /// Number of blocks of the test engine.
 pub(crate) const ENGINE_BLOCKS: u64 = 64;
@@ -41,12 +41,8 @@ pub(crate) fn stride() -> u64 {
 
 pub(crate) fn engine_layout() -> PhysicalLayout {
     let word: Word = ENGINE_WORD.parse().unwrap();
-    PhysicalLayout::builder()
-        .with_shape(shape(ENGINE_BLOCKS))
-        .layout(word)
-        .allocate_system()
-        .build()
-        .unwrap()
+    let layout = PhysicalLayout::builder().with_shape(shape(ENGINE_BLOCKS));
+    keeper::engine(layout.layout(word))
 }
 
 /// Settings with `host_blocks` host blocks.

@@ -2,12 +2,17 @@
 //! keeper of its own, a daemon to which each cache is connected.
 
 use kvtile_tiers::{TierError, cache::CacheSettings};
-use kvtile_transfer::PhysicalLayout;
+use kvtile_transfer::{HasLayout, PhysicalLayout, PhysicalLayoutBuilder};
 
 pub(crate) use kvtile_tiers::cache::{Cache as TestCache, CacheBuilder as TestBuilder};
 
 /// By how much fewer random seeds a scenario runs than with the fastest keeper.
 pub(crate) const SLOWER: u64 = 1;
+
+/// Builds the engine's layout, in memory of this process.
+pub(crate) fn engine(layout: PhysicalLayoutBuilder<HasLayout>) -> PhysicalLayout {
+    layout.allocate_system().build().unwrap()
+}
 
 /// Opens a cache.
 pub(crate) fn open(

@@ -41,7 +41,8 @@ class PrefixCache:
     """Keeps the KV of one model's prompts and reuses it. Several threads may use it at once.
 
     Args:
-        model: a causal language model of transformers on the CPU.
+        model: a causal language model of transformers on the CPU, or on one CUDA device (not run on hardware). A model on
+            a device needs the driver.
         connect: the socket of a node daemon (``kvtile serve``), which then has host memory, disk and shared store, of its
             own sizes; default: none. With ``shared_within`` prompts wait for the daemon's shared store.
         disk: folder that keeps blocks for later processes; default: none.
@@ -68,7 +69,8 @@ class PrefixCache:
 
     Raises:
         IdentityError: a model whose KV is not kept (docs/transformers.md names them), or a folder of another model.
-        TensorError: a model that is not on the CPU.
+        TensorError: a model on several devices, or on one that kvtile does not use.
+        DeviceError: a model on a device, and no driver or one that failed.
         DiskError: a folder that cannot be used.
         SharedTierError: a shared store that cannot be opened.
         SettingsError: ``shared_within`` or ``shared_bundle_blocks`` without ``shared``; a setting of host memory, disk or
@@ -191,7 +193,7 @@ class PrefixCache:
             raise IdentityError("this cache was made for another model; make one for this model")
         if self.cache.closed:
             raise ClosedError("the cache is closed; use model.generate, or make a new PrefixCache")
-        named = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": torch.as_tensor(token_lists(inputs))}
+        named = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": torch.as_tensor(token_lists(inputs), device=self._watch.device)}
         twice = sorted(set(named) & set(options))
         if twice:
             raise RequestError(f"{', '.join(twice)}: among the inputs and among the options")

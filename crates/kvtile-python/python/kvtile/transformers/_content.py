@@ -27,10 +27,12 @@ class Pages:
     every: int
     dtype: Any
     parts: tuple[Part, ...]
+    device: torch.device
 
     def empty(self, stop: int) -> list[Any]:
         """Tensors for the entries of a stop, one for each part."""
-        return list(torch.zeros((len(self.parts), self.heads, stop // self.every, self.width), dtype=self.dtype))
+        sizes = (len(self.parts), self.heads, stop // self.every, self.width)
+        return list(torch.zeros(sizes, dtype=self.dtype, device=self.device))
 
     def of(self, past: Any, stop: int, row: int = 0, start: int = 0) -> list[Any]:
         """The tensors of a row of a cache object, whose tokens begin in the column ``start``, up to a stop."""
@@ -40,10 +42,10 @@ class Pages:
 
 
 class Contents:
-    """Where the tensors of a model's groups lie in pages and in records."""
+    """Where the tensors of a model's groups lie in pages and in records. All are on the device of the model."""
 
-    def __init__(self, groups: tuple[Group, ...]) -> None:
-        self.groups = groups
+    def __init__(self, groups: tuple[Group, ...], device: torch.device) -> None:
+        self.groups, self.device = groups, device
         self.unit = stop_unit(groups)
         by_size: dict[tuple[int, int, int, Any], list[Part]] = {}
         self._record: list[tuple[int, Part]] = []
@@ -57,7 +59,7 @@ class Contents:
             begin = -(-end // _ALIGNED) * _ALIGNED
             self._record.append((begin, part))
             end = begin + math.prod(part.sizes) * part.record_entries * part.dtype.itemsize
-        self.pages = tuple(Pages(*size, tuple(parts)) for size, parts in by_size.items())
+        self.pages = tuple(Pages(*size, tuple(parts), device) for size, parts in by_size.items())
         self.record_bytes = end
 
     @property
@@ -65,9 +67,13 @@ class Contents:
         """Whether no layer keeps tokens, so that a cache object does not know how many it has seen."""
         return all(group.rule == STATE for group in self.groups)
 
+    def empty_record(self) -> Any:
+        """Memory for a record."""
+        return torch.zeros(self.record_bytes, dtype=torch.uint8, device=self.device)
+
     def record(self, past: Any, stop: int, row: int = 0) -> Any:
         """A copy of the window tails and states of a row of a cache object that is at this stop, as bytes."""
-        record = torch.zeros(self.record_bytes, dtype=torch.uint8)
+        record = self.empty_record()
         for begin, part in self._record:
             self._view(record, begin, part, stop).copy_(part.last(_get(past, part)[row : row + 1], stop))
         return record
@@ -98,7 +104,7 @@ class Contents:
         columns = max(start + row.get_seq_length() for start, row in zip(starts, rows, strict=True))
         tensors: list[dict[str, Any]] = [{} for _ in past.layers]
         for part in (part for group in self.groups for part in group.parts):
-            joined = torch.zeros(part.shape(part.entries(columns), len(rows)), dtype=part.dtype)
+            joined = torch.zeros(part.shape(part.entries(columns), len(rows)), dtype=part.dtype, device=self.device)
             for at, row in enumerate(rows):
                 tensor = _get(row, part)
                 # A prompt of one token has nothing yet.
@@ -122,11 +128,11 @@ class Contents:
             if part.layer >= len(layers):
                 raise RequestError(f"the cache has {len(layers)} layers, and the model keeps KV in layer {part.layer}")
             found, wanted = _get(past, part), part.shape(part.entries(stop), rows)
-            if found is None or tuple(found.shape) != wanted or found.dtype != part.dtype or found.device.type != "cpu":
+            if found is None or tuple(found.shape) != wanted or found.dtype != part.dtype or found.device != self.device:
                 what = "none" if found is None else f"{tuple(found.shape)} of {found.dtype} on {found.device}"
                 raise RequestError(
                     f"{part.place.name} of layer {part.layer} are {what}, and {rows} prompt{'s'[: rows != 1]} of {stop} tokens "
-                    f"have {wanted} of {part.dtype} on the CPU; give the cache that prefill returned"
+                    f"have {wanted} of {part.dtype} on {self.device}; give the cache that prefill returned"
                 )
 
     def last_tokens(self, past: Any, stop: int, most: int, row: int = 0) -> tuple[int, dict[str, Any]]:

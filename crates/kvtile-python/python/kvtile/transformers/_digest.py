@@ -19,6 +19,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kvtile._errors import TensorError
 
+# Types of torch devices whose memory kvtile uses.
+DEVICES = ("cpu", "cuda")
+
 _CHUNK = 1 << 16  # words: the operands of one product stay in a core's cache
 
 
@@ -40,8 +43,8 @@ def digest(tensors: Iterable[tuple[str, Any]], text: str = "") -> str:
 
 def plain_parts(name: str, tensor: Any) -> Iterator[tuple[str, Any]]:
     """The plain tensors inside a tensor: itself, or the parts of a quantised one."""
-    if tensor.device.type != "cpu":
-        raise TensorError(f"{name} is on {tensor.device}, and kvtile reads and writes CPU memory only")
+    if tensor.device.type not in DEVICES:
+        raise TensorError(f"{name} is on {tensor.device}, and kvtile uses CPU memory and memory of CUDA devices")
     if is_traceable_wrapper_subclass(tensor):
         inner, _ = tensor.__tensor_flatten__()
         for attribute in inner:
@@ -61,7 +64,7 @@ def plain_parts(name: str, tensor: Any) -> Iterator[tuple[str, Any]]:
 def _sums(tensor: Any) -> bytes:
     """The sums of a tensor's chunks, and the bytes after the last whole word. Uses NumPy, which does not start threads
     for small products."""
-    flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+    flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
     words = flat[: flat.size // 8 * 8].view(np.int64)
     factors = _factors()
     chunks = words.size // _CHUNK

@@ -45,15 +45,15 @@ def first_tensors(model: Any, tokens: list[int], positions: list[int]) -> dict[s
     Raises:
         IdentityError: a model that does not compute its first layer token by token.
     """
-    parts = []
+    parts, device = [], bare(model).device
     for at in range(0, len(tokens), _AT_ONCE):
         cache = _FirstLayer(config=bare(model).config)
         try:
             # Each token is a sequence of its own, so attention is trivial and the mask has one element.
             with torch.no_grad():
                 bare(model)(
-                    input_ids=torch.tensor(tokens[at : at + _AT_ONCE])[:, None],
-                    position_ids=torch.tensor(positions[at : at + _AT_ONCE])[:, None],
+                    input_ids=torch.tensor(tokens[at : at + _AT_ONCE], device=device)[:, None],
+                    position_ids=torch.tensor(positions[at : at + _AT_ONCE], device=device)[:, None],
                     use_cache=True,
                     **{cache_name(model): cache},
                 )

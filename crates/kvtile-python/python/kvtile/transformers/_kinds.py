@@ -67,7 +67,7 @@ def forward(model: Any, tokens: list[int], past: Any) -> None:
     """Computes the KV of more tokens into a cache object, in one step."""
     options = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(bare(model).forward).parameters else {}
     with torch.no_grad():
-        model(input_ids=torch.tensor([tokens]), use_cache=True, **{cache_name(model): past}, **options)
+        model(input_ids=torch.tensor([tokens], device=bare(model).device), use_cache=True, **{cache_name(model): past}, **options)
 
 
 def groups_of_model(model: Any) -> tuple[Group, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from kvtile._errors import IdentityError, RequestError, TensorError
-from kvtile.transformers._digest import digest
+from kvtile.transformers._digest import DEVICES, digest
 
 # Packages whose hooks and replaced forward functions do not change KV: they record outputs, compile, and place modules.
 _KNOWN_CODE = ("transformers", "torch", "accelerate")
@@ -39,6 +39,23 @@ _ATTENTION = {"eager", "sdpa", "flex_attention", "flash_attention_2", "flash_att
 def bare(model: Any) -> Any:
     """The model inside a torch.compile wrapper, or the model itself."""
     return getattr(model, "_orig_mod", model)
+
+
+def device_of(model: Any) -> torch.device:
+    """The device of all tensors of a model, where its KV is too.
+
+    Raises:
+        TensorError: tensors on several devices, or on one that kvtile does not use.
+    """
+    found: dict[torch.device, str] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        found.setdefault(tensor.device, name)
+        if tensor.device.type not in DEVICES:
+            raise TensorError(f"{name} is on {tensor.device}, and kvtile uses CPU memory and memory of CUDA devices")
+    if len(found) > 1:
+        places = ", ".join(f"{name} on {device}" for device, name in found.items())
+        raise TensorError(f"the model is on several devices ({places}); load it on one, without a device_map or offloading")
+    return next(iter(found), torch.device("cpu"))
 
 
 def check_kind(model: Any, *, hooks: bool = False) -> None:
@@ -69,18 +86,18 @@ def check_kind(model: Any, *, hooks: bool = False) -> None:
             )
         if not hooks:
             _check_hooks(path, module)
-    _check_memory(model)
+    device_of(model)
 
 
-def check_moment(modules: list[Any]) -> None:
-    """Refuses a model in a state that changes the KV of this request: dropout, and autocast.
+def check_moment(modules: list[Any], device: torch.device) -> None:
+    """Refuses a model in a state that changes the KV of this request: dropout, and autocast on its device.
 
     Raises:
         RequestError: with what to do.
     """
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled(device.type):
         raise RequestError(
-            f"autocast to {torch.get_autocast_dtype('cpu')} is on, and changes the dtype of KV; load the model with that dtype"
+            f"autocast to {torch.get_autocast_dtype(device.type)} is on, and changes the dtype of KV; load the model with that dtype"
         )
     for module in [module for module in modules if module.training]:
         name = type(module).__name__
@@ -209,7 +226,7 @@ def _buffers_of_class(expected: Any, plain: Any) -> dict[str, Any]:
 
 def _close(ours: Any, theirs: Any) -> bool:
     """Equal up to rounding differences between processors."""
-    return bool(ours.shape == theirs.shape and torch.allclose(ours.double(), theirs.double(), rtol=1e-4, atol=0.0))
+    return bool(ours.shape == theirs.shape and torch.allclose(ours.cpu().double(), theirs.double(), rtol=1e-4, atol=0.0))
 
 
 def _tensors(model: Any) -> dict[str, Any]:
@@ -222,12 +239,6 @@ def own_tensors(module: Any) -> Iterator[tuple[str, Any]]:
     for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
         if tensor is not None:
             yield name, tensor
-
-
-def _check_memory(model: Any) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.device.type != "cpu":
-            raise TensorError(f"{name} is on {tensor.device}, and kvtile reads and writes CPU memory only")
 
 
 def _check_hooks(path: str, module: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Collection
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from kvtile._errors import IdentityError, RequestError, SettingsError
 from kvtile._kvtile import Cache, Completion, Identity, Layout, LoadReport, Match, Shape, StoreReport, TokenHasher
+from kvtile._streams import compute_stream
 from kvtile.transformers._first_layer import TOLERANCES, check_first_tensors, first_tensors
 from kvtile.transformers._kinds import cache_name
 from kvtile.transformers._loaded import Loaded
@@ -57,6 +59,9 @@ class OneGroup:
                 "stops and every have no effect: all layers of this model have full attention, and it continues from every "
                 "page's end"
             )
+        # Loads that may not have ended.
+        self._loads: list[Completion[LoadReport]] = []
+        self._lock = threading.Lock()
         self._page_size = settings.page_size
         self._shape = Shape.from_hf_config(model.config, page_size=self._page_size, dtype=model.dtype)
         self._dtype = model.dtype
@@ -73,7 +78,7 @@ class OneGroup:
         self.hasher = TokenHasher(self._identity, salt=settings.salt)
         self._check_layers(model)
         # Blocks are copied from and to each request's own tensors; the cache's engine layout is one dummy block.
-        engine = torch.zeros(self._sizes(1, self._page_size), dtype=self._dtype)[0]
+        engine = torch.zeros(self._sizes(1, self._page_size), dtype=self._dtype, device=self.watch.device)[0]
         if connect is not None:
             self.cache = Cache(self._identity, self._layout(list(engine), 1), connect=connect, queue_capacity=QUEUE)
             return
@@ -101,13 +106,13 @@ class OneGroup:
             blocks = [max(0, -(-(length - row.start) // self._page_size)) for row in rows]
             width = max(row.start + count * self._page_size for row, count in zip(rows, blocks, strict=True))
             if any(blocks):
-                pool = torch.zeros(self._sizes(len(rows), width), dtype=self._dtype)
+                pool = torch.zeros(self._sizes(len(rows), width), dtype=self._dtype, device=self.watch.device)
                 loads = [
-                    (row, self._load(match, count, pool[at, :, :, row.start :]))
+                    (row, self._load(match, count, pool[at, :, :, row.start :]), count)
                     for at, (row, match, count) in enumerate(zip(rows, found, blocks, strict=True))
                     if count
                 ]
-                came = [row.start + load.wait().blocks * self._page_size for row, load in loads]
+                came = [row.start + self._arriving(load, count) * self._page_size for row, load, count in loads]
                 # Columns before the first loaded token are padding, which attention ignores.
                 length = min(length, *came)
                 if any(length > row.start for row in rows):
@@ -144,10 +149,10 @@ class OneGroup:
             raise RequestError(f"the cache has {len(layers)} layers, and the model {halves // 2}")
         for at, layer in enumerate(layers if length else ()):
             for name, half in (("keys", layer.keys), ("values", layer.values)):
-                if tuple(half.shape) != sizes or half.dtype != self._dtype or half.device.type != "cpu":
+                if tuple(half.shape) != sizes or half.dtype != self._dtype or half.device != self.watch.device:
                     raise RequestError(
-                        f"{name} of layer {at} are {tuple(half.shape)} of {half.dtype} on {half.device}, and "
-                        f"{rows} prompts with {length} tokens of this model are {sizes} of {self._dtype} on the CPU"
+                        f"{name} of layer {at} are {tuple(half.shape)} of {half.dtype} on {half.device}, and {rows} prompts "
+                        f"with {length} tokens of this model are {sizes} of {self._dtype} on {self.watch.device}"
                     )
         return length
 
@@ -155,12 +160,17 @@ class OneGroup:
         """Stores the tokens of each row in whole blocks."""
         keys = [self.hasher.keys(tokens) for tokens in kept]
         self._check_content(model, prompts, kept, keys, past)
+        # A load writes until it has ended, also where the stream alone waits for it.
+        with self._lock:
+            loads, self._loads = self._loads, []
+        for load in loads:
+            load.wait()
         halves = [half for layer in past.layers for half in (layer.keys, layer.values)]
-        stores = []
+        stores, stream = [], compute_stream(self.watch.device)
         for at, (row, keys_) in enumerate(zip(prompts, keys, strict=True)):
             stop = row.start + len(keys_) * self._page_size
             layout = self._layout([half[at, :, row.start : stop] for half in halves], len(keys_)) if keys_ else None
-            stores.append(self.cache.store(keys_, range(len(keys_)), layout=layout))
+            stores.append(self.cache.store(keys_, range(len(keys_)), layout=layout, after=stream))
         return [store.wait() for store in stores]
 
     def _lookup(self, keys: list[list[bytes]]) -> list[Match]:
@@ -174,7 +184,17 @@ class OneGroup:
     def _load(self, found: Match, blocks: int, halves: Any) -> Completion[LoadReport]:
         """Starts loading ``blocks`` blocks into the first tokens of a row."""
         halves = list(halves[:, :, : blocks * self._page_size])
-        return self.cache.load(found, range(blocks), layout=self._layout(halves, blocks))
+        stream = compute_stream(self.watch.device)
+        return self.cache.load(found, range(blocks), layout=self._layout(halves, blocks), after=stream)
+
+    def _arriving(self, load: Completion[LoadReport], blocks: int) -> int:
+        """Lets the stream wait for each layer of a load; without a stream, waits. Returns how many of the blocks come."""
+        stream = compute_stream(self.watch.device)
+        if not all(load.wait_layer_on(stream, layer) for layer in range(self._shape.num_layers)):
+            return load.wait().blocks
+        with self._lock:
+            self._loads = [one for one in self._loads if not one.done()] + [load]
+        return blocks
 
     def _check_content(
         self, model: Any, prompts: list[Prompt], kept: list[list[int]], keys: list[Any], past: Any

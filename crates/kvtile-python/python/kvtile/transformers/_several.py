@@ -26,7 +26,7 @@ from kvtile.transformers._kinds import (
     groups_of_model,
     new_cache,
 )
-from kvtile.transformers._model import bare, check_kind, state_of, weights_digest
+from kvtile.transformers._model import bare, check_kind, device_of, state_of, weights_digest
 from kvtile.transformers._passed import STOPS, PassedStops, StopsToKeep
 from kvtile.transformers._prompts import Prompt, end_of_answer
 from kvtile.transformers._settings import Settings
@@ -57,7 +57,7 @@ class SeveralGroups:
         size = settings.page_size
         self._stops = StopsToKeep(STOPS if settings.stops is None else settings.stops, settings.every, size)
         check_kind(model, hooks="hooks" in settings.extra)
-        self._contents = contents = Contents(groups_of_model(model))
+        self._contents = contents = Contents(groups_of_model(model), device_of(model))
         if size % contents.unit:
             raise SettingsError(
                 f"page_size is {size}, and this model keeps entries of {contents.unit} tokens; give a multiple of that"

@@ -1,7 +1,8 @@
 """The stops of a model in host memory and on disk: a ``GroupCache`` with a group for each kind of page, and one for the
 records.
 
-The tensors of each request are the blocks, so the cache has no layouts of its own: every load and store brings them.
+The tensors of each request are the blocks: every load and store brings its layouts. The cache's own layouts, of one block
+each, show it the device of the model.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from kvtile._errors import DiskError
 from kvtile._kvtile import GroupCache, GroupMatch, GroupStoreReport, Layout, ModelGroup, ModelIdentity, Plane, Shape
+from kvtile._streams import compute_stream
 from kvtile.transformers._content import Contents, Pages
 from kvtile.transformers._settings import QUEUE, Settings
 
@@ -50,6 +52,7 @@ class StopTiers:
             return
         self.cache = GroupCache(
             model,
+            self._layouts(1, [kind.empty(settings.page_size) for kind in contents.pages], contents.empty_record()),
             host_bytes=settings.host_bytes,
             shares=shares,
             disk=settings.disk,
@@ -100,6 +103,7 @@ class StopTiers:
             if record is not None:
                 blocks[RECORDS] = ([0], count - 1)
                 layouts[RECORDS] = self._record_layout(record)
+        self._wait_for_the_model()
         return self.cache.store(keys, blocks, stop=stop or None, layouts=layouts).wait()
 
     def stats(self) -> dict[str, Any]:
@@ -111,20 +115,31 @@ class StopTiers:
         """Loads a stop; False if a part of it could not be read."""
         count = stop // self._page_size
         tensors = [kind.empty(stop) for kind in self._contents.pages]
-        record = torch.zeros(self._contents.record_bytes, dtype=torch.uint8)
-        blocks: dict[str, Any] = {}
-        layouts = {}
-        for (name, _), halves in zip(self._of_pages(), tensors, strict=True):
-            blocks[name], layouts[name] = range(count), self._layout(name, halves, count)
-        if self._contents.record_bytes:
-            blocks[RECORDS], layouts[RECORDS] = [0], self._record_layout(record)
+        record = self._contents.empty_record()
+        layouts = self._layouts(count, tensors, record)
+        blocks: dict[str, Any] = {name: [0] if name == RECORDS else range(count) for name in layouts}
+        self._wait_for_the_model()
         came = self.cache.load(found, blocks, layouts=layouts).wait().tokens == stop
         if came:
             self._contents.put(past, tensors, record, stop)
         return came
 
+    def _wait_for_the_model(self) -> None:
+        """Waits for what the model has enqueued on a device."""
+        stream = compute_stream(self._contents.device)
+        if stream is not None:
+            stream.synchronize()
+
     def _of_pages(self) -> list[tuple[str, Pages]]:
         return [(_name(at), kind) for at, kind in enumerate(self._contents.pages)]
+
+    def _layouts(self, count: int, pages: list[list[Any]], record: Any) -> dict[str, Layout]:
+        """The layouts of all groups over ``count`` pages, and a record where the model has one."""
+        names = [name for name, _ in self._of_pages()]
+        layouts = {name: self._layout(name, halves, count) for name, halves in zip(names, pages, strict=True)}
+        if self._contents.record_bytes:
+            layouts[RECORDS] = self._record_layout(record)
+        return layouts
 
     def _layout(self, name: str, tensors: list[Any], pages: int) -> Layout:
         return Layout(_PAGES, shape=self._shapes[name].with_num_blocks(pages), tensors=tensors)

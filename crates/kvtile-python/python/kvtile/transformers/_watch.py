@@ -18,13 +18,13 @@ from transformers import PreTrainedConfig
 
 from kvtile._errors import IdentityError, KvtileError
 from kvtile.transformers._digest import plain_parts
-from kvtile.transformers._model import KNOWN_TO_TORCH, check_moment, is_plain, tensors_in
+from kvtile.transformers._model import KNOWN_TO_TORCH, check_moment, device_of, is_plain, tensors_in
 
 _SAMPLES = 8
 
 
 class ModelWatch:
-    """A weak reference to a model, and the identity that it had at first: an Identity, or a ModelIdentity."""
+    """A weak reference to a model, the identity that it had at first (an Identity, or a ModelIdentity), and its device."""
 
     def __init__(self, model: Any, identity_of: Callable[[Any], Any]) -> None:
         self._model = weakref.ref(model)
@@ -32,6 +32,7 @@ class ModelWatch:
         self._lock = threading.Lock()
         self._mark = _Mark(_modules(model))
         self.identity: Any = identity_of(model)
+        self.device = device_of(model)
 
     def model(self) -> Any:
         """The model. Raises IdentityError if it was garbage-collected."""
@@ -49,7 +50,7 @@ class ModelWatch:
         """
         model = self.model()
         modules = _modules(model)
-        check_moment(modules)
+        check_moment(modules, self.device)
         if not self._mark.holds(modules):
             with self._lock:
                 self._look_again(model)
@@ -60,6 +61,9 @@ class ModelWatch:
         mark = _Mark(_modules(model))
         try:
             difference = self.identity.difference(self._identity_of(model))
+            device = device_of(model)
+            if difference is None and device != self.device:
+                difference = f"it was on {self.device} and is on {device}"
         except KvtileError as error:
             difference = str(error)
         if difference is not None:
@@ -155,23 +159,30 @@ def _tensors_of(modules: list[Any], loose: list[tuple[int, str]]) -> list[Any]:
     ]
     for at, key in loose:
         tensors += [tensor for _, tensor in tensors_in(key, vars(modules[at]).get(key))]
+    # Samples in memory of devices, by dtype: they come to the host together.
+    distant: dict[Any, list[Any]] = {}
     with torch.no_grad():
         for tensor in tensors:
             found.append((id(tensor), -1 if tensor.is_inference() else tensor._version))
             for plain in [tensor] if type(tensor) in _PLAIN else [part for _, part in plain_parts("", tensor)]:
-                if plain.device.type == "cpu":
-                    found.append((plain.data_ptr(), plain.dtype, plain.shape, _sample(plain)))
-                else:
+                if plain.device.type == "meta":
                     found.append(plain.device)
+                    continue
+                found.append((plain.device, plain.data_ptr(), plain.dtype, plain.shape))
+                if plain.device.type == "cpu":
+                    found.append(_sample(plain).tolist())
+                else:
+                    distant.setdefault((plain.device, plain.dtype), []).append(_sample(plain).reshape(-1))
+        found += [torch.cat(samples).tolist() for samples in distant.values()]
     return found
 
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
-def _sample(tensor: Any) -> list[Any]:
-    """Equally spaced values of a tensor, converted one by one: torch would start threads even for these few."""
+def _sample(tensor: Any) -> Any:
+    """Equally spaced values of a tensor. They are converted one by one: torch would start threads even for these few."""
     count = tensor.numel()
     if count <= _SAMPLES or not tensor.is_contiguous():
-        return list(tensor.reshape(-1)[:: max(1, count // _SAMPLES)].tolist())
-    return list(tensor.as_strided((_SAMPLES,), (count // _SAMPLES,), tensor.storage_offset()).tolist())
+        return tensor.reshape(-1)[:: max(1, count // _SAMPLES)]
+    return tensor.as_strided((_SAMPLES,), (count // _SAMPLES,), tensor.storage_offset())
