@@ -1,12 +1,7 @@
 //! The scenarios of the cache's own tests, over an engine in memory of a device under the stand-in driver: the same files,
 //! with another keeper. Not run on hardware.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "tests"
-)]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod keeper;
 

@@ -38,7 +38,7 @@ fn a_flipped_bit_of_a_saved_cache_never_reaches_the_device() {
     let options = SaveOptions::new(identity.clone(), 24).unwrap();
     save(manager, *engine, &SAVED, &path, &options).unwrap();
     let whole = fs::read(&path).unwrap();
-    let data = usize::try_from(whole.len()).unwrap() - SAVED.len() * 4096;
+    let data = whole.len() - SAVED.len() * 4096;
     let pairs = [(0, 2), (1, 1), (2, 3)];
     for flipped in 0..=SAVED.len() {
         let mut bytes = whole.clone();
