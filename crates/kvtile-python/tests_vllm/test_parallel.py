@@ -33,18 +33,9 @@ def prompts() -> list[list[int]]:
     return [text[:length] + [numbers.randrange(1000, 40000) for _ in range(7)] for length in lengths]
 
 
-# A shared store; one value is one block, so that no tail is left out.
-SHARED = {"shared_within": 60.0, "shared_bundle_blocks": 1}
-
-
-def parallel(
-    rounds: list[dict[str, Any]], disk: Path, processes: dict[str, Any] = FORKED, store: Path | None = None
-) -> dict[str, Any]:
+def parallel(rounds: list[dict[str, Any]], disk: Path, processes: dict[str, Any] = FORKED) -> dict[str, Any]:
     engine = {"tensor_parallel_size": RANKS, "num_gpu_blocks_override": 34, "max_num_seqs": 4}
-    orders = told(rounds, disk, engine=engine, **processes)
-    if store is not None:
-        orders["kvtile"] |= {"shared": str(store), **SHARED}
-    return run(orders)
+    return run(told(rounds, disk, engine=engine, **processes))
 
 
 def whole_blocks(prompts: list[list[int]]) -> list[int]:
@@ -86,22 +77,13 @@ def test_ranks_keep_their_own_heads_and_agree_about_hits(prompts: list[list[int]
 
 
 def test_one_worker_computes_blocks_of_which_a_part_is_damaged(prompts: list[list[int]], tmp_path: Path) -> None:
-    disk, store = tmp_path / "disk", tmp_path / "store"
-    written = parallel([{"prompts": prompts}], disk, store=store)
+    disk = tmp_path / "disk"
+    written = parallel([{"prompts": prompts}], disk)
     flip_bytes(disk / PARTS[1] / "slots", every=1 << 16)
     one = run(told([{"prompts": prompts}], disk))
     assert one["rounds"][0]["tokens"] == written["rounds"][0]["tokens"]
     found = counts(one["rounds"][0])
     assert found["failed_blocks"] > 0
-
-    # A worker of another machine has only the store to which the workers wrote.
-    orders = told([{"prompts": prompts}])
-    orders["kvtile"] |= {"shared": str(store), **SHARED}
-    one = run(orders)
-    assert one["rounds"][0]["tokens"] == written["rounds"][0]["tokens"]
-    assert one["rounds"][0]["cached"] == whole_blocks(prompts)
-    found = counts(one["rounds"][0])
-    assert found["from_shared_blocks"] > 10 and found["failed_blocks"] == 0
 
 
 def test_several_workers_read_what_one_wrote(prompts: list[list[int]], tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from kvtile import TierDirectory
 from kvtile.vllm._messages import Change, Keys
 
 # The tiers of a worker's cache, the fastest first. "disk:parts" assembles blocks that other numbers of workers wrote, and
-# "shared" has the blocks that queries of the worker found; "shared:parts" assembles those that other numbers of workers wrote
-# to the shared store.
+# "shared" has the blocks that queries of the worker found; "shared:parts" assembles those that other numbers of workers
+# wrote to the shared store.
 TIERS = ("host", "disk", "disk:parts", "shared", "shared:parts")
 
 
