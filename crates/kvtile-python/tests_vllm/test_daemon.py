@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from helpers import run, told
+from test_hybrid_models import ROUNDS, counted
+from test_hybrid_models import run as run_hybrid
 from test_shared import BLOCK, model, prompts
 
 __all__ = ["model"]
@@ -19,8 +22,15 @@ __all__ = ["model"]
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    socket = tmp_path / "kv.sock"
-    arguments = ["serve", "--socket", str(socket), "--host", str(200 * BLOCK)]
+    with served(tmp_path, 200 * BLOCK) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def served(folder: Path, host_bytes: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A daemon process with its socket."""
+    socket = folder / "kv.sock"
+    arguments = ["serve", "--socket", str(socket), "--host", str(host_bytes)]
     with subprocess.Popen([sys.executable, "-m", "kvtile", *arguments], text=True) as process:
         deadline = time.monotonic() + 120
         while not socket.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -62,3 +72,16 @@ def test_the_second_engine_hits_what_the_first_one_stored(
     process.wait(60)
     refused = run(told([turn], kvtile=kvtile, model=str(model)))["refused"]
     assert socket in refused["message"], refused
+
+
+def test_engines_of_a_model_with_windows_share_the_stops_of_a_daemon(tmp_path: Path) -> None:
+    rounds = {name: ROUNDS[name] for name in ("first", "aligned", "longer")}
+    with served(tmp_path, 64 << 20) as (_, socket):
+        of_daemon = {"kvtile": {"connect": socket}, "rounds": rounds}
+        (expected, first, second), _ = run_hybrid([{"rounds": rounds}, of_daemon, of_daemon], "gemma3", tmp_path / "model")
+    for answers in (first, second):
+        assert [answers[name]["tokens"] for name in rounds] == [expected[name]["tokens"] for name in rounds]
+    assert first["first"]["cached"] == [0] and second["first"]["cached"] == [288]
+    assert second["aligned"]["cached"] == [224]
+    counts = counted(second["first"])
+    assert counts["from_host_blocks"] > 0 and counts["failed_blocks"] == 0, counts

@@ -48,7 +48,7 @@ fn parse_tokens(text: &str) -> Result<u64, String> {
 
 fn parse_state(text: &str) -> Result<u64, String> {
     match numbers::parse_bytes(text)? {
-        bytes if bytes >= 2 && bytes <= 4 << 30 && bytes.is_multiple_of(2) => Ok(bytes),
+        bytes if (2..=4 << 30).contains(&bytes) && bytes.is_multiple_of(2) => Ok(bytes),
         bytes => Err(format!(
             "{bytes} is not an even number from 2 bytes to 4 GiB"
         )),
