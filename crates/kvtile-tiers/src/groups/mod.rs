@@ -22,7 +22,7 @@
 //!
 //! A cache that is connected to a node daemon has all of this there ([`GroupCache::connect`]): the lookup of
 //! a stop is one round trip, and each group's pages pass as those of a connected
-//! [`Cache`](crate::cache::Cache).
+//! [`Cache`].
 //!
 //! Presence in all groups is what makes a stop, so a store needs no transaction across groups: if a
 //! page is lost, evicted or damaged, the stops that need it end, and shorter ones remain.
