@@ -97,9 +97,10 @@ impl GroupSide {
         let manager = std::sync::Arc::new(TransferManager::new());
         let (mut groups, mut engines, mut block_bytes) = (Vec::new(), Vec::new(), Vec::new());
         let mut host_bytes = 0;
-        for ((name, shape), (rule, pages)) in
-            NAMES.iter().zip(&shapes).zip(rules.into_iter().zip(pages))
-        {
+        // A group's share divides what is left after a stop of each group.
+        let of_a_stop = [1, WINDOW / PAGE_TOKENS, 1];
+        let counts = rules.into_iter().zip(pages).zip(of_a_stop);
+        for ((name, shape), ((rule, pages), of_a_stop)) in NAMES.iter().zip(&shapes).zip(counts) {
             let word = if shape.planes().len() == 1 {
                 "BLC"
             } else {
@@ -108,8 +109,9 @@ impl GroupSide {
             engines.push(manager.register(layout(shape, word)?)?);
             let bytes = shape.block_bytes()?;
             block_bytes.push(bytes);
-            let share = (pages + SPARE_PAGES) * bytes.next_multiple_of(4096);
-            host_bytes += share;
+            let page = bytes.next_multiple_of(4096);
+            let share = (pages.saturating_sub(of_a_stop) + SPARE_PAGES) * page;
+            host_bytes += of_a_stop * page + share;
             let identity = Identity::new("benchmark", "none", shape)?;
             groups.push(
                 CacheGroup::new(*name, rule, identity).share(share as f64 / (1 << 20) as f64),

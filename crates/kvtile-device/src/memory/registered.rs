@@ -43,12 +43,13 @@ pub struct DevicePiece {
 /// Host memory of any owner that is registered with the driver, unregistered on drop.
 #[derive(Debug)]
 pub struct RegisteredMemory {
-    region: OwnedMemoryRegion,
+    // The order of the fields is that of the drops: the registrations end while the memory is mapped. Behind it, memory
+    // of another owner may have the same addresses.
     pieces: RegisteredPieces,
+    region: OwnedMemoryRegion,
 }
 
-/// The registrations so far; the drop ends them. It is a field of its own, so that they end before the region does
-/// and also where a later one fails.
+/// The registrations so far; the drop ends them, also where a later one fails.
 #[derive(Debug)]
 struct RegisteredPieces {
     device: Device,
@@ -117,7 +118,7 @@ impl RegisteredMemory {
             pieces.add(offset..end, region.is_writable())?;
             offset = end;
         }
-        Ok(RegisteredMemory { region, pieces })
+        Ok(RegisteredMemory { pieces, region })
     }
 
     /// Its device.

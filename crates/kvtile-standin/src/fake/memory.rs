@@ -1,7 +1,7 @@
 //! Memory: of devices, pinned, registered, and of other processes.
 
 use super::{enter, entries, leave, put};
-use crate::world::{MemoryPlace, World};
+use crate::world::{Complaint, MemoryPlace, World};
 use kvtile_device::cuda::{self, CudaAddress, CudaIpcHandle};
 use std::ffi::c_void;
 
@@ -119,7 +119,12 @@ pub(super) unsafe extern "C" fn host_register(start: *mut c_void, bytes: usize, 
 pub(super) unsafe extern "C" fn host_unregister(start: *mut c_void) -> u32 {
     leave("cuMemHostUnregister", |world| {
         let known = world.memory.of_host(start.addr(), MemoryPlace::Registered);
-        let address = known.ok_or(cuda::NOT_REGISTERED)?.start;
+        let known = known.ok_or(cuda::NOT_REGISTERED)?;
+        let address = known.start;
+        if !known.is_mapped() {
+            let memory = format!("memory of {} bytes at {start:p}", known.size);
+            world.order.complaints.push(Complaint::Unmapped { memory });
+        }
         world.release(address, "the end of a registration")
     })
 }

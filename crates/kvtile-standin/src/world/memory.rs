@@ -9,7 +9,7 @@
 //! Pinned and registered memory is its own shadow; registered memory may have another device address.
 
 use kvtile_device::cuda;
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap_anonymous, msync, munmap};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::ptr;
@@ -325,6 +325,16 @@ impl MemoryMap {
 }
 
 impl KnownMemory {
+    /// Whether the owner of registered memory still has all its pages mapped.
+    pub(crate) fn is_mapped(&self) -> bool {
+        let page = rustix::param::page_size();
+        let start = self.shadow - self.shadow % page;
+        let bytes = self.shadow + self.size - start;
+        let start = ptr::with_exposed_provenance_mut(start);
+        // SAFETY: the call reads and writes no byte; for a page that is not mapped it returns an error.
+        unsafe { msync(start, bytes, MsyncFlags::ASYNC) }.is_ok()
+    }
+
     /// All its bytes.
     pub(crate) fn identity(&self) -> Range<u64> {
         ResolvedRange {

@@ -33,6 +33,11 @@ pub enum Complaint {
         /// The use.
         access: String,
     },
+    /// Memory was unmapped before its registration ended: other memory may have its addresses by then.
+    Unmapped {
+        /// The memory.
+        memory: String,
+    },
     /// Two copies of a batch, whose order is not defined, overlap.
     OverlapInBatch {
         /// The batch.
@@ -54,6 +59,9 @@ impl fmt::Display for Complaint {
             Complaint::Pageable { copy } => write!(formatter, "{copy} is pageable"),
             Complaint::FreedInUse { release, access } => {
                 write!(formatter, "{release} while {access} may still run")
+            }
+            Complaint::Unmapped { memory } => {
+                write!(formatter, "{memory} was unmapped while it was registered")
             }
             Complaint::OverlapInBatch { batch } => {
                 write!(formatter, "copies of {batch} overlap")
