@@ -38,6 +38,13 @@ struct OldPart {
     bytes: u64,
 }
 
+/// `freed` of every `all` bytes.
+#[derive(Clone, Copy)]
+struct FreedPart {
+    freed: u64,
+    all: u64,
+}
+
 impl PartsShared {
     /// Evicts blocks of old parts if they and the own part exceed the limit together.
     pub(super) fn bound_old_parts(&self, watch: &mut PartsWatch) {
@@ -50,21 +57,42 @@ impl PartsShared {
             return;
         }
         watch.looked_at = Some(now);
-        let old = self.old_parts();
+        let mut old = self.old_parts();
+        if self.excess(&old, limit).is_none() {
+            return;
+        }
+        // A folder that was copied has no holes any more: its room without blocks goes first.
+        let with_room: Vec<_> = old
+            .iter()
+            .filter(|old| watch.released.insert(old.part.part))
+            .map(|old| Arc::clone(&old.part))
+            .collect();
+        if !with_room.is_empty() {
+            for part in with_room {
+                self.try_to_shrink(&part, None);
+            }
+            old = self.old_parts();
+        }
+        let Some(excess) = self.excess(&old, limit) else {
+            return;
+        };
+        for old in old {
+            self.try_to_shrink(&old.part, Some(excess));
+        }
+    }
+
+    /// What the old parts are to give, if they and the own part exceed the limit together.
+    fn excess(&self, old: &[OldPart], limit: u64) -> Option<FreedPart> {
         let old_bytes: u64 = old.iter().map(|old| old.bytes).sum();
         let own = PartFolderName::of(&self.layout.shape().shard());
         let own = self.settings.source.folder_of(&own);
         let own_bytes = own.map_or(0, |own| FolderMedium::new(own).kept_bytes().unwrap_or(0));
         let all = old_bytes.saturating_add(own_bytes);
-        if old_bytes == 0 || all <= limit - limit / AHEAD_PART {
-            return;
-        }
-        let freed = (all - (limit - limit / AHEAD_PART)).saturating_add(limit / FREED_PART);
-        for old in old {
-            if let Err(error) = self.shrink(&old.part, (freed, old_bytes)) {
-                log::warn!("the part {} cannot be made smaller: {error}", old.part.part);
-            }
-        }
+        let most = limit - limit / AHEAD_PART;
+        (old_bytes > 0 && all > most).then(|| FreedPart {
+            freed: (all - most).saturating_add(limit / FREED_PART),
+            all: old_bytes,
+        })
     }
 
     /// The old parts, with the bytes of the own layers and heads in them.
@@ -88,8 +116,15 @@ impl PartsShared {
         found.collect()
     }
 
-    /// Evicts `freed` of every `all` bytes of a part, or removes it if nothing is left of it then.
-    fn shrink(&self, part: &FollowedPart, (freed, all): (u64, u64)) -> Result<(), TierError> {
+    fn try_to_shrink(&self, part: &FollowedPart, freed: Option<FreedPart>) {
+        if let Err(error) = self.shrink(part, freed) {
+            log::warn!("the part {} cannot be made smaller: {error}", part.part);
+        }
+    }
+
+    /// Returns the room without blocks of a part to the disk. Before that it evicts as much of the part as is to be
+    /// freed, and removes the part if nothing is left of it then.
+    fn shrink(&self, part: &FollowedPart, freed: Option<FreedPart>) -> Result<(), TierError> {
         let Some(folder) = self.settings.source.folder_of(&part.part) else {
             broken(format_args!("a part without a folder was counted"))
         };
@@ -109,6 +144,9 @@ impl PartsShared {
             // Its rank, or another reader that makes it smaller, was faster.
             Err(TierError::Folder(FolderError::InUse { .. })) => return Ok(()),
             opened => opened?,
+        };
+        let Some(FreedPart { freed, all }) = freed else {
+            return tier.release();
         };
         let present = tier.stats().present;
         let wanted = u128::from(present) * u128::from(freed) / u128::from(all.max(1));

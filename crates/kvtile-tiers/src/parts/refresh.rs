@@ -52,6 +52,8 @@ pub(super) struct PartsWatch {
     is_full: bool,
     /// When the bytes of the parts were last counted.
     pub(super) looked_at: Option<Duration>,
+    /// Old parts whose room without blocks was returned to the disk.
+    pub(super) released: HashSet<PartFolderName>,
 }
 
 /// A part that cannot be used.

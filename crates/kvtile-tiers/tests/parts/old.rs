@@ -127,3 +127,34 @@ fn a_limit_below_the_old_parts_removes_them() {
     // Parts without a head of the reader are left to their own readers.
     assert!(kept_of("layers-0-4.heads-4-6") > 2 * 4096);
 }
+
+/// A copy of a folder may have bytes in place of the holes of its files.
+#[test]
+fn a_copy_without_holes_loses_no_block_that_has_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let ranks = open(folder.path(), 4);
+    ranks.iter().for_each(|rank| rank.store(0, BLOCKS));
+    ranks.into_iter().for_each(|rank| drop(rank.cache.close()));
+    let before = kept(folder.path());
+    for part in std::fs::read_dir(folder.path()).unwrap() {
+        let slots = part.unwrap().path().join("slots");
+        if slots.exists() {
+            let bytes = std::fs::read(&slots).unwrap();
+            std::fs::write(&slots, bytes).unwrap();
+        }
+    }
+    let copied = kept(folder.path());
+    assert!(
+        copied > FOLDER_BYTES * 3 / 4 && copied > 2 * before,
+        "{before} to {copied}"
+    );
+    let readers: Vec<Rank> = grid(1, 2)
+        .into_iter()
+        .map(|shard| Rank::open_with(folder.path(), shard, FOLDER_BYTES / 8))
+        .collect();
+    for rank in &readers {
+        look(std::slice::from_ref(rank), 0);
+        assert_eq!(rank.load(0, BLOCKS), BLOCKS as usize);
+    }
+    assert!(kept(folder.path()) < copied / 2, "{copied}");
+}
