@@ -39,7 +39,9 @@ fuzz_target!(|bytes: &[u8]| {
         };
         if let Ok(again) = again {
             let again = FrameHeader::to_group(again, header.group);
-            assert_eq!(read_frame(&mut again.as_slice()).unwrap(), (header, payload));
+            let (read, again) = read_frame(&mut again.as_slice()).unwrap();
+            // Events are no reply: their number is not read.
+            assert_eq!((read.kind, read.group, again), (kind, header.group, payload));
         }
     }
 });
