@@ -195,6 +195,19 @@ class DeviceMemory:
             driver().free(self.address)
 
 
+class DeviceStorage:
+    """A storage as torch has it, as far as kvtile reads it."""
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self.memory = memory
+
+    def data_ptr(self) -> int:
+        return self.memory.address
+
+    def nbytes(self) -> int:
+        return self.memory.size
+
+
 class DeviceTensor:
     """What both protocols state about memory. ``changes`` replaces fields, as a producer with a defect would."""
 

@@ -18,18 +18,18 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from standin import DeviceMemory, DlpackTensor, driver
+from standin import DeviceMemory, DeviceStorage, DlpackTensor, driver
 
 CUDA = torch.device("cuda:0")
 PINNED_BYTES = 8 << 20
-# Operations of torch that take tensors of the host beside those of a device.
-# Those that read no contents.
+# Operations of torch that read no contents.
 VIEWS = set(
     """
     __get__ __getitem__ __iter__ __len__ unflatten permute transpose narrow unbind view detach size dim stride numel
     storage_offset element_size is_contiguous
     """.split()
 )
+# Operations that take tensors of the host beside those of a device.
 MIXES = {"to", "copy_", "__getitem__", "__setitem__", "set_", "is_same_size", "data", "__set__", "__get__"}
 
 
@@ -89,19 +89,6 @@ class SharedStorage:
         ctypes.memmove(self.storage.data_ptr(), room, self.memory.size)
 
 
-class StorageView:
-    """What kvtile asks of a storage."""
-
-    def __init__(self, memory: DeviceMemory) -> None:
-        self.memory = memory
-
-    def data_ptr(self) -> int:
-        return self.memory.address
-
-    def nbytes(self) -> int:
-        return self.memory.size
-
-
 class StandinTensor(torch.Tensor):
     """A tensor that states to be on the device."""
 
@@ -112,7 +99,7 @@ class StandinTensor(torch.Tensor):
     is_cpu = property(lambda self: False)  # type: ignore[assignment]
 
     def untyped_storage(self) -> Any:
-        return StorageView(StandinMode.active().shared(self).memory)
+        return DeviceStorage(StandinMode.active().shared(self).memory)
 
     def __dlpack_device__(self) -> Any:
         return 2, 0

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import kvtile
-from standin import DeviceMemory, DlpackTensor, driver
+from standin import DeviceMemory, DeviceStorage, DlpackTensor, driver
 from vllm_engine import BLOCKS, LAYERS, PAGE, POISON, Engine, Request
 
 HEADS = 2
@@ -37,19 +37,6 @@ class Device:
 
     def __str__(self) -> str:
         return f"{self.type}:0"
-
-
-class Storage:
-    """A storage as torch has it."""
-
-    def __init__(self, memory: DeviceMemory) -> None:
-        self.memory = memory
-
-    def data_ptr(self) -> int:
-        return self.memory.address
-
-    def nbytes(self) -> int:
-        return self.memory.size
 
 
 class GpuTensor(DlpackTensor):
@@ -83,8 +70,8 @@ class GpuTensor(DlpackTensor):
     def element_size(self) -> int:
         return ITEM
 
-    def untyped_storage(self) -> Storage:
-        return Storage(self.memory)
+    def untyped_storage(self) -> DeviceStorage:
+        return DeviceStorage(self.memory)
 
 
 def tensors_in(order: str, data: np.ndarray, *, padding: int = 0) -> list[GpuTensor]:

@@ -1,4 +1,4 @@
-//! Several clients of one daemon, and what happens to the others when one of them, or the daemon, dies.
+//! Several clients of one daemon, and the effect on each of the death of another client or of the daemon.
 
 use std::{
     io::Read,

@@ -9,8 +9,8 @@
 //! layers and heads. So a reader that knows the rectangle knows all names. Before its first bundle each writer announces its
 //! rectangle with a small value that is never changed; a reader lists the announcements of its model when it is opened, and
 //! at intervals after that. An announcement is a hint, and its name is all of it: the reader computes the name that a part
-//! with this rectangle must have in its own block order, and ignores every other one. Bundles are queried and verified as
-//! all others, and the [`PartsTier`] assembles them.
+//! with this rectangle must have in its own block order, and ignores every other one. Bundles of parts are queried
+//! and verified like every bundle, and the [`PartsTier`] assembles their blocks.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

@@ -213,7 +213,7 @@ fn a_damaged_part_is_a_miss_unless_other_parts_take_its_place() {
     assert_eq!(reader.seek(1), 0);
     let stats = reader.cache.parts().unwrap().parts_stats();
     assert!(stats.damaged > 0 && stats.assembled == 0, "{stats:?}");
-    // The heads that are whole are served to those that need no others.
+    // A reader that needs only undamaged heads gets them.
     assert_eq!(rank(&store, shard(0..LAYERS, 2..4)).seek(1), 6);
     write(&store, &grid(1, 4), (1, BLOCKS));
     assert_eq!(rank(&store, Shard::whole(LAYERS, HEADS)).seek(1), 6);

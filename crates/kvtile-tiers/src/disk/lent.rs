@@ -150,28 +150,12 @@ impl LentCapacity {
 
 #[cfg(test)]
 mod tests {
-    use kvtile_layout::{
-        Shape, StridedLayout, Unit,
-        identity::{Identity, LayoutIdentity},
-    };
     use kvtile_testkit::disk::SplitMix64;
 
-    use super::*;
-    use crate::tier::{BlockPieces, StoreIdentity};
-
-    const MANIFEST: u64 = 5000;
-
-    fn group(name: &str, block_bytes: u64, share: impl Into<Option<f64>>) -> TierGroup {
-        let unit = Unit::new("bf16", 2, 1).unwrap();
-        let shape = Shape::key_value(1, 2, 16, 2, 64, &unit).unwrap();
-        let layout = StridedLayout::resolve(&"BLHKNC".parse().unwrap(), &shape, 1).unwrap();
-        let identity = StoreIdentity {
-            logical: Identity::new("toy", "1", &shape).unwrap(),
-            block_layout: LayoutIdentity::of_block(&layout),
-            pieces: BlockPieces::whole(block_bytes),
-        };
-        TierGroup::new(name, identity).share(share)
-    }
+    use super::{
+        super::share::tests::{MANIFEST, group},
+        *,
+    };
 
     /// All files, if the groups own all data bytes.
     fn most_bytes(lent: &LentCapacity, groups: &[TierGroup]) -> u64 {

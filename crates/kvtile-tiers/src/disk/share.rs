@@ -230,7 +230,7 @@ pub(crate) fn share_weight(share: f64) -> u128 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use kvtile_layout::{
         Shape, StridedLayout, Unit,
         identity::{Identity, LayoutIdentity},
@@ -240,9 +240,15 @@ mod tests {
     use super::*;
     use crate::tier::{BlockPieces, StoreIdentity};
 
-    const MANIFEST: u64 = 5000;
+    /// Bytes of the manifest.
+    pub(in super::super) const MANIFEST: u64 = 5000;
 
-    fn group(name: &str, block_bytes: u64, share: impl Into<Option<f64>>) -> TierGroup {
+    /// A group with blocks of so many bytes.
+    pub(in super::super) fn group(
+        name: &str,
+        block_bytes: u64,
+        share: impl Into<Option<f64>>,
+    ) -> TierGroup {
         let unit = Unit::new("bf16", 2, 1).unwrap();
         let shape = Shape::key_value(1, 2, 16, 2, 64, &unit).unwrap();
         let layout = StridedLayout::resolve(&"BLHKNC".parse().unwrap(), &shape, 1).unwrap();

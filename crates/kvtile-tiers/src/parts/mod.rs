@@ -13,9 +13,10 @@
 //! those of a model's folder, in which each part has a folder, and the folder itself is the part of a rank with the whole
 //! model; `kvtile-shared` has those of a shared store.
 //!
-//! The tier writes no blocks; in a folder it evicts those of parts that no rank writes any more (`old`). A [`DiskTier`](crate::disk::DiskTier) or a shared tier for the own part is another tier of the same
-//! cache. The tier of a part verifies each block of it before any byte is copied; if one part fails, the block is a miss. The
-//! tier does not know engines.
+//! The tier writes no blocks; in a folder it evicts those of parts that no rank writes any more (`old`). A
+//! [`DiskTier`](crate::disk::DiskTier) or a shared tier for the own part is another tier of the same cache. The tier of a
+//! part verifies each block of it before any byte is copied; if one part fails, the block is a miss. The tier does not know
+//! engines.
 
 mod cover;
 mod index;

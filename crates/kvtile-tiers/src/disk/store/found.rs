@@ -68,7 +68,7 @@ impl FoundRecords {
     }
 
     /// Leaves out the blocks that a group with this number of places, and with room for `blocks`, has no
-    /// room for, and sorts the others.
+    /// room for, and sorts the blocks that stay.
     ///
     /// A crash during a sync can leave more blocks than there are slots: old blocks that the sync
     /// was to erase, and the new blocks that replace them. The blocks that were durable before fit

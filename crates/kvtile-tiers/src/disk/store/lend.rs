@@ -49,7 +49,7 @@ impl FolderLending {
 }
 
 impl SlotStore {
-    /// Whether the group lends room to others.
+    /// Whether the groups of the folder lend room to each other.
     pub(in super::super) fn lends(&self) -> bool {
         self.lending().is_some()
     }

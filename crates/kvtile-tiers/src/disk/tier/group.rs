@@ -35,7 +35,7 @@ pub(super) struct DiskGroup {
     /// The turn of the last use of each slot's block, where groups lend room to each other.
     pub(super) uses: SlotNumbers,
     turns: Option<Arc<FolderTurns>>,
-    /// Blocks that were evicted because the group's room was taken, by others or by its own blocks.
+    /// Blocks that were evicted to make room for blocks of this group or of another one.
     pub(super) made_room: AtomicU64,
     /// Blocks that were removed because they were lost or could not be read.
     damaged: AtomicU64,

@@ -223,7 +223,7 @@ impl DiskGroup {
         self.store.shrink(places)
     }
 
-    /// Evicts blocks so that others have room, here or in another group.
+    /// Evicts blocks to make room for blocks of this group or of another one.
     pub(super) fn evict_for_room(&self, blocks: usize) {
         let evicted = self.evict(blocks, self.tick()) as u64;
         self.made_room.fetch_add(evicted, Ordering::Relaxed);
