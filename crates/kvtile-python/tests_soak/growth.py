@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -16,6 +17,8 @@ SECONDS = float(os.environ.get("KVTILE_SOAK_SECONDS", "4"))
 TURN = 0.5
 # Pages that the allocator keeps and threads that come and go: a leak of a whole row a second is more within minutes.
 MOST_GROWTH = 24 << 20
+# Rings that kvtile keeps for the next transfers of the process, and makes when so many run at once.
+KEPT_RINGS = 4
 
 
 def turns() -> Iterator[int]:
@@ -31,7 +34,9 @@ class Taken:
     """What the process takes now."""
 
     resident: int
+    # Without the rings.
     descriptors: int
+    rings: int
     # Of the operating system: Python lists some that have ended.
     threads: int
 
@@ -40,7 +45,13 @@ class Taken:
         gc.collect()
         with open("/proc/self/statm") as file:
             pages = int(file.read().split()[1])
-        return cls(pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")))
+        rings, descriptors = 0, 0
+        for number in os.listdir("/proc/self/fd"):
+            # The descriptor of the folder itself is closed by now.
+            with contextlib.suppress(FileNotFoundError):
+                is_ring = os.readlink(f"/proc/self/fd/{number}") == "anon_inode:[io_uring]"
+                rings, descriptors = rings + is_ring, descriptors + (not is_ring)
+        return cls(pages * os.sysconf("SC_PAGE_SIZE"), descriptors, rings, len(os.listdir("/proc/self/task")))
 
 
 class Growth:
@@ -56,6 +67,7 @@ class Growth:
         now = Taken.now()
         taken = sum(file.stat().st_blocks * 512 for file in self.folder.rglob("*") if file.is_file())
         assert taken <= self.most, f"the folder takes {taken} of {self.most} bytes"
+        assert now.rings <= KEPT_RINGS, now
         if self.warm is None:
             if time.monotonic() - self.start > SECONDS / 4:
                 self.warm = now

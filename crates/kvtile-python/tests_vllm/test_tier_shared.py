@@ -112,7 +112,8 @@ def test_a_slow_store_is_a_miss_in_time(tmp_path: Path, monkeypatch: pytest.Monk
         start = time.monotonic()
         assert made.lookup(CHAIN, steps=10**6) == 0
         assert time.monotonic() - start < 1.4, "the request does not wait for the answer"
-        assert count(made, "lookups", "shared late") == 1
+        # The time may end between the lookups of two blocks: then the step still waits, and the next one is late again.
+        assert count(made, "lookups", "shared late") in (1, 2)
         store.pause = 0.0
         # What the folder has needs no answer.
         made.store(CHAIN)
