@@ -6,7 +6,8 @@
 //! engine           │ copy 0 │ copy 1 │ copy 2 │ copy 3
 //! ```
 //!
-//! A read covers whole pieces, so the tier verifies each read by itself. Two reads are in flight at
+//! A read covers whole pieces, so the tier verifies each read by itself. The first one has the first layer
+//! alone: the engine's step waits for it. Two reads are in flight at
 //! a time, so that the device stays busy while one of them ends. Lookups find a block in host
 //! memory after its last layer was read.
 
@@ -67,20 +68,31 @@ pub(super) fn chunks(inner: &CacheParts, below: &CacheTier, blocks: usize) -> Ve
     if !below.abilities.reads_pieces || count < 2 {
         return Vec::new();
     }
-    let cut = |chunk: usize| match (chunk * cuts.len() / count).checked_sub(1) {
-        None => Some(0),
-        Some(last) => cuts.get(last).copied(),
-    };
-    let chunk = |chunk: usize| {
-        let which = cut(chunk)?..cut(chunk + 1)?;
-        Some(LayerChunk {
-            layers: pieces.layers(which.clone())?,
+    let ends = chunk_ends(&cuts, count);
+    let mut before = 0;
+    let mut chunks = Vec::with_capacity(ends.len());
+    for end in ends {
+        let which = before..end;
+        let Some(layers) = pieces.layers(which.clone()) else {
+            // Each cut is the end of a layer.
+            broken(format_args!("{pieces:?} have no layers {which:?}"));
+        };
+        chunks.push(LayerChunk {
+            layers,
             bytes: pieces.bytes(which),
-        })
-    };
-    let chunks: Option<Vec<LayerChunk>> = (0..count).map(chunk).collect();
-    // Each cut is the end of a layer.
-    chunks.unwrap_or_else(|| broken(format_args!("{pieces:?} have no layers")))
+        });
+        before = end;
+    }
+    chunks
+}
+
+/// The ends of the chunks, in pieces: about `count` equal ones. The first cut is a chunk of its own, because
+/// the engine's step cannot begin before it has the first layer.
+fn chunk_ends(cuts: &[usize], count: usize) -> Vec<usize> {
+    let equal = (1..=count).map(|chunk| chunk * cuts.len() / count);
+    let first = (cuts.len() / count > 1).then_some(1);
+    let nth = |number: usize| cuts.get(number.checked_sub(1)?).copied();
+    first.into_iter().chain(equal).filter_map(nth).collect()
 }
 
 /// One chunk with all layers.
@@ -373,4 +385,41 @@ fn brought(
         }
     }
     BroughtBlocks { blocks, read, stop }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::chunk_ends;
+
+    #[test]
+    fn the_first_layer_is_a_chunk_of_its_own_and_the_others_are_equal() {
+        let each: Vec<usize> = (1..=30).collect();
+        assert_eq!(
+            chunk_ends(&each, 8),
+            [1, 3, 7, 11, 15, 18, 22, 26, 30],
+            "30 layers of one piece"
+        );
+        assert_eq!(
+            chunk_ends(&[3, 6, 9, 12], 2),
+            [3, 6, 12],
+            "three pieces a layer"
+        );
+        assert_eq!(chunk_ends(&[2, 4], 2), [2, 4], "each chunk is a layer");
+        assert_eq!(chunk_ends(&[8, 16, 24], 3), [8, 16, 24]);
+    }
+
+    #[test]
+    fn chunks_end_at_cuts_and_cover_all_pieces() {
+        for layers in 2..70 {
+            let cuts: Vec<usize> = (1..=layers).map(|layer| layer * 5).collect();
+            for count in 2..=layers.min(8) {
+                let ends = chunk_ends(&cuts, count);
+                assert!(ends.is_sorted_by(|one, next| one < next), "{ends:?}");
+                assert!(ends.iter().all(|end| cuts.contains(end)), "{ends:?}");
+                assert_eq!(ends.first(), cuts.first());
+                assert_eq!(ends.last(), cuts.last());
+                assert!(ends.len() <= count + 1);
+            }
+        }
+    }
 }
