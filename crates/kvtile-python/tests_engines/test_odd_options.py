@@ -103,3 +103,48 @@ def test_an_engine_starts_with_an_extreme_value_or_names_it(
         except KvtileError as error:
             text = str(error)
             assert name in text or any(called in text for called in CALLED.get(name, "").split("|") if called), text
+
+
+STORES = ["kv", "./kv", "kv/store", "file://{here}/kv/store", "{here}/kv/../kv"]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("store", STORES)
+def test_a_shared_store_in_the_private_folder_is_refused(
+    engine: str, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match="shared is .* a folder beside it"):
+        KINDS[engine].read({**GIVEN, "shared": store.format(here=tmp_path)})
+    for other in ("kvs", "file:///kv", "redis://kv", "s3://kv/kv"):
+        KINDS[engine].read({**GIVEN, "shared": other})
+
+
+@pytest.mark.parametrize(
+    ("engine", "given", "text"),
+    [
+        ("vllm", dict(path=None, shared="store"), "capacity has no effect without path"),
+        ("vllm", dict(path=None, shared="store", policy="lru"), "capacity, policy has no effect without path"),
+        ("vllm", dict(shared_within=1), "shared_within has no effect without shared"),
+        ("vllm", dict(shared="store", shared_bundle_blocks=65), "shared_bundle_blocks is 65; it takes 1 to 64"),
+        ("sglang", dict(shared_compress=True), "shared_compress has no effect without shared"),
+        ("sglang", dict(shared="store", shared_bundle_blocks=2), "shared_bundle_blocks, which this engine cannot have"),
+        ("lmcache", dict(shared="store"), "have shared, which the adapter refuses"),
+        ("lmcache", dict(piece=4095), "piece is 4095 bytes; it takes a multiple of 4096"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(engine: str, given: dict[str, Any], text: str) -> None:
+    with pytest.raises(SettingsError, match=text):
+        KINDS[engine].read({**GIVEN, **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (dict(piece="2MiB"), "bytes of disk are too few for blocks of 2097152 bytes"),
+        (dict(staging=4096, piece=4096), "4096 bytes of staging memory .* give at least 8192"),
+    ],
+)
+def test_sizes_that_do_not_fit_each_other_are_refused(given: dict[str, Any], text: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=text):
+        AdapterSide.open(tmp_path / "kv", **{"capacity": "1MiB", **given})
