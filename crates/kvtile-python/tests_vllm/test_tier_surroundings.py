@@ -223,27 +223,6 @@ def test_a_reader_follows_a_writer_whose_clock_jumps(seconds: int, tmp_path: Pat
             time.sleep(0.05)
 
 
-def test_an_upgrade_of_vllm_is_refused_by_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import vllm
-    from configs import engine_config
-
-    described = {name: value for name, value in entry(tmp_path / "kv").items() if name != "revision"}
-    with tiers(described, engine_config()) as made:
-        made.store(keys(range(2)))
-    major, minor = str(vllm.__version__).split(".")[:2]
-    monkeypatch.setattr(vllm, "__version__", f"{major}.{minor}.99")
-    with tiers(described, engine_config()) as made:
-        assert made.lookup(keys(range(2))) == 2
-    later = f"{major}.{int(minor) + 1}"
-    monkeypatch.setattr(vllm, "__version__", f"{later}.0")
-    with (
-        pytest.raises(kvtile.IdentityError, match=rf"(?s)vllm\.version.*another path") as refused,
-        tiers(described, engine_config()),
-    ):
-        pass
-    assert f"{major}.{minor}" in str(refused.value) and later in str(refused.value)
-
-
 def test_a_process_without_descriptors_left_ends_its_jobs(tmp_path: Path) -> None:
     with tiers(entry(tmp_path / "kv")) as made:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
