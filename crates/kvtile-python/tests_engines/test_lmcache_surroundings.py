@@ -40,6 +40,7 @@ def test_a_removed_folder_loses_objects_and_serves_no_other_bytes(tmp_path: Path
     came = there.fetch(keys, into)
     assert all(side.same(wanted, found) for wanted, found, ok in zip(objects, into, came, strict=True) if ok)
     assert there.status("store_failed_no_room") > 0
+    side.wait_until(lambda: there.status("unwritten_pieces") > 0, "the pieces that the disk did not take are counted")
     assert there.adapter.report_status()["is_healthy"]
     there.close()
     again = AdapterSide.open(tmp_path / "kv")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy
 
-from kvtile._errors import LaggedError
+from kvtile._errors import KvtileError, LaggedError
 from kvtile.lmcache._ledger import KeptObject, block_of, stored_sizes
 from kvtile.lmcache._pieces import ObjectForm, PiecePlan, inner_keys, last_key, name_of
 from kvtile.lmcache._transfers import GROUP, OTHER_FORM, ObjectTransfer, ObjectTransfers
@@ -165,8 +165,16 @@ class AdapterWorker:
             "locked": len(self._locks),
             "under_way": self._transfers.under_way,
             "waiting": self._transfers.waiting,
+            "unwritten_pieces": self._unwritten_pieces(),
         }
         return now | dict(self.counts)
+
+    def _unwritten_pieces(self) -> int:
+        """Pieces that the disk did not take; 0 for a store that is closed, or that another process has open."""
+        try:
+            return self._store.stats()["left_out"].get("disk", 0)
+        except KvtileError:
+            return 0
 
     def _post(self, command: Callable[[], None], end: Callable[[BatchTask], None], batch: BatchTask) -> bool:
         def guarded() -> None:
