@@ -172,7 +172,7 @@ class AdapterWorker:
     def _unwritten_pieces(self) -> int:
         """Pieces that the disk did not take; 0 for a store that is closed, or that another process has open."""
         try:
-            return self._store.stats()["left_out"].get("disk", 0)
+            return int(self._store.stats()["left_out"].get("disk", 0))
         except KvtileError:
             return 0
 
