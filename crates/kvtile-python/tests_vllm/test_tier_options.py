@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vllm
 from configs import engine_config
 from tiers import ROW, entry, keys, tiers
 from vllm.config import LoRAConfig
@@ -157,3 +158,21 @@ def test_engines_that_change_their_weights_are_refused(tmp_path: Path) -> None:
     vllm_config.model_config.enable_sleep_mode = True
     with pytest.raises(kvtile.SettingsError, match="enable_sleep_mode"), tiers(entry(tmp_path / "kv"), vllm_config):
         pass
+
+
+def test_an_upgrade_of_vllm_is_refused_by_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = unvouched(tmp_path / "kv")
+    with tiers(described, engine_config()) as made:
+        made.store(keys(range(2)))
+    major, minor = str(vllm.__version__).split(".")[:2]
+    monkeypatch.setattr(vllm, "__version__", f"{major}.{minor}.99")
+    with tiers(described, engine_config()) as made:
+        assert made.lookup(keys(range(2))) == 2
+    later = f"{major}.{int(minor) + 1}"
+    monkeypatch.setattr(vllm, "__version__", f"{later}.0")
+    with (
+        pytest.raises(kvtile.IdentityError, match=r"(?s)vllm\.version.*another path") as refused,
+        tiers(described, engine_config()),
+    ):
+        pass
+    assert f"{major}.{minor}" in str(refused.value) and later in str(refused.value)

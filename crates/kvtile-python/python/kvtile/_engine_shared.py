@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from kvtile._errors import SettingsError
 
 _BUNDLE_BLOCKS_MAX = 64
+_FILE = "file://"
 WITHIN = 1.0
 """Seconds that a request waits for the shared store, if the options do not say it."""
 
@@ -15,6 +18,8 @@ WITHIN = 1.0
 class SharedOptions(Protocol):
     """The options with these names."""
 
+    @property
+    def path(self) -> Path | None: ...
     @property
     def shared(self) -> str | None: ...
     @property
@@ -35,6 +40,19 @@ def check_shared(where: str, given: Mapping[str, object], options: SharedOptions
         raise SettingsError(f"{where}: shared_bundle_blocks is {blocks}; it takes 1 to {_BUNDLE_BLOCKS_MAX}")
     if lifetime is not None and lifetime <= 0:
         raise SettingsError(f"{where}: shared_lifetime is {lifetime}; it takes a number of seconds above 0")
+    if options.path is not None and options.shared is not None and _is_in(options.shared, options.path):
+        raise SettingsError(
+            f"{where}: shared is {options.shared!r}, which is the folder {str(options.path)!r} of path or in it. That folder is "
+            "this engine's alone; give shared a folder beside it"
+        )
+
+
+def _is_in(shared: str, path: Path) -> bool:
+    """Whether a shared store is a folder that is ``path`` or in it."""
+    text = shared.removeprefix(_FILE)
+    if "://" in text:
+        return False
+    return Path(os.path.abspath(text)).is_relative_to(os.path.abspath(path))
 
 
 def refuse_bundles(where: str, given: Mapping[str, object], why: str) -> None:

@@ -8,7 +8,8 @@
 //! After a change of the number of ranks the parts of the earlier ones serve hits until the new parts
 //! take their place. A part is old if it has some of the own layers or heads, is not the own part or a
 //! copy of it, and no process has its lock. The tier then takes that lock, evicts blocks in the order of
-//! the policy, and returns their disk space. Readers of the part miss what was evicted.
+//! the policy, and returns their disk space. Readers of the part miss what was evicted. A rank
+//! that starts in that moment waits for the lock, for a bounded time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -128,7 +129,7 @@ impl PartsShared {
         let Some(folder) = self.settings.source.folder_of(&part.part) else {
             broken(format_args!("a part without a folder was counted"))
         };
-        let medium = FolderMedium::new(&folder);
+        let medium = FolderMedium::new(&folder).freeing_room();
         let context = TierContext {
             groups: vec![part.group.clone()],
             events: FollowedPart::log()?,
@@ -140,7 +141,7 @@ impl PartsShared {
             return Ok(());
         };
         let settings = DiskSettings::new(&folder, manifest.capacity_bytes());
-        let tier = match DiskTier::open(&settings, &context) {
+        let tier = match DiskTier::open_on(Arc::new(medium.clone()), &settings, &context) {
             // Its rank, or another reader that makes it smaller, was faster.
             Err(TierError::Folder(FolderError::InUse { .. })) => return Ok(()),
             opened => opened?,
@@ -168,6 +169,10 @@ impl PartsShared {
             return Ok(());
         }
         // A file system that does not free parts of files frees whole ones.
-        disk::clear(&medium)
+        match disk::clear(&medium) {
+            // Its rank has waited for the lock.
+            Err(TierError::Folder(FolderError::InUse { .. })) => Ok(()),
+            cleared => cleared,
+        }
     }
 }

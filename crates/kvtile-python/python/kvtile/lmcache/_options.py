@@ -14,6 +14,7 @@ from kvtile._errors import SettingsError
 _WHERE = "adapter_params of kvtile"
 _SIZES = ("capacity", "staging", "piece")
 _PAGE = 4096
+_PIECE_MAX = 1 << 30
 _NOT_SHARED = (
     "an adapter reports to LMCache the bytes of every object that it gains and loses, and an object of several pieces is there whole or "
     "not at all; a shared store gains and loses values without a word. Share between servers with an adapter of LMCache that is "
@@ -58,7 +59,7 @@ class AdapterOptions:
     def read(cls, given: Mapping[str, object]) -> AdapterOptions:
         """Parses ``adapter_params``. Raises SettingsError for unknown names, and for values of the wrong type."""
         hints = typing.get_type_hints(cls)
-        shared = [name for name in given if name.partition("_")[0] == "shared"]
+        shared = [name for name in given if str(name).partition("_")[0] == "shared"]
         if shared:
             raise SettingsError(f"{_WHERE} have {', '.join(shared)}, which the adapter refuses: {_NOT_SHARED}")
         refuse_unknown(given, hints, _WHERE)
@@ -67,8 +68,9 @@ class AdapterOptions:
                 raise SettingsError(f"{_WHERE} need {name!r}, {example}")
         values = {name: _value(name, value, hints[name]) for name, value in given.items()}
         options = cls(**values)  # type: ignore[arg-type]
-        if options.piece % _PAGE:
-            raise SettingsError(f"{_WHERE}: piece is {options.piece} bytes; it takes a multiple of {_PAGE}")
+        if options.piece % _PAGE or options.piece > _PIECE_MAX:
+            takes = f"a multiple of {_PAGE}, {_PIECE_MAX} at most"
+            raise SettingsError(f"{_WHERE}: piece is {options.piece} bytes; it takes {takes}")
         return options
 
     @classmethod

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy
 
-from kvtile._errors import LaggedError
+from kvtile._errors import KvtileError, LaggedError
 from kvtile.lmcache._ledger import KeptObject, block_of, stored_sizes
 from kvtile.lmcache._pieces import ObjectForm, PiecePlan, inner_keys, last_key, name_of
 from kvtile.lmcache._transfers import GROUP, OTHER_FORM, ObjectTransfer, ObjectTransfers
@@ -63,6 +63,11 @@ class BatchTask:
     @classmethod
     def of(cls, task: int, keys: Sequence[ObjectKey]) -> BatchTask:
         return cls(task, list(keys), [None] * len(keys))
+
+    def check(self, objects: Sequence[MemoryObj]) -> None:
+        """Raises ValueError before anything is moved if there is not one object for each key."""
+        if len(objects) != len(self.keys):
+            raise ValueError(f"LMCache gave {len(objects)} objects for {len(self.keys)} keys; none is moved")
 
     @property
     def is_over(self) -> bool:
@@ -160,8 +165,16 @@ class AdapterWorker:
             "locked": len(self._locks),
             "under_way": self._transfers.under_way,
             "waiting": self._transfers.waiting,
+            "unwritten_pieces": self._unwritten_pieces(),
         }
         return now | dict(self.counts)
+
+    def _unwritten_pieces(self) -> int:
+        """Pieces that the disk did not take; 0 for a store that is closed, or that another process has open."""
+        try:
+            return int(self._store.stats()["left_out"].get("disk", 0))
+        except KvtileError:
+            return 0
 
     def _post(self, command: Callable[[], None], end: Callable[[BatchTask], None], batch: BatchTask) -> bool:
         def guarded() -> None:
@@ -237,6 +250,7 @@ class AdapterWorker:
     # Tasks.
 
     def _store_batch(self, batch: BatchTask, objects: list[MemoryObj]) -> None:
+        batch.check(objects)
         for index, (key, memory) in enumerate(zip(batch.keys, objects, strict=True)):
             end = functools.partial(self._key_stored, batch, index)
             try:
@@ -258,7 +272,7 @@ class AdapterWorker:
             end("present")
             return
         transfer = ObjectTransfer(
-            name_of(key), memory, _bytes_of(memory), form, loads=False, ended=functools.partial(self._stored, key)
+            name_of(key), memory, _array_of(memory).data, form, loads=False, ended=functools.partial(self._stored, key)
         )
         self._remove(key)
         self._storing[key] = [end]
@@ -312,11 +326,18 @@ class AdapterWorker:
             self._store.touch(hits, group=GROUP)
 
     def _load_batch(self, batch: BatchTask, objects: list[MemoryObj]) -> None:
+        batch.check(objects)
+        filled: set[int] = set()
         for index, (key, memory) in enumerate(zip(batch.keys, objects, strict=True)):
             ended = functools.partial(self._loaded, batch, index)
             try:
                 form = ObjectForm.of(memory)
-                transfer = ObjectTransfer(name_of(key), memory, _bytes_of(memory), form, loads=True, ended=ended)
+                array = _array_of(memory)
+                # Two loads into the same memory would mix their objects.
+                if array.size and array.ctypes.data in filled:
+                    raise ValueError("LMCache gave the same memory for two keys")
+                filled.add(array.ctypes.data)
+                transfer = ObjectTransfer(name_of(key), memory, array.data, form, loads=True, ended=ended)
             except Exception as error:
                 batch.outcomes[index] = f"failed: {error}"
                 self._count("loaded", "load_failed", batch.outcomes[index] or "")
@@ -513,6 +534,6 @@ class AdapterWorker:
         tell([entry.key for entry in kept], stored_sizes(kept))
 
 
-def _bytes_of(memory: MemoryObj) -> memoryview:
+def _array_of(memory: MemoryObj) -> numpy.ndarray:
     """The bytes of an object that are in use, as a view over its own memory."""
-    return numpy.frombuffer(memory.byte_array, dtype=numpy.uint8).data
+    return numpy.frombuffer(memory.byte_array, dtype=numpy.uint8)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvtile._engine_options import Policy, bytes_of, refuse_unknown, value_of
+from kvtile._engine_options import Policy, bytes_of, refuse_unknown, shown, value_of
 from kvtile._engine_shared import check_shared
 from kvtile._errors import SettingsError
 
@@ -84,7 +84,7 @@ class TierOptions:
         if idle:
             raise SettingsError(f"{_WHERE}: {', '.join(idle)} has no effect without path, the folder")
         if options.locality not in _LOCALITIES:
-            raise SettingsError(f"{_WHERE}: locality is {options.locality!r}; it takes {' or '.join(_LOCALITIES)}")
+            raise SettingsError(f"{_WHERE}: locality is {shown(options.locality)}; it takes {' or '.join(_LOCALITIES)}")
         return options
 
 

@@ -40,8 +40,8 @@ class KvtilePolicy(CachePolicy):  # type: ignore[misc]
         """The chunk of a key."""
         return self._chunks.get(key)
 
-    def insert(self, key: Any, chunk: ChunkStatus) -> None:
-        """Adds a chunk, which is in use until vLLM has written it."""
+    def insert(self, key: Any, chunk: ChunkStatus, req_context: Any = None) -> None:
+        """Adds a chunk, which is in use until vLLM has written it. vLLM passes the request from 0.33 on."""
         self._chunks[key] = chunk
         self._keys[kvtile.block_key(key)] = key
         self._order.insert(key, self._parents.pop(key, None))

@@ -27,6 +27,7 @@ use rustix::{
 use self::{
     file::{FolderFile, length},
     local::check_local,
+    lock::LockUse,
     plain::{FILE_MODE, FileAccess, FileNumber, check_plain, open_plain, stat_name},
 };
 use super::{
@@ -45,6 +46,7 @@ pub struct FolderMedium {
     absolute: PathBuf,
     folder: Arc<Mutex<Option<Arc<File>>>>,
     way: FileWay,
+    lock_use: LockUse,
 }
 
 impl FolderMedium {
@@ -58,6 +60,17 @@ impl FolderMedium {
             path,
             folder: Arc::default(),
             way: FileWay::Best,
+            lock_use: LockUse::Keep,
+        }
+    }
+
+    /// The same folder, whose lock is taken only to free room in it: a process that is to use the folder waits for it,
+    /// for at most 10 seconds.
+    #[must_use]
+    pub(crate) fn freeing_room(self) -> FolderMedium {
+        FolderMedium {
+            lock_use: LockUse::FreeRoom,
+            ..self
         }
     }
 
@@ -247,11 +260,11 @@ impl Medium for FolderMedium {
     }
 
     fn lock(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError> {
-        lock::take(&*self.folder()?, file)
+        lock::take(&*self.folder()?, file, self.lock_use)
     }
 
     fn lock_to_read(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError> {
-        lock::take_to_read(&*self.folder()?, file)
+        lock::take_to_read(&*self.folder()?, file, self.lock_use)
     }
 
     fn holder(&self, file: &str) -> io::Result<Option<LockHolder>> {
