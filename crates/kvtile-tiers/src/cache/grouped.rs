@@ -139,6 +139,15 @@ impl CacheParts {
         requests::check_blocks(self, layout, blocks).map(|_| ())
     }
 
+    /// Whether the layout of a load or a store is in memory of a device.
+    pub(crate) fn is_on_device(&self, layout: Option<LayoutHandle>) -> Result<bool, TierError> {
+        let engine = self.engine.as_ref().map(|engine| engine.handle);
+        match layout.or(engine) {
+            Some(handle) => Ok(self.manager.layout(handle)?.device().is_some()),
+            None => Ok(false),
+        }
+    }
+
     /// Starts a load.
     pub(crate) fn bring(
         self: &Arc<Self>,
