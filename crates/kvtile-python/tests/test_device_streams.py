@@ -98,6 +98,53 @@ def test_the_checker_finds_each_wait_that_is_left_out(left_out: str, provokes: s
     driver().destroy(stream)
 
 
+class GroupEngine:
+    """A group with full attention on the device, and states in host memory."""
+
+    def __init__(self) -> None:
+        plain = shape(B=8)
+        full, self.tensors, _ = on_device("L|BKNHC", plain, InterfaceTensor)
+        plane = kvtile.Plane("s", "float32", H=2, C=24, per_page=True)
+        state = kvtile.Shape(num_blocks=8, num_layers=1, page_size=4, planes=[plane])
+        self.host, _ = layout("BLHC", state)
+        groups = [kvtile.ModelGroup("full", plain), kvtile.ModelGroup("state", state, rule="stop")]
+        self.layouts = {"full": full, "state": self.host}
+        self.cache = kvtile.GroupCache(kvtile.ModelIdentity("a/model", "1", groups), self.layouts, host_bytes=1 << 20)
+        self.keys = self.cache.hasher().keys(range(8))
+        self.block = self.tensors[0].memory.size // 8
+
+    def step(self, stream: int, scratch: DeviceMemory, *, store: bool = True, load: bool = True) -> None:
+        """Writes two blocks, stores them, reads two others, and loads into these. A stream is given where asked for."""
+        with self.cache:
+            for tensor in self.tensors:
+                driver().fill(tensor.address, 9, 2 * self.block, stream)
+            blocks = {"full": [0, 1], "state": ([1], 1)}
+            report = self.cache.store(self.keys, blocks, stop=8, after=stream if store else None).wait()
+            assert report.stored == 3
+            driver().synchronize(stream)
+            for tensor in self.tensors:
+                driver().copy(scratch.address, tensor.address + 4 * self.block, 2 * self.block, stream)
+            found = self.cache.lookup(self.keys)
+            loaded = self.cache.load(found, {"full": [4, 5], "state": [6]}, after=stream if load else None)
+            assert loaded.wait().tokens == 8
+            for tensor in self.tensors:
+                assert tensor.bytes()[4 * self.block : 6 * self.block] == b"\x09" * (2 * self.block)
+        driver().destroy(stream)
+
+
+def test_stores_and_loads_of_groups_wait_for_a_stream() -> None:
+    engine, stream = GroupEngine(), driver().stream()
+    with pytest.raises(kvtile.RequestError, match="not in memory of a device"):
+        engine.cache.store(engine.keys, {"state": ([1], 1)}, stop=8, after=stream)
+    engine.step(stream, DeviceMemory(np.zeros(2 * engine.block, "uint8")))
+
+
+@pytest.mark.parametrize("left_out", ["store", "load"])
+def test_the_checker_finds_each_wait_of_groups_that_is_left_out(left_out: str, provokes: str) -> None:
+    engine = GroupEngine()
+    engine.step(driver().stream(), DeviceMemory(np.zeros(2 * engine.block, "uint8")), **{left_out: False})
+
+
 def test_copies_wait_for_streams_and_streams_for_copies() -> None:
     plain = shape()
     engine, [tensor], _ = on_device("BLKNHC", plain)

@@ -33,7 +33,7 @@ use serde_json::{Value, json};
 use self::blocks::{GroupLayouts, HaveTokens, LoadIds, StoreIds};
 use crate::{
     arguments::{
-        list, number, object,
+        list, number, object, stream,
         text::{self, TextArgument},
         time,
     },
@@ -43,6 +43,7 @@ use crate::{
         stats,
     },
     completion::{PendingOperation, PyCompletion},
+    device::StreamHandle,
     error::{CallFailure, python::ClosedError},
     guard,
     keys::PyTokenHasher,
@@ -51,6 +52,7 @@ use crate::{
     pickle,
     report::PyFlushReport,
     slot::{OpenSlot, OpenSlots, SlotCall},
+    transfer::marks_behind,
 };
 
 /// Caches over groups of this process that may still be open. `close_all` closes them before the
@@ -312,6 +314,8 @@ impl PyGroupCache {
     ///     layouts: other layouts of the same identities to load into, by group, instead of the engine's.
     ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
     ///     within: deadline in seconds; parts that have not begun by then do not begin.
+    ///     after: with layouts on a CUDA device, the stream with the work that still reads or writes the blocks;
+    ///         the groups on the device are loaded behind it. As for copy_blocks.
     ///
     /// Returns:
     ///     A Completion of a GroupLoadReport.
@@ -320,12 +324,15 @@ impl PyGroupCache {
     ///     BusyError: a queue is full; compute instead.
     ///     IdentityError: a layout of another identity.
     ///     RequestError: a match of another cache, an unknown group, another number of blocks than pages, a
-    ///         group without a layout, or ids that do not exist or occur twice.
+    ///         group without a layout, ids that do not exist or occur twice, or a stream of no device of the
+    ///         layouts.
     #[pyo3(
         signature = (
-            found, blocks, *, have=None, layouts=Vec::new(), priority=TextArgument::Borrowed("normal"), within=None
+            found, blocks, *, have=None, layouts=Vec::new(), priority=TextArgument::Borrowed("normal"), within=None,
+            after=None
         ),
-        text_signature = "($self, found, blocks, *, have=None, layouts=None, priority='normal', within=None)"
+        text_signature = "($self, found, blocks, *, have=None, layouts=None, priority='normal', within=None, \
+                          after=None)"
     )]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn load(
@@ -337,6 +344,7 @@ impl PyGroupCache {
         #[pyo3(from_py_with = blocks::layouts)] layouts: GroupLayouts,
         #[pyo3(from_py_with = text::priority)] priority: TextArgument,
         #[pyo3(from_py_with = time::within)] within: Option<Duration>,
+        #[pyo3(from_py_with = stream::after)] after: Option<StreamHandle>,
     ) -> PyResult<PyCompletion> {
         let options = LoadOptions::new()
             .priority(priority_of(&priority)?)
@@ -345,13 +353,17 @@ impl PyGroupCache {
         let groups = blocks::names(&blocks);
         blocks::check_groups("have", have.iter().map(|(group, _)| group), &groups)?;
         blocks::check_groups("layouts", layouts.iter().map(|(group, _)| group), &groups)?;
+        let handles = layouts.clone();
+        let layouts = self.layouts(layouts);
         let load = self.with(py, |cache| -> Result<_, CallFailure> {
-            let given = blocks::of_load(&blocks, &have, &blocks::handles(&layouts)?);
+            let given = blocks::of_load(&blocks, &have, &blocks::handles(&handles)?);
+            let marks = marks_behind(after, &layouts)?.into_iter();
+            let options = marks.fold(options, LoadOptions::after);
             Ok(cache.load_with(found, &given, &options)?)
         })?;
         Ok(PyCompletion::new(
             PendingOperation::GroupLoad(load),
-            self.layouts(layouts),
+            layouts,
         ))
     }
 
@@ -396,6 +408,8 @@ impl PyGroupCache {
     ///     within: deadline in seconds; what has not begun by then does not begin.
     ///     keep: how much longer to keep the pages than pages without a priority; each step doubles their value.
     ///     lifetime: seconds after which the pages are evicted first; None for no limit.
+    ///     after: with layouts on a CUDA device, the stream with the work that writes the blocks; the groups on
+    ///         the device are stored behind it. As for copy_blocks.
     ///
     /// Returns:
     ///     A Completion of a GroupStoreReport.
@@ -403,14 +417,15 @@ impl PyGroupCache {
     /// Raises:
     ///     IdentityError: a layout of another identity.
     ///     RequestError: an unknown group, a stop that no lookup could find, pages that need a stop without
-    ///         one, a group without a layout, too few keys, or ids that do not exist or occur twice.
+    ///         one, a group without a layout, too few keys, ids that do not exist or occur twice, or a stream of
+    ///         no device of the layouts.
     #[pyo3(
         signature = (
             keys, blocks, *, stop=None, layouts=Vec::new(), tenant=0, priority=TextArgument::Borrowed("low"),
-            within=None, keep=0, lifetime=None
+            within=None, keep=0, lifetime=None, after=None
         ),
         text_signature = "($self, keys, blocks, *, stop=None, layouts=None, tenant=0, priority='low', within=None, \
-                          keep=0, lifetime=None)"
+                          keep=0, lifetime=None, after=None)"
     )]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn store(
@@ -425,6 +440,7 @@ impl PyGroupCache {
         #[pyo3(from_py_with = time::within)] within: Option<Duration>,
         #[pyo3(from_py_with = number::keep)] keep: i8,
         #[pyo3(from_py_with = time::lifetime)] lifetime: Option<Duration>,
+        #[pyo3(from_py_with = stream::after)] after: Option<StreamHandle>,
     ) -> PyResult<PyCompletion> {
         let options = GroupStoreOptions::new()
             .stops(stop.unwrap_or_default())
@@ -435,13 +451,17 @@ impl PyGroupCache {
             .lifetime(lifetime);
         let groups = blocks::names(&blocks);
         blocks::check_groups("layouts", layouts.iter().map(|(group, _)| group), &groups)?;
+        let handles = layouts.clone();
+        let layouts = self.layouts(layouts);
         let store = self.with(py, |cache| -> Result<_, CallFailure> {
-            let given = blocks::of_store(&blocks, &blocks::handles(&layouts)?);
+            let given = blocks::of_store(&blocks, &blocks::handles(&handles)?);
+            let marks = marks_behind(after, &layouts)?.into_iter();
+            let options = marks.fold(options, GroupStoreOptions::after);
             Ok(cache.store_with(&keys, &given, &options)?)
         })?;
         Ok(PyCompletion::new(
             PendingOperation::GroupStore(store),
-            self.layouts(layouts),
+            layouts,
         ))
     }
 

@@ -69,6 +69,22 @@ impl CacheOfGroup {
         }
     }
 
+    /// Whether the layout of a load or a store is in memory of a device.
+    pub(crate) fn is_on_device(&self, layout: Option<LayoutHandle>) -> Result<bool, TierError> {
+        let (manager, engine) = match self {
+            CacheOfGroup::Here(cache) => {
+                let engine = cache.engine.as_ref().map(|engine| engine.handle);
+                (&cache.manager, engine)
+            }
+            // A daemon's client copies from memory of the host alone.
+            CacheOfGroup::There(_) => return Ok(false),
+        };
+        match layout.or(engine) {
+            Some(handle) => Ok(manager.layout(handle)?.device().is_some()),
+            None => Ok(false),
+        }
+    }
+
     /// Starts a load.
     pub(crate) fn bring(
         &self,

@@ -9,10 +9,10 @@ use super::{
     found::GroupMatch,
     operation::{GroupJob, GroupOperation},
     report::GroupLoadReport,
-    shared::GroupsShared,
+    shared::{GroupsShared, check_after},
 };
 use crate::{
-    cache::LoadOptions,
+    cache::{CacheOfGroup, LoadOptions},
     error::{RequestError, TierError},
 };
 
@@ -93,22 +93,7 @@ pub(super) fn start(
     }
     let caches = shared.opened()?;
     let given = by_group(shared, blocks)?;
-    // Everything is checked before the first job begins.
-    for (((at, facts), one), cache) in shared.facts.iter().enumerate().zip(&given).zip(&caches) {
-        let pages = found.needs_of(at, facts, one.map_or(0, |one| one.have));
-        let ids = one.map_or(&[][..], |one| one.blocks);
-        let is_left_out = one.is_none() && !facts.gates();
-        if ids.len() as u64 != pages.end - pages.start && !is_left_out {
-            return Err(TierError::Request(RequestError::StopPages {
-                group: facts.name.clone(),
-                stop: found.stop(),
-                first: pages.start,
-                end: pages.end,
-                blocks: ids.len(),
-            }));
-        }
-        cache.check_blocks(&facts.name, one.and_then(|one| one.layout), ids)?;
-    }
+    check(shared, &found, &given, (&caches, options))?;
     let mut jobs: Vec<GroupJob<_>> = Vec::new();
     let groups = shared.facts.iter().enumerate().zip(given).zip(&caches);
     // Draft groups come last: if one of them is refused, everything else has begun.
@@ -126,7 +111,12 @@ pub(super) fn start(
                 found.stop()
             ))
         };
-        let begun = cache.bring(pins, one.blocks, &options.clone().layout(one.layout));
+        let mut of_group = options.clone().layout(one.layout);
+        // An unknown layout is refused by the load itself.
+        if matches!(cache.is_on_device(one.layout), Ok(false)) {
+            of_group.after.clear();
+        }
+        let begun = cache.bring(pins, one.blocks, &of_group);
         if begun.is_err() && jobs.is_empty() && facts.gates() {
             // Nothing has begun, so the caller may use its blocks at once.
             return Err(begun
@@ -152,6 +142,36 @@ pub(super) fn start(
     let draft = draft_names(shared);
     let report = move |groups| GroupLoadReport::of(stop, groups, &draft);
     Ok(GroupOperation::begin(jobs, None, report))
+}
+
+/// Refuses a load before its first job begins.
+fn check(
+    shared: &GroupsShared,
+    found: &GroupMatch,
+    given: &[Option<&LoadBlocks<'_>>],
+    (caches, options): (&[CacheOfGroup], &LoadOptions),
+) -> Result<(), TierError> {
+    for (((at, facts), one), cache) in shared.facts.iter().enumerate().zip(given).zip(caches) {
+        let pages = found.needs_of(at, facts, one.map_or(0, |one| one.have));
+        let ids = one.map_or(&[][..], |one| one.blocks);
+        let is_left_out = one.is_none() && !facts.gates();
+        if ids.len() as u64 != pages.end - pages.start && !is_left_out {
+            return Err(TierError::Request(RequestError::StopPages {
+                group: facts.name.clone(),
+                stop: found.stop(),
+                first: pages.start,
+                end: pages.end,
+                blocks: ids.len(),
+            }));
+        }
+        cache.check_blocks(&facts.name, one.and_then(|one| one.layout), ids)?;
+    }
+    let of_groups = given.iter().zip(caches);
+    let blocks = of_groups.filter_map(|(one, cache)| {
+        let one = (*one)?;
+        (!one.blocks.is_empty()).then_some((cache, one.layout))
+    });
+    check_after(&options.after, blocks)
 }
 
 /// The groups that decide nothing.

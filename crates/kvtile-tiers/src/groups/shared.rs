@@ -22,6 +22,7 @@ use kvtile_layout::{
     GroupRule, broken,
     identity::{Fingerprint, GroupRole, Identity},
 };
+use kvtile_transfer::{DeviceMark, LayoutHandle};
 use parking_lot::Mutex;
 
 use crate::{
@@ -32,6 +33,23 @@ use crate::{
 };
 
 use super::{settings::CacheGroup, stops::StopBook};
+
+/// Refuses work of devices to wait for, where a load or a store has blocks and none of them are in
+/// memory of a device.
+pub(super) fn check_after<'a>(
+    after: &[DeviceMark],
+    blocks: impl Iterator<Item = (&'a CacheOfGroup, Option<LayoutHandle>)>,
+) -> Result<(), TierError> {
+    if after.is_empty() {
+        return Ok(());
+    }
+    let on_device = blocks.map(|(cache, layout)| cache.is_on_device(layout));
+    let on_device: Vec<bool> = on_device.collect::<Result<_, _>>()?;
+    if on_device.is_empty() || on_device.contains(&true) {
+        return Ok(());
+    }
+    Err(TierError::Request(RequestError::NoDeviceToWait))
+}
 
 /// A group of a cache over groups.
 #[derive(Clone, Debug)]

@@ -8,12 +8,12 @@ use std::{
 
 use kvtile_blocks::{BlockKey, policy::EvictionHints, pool::TenantId};
 use kvtile_layout::GroupRule;
-use kvtile_transfer::LayoutHandle;
+use kvtile_transfer::{DeviceMark, LayoutHandle};
 
 use super::{
     operation::{GroupJob, GroupOperation},
     report::GroupStoreReport,
-    shared::{GroupFacts, GroupsShared},
+    shared::{GroupFacts, GroupsShared, check_after},
     stops,
 };
 use crate::{
@@ -72,6 +72,9 @@ pub struct GroupStoreOptions {
     /// How long the pages are worth keeping, as
     /// [`LookupOptions::lifetime`](crate::cache::LookupOptions::lifetime).
     pub lifetime: Option<Duration>,
+    /// The work of devices that comes before the store, such as what writes the pages (default: none). The groups whose
+    /// blocks are in memory of a device wait for it, and at least one must be.
+    pub after: Vec<DeviceMark>,
 }
 
 impl Default for GroupStoreOptions {
@@ -83,6 +86,7 @@ impl Default for GroupStoreOptions {
             within: None,
             hints: EvictionHints::default(),
             lifetime: None,
+            after: Vec::new(),
         }
     }
 }
@@ -143,13 +147,22 @@ impl GroupStoreOptions {
         self
     }
 
-    fn of_group(&self) -> StoreOptions {
-        StoreOptions::new()
+    /// Adds to [`after`](Self::after).
+    #[must_use]
+    pub fn after(mut self, mark: DeviceMark) -> GroupStoreOptions {
+        self.after.push(mark);
+        self
+    }
+
+    fn of_group(&self, on_device: bool) -> StoreOptions {
+        let options = StoreOptions::new()
             .tenant(self.tenant)
             .priority(self.priority)
             .within(self.within)
             .hints(self.hints)
-            .lifetime(self.lifetime)
+            .lifetime(self.lifetime);
+        let after = self.after.iter().filter(|_| on_device).cloned();
+        after.fold(options, StoreOptions::after)
     }
 }
 
@@ -205,6 +218,9 @@ pub(super) fn start(
             plan.add(shared.facts(at), (at, cache), (chain, one), options)?;
         }
     }
+    let given = blocks.iter().filter(|one| !one.blocks.is_empty());
+    let given = given.filter_map(|one| Some((caches.get(shared.at(one.group).ok()?)?, one.layout)));
+    check_after(&options.after, given)?;
     let StorePlan {
         others,
         spine,
@@ -289,7 +305,8 @@ impl StorePlan {
                 blocks: one.blocks.len(),
             })
         };
-        let options_of_group = options.of_group().layout(one.layout);
+        let on_device = cache.is_on_device(one.layout)?;
+        let options_of_group = options.of_group(on_device).layout(one.layout);
         let name = facts.name.clone();
         if facts.rule == GroupRule::Full {
             let keys = facts.keys(chain, 0..end).ok_or_else(too_few)?;

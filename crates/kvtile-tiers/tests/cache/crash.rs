@@ -17,9 +17,11 @@ use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::SplitMix64;
 use kvtile_tiers::cache::{Cache, CacheSettings, TierWrites};
 
-use super::common::{TestEngine, chain, engine_layout, number, with_disk};
+use super::{
+    common::{TestEngine, chain, engine_layout, number, with_disk},
+    keeper,
+};
 
-const KILLS: u64 = 20;
 /// Room for more than the test stores, so that no durable block is evicted.
 const DISK: u64 = 256 << 20;
 const HOST_BLOCKS: u64 = 12;
@@ -42,14 +44,16 @@ fn settings(folder: &Path, first: u64) -> CacheSettings {
 
 #[test]
 fn a_killed_cache_loses_nothing_durable_and_serves_nothing_wrong() {
-    let kills = number("KVTILE_CACHE_KILLS").unwrap_or(KILLS);
+    let kills = number("KVTILE_CACHE_KILLS").unwrap_or(keeper::KILLS);
     let folder = tempfile::tempdir().unwrap();
     let mut numbers = SplitMix64::new(0xcac4e);
     let mut durable = BTreeMap::new();
     let mut first = 0;
     for kill in 0..kills {
         let after = Duration::from_micros(numbers.below(120_000));
-        first = 1 + run_and_kill(folder.path(), first, after, &mut durable);
+        // However long a start takes, some processes come to store blocks.
+        let awaited = ["durable", "begun", "", "begun"][usize::try_from(kill % 4).unwrap()];
+        first = 1 + run_and_kill((folder.path(), first), awaited, after, &mut durable);
         check(folder.path(), &durable, kill);
     }
     let blocks: usize = durable.values().sum();
@@ -57,10 +61,11 @@ fn a_killed_cache_loses_nothing_durable_and_serves_nothing_wrong() {
     assert!(blocks > 0 || kills < 10, "no process stored a block");
 }
 
-/// Returns the last chain that was begun. Adds the chains reported as durable, with their lengths.
+/// Kills a process some time after it has said a word. Returns the last chain that was begun. Adds the chains reported as
+/// durable, with their lengths.
 fn run_and_kill(
-    folder: &Path,
-    first: u64,
+    (folder, first): (&Path, u64),
+    awaited: &str,
     after: Duration,
     durable: &mut BTreeMap<u64, usize>,
 ) -> u64 {
@@ -68,10 +73,16 @@ fn run_and_kill(
     process.args(["--exact", "crash::the_cache_that_is_killed"]);
     process.env(FOLDER, folder).env(FIRST, first.to_string());
     let mut process = process.stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = process.stdout.take().unwrap();
+    let mut said = String::new();
+    while !said.contains(awaited) {
+        let mut piece = [0; 256];
+        let bytes = output.read(&mut piece).unwrap();
+        assert!(bytes > 0, "the process ended: {said}");
+        said.push_str(std::str::from_utf8(&piece[..bytes]).unwrap());
+    }
     thread::sleep(after);
     process.kill().unwrap();
-    let mut said = String::new();
-    let mut output = process.stdout.take().unwrap();
     output.read_to_string(&mut said).unwrap();
     process.wait().unwrap();
     let mut last = first;

@@ -9,6 +9,9 @@ pub(crate) use kvtile_tiers::cache::{Cache as TestCache, CacheBuilder as TestBui
 /// By how much fewer random seeds a scenario runs than with the fastest keeper.
 pub(crate) const SLOWER: u64 = 1;
 
+/// How often a process is killed.
+pub(crate) const KILLS: u64 = 20;
+
 /// Builds the engine's layout, in memory of this process.
 pub(crate) fn engine(layout: PhysicalLayoutBuilder<HasLayout>) -> PhysicalLayout {
     layout.allocate_system().build().unwrap()

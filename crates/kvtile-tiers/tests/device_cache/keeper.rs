@@ -11,6 +11,9 @@ pub(crate) use kvtile_tiers::cache::{Cache as TestCache, CacheBuilder as TestBui
 /// By how much fewer random seeds a scenario runs than with the fastest keeper.
 pub(crate) const SLOWER: u64 = 40;
 
+/// How often a process is killed.
+pub(crate) const KILLS: u64 = 8;
+
 const BYTES: usize = 256 << 20;
 
 /// The driver of the process, which the threads of its tests share.

@@ -11,6 +11,8 @@ mod bounds;
 mod closing;
 #[path = "../cache/common.rs"]
 mod common;
+#[path = "../cache/crash.rs"]
+mod crash;
 #[path = "../cache/flow.rs"]
 mod flow;
 #[path = "../cache/simulation.rs"]
