@@ -10,12 +10,14 @@ use std::{
 
 use crate::{
     python::{self, file},
-    step::{StepFailure, run_program},
+    step::{StepFailure, root, run_program},
     wheels::path_with,
 };
 
 const PACKAGES: [&str; 2] = ["cargo-zigbuild>=0.20", "ziglang>=0.14"];
 const PROGRAM: &str = "kvtile-gpu-check";
+/// Runs the program and packs its files; people get both.
+const SCRIPT: &str = "crates/kvtile-gpu-check/gpu-check.sh";
 /// The oldest glibc that the program runs on.
 const GLIBC: (u32, u32) = (2, 28);
 const BYTES_MAX: u64 = 20_000_000;
@@ -61,10 +63,10 @@ pub(crate) fn run() -> Result<(), StepFailure> {
     let library = python::standin_library()?;
     let out = python::target().join("gpu-check");
     let (library, folder) = (library.display().to_string(), out.display().to_string());
-    run_program(
-        &program,
-        &["--small", "--driver", &library, "--out", &folder],
-    )?;
+    let script = pack(&program)?;
+    let script = script.display().to_string();
+    let arguments = [&script, &folder, "--small", "--driver", &library];
+    run_program(Path::new("sh"), &arguments)?;
     for name in REPORTS {
         let path = out.join(name);
         let text = fs::read_to_string(&path).map_err(|error| file(&path, &error))?;
@@ -75,11 +77,26 @@ pub(crate) fn run() -> Result<(), StepFailure> {
             )));
         }
     }
+    println!("{script} and {PROGRAM} beside it are all that a machine with a GPU needs");
     println!(
         "{folder}: {}, labelled as figures of the stand-in",
         REPORTS.join(", ")
     );
     Ok(())
+}
+
+/// Puts the program and its script into a folder. Returns the path of the script there.
+fn pack(program: &Path) -> Result<PathBuf, StepFailure> {
+    let folder = python::target().join("gpu-check-program");
+    fs::create_dir_all(&folder).map_err(|error| file(&folder, &error))?;
+    let script = folder.join("gpu-check.sh");
+    for (from, to) in [
+        (program.to_path_buf(), folder.join(PROGRAM)),
+        (root().join(SCRIPT), script.clone()),
+    ] {
+        fs::copy(&from, &to).map_err(|error| file(&from, &error))?;
+    }
+    Ok(script)
 }
 
 /// The release program, without symbols.
