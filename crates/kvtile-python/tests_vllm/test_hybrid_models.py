@@ -13,7 +13,7 @@ from helpers import PAGE, Process
 NUMBERS = random.Random(3)
 TEXT = [NUMBERS.randrange(3, 990) for _ in range(420)]
 OTHER = [NUMBERS.randrange(3, 990) for _ in range(256)]
-# Prompts that leave the text at each offset in a page, from the first page to beyond the window.
+# Prompts that leave the text at 15 of the 32 offsets in a page, from the first page to beyond the window.
 BRANCHES = list(range(37, 292, 17))
 
 
