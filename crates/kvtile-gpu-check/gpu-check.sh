@@ -26,6 +26,9 @@ done
 
 status=0
 "$here/kvtile-gpu-check" --out "$folder" "$@" || status=$?
-tar -czf "$folder.tar.gz" -C "$(dirname "$folder")" "$(basename "$folder")"
-echo "$folder.tar.gz has all files; nothing was sent anywhere"
+if tar -czf "$folder.tar.gz" -C "$(dirname "$folder")" "$(basename "$folder")"; then
+    echo "$folder.tar.gz has all files; nothing was sent anywhere"
+else
+    echo "tar failed; all files are in $folder" >&2
+fi
 exit "$status"

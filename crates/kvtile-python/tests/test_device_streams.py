@@ -114,7 +114,8 @@ class GroupEngine:
         self.block = self.tensors[0].memory.size // 8
 
     def step(self, stream: int, scratch: DeviceMemory, *, store: bool = True, load: bool = True) -> None:
-        """Writes two blocks, stores them, reads two others, and loads into these. A stream is given where asked for."""
+        """Fills blocks 0 and 1 in the stream and stores them; copies from blocks 4 and 5 in the stream and loads into
+        them. ``store`` and ``load``: whether that call gets ``after=stream``."""
         with self.cache:
             for tensor in self.tensors:
                 driver().fill(tensor.address, 9, 2 * self.block, stream)

@@ -9,7 +9,7 @@ import os
 import select
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 with warnings.catch_warnings():
@@ -345,3 +345,11 @@ class ManagerSide:
     def used(self) -> int:
         """Bytes in L2, as LMCache's own gauge reports them."""
         return int(sum(used for used, _ in self.manager.get_l2_usages()))
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Iterator[AdapterSide]:
+    """An adapter over an empty folder."""
+    opened = AdapterSide.open(tmp_path / "kv")
+    yield opened
+    opened.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import lmcache_side as side
@@ -16,13 +15,7 @@ import kvtile
 from kvtile.lmcache import AdapterOptions, KvtileL2Adapter, KvtileL2AdapterConfig
 
 pytestmark = side.QUIET
-
-
-@pytest.fixture
-def there(tmp_path: Path) -> Iterator[AdapterSide]:
-    opened = AdapterSide.open(tmp_path / "kv")
-    yield opened
-    opened.close()
+there = side.there
 
 
 @pytest.mark.parametrize("elements", [1, 700, 1024, 2048, 2041, 5000])

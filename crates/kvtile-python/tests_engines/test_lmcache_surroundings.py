@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import lmcache_side as side
@@ -14,14 +13,7 @@ from lmcache_side import PIECE, AdapterSide
 import kvtile
 
 pytestmark = side.QUIET
-
-
-
-@pytest.fixture
-def there(tmp_path: Path) -> Iterator[AdapterSide]:
-    opened = AdapterSide.open(tmp_path / "kv")
-    yield opened
-    opened.close()
+there = side.there
 
 
 def test_a_folder_of_another_process_is_refused_by_its_number(tmp_path: Path) -> None:
@@ -96,8 +88,8 @@ def test_another_number_of_objects_than_keys_ends_the_task_without_any(there: Ad
     side.wait_until(lambda: there.status("errors") == 2, "both are counted")
 
 
-def test_objects_without_bytes(there: AdapterSide) -> None:
+def test_objects_without_bytes_are_not_stored(there: AdapterSide) -> None:
     keys, objects = side.keys_of(2), side.objects_of(2, 0)
-    if there.store(keys, objects):
-        assert there.fetch(keys, side.empties_of(2, 0)) == [True, True]
-    assert there.status("errors") == 0
+    assert not there.store(keys, objects)
+    assert there.find(keys) == [False, False]
+    assert there.status("store_failed_error") == 2 and there.status("errors") == 0

@@ -18,7 +18,6 @@ from sglang_pools import created, indices, keys, same, values
 import kvtile
 
 
-
 def test_a_folder_of_another_process_is_refused_by_its_number(tmp_path: Path) -> None:
     with held(tmp_path / "tp0-of-1") as pid, pytest.raises(kvtile.FolderInUseError, match=f"by process {pid}"):
         created(tmp_path, pools.mha("layer_first"))

@@ -3,12 +3,15 @@
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use kvtile_blocks::{BlockKey, events::TierId};
-use kvtile_layout::{Shape, identity::Identity};
+use kvtile_layout::{Axis, GroupRule, Plane, Shape, Unit, identity::Identity};
 use kvtile_standin::{Standin, StandinLeaks, StandinOptions};
 use kvtile_tiers::cache::{Cache, CacheSettings, LoadMarks, LoadOptions, StoreOptions};
+use kvtile_tiers::groups::{
+    CacheGroup, GroupCache, GroupCacheSettings, GroupStoreOptions, LoadBlocks, StoreBlocks,
+};
 use kvtile_tiers::{RequestError, TierError};
-use kvtile_transfer::{FillPattern, PhysicalLayout};
-use std::{fs, path::Path, time::Duration};
+use kvtile_transfer::{FillPattern, PhysicalLayout, TransferManager};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 fn keys(chain: u8, blocks: u8) -> Vec<BlockKey> {
     let key =
@@ -275,4 +278,76 @@ fn the_marks_of_a_load_end_with_it() {
     let unused = LoadMarks::new();
     let waited = unused.wait_timeout(0, 1, Duration::from_millis(1));
     assert!(waited.unwrap().is_none());
+}
+
+/// A group with full attention on the device and states in host memory: the first waits for the stream, and calls with
+/// states alone are refused.
+#[test]
+fn groups_on_a_device_wait_for_a_stream_and_those_in_host_memory_do_not() {
+    let standin = Standin::start(StandinOptions::seeded(3));
+    let device = standin.driver().unwrap().device(0).unwrap();
+    let full = Shape::key_value(8, 2, 8, 2, 16, "bf16").unwrap();
+    let plane = Plane::new("state", Unit::new("f32", 4, 1).unwrap());
+    let plane = plane.unwrap().extent(Axis::C, 24).per_page();
+    let state = Shape::new(8, 1, 8, vec![plane]).unwrap();
+    let engine = PhysicalLayout::builder().with_shape(full.clone());
+    let engine = engine.layout("L|BKNHC").allocate_device(&device);
+    let engine = engine.build().unwrap();
+    let regions = engine.memory_regions();
+    let layers: Vec<u64> = regions.iter().map(|region| region.addr() as u64).collect();
+    let quarter = regions[0].size() / 4;
+    let host = PhysicalLayout::builder().with_shape(state.clone());
+    let host = host.layout("L|BC").allocate_system().build().unwrap();
+    let manager = Arc::new(TransferManager::new());
+    let engines = [engine, host].map(|layout| manager.register(layout).unwrap());
+    let group = |name: &str, rule, shape| {
+        CacheGroup::new(name, rule, Identity::new("a-model", "main", shape).unwrap())
+    };
+    let groups = vec![
+        group("full", GroupRule::Full, &full),
+        group("state", GroupRule::Stop, &state),
+    ];
+    let settings = GroupCacheSettings::new(groups).host_bytes(1 << 20);
+    let cache = GroupCache::builder(settings);
+    let cache = cache.open_registered(manager, &engines).unwrap();
+    let (stream, keys) = (device.queue().unwrap(), keys(5, 2));
+    let refused = |error: TierError| {
+        let is_it = matches!(error, TierError::Request(RequestError::NoDeviceToWait));
+        assert!(is_it, "{error}");
+    };
+    let store = || GroupStoreOptions::new().stops([16]);
+    let alone = [StoreBlocks::new("state", 1, &[1])];
+    let late = store().after(stream.record().unwrap());
+    refused(cache.store_with(&keys, &alone, &late).err().unwrap());
+    drop(late);
+
+    for &start in &layers {
+        // SAFETY: the memory lives until the stream is idle, and the cache waits for it.
+        unsafe { stream.fill(start, 9, quarter) }.unwrap();
+    }
+    let after = store().after(stream.record().unwrap());
+    let both = [StoreBlocks::new("full", 0, &[0, 1]), alone[0]];
+    let stored = cache.store_with(&keys, &both, &after).unwrap().wait();
+    assert_eq!(stored.stored(), 3, "{stored:?}");
+    for &start in &layers {
+        // SAFETY: as above.
+        unsafe { stream.copy(start + quarter as u64, start + 2 * quarter as u64, quarter) }
+            .unwrap();
+    }
+    let load = LoadOptions::new().after(stream.record().unwrap());
+    let into = [
+        LoadBlocks::new("full", &[4, 5]),
+        LoadBlocks::new("state", &[6]),
+    ];
+    let loaded = cache.load_with(cache.lookup(&keys), &into, &load).unwrap();
+    assert_eq!(loaded.wait().tokens, 16);
+    stream.synchronize().unwrap();
+    for &start in &layers {
+        let mut bytes = vec![0; quarter];
+        assert!(standin.peek(start + 2 * quarter as u64, &mut bytes));
+        assert_eq!(bytes, vec![9; quarter]);
+    }
+    drop((cache, stream, device, after, load));
+    assert_eq!(standin.complaints(), []);
+    assert_eq!(standin.leaks(), StandinLeaks::default());
 }

@@ -6,10 +6,10 @@
 //! engine           │ copy 0 │ copy 1 │ copy 2 │ copy 3
 //! ```
 //!
-//! A read covers whole pieces, so the tier verifies each read by itself. The first one has the first layer
-//! alone: the engine's step waits for it. Two reads are in flight at
-//! a time, so that the device stays busy while one of them ends. Lookups find a block in host
-//! memory after its last layer was read.
+//! A read covers whole pieces, so the tier verifies each read by itself. The first one has the first
+//! layer alone, because the engine's step waits for it. Two reads are in flight at a time, so that the
+//! device stays busy while one of them ends. Lookups find a block in host memory after its last layer
+//! was read.
 
 use std::{
     any::Any,
@@ -86,8 +86,8 @@ pub(super) fn chunks(inner: &CacheParts, below: &CacheTier, blocks: usize) -> Ve
     chunks
 }
 
-/// The ends of the chunks, in pieces: about `count` equal ones. The first cut is a chunk of its own, because
-/// the engine's step cannot begin before it has the first layer.
+/// The ends of the chunks, in pieces: `count` about equal ones, and the first cut, because the
+/// engine's step cannot begin before it has the first layer.
 fn chunk_ends(cuts: &[usize], count: usize) -> Vec<usize> {
     let equal = (1..=count).map(|chunk| chunk * cuts.len() / count);
     let first = (cuts.len() / count > 1).then_some(1);

@@ -9,6 +9,7 @@ use std::{
     io::{Read, Write},
     path::Path,
     process::{Command, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -32,6 +33,8 @@ const FOLDER: &str = "KVTILE_CACHE_FOLDER";
 const FIRST: &str = "KVTILE_CACHE_FIRST";
 /// A process that is not killed ends after this time.
 const SECONDS: u64 = 30;
+/// A process prints something within this time.
+const AWAITED_WITHIN: Duration = Duration::from_secs(60);
 
 fn settings(folder: &Path, first: u64) -> CacheSettings {
     let writes = if first.is_multiple_of(2) {
@@ -74,16 +77,27 @@ fn run_and_kill(
     process.env(FOLDER, folder).env(FIRST, first.to_string());
     let mut process = process.stdout(Stdio::piped()).spawn().unwrap();
     let mut output = process.stdout.take().unwrap();
+    let (send, pieces) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        let mut piece = [0; 256];
+        while let Ok(bytes @ 1..) = output.read(&mut piece) {
+            let text = std::str::from_utf8(&piece[..bytes]).unwrap();
+            send.send(text.to_owned()).unwrap();
+        }
+    });
     let mut said = String::new();
     while !said.contains(awaited) {
-        let mut piece = [0; 256];
-        let bytes = output.read(&mut piece).unwrap();
-        assert!(bytes > 0, "the process ended: {said}");
-        said.push_str(std::str::from_utf8(&piece[..bytes]).unwrap());
+        let piece = pieces.recv_timeout(AWAITED_WITHIN);
+        if piece.is_err() {
+            process.kill().unwrap();
+        }
+        assert!(piece.is_ok(), "no {awaited:?} came ({piece:?}): {said}");
+        said.push_str(&piece.unwrap());
     }
     thread::sleep(after);
     process.kill().unwrap();
-    output.read_to_string(&mut said).unwrap();
+    said.extend(pieces.iter());
+    reader.join().unwrap();
     process.wait().unwrap();
     let mut last = first;
     // A line that the kill cut off has no newline.
