@@ -9,6 +9,7 @@ use kvtile::{
     tiers::{TierError, replay::TraceError},
     transfer::{SavedError, TransferError},
 };
+use kvtile_events_publish::PublishError;
 use kvtile_events_wire::WireError;
 use kvtile_http::FetchError;
 use thiserror::Error;
@@ -175,6 +176,9 @@ pub enum CliError {
     /// Events could not be received, published or read.
     #[error(transparent)]
     Events(#[from] WireError),
+    /// The events of a daemon could not be published.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
     /// The numbers of a server could not be read.
     #[error(transparent)]
     Fetch(#[from] FetchError),
@@ -206,6 +210,7 @@ impl ProgramFailure for CliError {
             | CliError::NothingLeft { .. }
             | CliError::InProgramOnly { .. }
             | CliError::Events(WireError::Endpoint { .. })
+            | CliError::Publish(PublishError::Wire(WireError::Endpoint { .. }))
             | CliError::Fetch(FetchError::Url { .. })
             | CliError::NotConfirmed { .. } => USAGE,
             _ => FAILURE,

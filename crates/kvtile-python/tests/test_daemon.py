@@ -22,10 +22,10 @@ BLOCKS = 8
 class Daemon:
     """A daemon process over a folder."""
 
-    def __init__(self, folder: Path, host: str = "1MiB", disk: str = "8MiB") -> None:
+    def __init__(self, folder: Path, *options: str, host: str = "1MiB", disk: str = "8MiB") -> None:
         self.socket = folder / "kv.sock"
         on_disk = ["--disk", str(folder / "disk"), "--disk-bytes", disk]
-        self.arguments = ["--socket", str(self.socket), "--host", host, *on_disk]
+        self.arguments = ["--socket", str(self.socket), "--host", host, *on_disk, *options]
         self.start()
 
     def start(self) -> None:
