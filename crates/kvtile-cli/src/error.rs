@@ -273,9 +273,10 @@ impl CliError {
                 | LayoutError::Resolve(ResolveError::PlaneMissing { .. })
                 | LayoutError::Resolve(ResolveError::UnknownAxis { .. }),
             ) => Some("give the planes of the shape, for instance --plane c:bf16:C=512"),
-            CliError::Transfer(TransferError::Saved(SavedError::NotASavedCache { .. })) => {
-                Some("`kvtile inspect` reads files that the library's `saved::save` wrote")
-            }
+            CliError::Transfer(TransferError::Saved(SavedError::NotASavedCache { .. })) => Some(
+                "`kvtile inspect` reads files that `kvtile cache export --format saved` or the library's \
+                     `saved::save` wrote",
+            ),
             CliError::Transfer(TransferError::Saved(SavedError::Damaged { .. })) => {
                 Some("nothing of it can be used; delete it and save the cache again")
             }

@@ -9,7 +9,7 @@
 //! each byte is copied twice. Runs that follow each other in a file are one read or write.
 
 use kvtile_device::{CopyBatch, DeviceQueue, SourceOrder};
-use kvtile_layout::{CopyPlan, Location};
+use kvtile_layout::{CopyPlan, Location, broken};
 
 use super::{
     super::bound::{BoundLayout, RegionBacking},
@@ -238,7 +238,12 @@ impl<'a> BouncedRuns<'a> {
         for part in self.pieces.drain(..) {
             let (file, base) = self.sides.destination.file(part.region)?;
             let end = part.staged_at + part.bytes;
-            let bytes = slot.bytes(end).get(part.staged_at..).unwrap_or_default();
+            let Some(bytes) = slot.bytes(end).get(part.staged_at..) else {
+                broken(format_args!(
+                    "a piece from {} to {end} of a slot",
+                    part.staged_at
+                ))
+            };
             file.write_all_at(base + part.offset, bytes)?;
         }
         for piece in self.host.drain(..) {
