@@ -30,6 +30,8 @@ _NO_MATTER = {
     "_is_hf_initialized",
     "_output_capturing_hooks_installed",
     "_is_torch_compile",
+    # generate puts it there with a static cache, as the length of that.
+    "_previous_max_cache_length",
 }
 _SCALARS = (int, float, complex, str, bytes, bool, type(None), torch.dtype)
 # Implementations of the same attention; others are named in the identity.
