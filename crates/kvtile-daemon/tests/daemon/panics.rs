@@ -21,12 +21,12 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// A clock that panics on the threads with this beginning of their names.
 #[derive(Default)]
-struct PanickingClock {
+struct ThreadPanicClock {
     clock: SystemClock,
     threads: Mutex<Option<&'static str>>,
 }
 
-impl Clock for PanickingClock {
+impl Clock for ThreadPanicClock {
     fn now(&self) -> Duration {
         let thread = thread::current();
         let name = thread.name().unwrap_or_default();
@@ -39,8 +39,8 @@ impl Clock for PanickingClock {
     }
 }
 
-fn daemon_with_clock(node: &Node) -> (Daemon, Arc<PanickingClock>) {
-    let clock = Arc::new(PanickingClock::default());
+fn daemon_with_clock(node: &Node) -> (Daemon, Arc<ThreadPanicClock>) {
+    let clock = Arc::new(ThreadPanicClock::default());
     let ours = Arc::clone(&clock);
     let maker = move |settings: CacheSettings| {
         let clock = Arc::clone(&ours);
