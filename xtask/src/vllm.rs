@@ -45,6 +45,7 @@ const TESTS_WITH_TORCH: [&str; 15] = [
     "crates/kvtile-python/tests/test_transformers_options.py",
     "crates/kvtile-python/tests/test_transformers_requests.py",
     "crates/kvtile-python/tests/test_transformers_several.py",
+    "crates/kvtile-python/tests/test_transformers_shared.py",
     // The last one: from then on the process has a stand-in for the driver.
     "crates/kvtile-python/tests/test_transformers_devices.py",
 ];

@@ -23,7 +23,7 @@ LIMIT_S = 300
 
 @contextmanager
 def running(folder: Path, *options: str) -> Iterator[Daemon]:
-    daemon = Daemon(folder, *options)
+    daemon = Daemon(folder, more=options)
     try:
         yield daemon
     finally:

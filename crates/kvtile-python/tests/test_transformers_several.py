@@ -196,8 +196,6 @@ def test_models_and_settings_that_cannot_be_are_refused_by_name(tmp_path: Path) 
     model = hybrids.model("gemma3_text")
     for settings, why in [
         ({"connect": tmp_path / "socket"}, "host_gib has no effect with connect"),
-        ({"connect": tmp_path / "socket", "shared_within": 1.0}, "shared_within: a model with several groups"),
-        ({"shared": tmp_path}, "shared: a model with several groups"),
         ({"stops": ("end",)}, "prompt, answer, branch"),
         ({"stops": "prompt"}, "prompt, answer, branch"),
         ({"every": 12}, "multiples of the page_size 8"),
