@@ -307,8 +307,7 @@ fn group_bundles(
     }
     let names = BundleName::new(&settings.prefix, &form)?;
     let manifest = manifest_name(&settings.prefix, form.identity)?;
-    let is_cut = !group.shares_keys && !group.is_rootless && form.part == PartName::default();
-    let announcement = match is_cut {
+    let announcement = match group.has_part_readers && form.part == PartName::default() {
         false => None,
         true => {
             let part = PartFolderName::of(&named.logical.shard());
