@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,10 +22,10 @@ BLOCKS = 8
 class Daemon:
     """A daemon process over a folder."""
 
-    def __init__(self, folder: Path, host: str = "1MiB", disk: str = "8MiB") -> None:
+    def __init__(self, folder: Path, host: str = "1MiB", disk: str = "8MiB", more: Sequence[str] = ()) -> None:
         self.socket = folder / "kv.sock"
         on_disk = ["--disk", str(folder / "disk"), "--disk-bytes", disk]
-        self.arguments = ["--socket", str(self.socket), "--host", host, *on_disk]
+        self.arguments = ["--socket", str(self.socket), "--host", host, *on_disk, *more]
         self.start()
 
     def start(self) -> None:
