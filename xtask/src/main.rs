@@ -134,15 +134,20 @@ enum XtaskCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// The same tests, with more load.
+    /// The same tests, with more load and more kills.
     SoakSharing {
         /// Seconds of each test under load.
         #[arg(long, default_value_t = 120)]
         seconds: u64,
+        /// How often Redis, Valkey and writers are killed; the slower servers a twentieth of it.
+        #[arg(long, default_value_t = 1000)]
+        kills: u64,
         /// As for `test-sharing`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Tests of Mooncake's store as a shared tier, with its real master, installed into the user's cache folder.
+    TestMooncake,
     /// Measures shared stores: S3 against `object_store`, Redis against `redis-benchmark`, a folder
     /// against `fio`, in turns, with the servers of `test-sharing`.
     BenchSharing {
@@ -209,7 +214,12 @@ fn main() -> ExitCode {
         XtaskCommand::SoakEngines { seconds } => {
             engines::soak(seconds).and_then(|()| vllm::soak(seconds))
         }
-        XtaskCommand::SoakSharing { seconds, arguments } => sharing::soak(seconds, &arguments),
+        XtaskCommand::SoakSharing {
+            seconds,
+            kills,
+            arguments,
+        } => sharing::soak((seconds, kills), &arguments),
+        XtaskCommand::TestMooncake => sharing::mooncake(),
         XtaskCommand::BenchSharing { arguments } => sharing::bench(&arguments),
         XtaskCommand::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),
         XtaskCommand::BenchRows { arguments } => vllm::demonstrate(vllm::BENCH_ROWS, &arguments),

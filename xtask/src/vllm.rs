@@ -13,6 +13,7 @@ use crate::{
     cached::{self, CachedEnvironment},
     engines::SOAK_SECONDS,
     python::{self, WheelProfile},
+    sharing,
     step::{StepFailure, root},
 };
 
@@ -62,12 +63,13 @@ const ENVIRONMENT: CachedEnvironment<'_> = CachedEnvironment {
 };
 
 /// The files of [`TESTS`] that start engines, the longest first. All others run in one process.
-const ENGINE_TESTS: [&str; 9] = [
+const ENGINE_TESTS: [&str; 10] = [
     "test_connector.py",
     "test_hybrid_models.py",
     "test_tier_engine.py",
     "test_parallel.py",
     "test_shared.py",
+    "test_shared_servers.py",
     "test_lora.py",
     "test_daemon.py",
     "test_interchange.py",
@@ -104,7 +106,14 @@ pub(crate) fn test() -> Result<(), StepFailure> {
         return Ok(());
     };
     let standin = python::standin_library()?.display().to_string();
-    let variables = [&BESIDE_ANOTHER[..], &[("KVTILE_STANDIN", standin.as_str())]].concat();
+    let mut variables = [&BESIDE_ANOTHER[..], &[("KVTILE_STANDIN", standin.as_str())]].concat();
+    let servers = sharing::servers().map(|folder| folder.display().to_string());
+    match &servers {
+        Ok(folder) => variables.push((sharing::SERVERS, folder)),
+        Err(failure) => eprintln!(
+            "\n*** SKIPPED: no server of a shared store can be installed here, no engine was tested with one: {failure}\n"
+        ),
+    }
     let file = |name: &str| format!("{TESTS}/{name}");
     let mut runs: VecDeque<Vec<String>> =
         ENGINE_TESTS.iter().map(|name| vec![file(name)]).collect();

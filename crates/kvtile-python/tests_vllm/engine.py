@@ -141,6 +141,8 @@ def play(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
 
     for source, destination in turn.get("copies", ()):
         shutil.copytree(source, destination, dirs_exist_ok=True)
+    for process, number in turn.get("signals", ()):
+        os.kill(process, number)
     lora = LoRARequest(**turn["lora"]) if "lora" in turn else None
     if turn.get("forget", True):
         llm.reset_prefix_cache(reset_connector=turn.get("forget_all", False))
@@ -234,11 +236,13 @@ def counts(llm: Any) -> dict[str, Any]:
 
 def in_step_with(worker: Any, scheduler: Any) -> bool:
     """Whether the scheduler's directory equals the worker's tiers."""
-    tiers, known = ("host", "disk"), scheduler.directories[0]
+    from kvtile.vllm._directory import TIERS
+
+    known = scheduler.directories[0]
     return comes_in_step(
         worker, scheduler,
         lambda: {(tier, key) for tier, _, key, _ in worker.cache.snapshot().blocks},
-        lambda: {(tier, key) for tier in tiers for key in known.blocks(tier)},
+        lambda: {(tier, key) for tier in TIERS for key in known.blocks(tier)},
     )
 
 

@@ -38,8 +38,10 @@ def test_the_first_request_of_a_second_engine_hits(model: Path, tmp_path: Path) 
     assert first["rounds"][0]["tokens"] == expected
     counts = first["rounds"][0]["kvtile"]
     assert counts["vllm:kvtile_seeks"] == len(turn["prompts"]) and not any(first["ended"]["open"])
+    assert first["ended"]["directory"]
     second = run(told([turn, turn], kvtile=settings(tmp_path / "two", shared=store, **SHARED), model=str(model)))
     assert [said["tokens"] for said in second["rounds"]] == [expected] * 2
+    assert second["ended"]["directory"]
     counts = second["rounds"][0]["kvtile"]
     assert counts["vllm:kvtile_from_shared_blocks"] >= 16 and counts["vllm:kvtile_failed_blocks"] == 0, counts
     assert sum(second["rounds"][0]["cached"]) >= 16 * 32

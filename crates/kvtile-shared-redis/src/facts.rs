@@ -16,7 +16,9 @@ pub struct RedisFacts {
     pub clients: Option<u64>,
     /// The name of its eviction policy.
     pub policy: Option<String>,
-    /// Whether it writes each change to an append-only file, so that values outlive its restart.
+    /// Whether it writes each change to an append-only file before it answers (`appendonly yes` and `appendfsync always`),
+    /// so that values outlive it. With another `appendfsync` it answers while an earlier fsync runs, and a server that is
+    /// killed then loses what it has acknowledged.
     pub is_durable: bool,
     /// Whether it is a node of a cluster.
     pub is_cluster: bool,
@@ -70,8 +72,8 @@ impl fmt::Display for RedisWarning {
 }
 
 impl RedisFacts {
-    /// The facts in the reply to `INFO`.
-    pub(crate) fn of_info(info: &str) -> RedisFacts {
+    /// The facts in the reply to `INFO`, and in the setting `appendfsync`, if the server states it.
+    pub(crate) fn of_info(info: &str, appendfsync: Option<&str>) -> RedisFacts {
         let field = |name: &str| {
             let mut lines = info.lines();
             let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -87,7 +89,7 @@ impl RedisFacts {
             memory_used_bytes: number("used_memory"),
             clients: number("connected_clients"),
             policy: field("maxmemory_policy"),
-            is_durable: is("aof_enabled", "1"),
+            is_durable: is("aof_enabled", "1") && appendfsync == Some("always"),
             is_cluster: is("cluster_enabled", "1"),
             is_replica: is("role", "slave"),
         }
@@ -120,12 +122,18 @@ mod tests {
                  maxmemory_human:1M\r\nmaxmemory_policy:{policy}\r\naof_enabled:1\r\nrole:master\r\n"
             )
         };
-        let facts = RedisFacts::of_info(&info("1000", "allkeys-lru"));
+        let plain = info("1000", "allkeys-lru");
+        for other in [None, Some("everysec"), Some("no")] {
+            assert!(!RedisFacts::of_info(&plain, other).is_durable);
+        }
+        let without = plain.replace("aof_enabled:1", "aof_enabled:0");
+        assert!(!RedisFacts::of_info(&without, Some("always")).is_durable);
+        let facts = RedisFacts::of_info(&plain, Some("always"));
         assert_eq!(facts.program.as_deref(), Some("valkey 9.1.2"));
         assert_eq!(facts.memory_max_bytes, Some(1000));
         assert!(facts.is_durable && !facts.is_cluster && !facts.is_replica);
         assert_eq!(facts.warnings(), []);
-        let warnings = |max, policy| RedisFacts::of_info(&info(max, policy)).warnings();
+        let warnings = |max, policy| RedisFacts::of_info(&info(max, policy), None).warnings();
         assert_eq!(warnings("0", "noeviction"), [RedisWarning::NoMemoryLimit]);
         assert_eq!(warnings("9", "noeviction"), [RedisWarning::NoEviction]);
         assert!(

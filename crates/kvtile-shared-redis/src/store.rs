@@ -58,8 +58,14 @@ impl RedisStore {
         let failed = |failure: RedisFailure| failure.into_error(StoreOperation::Open, &name);
         let pool = ConnectionPool::open(url, by).map_err(failed)?;
         let info = pool.run(by, |connection| connection.call(&[b"INFO"], by));
+        let fsync = pool.run(by, |connection| {
+            connection.call(&[b"CONFIG", b"GET", b"appendfsync"], by)
+        });
+        let fsync = setting(fsync).map_err(failed)?;
         let facts = match info {
-            Ok(RedisReply::Text(info)) => RedisFacts::of_info(&String::from_utf8_lossy(&info)),
+            Ok(RedisReply::Text(info)) => {
+                RedisFacts::of_info(&String::from_utf8_lossy(&info), fsync.as_deref())
+            }
             Ok(_) => RedisFacts::default(),
             Err(RedisFailure::Server(text)) if text.starts_with("NOPERM") => RedisFacts::default(),
             Err(failure) => return Err(failed(failure)),
@@ -172,6 +178,18 @@ impl RedisStore {
             _ => None,
         });
         Ok((next.ok_or_else(wrong)?, keys.collect()))
+    }
+}
+
+/// The value in the reply to `CONFIG GET`; `None` from a server that has no such setting or does not permit the question.
+fn setting(reply: Result<RedisReply, RedisFailure>) -> Result<Option<String>, RedisFailure> {
+    match reply {
+        Ok(RedisReply::Parts(parts)) => Ok(match parts.as_slice() {
+            [_, RedisReply::Text(value)] => Some(String::from_utf8_lossy(value).into_owned()),
+            _ => None,
+        }),
+        Ok(_) | Err(RedisFailure::Server(_)) => Ok(None),
+        Err(failure) => Err(failure),
     }
 }
 

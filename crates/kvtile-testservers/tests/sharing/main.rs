@@ -42,6 +42,7 @@ const SUITES: &[SuiteRow] = &[
     ("refusals", refusals::check),
     ("stopped server", stops::check),
     ("killed server", kills::check_server),
+    ("killed, with a log", kills::check_durable_server),
     ("killed writer", kills::check_writer),
     ("damaged values", damage::check),
     ("delays and cuts", line::check),

@@ -65,6 +65,10 @@ pub(crate) struct TestServer {
     pub(crate) servers: InstalledServers,
     /// How long tests under load take.
     pub(crate) load: Duration,
+    /// How often the server is killed.
+    pub(crate) kills: usize,
+    /// How often a writer is killed.
+    pub(crate) writer_kills: usize,
     running: RunningServer,
     folder: TempDir,
     prefixes: AtomicU32,
@@ -87,12 +91,18 @@ impl TestServer {
                 RunningServer::Other(Box::new(start_redis(servers, kind, path, &[])?))
             }
         };
-        let seconds = env::var("KVTILE_SHARING_SECONDS").ok();
-        let seconds = seconds.and_then(|seconds| seconds.parse().ok());
+        let kills = number("KVTILE_SHARING_KILLS", 100);
         let server = TestServer {
             choice,
             servers: servers.clone(),
-            load: Duration::from_secs(seconds.unwrap_or(2)),
+            load: Duration::from_secs(number("KVTILE_SHARING_SECONDS", 2)),
+            // The servers with the interface of S3 start slowly.
+            kills: usize::try_from(match choice {
+                ServerChoice::SeaweedFs | ServerChoice::Moto => kills.div_ceil(20),
+                ServerChoice::Redis | ServerChoice::Valkey => kills,
+            })
+            .unwrap(),
+            writer_kills: usize::try_from(kills).unwrap(),
             running,
             folder,
             prefixes: AtomicU32::new(0),
@@ -168,6 +178,15 @@ impl TestServer {
     pub(crate) fn open(&self) -> Arc<dyn SharedStore> {
         open_within(&self.url(&self.new_prefix()), OPEN_WITHIN).unwrap()
     }
+}
+
+/// The number in a variable of the environment.
+fn number(variable: &str, default: u64) -> u64 {
+    let Ok(text) = env::var(variable) else {
+        return default;
+    };
+    let number = text.parse();
+    number.unwrap_or_else(|error| panic!("{variable}={text}: {error}"))
 }
 
 pub(crate) fn kind_of(choice: ServerChoice) -> RedisKind {

@@ -24,8 +24,11 @@ pub(crate) enum SuiteOutcome {
 /// The name of a suite, and the suite. It panics if it fails.
 pub(crate) type SuiteRow = (&'static str, fn(&mut TestServer) -> SuiteOutcome);
 
-/// A suite that takes longer hangs. Load tests of `cargo x soak-sharing` take as long as its option.
+/// A suite that takes longer hangs. Load tests of `cargo x soak-sharing` take as long as its options.
 const SUITE_WITHIN: Duration = Duration::from_secs(180);
+
+/// The most that one kill of a server, or of a writer, may add, in the mean.
+const KILL_WITHIN: (Duration, Duration) = (Duration::from_secs(90), Duration::from_secs(10));
 
 /// Ends the program if a suite hangs. Its servers end with it.
 struct HangGuard(mpsc::Sender<()>);
@@ -81,7 +84,7 @@ pub(crate) fn run_table(
             let began = Instant::now();
             let guard = HangGuard::set(
                 format!("{name} on {}", choice.name()),
-                SUITE_WITHIN + server.load * 4,
+                suite_within(&server),
             );
             let outcome = catch_unwind(AssertUnwindSafe(|| suite(&mut server)));
             guard.clear();
@@ -109,6 +112,13 @@ pub(crate) fn run_table(
     }
     println!("\n{passed} passed, {failures} failed");
     failures == 0
+}
+
+fn suite_within(server: &TestServer) -> Duration {
+    let kills = |kills: usize| u32::try_from(kills).unwrap();
+    let servers = KILL_WITHIN.0 * kills(server.kills);
+    let writers = KILL_WITHIN.1 * kills(server.writer_kills);
+    SUITE_WITHIN + server.load * 4 + servers.max(writers)
 }
 
 fn message(panic: &(dyn std::any::Any + Send)) -> String {
