@@ -1,4 +1,4 @@
-"""With every option of generate, a model with windows or states gives the tokens that it gives alone, on a miss and on a hit."""
+"""With every option of generate, models with windows or states give the tokens that they give alone, missed and hit."""
 
 from __future__ import annotations
 

@@ -227,3 +227,37 @@ def test_two_ranks_resume_at_stops_that_both_have(tmp_path: Path) -> None:
     assert restarted["other"]["cached"] == [0] and counted(restarted["other"])["failed_blocks"] > 0
     assert restarted["other again"]["cached"] == [288]
     assert sorted(folder.name for folder in disk.iterdir()) == ["rank-0-of-2", "rank-1-of-2"]
+
+
+def test_folders_of_transformers_and_vllm_are_refused_by_their_groups(tmp_path: Path) -> None:
+    """The same weights under the same name and revision: what one side keeps of a window is not what the other one has."""
+    import torch
+    from hybrid_models import gemma3
+    from transformers import Gemma3ForCausalLM
+
+    import kvtile
+    from kvtile.transformers import PrefixCache
+
+    folder, prompt = tmp_path / "model", [TEXT[:100]]
+    model = Gemma3ForCausalLM.from_pretrained(gemma3(folder), dtype=torch.float32).eval()
+    settings: dict[str, Any] = {"page_size": PAGE, "host_gib": 0.02, "disk_gib": 0.05, "revision": "one"}
+    with PrefixCache(model, disk=tmp_path / "transformers", **settings) as cache:
+        cache.prefill(prompt)
+        ours = cache._kept.hasher.keys(prompt[0])
+        assert cache.cache.lookup(ours).stop == 96
+    same: dict[str, Any] = {"host_gib": 0.02, "prefault": False, "disk_gib": 0.05, "model": str(folder), "revision": "one"}
+    engines: list[dict[str, Any]] = [
+        {"kvtile": {**same, "disk_path": str(tmp_path / "vllm")}, "rounds": {"one": {"prompts": prompt, "max_tokens": 4}}},
+        {"kvtile": {**same, "disk_path": str(tmp_path / "transformers")}, "rounds": {}},
+    ]
+    told = {"kind": "gemma3", "model": str(folder), "engine": ENGINE, "engines": engines}
+    process = Process(told, hybrid_engine.main)
+    events = list(process.events())
+    assert process.wait() == 0, "".join(process.log)[-5000:]
+    assert [event["event"] for event in events] == ["round", "ended", "refused"], events
+    assert "keeps the groups pages, stops, and the cache" in "".join([events[-1]["message"], *process.log])
+    with pytest.raises(kvtile.IdentityError, match="keeps the groups .*window-80-.*, and the cache"):
+        PrefixCache(model, disk=tmp_path / "vllm", **settings)
+    # Neither refusal has damaged what is there.
+    with PrefixCache(model, disk=tmp_path / "transformers", **settings) as cache:
+        assert cache.cache.lookup(ours).stop == 96
