@@ -164,8 +164,8 @@ def test_a_daemon_with_empty_memory_finds_the_stops_of_another_one_in_a_shared_f
         return daemons[-1]
 
     def connected(daemon: Daemon) -> kvtile.GroupCache:
-        shares = dict.fromkeys(test_groups.SIZES, 1.0)
-        return kvtile.GroupCache(engine.model(), engine.layouts, shares=shares, connect=daemon.socket, connect_within=30.0)
+        settings = {"shares": dict.fromkeys(test_groups.SIZES, 1.0), "connect": daemon.socket, "connect_within": 30.0}
+        return kvtile.GroupCache(engine.model(), engine.layouts, **settings)  # type: ignore[arg-type]
 
     try:
         with connected(start("first")) as first:

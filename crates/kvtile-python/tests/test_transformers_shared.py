@@ -86,7 +86,7 @@ def test_a_damaged_value_of_a_shared_store_is_an_earlier_stop_or_none(kind: str,
             with PrefixCache(model, stops=(), every=lost[path] or None, page_size=PAGE, host_gib=0.02) as cache:
                 assert same(forward, steps(model, cache.prefill(inputs), tokens)), path
         path.write_bytes(value)
-    # Without one of the first four pages there is no stop, without one of the others or the record at 56 there is that at 32.
+    # Without one of the first four pages there is no stop; without another one, or the record at 56, there is that at 32.
     assert sorted(lost.values()) == [0] * 4 + [32] * 4 + [56]
     with PrefixCache(model, shared=shared, **SETTINGS) as cache:
         assert same(steps(model, cache.prefill(inputs), tokens), live) and loaded_tokens(cache) == 56
@@ -118,7 +118,7 @@ def test_settings_of_a_shared_store_are_refused_where_they_have_no_effect(tmp_pa
         ({"shared_within": 1.0}, "shared_within has no effect without shared"),
         ({"shared_bundle_blocks": 2}, "without shared"),
         ({"connect": tmp_path / "socket", "shared": tmp_path}, "shared has no effect with connect"),
-        ({"connect": tmp_path / "socket", "shared_bundle_blocks": 2}, "shared_bundle_blocks has no effect with connect"),
+        ({"connect": tmp_path / "socket", "shared_bundle_blocks": 2}, "bundle_blocks has no effect with connect"),
     ]:
         with pytest.raises(kvtile.SettingsError, match=why):
             PrefixCache(model, page_size=PAGE, **settings)
