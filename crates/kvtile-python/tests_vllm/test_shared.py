@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from helpers import run, told
+from test_parallel import FORKED
 from tiny import CONFIG, tiny_model
 
 BLOCK = 32 * CONFIG["num_hidden_layers"] * 2 * CONFIG["hidden_size"] * 4
@@ -68,3 +69,26 @@ def test_a_store_that_is_gone_costs_a_bounded_wait(model: Path, tmp_path: Path) 
     kvtile = settings(tmp_path / "one", shared="redis://127.0.0.1:1/0")
     refused = run(told([turn], kvtile=kvtile, model=str(model)))["refused"]
     assert "127.0.0.1" in refused["message"], refused
+
+
+def of_ranks(ranks: int, model: Path, folder: Path, store: Path) -> list[dict[str, Any]]:
+    """The rounds of an engine with a new private folder: one that may hit, and one that computes everything."""
+    turn = {"prompts": prompts()}
+    parallel: dict[str, Any] = {"engine": {"tensor_parallel_size": ranks}, **FORKED} if ranks > 1 else {}
+    kvtile = settings(folder, shared=str(store), **SHARED)
+    rounds: list[dict[str, Any]] = run(told([turn, {**turn, "alone": True}], kvtile=kvtile, model=str(model), **parallel))["rounds"]
+    for done in rounds:
+        assert done["kvtile"]["vllm:kvtile_failed_blocks"] == 0, done
+    return rounds
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_an_engine_with_another_number_of_ranks_hits(first: int, second: int, model: Path, tmp_path: Path) -> None:
+    store = tmp_path / "shared"
+    wrote, _ = of_ranks(first, model, tmp_path / "first", store)
+    assert not any(wrote["cached"]) and wrote["kvtile"]["vllm:kvtile_from_shared_blocks"] == 0
+    hit, alone = of_ranks(second, model, tmp_path / "second", store)
+    assert hit["tokens"] == alone["tokens"] == wrote["tokens"]
+    # Each rank counts its part of a block.
+    assert hit["kvtile"]["vllm:kvtile_from_shared_blocks"] >= 16 * second, hit["kvtile"]
+    assert sum(hit["cached"]) >= 16 * 32 and not any(alone["cached"])

@@ -267,7 +267,7 @@ pub fn start_redis(
         arguments: arguments(words),
         variables: Vec::new(),
         log: folder.join("redis.log"),
-        within: Duration::from_secs(20),
+        within: Duration::from_secs(60),
     };
     ServerProcess::start(command, port, answers_ping)
 }
