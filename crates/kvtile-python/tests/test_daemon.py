@@ -31,10 +31,10 @@ class Daemon:
     def start(self) -> None:
         command = [sys.executable, "-m", "kvtile", "serve", *self.arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        while not self.socket.exists() and self.process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert self.socket.exists(), self.process.communicate()
+        # Printed once it listens; the socket exists before that.
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("serving "), (line, self.process.communicate())
 
     def stop(self, how: int = signal.SIGTERM) -> str:
         self.process.send_signal(how)
