@@ -246,7 +246,7 @@ fn a_client_that_is_stopped_in_a_copy_counts_a_miss_and_others_go_on() {
     while caught < CAUGHT {
         let elapsed = begin.elapsed();
         assert!(elapsed < Duration::from_secs(120), "{caught} are stopped");
-        eventually("the client copies nothing", &holds);
+        eventually("the client copies nothing", holds);
         client.signal(Signal::STOP);
         eventually("the client does not stop", || client.is_stopped());
         let is_in_copy = holds();
