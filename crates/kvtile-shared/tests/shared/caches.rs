@@ -252,7 +252,6 @@ fn a_block_store_announces_no_part_and_a_cache_announces_its_own() {
     let ids: Vec<usize> = (0..8).collect();
     let stored = blocks.store_with(&chain, &rows, &ids, &options).unwrap();
     assert_eq!(stored.wait().ok(), 8);
-    drop(blocks.flush(None));
     wait_for(&as_store, 2);
     assert_eq!(writes(&counting), (0, 2), "{:?}", counting.written());
     // A cache over another store of the same blocks.
