@@ -121,7 +121,7 @@ fn load_of_leaving_blocks(
     assert_eq!(cache.evict(TierId::HOST, 1).unwrap(), 1);
     assert_eq!(cache.evict(id("first"), 1).unwrap(), 1);
     let failing = TierFaults {
-        read_error: 1,
+        wrong_count: 1,
         ..TierFaults::default()
     };
     gate(&cache).set_faults(failing);
