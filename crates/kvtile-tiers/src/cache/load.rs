@@ -329,7 +329,10 @@ impl LoadPiece {
         let keys: Vec<BlockKey> = (0..self.segment.blocks())
             .map(|at| self.segment.key(at))
             .collect();
-        let has_all = |below: &CacheTier| keys.iter().all(|key| below.has(key));
+        // A tier whose reads pause may have them too; lookups do not name it either.
+        let has_all = |below: &CacheTier| {
+            below.may_look(inner.clock.now()) && keys.iter().all(|key| below.has(key))
+        };
         let within = inner.tier(first).settings.answer_within;
         let mut found = None;
         let in_time = inner.departures.wait(&keys, within, || {

@@ -191,13 +191,12 @@ fn a_tier_that_reads_pieces_and_verifies_none_is_refused() {
             }) as Arc<dyn Tier>)
         })
         .open(engine_layout());
-    let Err(TierError::Settings(error)) = opened else {
+    let Err(error) = opened else {
         panic!("no checksum of a piece would be compared");
     };
-    assert!(
-        matches!(error, SettingsError::PiecesNotVerified { tier } if tier == id),
-        "{error}"
-    );
+    // A client of a daemon has the text alone.
+    let expected = SettingsError::PiecesNotVerified { tier: id }.to_string();
+    assert!(error.to_string().contains(&expected), "{error}");
 }
 
 #[test]
