@@ -27,8 +27,6 @@ def test_the_first_request_of_a_second_engine_hits(kind: object, model: Path, tm
         # The first engine has computed all of them, so these are the right tokens.
         expected, counts = first["rounds"][0]["tokens"], first["rounds"][0]["kvtile"]
         assert counts["vllm:kvtile_from_shared_blocks"] == 0 and not any(first["rounds"][0]["cached"]), counts
-        # What is not written yet is written when the engine ends.
-        assert first["ended"]["stats"]["shared"]["written"] > 0, first["ended"]
         # The server stops before the third round, and runs on before the fourth, which repeats prompts that the private tiers
         # have by then.
         new = [[token + 1 for token in prompt] for prompt in turn["prompts"]]
