@@ -111,6 +111,19 @@ def test_blocks_are_left_out_by_the_speed_of_their_own_tier(sides: Any) -> None:
         assert scheduler.matched(request, 0)[0] == pages * PAGE, seconds
 
 
+def test_a_request_whose_loads_fail_again_is_computed(sides: Any) -> None:
+    """A worker that fails what the scheduler promises: such a request was scheduled millions of times, without an answer."""
+    scheduler, request = scheduler_of(sides), a_request()
+    scheduler.matched(request, 0)
+    scheduler.directories[0].apply(stored(scheduler.tracked["one"].keys.of(4)[0]))
+    for _ in range(2):
+        assert scheduler.matched(request, 0)[0] == 4 * PAGE
+        scheduler.take(report(sides, failed={"one", "unknown"}))
+    assert scheduler.matched(request, 0) == (0, False)
+    # Others are not affected.
+    assert scheduler.matched(a_request("two"), 0)[0] == 4 * PAGE
+
+
 def test_a_worker_loads_what_its_scheduler_has_promised(sides: Any) -> None:
     """A worker that weighs its reads itself fails loads of blocks that the scheduler has weighed otherwise."""
     settings = sides.settings.Settings(recompute_tokens_per_second=1e9, shared="/mnt/kv", disk_path="kv", disk_gib=1.0)

@@ -123,7 +123,7 @@ class RankReport:
     changes: list[Change] = field(default_factory=list)
     # The same by group, for models with several groups.
     group_changes: dict[str, list[Change]] = field(default_factory=dict)
-    # Requests whose loads of a stop have failed.
+    # Requests whose loads have failed, as a whole or in part.
     failed: set[str] = field(default_factory=set)
     # The number of completed stores by request.
     ended: dict[str, int] = field(default_factory=dict)

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 # The longest time that a step waits for a disk, because a request that arrives during the step waits too.
 STEP_DISK_SECONDS = 1.0
 
+# How many loads of a request may fail before the engine computes it. The view of the workers' tiers may be old at the first
+# one; a request whose loads fail again and again would be scheduled for ever.
+LOADS_FAILED_MAX = 2
+
 # A child of vLLM's logger, so its settings apply.
 logger = init_logger("vllm.kvtile")
 
@@ -52,7 +56,8 @@ class Tracked:
         stops: of a model with several groups, the stops that need no store. Its ``stored`` and ``first`` are tokens, and
             ``found`` are units of its keys.
         branch: where the request leaves what is stored, if no stop is there; 0 otherwise.
-        has_failed: whether a load has failed; vLLM then computes the request.
+        has_failed: of a model with several groups, whether a load has failed; vLLM then computes the request.
+        loads_failed: of a model with one group, how many loads have failed.
     """
 
     request: Request
@@ -70,6 +75,7 @@ class Tracked:
     stops: set[int] = field(default_factory=set)
     branch: int = 0
     has_failed: bool = False
+    loads_failed: int = 0
 
 
 class Scheduler:
@@ -136,7 +142,7 @@ class Scheduler:
         if not tracked.counted:
             tracked.counted = True
             self.stats.add(looked_up_blocks=full, found_blocks=found)
-        if found <= here or computed % self.page_size:
+        if found <= here or computed % self.page_size or tracked.loads_failed >= LOADS_FAILED_MAX:
             return 0, False
         tracked.first = here
         # Host memory is faster than computing, so its blocks load while the step computes. Blocks on disk do so only if
@@ -284,6 +290,9 @@ class Scheduler:
 
     def take(self, report: Report) -> None:
         """Receives the workers' reports after a step."""
+        for name in set().union(*(said.failed for said in report.ranks.values())):
+            if (failing := self.tracked.get(name)) is not None:
+                failing.loads_failed += 1
         for rank, said in report.ranks.items():
             self._apply(rank, said)
             for name, count in said.ended.items():

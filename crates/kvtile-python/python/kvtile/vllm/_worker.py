@@ -268,8 +268,8 @@ class Worker(WorkerTransfers):
         report.sought |= self._answered_seeks()
         report.changes.extend(self._changes())
         report.tier_seconds = self._seconds_of_tiers()
-        nothing = not (report.changes or report.ended or report.store_from or report.without_room or report.sought)
-        if nothing and report.loads_in_step:
+        said = (report.changes, report.ended, report.store_from, report.without_room, report.sought, report.failed)
+        if not any(said) and report.loads_in_step:
             return None
         self._report = RankReport()
         return report
@@ -337,6 +337,7 @@ class Worker(WorkerTransfers):
 
     def _load_failed(self, request: str, first: int, blocks: list[int]) -> None:
         self.failed_blocks.update(blocks)
+        self._report.failed.add(request)
         self._store_again_from(request, first)
         self.stats.add(failed_blocks=len(blocks))
 
