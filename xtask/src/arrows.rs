@@ -92,6 +92,7 @@ const ARROWS: [(&str, &[&str]); 30] = [
         &[
             "kvtile",
             "kvtile-daemon",
+            "kvtile-events-publish",
             "kvtile-events-wire",
             "kvtile-http",
             "kvtile-shared-open",

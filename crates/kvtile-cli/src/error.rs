@@ -9,6 +9,7 @@ use kvtile::{
     tiers::{TierError, replay::TraceError},
     transfer::{SavedError, TransferError},
 };
+use kvtile_events_publish::PublishError;
 use kvtile_events_wire::WireError;
 use kvtile_http::FetchError;
 use thiserror::Error;
@@ -175,6 +176,9 @@ pub enum CliError {
     /// Events could not be received, published or read.
     #[error(transparent)]
     Events(#[from] WireError),
+    /// The events of a daemon could not be published.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
     /// The numbers of a server could not be read.
     #[error(transparent)]
     Fetch(#[from] FetchError),
@@ -206,6 +210,7 @@ impl ProgramFailure for CliError {
             | CliError::NothingLeft { .. }
             | CliError::InProgramOnly { .. }
             | CliError::Events(WireError::Endpoint { .. })
+            | CliError::Publish(PublishError::Wire(WireError::Endpoint { .. }))
             | CliError::Fetch(FetchError::Url { .. })
             | CliError::NotConfirmed { .. } => USAGE,
             _ => FAILURE,
@@ -268,9 +273,10 @@ impl CliError {
                 | LayoutError::Resolve(ResolveError::PlaneMissing { .. })
                 | LayoutError::Resolve(ResolveError::UnknownAxis { .. }),
             ) => Some("give the planes of the shape, for instance --plane c:bf16:C=512"),
-            CliError::Transfer(TransferError::Saved(SavedError::NotASavedCache { .. })) => {
-                Some("`kvtile inspect` reads files that the library's `saved::save` wrote")
-            }
+            CliError::Transfer(TransferError::Saved(SavedError::NotASavedCache { .. })) => Some(
+                "`kvtile inspect` reads files that `kvtile cache export --format saved` or the library's \
+                     `saved::save` wrote",
+            ),
             CliError::Transfer(TransferError::Saved(SavedError::Damaged { .. })) => {
                 Some("nothing of it can be used; delete it and save the cache again")
             }

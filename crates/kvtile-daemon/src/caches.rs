@@ -8,7 +8,7 @@ use kvtile_layout::{
     identity::{Fingerprint, Identity, LayoutIdentity},
 };
 use kvtile_tiers::{
-    HasherOptions, TierError, TokenHasher,
+    EventSource, HasherOptions, TierError, TokenHasher,
     cache::{
         Cache, CacheSettings, DiskSettings, FlushReport,
         serving::{HelloBlocks, HelloGroup},
@@ -128,6 +128,15 @@ impl ServedCache {
 
     pub(crate) fn groups(&self) -> &[ServedGroup] {
         &self.groups
+    }
+
+    /// The events of all its groups, for a publisher.
+    #[must_use]
+    pub fn event_source(&self) -> EventSource {
+        match &self.pages {
+            ServedPages::Plain(cache) => cache.event_source(),
+            ServedPages::Groups(groups) => groups.event_source(),
+        }
     }
 
     pub(crate) fn subscribe(&self) -> EventSubscriber {
@@ -263,7 +272,11 @@ impl ServedCaches {
         if let Some(cache) = &*open {
             return Ok(Arc::clone(cache));
         }
-        match open_cache() {
+        let opened = open_cache().and_then(|cache| {
+            self.maker.opened(&cache.name(), &cache)?;
+            Ok(cache)
+        });
+        match opened {
             Ok(cache) => {
                 let cache = Arc::new(cache);
                 *open = Some(Arc::clone(&cache));

@@ -65,6 +65,16 @@ pub trait CacheMaker: Send + Sync {
     fn groups(&self, settings: GroupCacheSettings) -> Result<GroupCacheBuilder, TierError> {
         Ok(GroupCache::builder(settings))
     }
+
+    /// A cache has opened, before its first client gets it. `name` is unique among the caches of the daemon. By
+    /// default nothing happens.
+    ///
+    /// # Errors
+    /// The cache closes again, and the client is refused with the error.
+    fn opened(&self, name: &str, cache: &ServedCache) -> Result<(), TierError> {
+        let _ = (name, cache);
+        Ok(())
+    }
 }
 
 impl<F> CacheMaker for F

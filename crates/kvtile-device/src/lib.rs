@@ -39,6 +39,7 @@ pub use driver::{
     BatchRoute, CopyBatch, Device, DeviceDescription, DeviceError, DeviceKernel, DeviceMark,
     DeviceMemoryInfo, DeviceOptions, DeviceQueue, Driver, DriverTable, DriverVersion,
     FunctionSignature, KernelFacts, KernelModule, LaunchShape, SourceOrder, TriedLibrary, cuda,
+    hip,
 };
 pub use memory::{
     DeviceMemory, DevicePiece, ImportedMemory, IpcMemoryHandle, PinnedMemory, RegisterOptions,

@@ -15,6 +15,7 @@
 //! | `tokens` | token ids of blocks, as far as the program gives them |
 //! | `wire` | changes as events on the wire |
 //! | `publisher` | the thread that reads the log and publishes |
+//! | `sockets` | sockets that are bound before there is anything to publish |
 //!
 //! ```
 //! use kvtile_events_publish::{EventPublisher, EventPublisherSettings};
@@ -51,6 +52,7 @@ mod chains;
 mod error;
 mod publisher;
 mod settings;
+mod sockets;
 mod state;
 mod tokens;
 mod wire;
@@ -58,5 +60,6 @@ mod wire;
 pub use error::PublishError;
 pub use publisher::{EventPublisher, EventPublisherStats};
 pub use settings::{EventHashes, EventPublisherSettings, UnknownTokens};
+pub use sockets::EventSockets;
 
 pub use kvtile_events_wire::WireError;

@@ -18,6 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::{
     error::PublishError,
     settings::EventPublisherSettings,
+    sockets::EventSockets,
     state::{PublishedState, WireChange},
     tokens::TokenBook,
     wire::WireForm,
@@ -95,7 +96,19 @@ impl EventPublisher {
         source: EventSource,
         settings: &EventPublisherSettings,
     ) -> Result<EventPublisher, PublishError> {
-        let wire = Arc::new(WirePublisher::bind(&settings.sockets)?);
+        EventPublisher::start_on(EventSockets::bind(settings)?, source)
+    }
+
+    /// Starts to publish on sockets that are bound.
+    ///
+    /// # Errors
+    /// [`PublishError::Thread`].
+    pub fn start_on(
+        sockets: EventSockets,
+        source: EventSource,
+    ) -> Result<EventPublisher, PublishError> {
+        let (wire, settings) = sockets.into_parts();
+        let wire = Arc::new(wire);
         let shared = Arc::new(PublisherState {
             progress: Mutex::default(),
             changed: Condvar::new(),
@@ -110,6 +123,7 @@ impl EventPublisher {
             },
             subscriber: source.subscribe(),
             state: PublishedState::new(settings.unknown_tokens),
+            topic: settings.sockets.topic,
             rank: settings.rank,
             every: settings.every,
         };
@@ -240,6 +254,7 @@ struct PublisherWork {
     form: WireForm,
     subscriber: EventSubscriber,
     state: PublishedState,
+    topic: String,
     rank: Option<u64>,
     every: Duration,
 }
@@ -359,7 +374,7 @@ impl PublisherWork {
                 events: self.form.events(changes),
                 data_parallel_rank: self.rank,
             };
-            self.wire.publish(&batch);
+            self.wire.publish_on(&self.topic, &batch);
             let mut progress = self.shared.progress.lock();
             let counts = &mut progress.counts;
             counts.batches += 1;

@@ -9,7 +9,7 @@ use std::{
 
 use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_events_publish::{
-    EventHashes, EventPublisher, EventPublisherSettings, PublishError, UnknownTokens,
+    EventHashes, EventPublisher, EventPublisherSettings, EventSockets, PublishError, UnknownTokens,
 };
 use kvtile_events_wire::{SubscriberSettings, WireBatch, WireEvent, WireSubscriber, WireValue};
 use kvtile_layout::{Shape, identity::Identity};
@@ -136,6 +136,31 @@ fn follow(blocks: &mut BTreeSet<(String, u64)>, event: &WireEvent) {
 
 fn hash(key: &BlockKey) -> WireValue {
     WireValue::Number(u64::from_be_bytes(key.as_bytes()[8..].try_into().unwrap()))
+}
+
+#[test]
+fn a_subscriber_of_bound_sockets_receives_the_events_of_the_cache_that_opens_later() {
+    let sockets = EventSockets::bind(&settings()).unwrap();
+    let mut of = SubscriberSettings::new(&format!("tcp://{}", sockets.address()));
+    of.replay_endpoint = sockets.replay_address().map(|at| format!("tcp://{at}"));
+    let mut subscriber = WireSubscriber::connect(&of).unwrap();
+    assert!(subscriber.next(Duration::from_millis(50)).is_none());
+    let cache = cache(32, |settings| settings);
+    let sockets = sockets.topic("kv@pod-2@b-model");
+    let publisher = EventPublisher::start_on(sockets, cache.event_source()).unwrap();
+    store(&cache, &(0..PAGE * 3).collect::<Vec<u32>>());
+    let mut kinds = Vec::new();
+    while kinds.len() < 2 {
+        let received = subscriber.next(LONG).unwrap();
+        assert_eq!(
+            (received.missed, received.topic.as_str()),
+            (0, "kv@pod-2@b-model")
+        );
+        let events = received.batch.events.iter();
+        kinds.extend(events.map(|event| event.kind().to_owned()));
+    }
+    assert_eq!(kinds, ["AllBlocksCleared", "BlockStored"]);
+    assert!(publisher.close(LONG));
 }
 
 #[test]

@@ -393,6 +393,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "Cache.prefetch": lambda: (w.cache.prefetch, {"keys": w.keys}),
         "Cache.evict": lambda: (fresh().evict, {"tier": "host", "blocks": 1}),
         "Cache.pool_stats": lambda: (w.cache.pool_stats, {"tier": "host"}),
+        "Cache.read_seconds": lambda: (w.cache.read_seconds, {"tier": "disk", "blocks": 1}),
         "GroupCache": lambda: (kvtile.GroupCache, {**w.group_arguments(), **w.group_settings()}),
         "GroupCache.hasher": lambda: (w.groups.hasher, {"salt": "a"}),
         "GroupCache.lookup": lambda: (

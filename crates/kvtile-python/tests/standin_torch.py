@@ -159,7 +159,7 @@ class StandinMode(TorchFunctionMode):
         before = {key: one.contents() for key, one in shared.items()}
         if name == "__iter__" and here:
             return iter([placed(one, True) for one in args[0].unbind(0)])
-        result = func(*args, **kwargs)
+        result = as_on_a_device(func, name, args, kwargs) if here else func(*args, **kwargs)
         for key, one in shared.items():
             if one.contents() != before[key]:
                 one.push()
@@ -171,6 +171,13 @@ class StandinMode(TorchFunctionMode):
             return {}
         keys = {torch.Tensor.untyped_storage(one)._cdata for one in tensors}
         return {key: self.storages[key] for key in keys if key in self.storages}
+
+
+def as_on_a_device(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The result on the CPU, also of what torch has for whole numbers on a device alone."""
+    if name == "histc" and not args[0].is_floating_point():
+        return func(args[0].double(), *args[1:], **kwargs).to(args[0].dtype)
+    return func(*args, **kwargs)
 
 
 def without_device(name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any], bool | None]:

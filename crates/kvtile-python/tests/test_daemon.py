@@ -22,19 +22,19 @@ BLOCKS = 8
 class Daemon:
     """A daemon process over a folder."""
 
-    def __init__(self, folder: Path, host: str = "1MiB", disk: str = "8MiB", more: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, host: str = "1MiB", disk: str | None = "8MiB", more: Sequence[str] = ()) -> None:
         self.socket = folder / "kv.sock"
-        on_disk = ["--disk", str(folder / "disk"), "--disk-bytes", disk]
+        on_disk = [] if disk is None else ["--disk", str(folder / "disk"), "--disk-bytes", disk]
         self.arguments = ["--socket", str(self.socket), "--host", host, *on_disk, *more]
         self.start()
 
     def start(self) -> None:
         command = [sys.executable, "-m", "kvtile", "serve", *self.arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        while not self.socket.exists() and self.process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert self.socket.exists(), self.process.communicate()
+        # Printed once it listens; the socket exists before that.
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("serving "), (line, self.process.communicate())
 
     def stop(self, how: int = signal.SIGTERM) -> str:
         self.process.send_signal(how)
@@ -153,6 +153,45 @@ def test_caches_over_groups_share_the_stops_of_a_daemon_and_outlive_it(daemon: D
         eventually(lambda: second.connected)
         assert second.prefetch(second.lookup(chain)).wait().tokens == 40
         assert test_groups.load(engine, second, second.lookup(chain)).tokens == 40
+
+
+def test_a_daemon_with_empty_memory_finds_the_stops_of_another_one_in_a_shared_folder(tmp_path: Path) -> None:
+    engine, daemons = test_groups.Engine(), []
+
+    def start(name: str) -> Daemon:
+        (tmp_path / name).mkdir()
+        daemons.append(Daemon(tmp_path / name, disk=None, more=["--shared", str(tmp_path / "shared")]))
+        return daemons[-1]
+
+    def connected(daemon: Daemon) -> kvtile.GroupCache:
+        settings = {"shares": dict.fromkeys(test_groups.SIZES, 1.0), "connect": daemon.socket, "connect_within": 30.0}
+        return kvtile.GroupCache(engine.model(), engine.layouts, **settings)  # type: ignore[arg-type]
+
+    try:
+        with connected(start("first")) as first:
+            chain = first.hasher().keys(range(42))
+            for stop in (24, 40):
+                assert test_groups.store(engine, first, chain, stop).stopped is None
+        # Its end waits for the store.
+        daemons[0].stop()
+        with connected(start("second")) as second:
+            assert (second.snapshot().blocks, second.lookup(chain).stop) == ([], 0)
+            found = second.seek(chain, 60, at_most=41).wait()
+            assert (found.stop, found.stops) == (40, [40, 24])
+            report = test_groups.load(engine, second, found)
+            assert report.tokens == 40 and report.groups["state"].from_tiers == {"shared": 1}
+            assert {tier for tier, _, _, _ in second.snapshot().blocks} >= {"host"}
+        # A state that is lost in the store: another daemon finds the stop before it.
+        states = [path for path in (tmp_path / "shared").rglob(f"*/{chain[9].hex()}.1")]
+        for path in states:
+            path.unlink()
+        with connected(start("third")) as third:
+            found = third.seek(chain, 60).wait()
+            assert found.stop == 24 and test_groups.load(engine, third, found).tokens == 24
+    finally:
+        for daemon in daemons:
+            if daemon.process.poll() is None:
+                daemon.stop(signal.SIGKILL)
 
 
 def test_settings_of_the_daemon_are_refused_by_name_for_groups(daemon: Daemon) -> None:

@@ -118,6 +118,14 @@ def test_what_one_cache_stores_another_one_finds(engine: Engine, shared: object)
             again.match()
 
 
+def test_closing_reports_the_blocks_of_a_cache_whose_only_durable_tier_is_shared(engine: Engine, tmp_path: Path) -> None:
+    cache = opened(engine, tmp_path / "shared")
+    stored(engine, cache)
+    report = cache.close()
+    assert report is not None and report.durable, report
+    assert cache.close() is None
+
+
 def test_a_seek_returns_none_until_the_store_answers(engine: Engine) -> None:
     store = DictionaryTier()
     with opened(engine, store) as first:

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import hybrids  # noqa: E402
+from hf_tiny import tiny_config, tiny_model  # noqa: E402
 from standin import checked, driver, provokes  # noqa: E402
 from standin_torch import CUDA, StandinMode, StandinTensor, mode, moved  # noqa: E402
 from tiny import GREEDY, llama, padded, prompt  # noqa: E402
@@ -67,6 +68,19 @@ def test_a_batch_continues_from_what_is_known_of_each_row(mode: StandinMode) -> 
             assert torch.equal(outputs.cpu(), plain.generate(**inputs, **GREEDY)), number
             assert len(cache.save(here(inputs), outputs, past)) == len(prompts)
     assert known > 50
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_models_with_experts_go_on_from_the_cache(mode: StandinMode, kind: str) -> None:
+    config = tiny_config(kind)
+    config._experts_implementation = "eager"  # torch multiplies the experts' matrices at once with CUDA alone
+    model, inputs = tiny_model(config), prompt(1, 57) % config.vocab_size
+    wanted = model.generate(inputs, **GREEDY)
+    with PrefixCache(moved(model), **SMALL) as cache:
+        for _ in range(2):
+            assert torch.equal(cache.generate(model, here(inputs), **GREEDY).cpu(), wanted)
+        assert cache.stats()["hits"] == {"host": 7}
+    assert mode.storages, "kvtile copied from memory of the device"
 
 
 @pytest.mark.parametrize("first", ["cpu", "cuda"])

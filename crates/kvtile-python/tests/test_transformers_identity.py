@@ -15,6 +15,7 @@ import kvtile
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+import hybrids  # noqa: E402
 from tiny import GREEDY, llama, of, prompt  # noqa: E402
 
 from kvtile.transformers import PrefixCache  # noqa: E402
@@ -435,6 +436,15 @@ def with_images() -> Any:
     return transformers.LlavaForConditionalGeneration(config).eval()
 
 
+def with_images_and_windows() -> Any:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+              "patch_size": 14}  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config=hybrids.config("gemma3_text"), vision_config=transformers.SiglipVisionConfig(**vision), mm_tokens_per_image=4
+    )
+    return transformers.Gemma3ForConditionalGeneration(config).eval()
+
+
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: llama_rope("dynamic"), "dynamic"),
     (lambda: llama_rope("longrope"), "longrope"),
@@ -444,7 +454,8 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (without_head, "cannot generate"),
     (sliding, "sliding|window"),
     (recurrent, "in its modules"),
-    (with_images, "vision|image"),
+    (with_images, r"images.*\(text_config, vision_config\).*call model\.generate"),
+    (with_images_and_windows, r"images.*\(text_config, vision_config\).*call model\.generate"),
 ]
 
 

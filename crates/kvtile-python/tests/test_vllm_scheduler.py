@@ -80,17 +80,48 @@ def test_disk_blocks_load_in_the_step_if_no_other_request_waits(sides: Any) -> N
     scheduler.directories[0].apply(stored(keys, "disk"))
     # The disk's speed is unknown until its first read.
     assert scheduler.matched(request, 0) == (4 * PAGE, True)
-    scheduler.take(report(sides, disk_seconds=0.001))
+    scheduler.take(report(sides, tier_seconds={"disk": (0.0, 0.001)}))
     assert scheduler.matched(request, 0) == (4 * PAGE, False)
     # The step does not wait for a slow disk.
-    scheduler.take(report(sides, disk_seconds=0.26))
+    scheduler.take(report(sides, tier_seconds={"disk": (0.0, 0.26)}))
     assert scheduler.matched(request, 0) == (4 * PAGE, True)
-    scheduler.take(report(sides, disk_seconds=0.001))
+    scheduler.take(report(sides, tier_seconds={"disk": (0.0, 0.001)}))
     other = a_request("two", tokens=list(range(500, 500 + 2 * PAGE + 1)))
     scheduler.matched(other, 0)
     assert scheduler.matched(request, 0) == (4 * PAGE, True)
     scheduler.finished(other)
     assert scheduler.matched(request, 0) == (4 * PAGE, False)
+
+
+def test_blocks_are_left_out_by_the_speed_of_their_own_tier(sides: Any) -> None:
+    # The engine computes a page in a second.
+    scheduler, request = scheduler_of(sides, recompute_tokens_per_second=float(PAGE)), a_request()
+    scheduler.matched(request, 0)
+    keys = scheduler.tracked["one"].keys.of(4)[0]
+    scheduler.directories[0].apply([*stored(keys[:1]), *stored(keys, "disk")[1:2], *stored(keys, "shared")[2:]])
+    # Tiers that were not read yet count as fast.
+    assert scheduler.matched(request, 0)[0] == 4 * PAGE
+    for seconds, pages in [
+        ({"disk": (0.0, 0.1), "shared": (0.5, 0.2)}, 4),
+        ({"disk": (0.0, 0.1), "shared": (2.9, 0.2)}, 1),
+        ({"disk": (2.0, 0.5), "shared": (0.4, 0.2)}, 1),
+        ({"disk": (2.0, 0.1), "shared": (0.4, 0.2)}, 4),
+    ]:
+        scheduler.take(report(sides, tier_seconds=seconds))
+        assert scheduler.matched(request, 0)[0] == pages * PAGE, seconds
+
+
+def test_a_worker_loads_what_its_scheduler_has_promised(sides: Any) -> None:
+    """A worker that weighs its reads itself fails loads of blocks that the scheduler has weighed otherwise."""
+    settings = sides.settings.Settings(recompute_tokens_per_second=1e9, shared="/mnt/kv", disk_path="kv", disk_gib=1.0)
+    _, identity = layout_and_identity(
+        None, {f"layers.{layer}": Tensor(np.zeros((BLOCKS, 2, PAGE, 1, 4), np.float32)) for layer in range(LAYERS)}, None,
+        SimpleNamespace(number=0, size=1),
+    )
+    rank = sides.rank.Rank()
+    assert "recompute_tokens_per_second" not in settings.of_cache(rank, identity)
+    connected = sides.settings.Settings(recompute_tokens_per_second=1e9, connect="kv.sock")
+    assert connected.of_cache(rank, identity) == {"connect": "kv.sock"}
 
 
 def test_evicted_ancestors_are_stored_with_new_blocks(sides: Any) -> None:

@@ -41,10 +41,17 @@ def main(told: dict[str, Any]) -> None:
 
 
 def damage(told: dict[str, Any]) -> None:
-    """Flips bits in the blocks of the folders that an engine or a round names."""
+    """Flips bits in the blocks of the folders that an engine or a round names: of the groups that it names, or of all.
+
+    The same flips again mend blocks that were not written since.
+    """
     for path in told.get("damage", ()):
-        for file in sorted(Path(path).rglob("slots")):
-            flip_bytes(file, every=told["damage_every"])
+        for group in told.get("damage_groups", [None]):
+            files = sorted(Path(path).rglob("slots*" if group is None else f"slots-{group}" if group else "slots"))
+            if not files:
+                raise ValueError(f"{path} has no blocks of group {group}")
+            for file in files:
+                flip_bytes(file, every=told["damage_every"])
 
 
 def settle(llm: Any) -> None:

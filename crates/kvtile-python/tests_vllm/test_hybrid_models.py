@@ -13,8 +13,12 @@ from helpers import PAGE, Process
 NUMBERS = random.Random(3)
 TEXT = [NUMBERS.randrange(3, 990) for _ in range(420)]
 OTHER = [NUMBERS.randrange(3, 990) for _ in range(256)]
-# Prompts that leave the text at 15 of the 32 offsets in a page, from the first page to beyond the window.
-BRANCHES = list(range(37, 292, 17))
+# Prompts that leave the text at each of the 32 offsets in a page, from the first page to beyond the windows, and beside the
+# ends of the windows and of a chunk.
+BRANCHES = sorted({*range(13, 293, 9), 79, 80, 81, 95, 96, 97, 127, 128, 129})
+assert {branch % PAGE for branch in BRANCHES} == set(range(PAGE))
+# Prompts for damage in one group each: the last stop is at 160, where every rule needs pages.
+APART = [[NUMBERS.randrange(3, 990) for _ in range(170)] for _ in range(5)]
 
 
 def some() -> list[int]:
@@ -63,26 +67,37 @@ def counted(round_: dict[str, Any]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "small", "ends_answers"), [("gemma3", 110, False), ("gpt_oss", 60, True), ("llama4", 110, True)]
+    ("kind", "small", "ends_answers", "groups"), [("gemma3", 110, False, 4), ("gpt_oss", 60, True, 2), ("llama4", 110, True, 4)]
 )
-def test_answers_are_those_without_the_connector(kind: str, small: int, ends_answers: bool, tmp_path: Path) -> None:
+def test_answers_are_those_without_the_connector(
+    kind: str, small: int, ends_answers: bool, groups: int, tmp_path: Path
+) -> None:
     disk = tmp_path / "kv"
     kvtile = {"host_gib": 0.02, "prefault": False, "disk_path": str(disk), "disk_gib": 0.05}
     first = {name: ROUNDS[name] for name in ("first", "again")}
+    damage: dict[str, Any] = {"damage": [str(disk)], "damage_every": 1 << 10}
+    apart: dict[str, Any] = {f"apart {at}": {"prompts": [APART[at]], "max_tokens": 8} for at in range(groups)}
+    apart["mended"] = apart[f"apart {groups - 1}"]
+    # Each round damages one group, and mends that of the round before.
+    in_turn = {
+        name: {**round_, **damage, "damage_groups": list(range(groups))[max(0, at - 1) : at + 1]}
+        for at, (name, round_) in enumerate(apart.items())
+    }
     plain = {name: round_ for name, round_ in ROUNDS.items() if "abort" not in round_}
-    (expected, warm, restarted, damaged), ended = run(
+    (expected, warm, restarted, one_group, damaged), ended = run(
         [
-            {"rounds": {**plain, **CLEARED, "crowd": CROWD}},
-            {"kvtile": kvtile, "rounds": ROUNDS},
+            {"rounds": {**plain, **apart, **CLEARED, "crowd": CROWD}},
+            {"kvtile": kvtile, "rounds": {**ROUNDS, **apart}},
             {
                 "kvtile": kvtile, "engine": {**ENGINE, "num_gpu_blocks_override": small},
                 "rounds": {"first": ROUNDS["first"], "siblings": ROUNDS["siblings"], "crowd": CROWD},
             },
-            {"kvtile": kvtile, "rounds": {**first, **CLEARED}, "damage": [str(disk)], "damage_every": 1 << 10},
+            {"kvtile": kvtile, "rounds": in_turn},
+            {"kvtile": kvtile, "rounds": {**first, **CLEARED}, **damage},
         ],
         kind, tmp_path / "model",
     )
-    for rounds in (warm, restarted, damaged):
+    for rounds in (warm, restarted, one_group, damaged):
         for name, round_ in rounds.items():
             if name != "aborted":
                 assert round_["tokens"] == expected[name]["tokens"], name
@@ -104,6 +119,11 @@ def test_answers_are_those_without_the_connector(kind: str, small: int, ends_ans
     assert restarted["siblings"]["cached"] == [(branch + 4) // PAGE * PAGE for branch in BRANCHES]
     assert restarted["crowd"]["preemptions"] > 0
     assert counted(restarted["crowd"])["loaded_blocks"] > 0
+
+    # Damage in any group costs the stop, and is found in that group.
+    assert [round_["cached"] for round_ in one_group.values()] == [[0]] * groups + [[160]]
+    failures = {name: facts["checksum_failures"] for name, facts in ended[3]["stats"]["groups"].items()}
+    assert len(failures) == groups and all(failure.get("disk", 0) > 0 for failure in failures.values()), failures
 
     assert damaged["first"]["cached"] == [0] and counted(damaged["first"])["failed_blocks"] > 0
     assert damaged["again"]["cached"] == [288]
@@ -207,3 +227,37 @@ def test_two_ranks_resume_at_stops_that_both_have(tmp_path: Path) -> None:
     assert restarted["other"]["cached"] == [0] and counted(restarted["other"])["failed_blocks"] > 0
     assert restarted["other again"]["cached"] == [288]
     assert sorted(folder.name for folder in disk.iterdir()) == ["rank-0-of-2", "rank-1-of-2"]
+
+
+def test_folders_of_transformers_and_vllm_are_refused_by_their_groups(tmp_path: Path) -> None:
+    """The same weights under the same name and revision: what one side keeps of a window is not what the other one has."""
+    import torch
+    from hybrid_models import gemma3
+    from transformers import Gemma3ForCausalLM
+
+    import kvtile
+    from kvtile.transformers import PrefixCache
+
+    folder, prompt = tmp_path / "model", [TEXT[:100]]
+    model = Gemma3ForCausalLM.from_pretrained(gemma3(folder), dtype=torch.float32).eval()
+    settings: dict[str, Any] = {"page_size": PAGE, "host_gib": 0.02, "disk_gib": 0.05, "revision": "one"}
+    with PrefixCache(model, disk=tmp_path / "transformers", **settings) as cache:
+        cache.prefill(prompt)
+        ours = cache._kept.hasher.keys(prompt[0])
+        assert cache.cache.lookup(ours).stop == 96
+    same: dict[str, Any] = {"host_gib": 0.02, "prefault": False, "disk_gib": 0.05, "model": str(folder), "revision": "one"}
+    engines: list[dict[str, Any]] = [
+        {"kvtile": {**same, "disk_path": str(tmp_path / "vllm")}, "rounds": {"one": {"prompts": prompt, "max_tokens": 4}}},
+        {"kvtile": {**same, "disk_path": str(tmp_path / "transformers")}, "rounds": {}},
+    ]
+    told = {"kind": "gemma3", "model": str(folder), "engine": ENGINE, "engines": engines}
+    process = Process(told, hybrid_engine.main)
+    events = list(process.events())
+    assert process.wait() == 0, "".join(process.log)[-5000:]
+    assert [event["event"] for event in events] == ["round", "ended", "refused"], events
+    assert "keeps the groups pages, stops, and the cache" in "".join([events[-1]["message"], *process.log])
+    with pytest.raises(kvtile.IdentityError, match="keeps the groups .*window-80-.*, and the cache"):
+        PrefixCache(model, disk=tmp_path / "vllm", **settings)
+    # Neither refusal has damaged what is there.
+    with PrefixCache(model, disk=tmp_path / "transformers", **settings) as cache:
+        assert cache.cache.lookup(ours).stop == 96

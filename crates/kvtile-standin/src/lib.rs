@@ -135,7 +135,7 @@ impl Standin {
         self.act(|world| world.work.len())
     }
 
-    /// Reads memory that devices reach, now, whatever work is pending; false if there is no such memory.
+    /// Reads memory that devices reach, now, beside pending work; false if there is no such memory.
     #[must_use]
     pub fn peek(&self, address: u64, into: &mut [u8]) -> bool {
         self.act(|world| world.peek(address, into))
@@ -170,6 +170,12 @@ impl Standin {
         // There is a world as long as `self` lives.
         fake::with_world(act).unwrap_or_default()
     }
+}
+
+/// Enters an access of the host as [`Standin::host_access`], for code under test without a [`Standin`]. Without a
+/// stand-in, or where devices do not reach the memory, it does nothing.
+pub fn note_host_access(address: u64, bytes: usize, is_write: bool, name: &str) {
+    let _known = fake::with_world(|world| world.host_access(address, bytes, is_write, name));
 }
 
 impl Drop for Standin {

@@ -116,6 +116,12 @@ pub(crate) fn open_below<K>(
         if known.contains(&id) || below.iter().any(|below| below.id == id) {
             return Err(TierError::Settings(SettingsError::TierTwice { tier: id }));
         }
+        let abilities = tier.abilities();
+        if abilities.reads_pieces && !abilities.verifies {
+            return Err(TierError::Settings(SettingsError::PiecesNotVerified {
+                tier: id,
+            }));
+        }
         below.push(TendedTier::new(tier, settings));
     }
     Ok(below)

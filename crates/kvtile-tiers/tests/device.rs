@@ -153,72 +153,113 @@ fn a_flipped_bit_of_the_disk_never_reaches_memory_of_the_device() {
     assert_eq!(standin.leaks(), StandinLeaks::default());
 }
 
-/// An engine's step with a stream: it writes blocks that a store reads, reads blocks that a load then writes, and reads each
-/// layer behind the load. The stream waits for layers, and no thread for the device.
+/// An engine's steps with a stream: it writes blocks that a store reads, reads blocks that a load then writes, and reads each
+/// layer behind the load. The stream waits for layers, and no thread for the device. The third step loads from the disk.
+/// Returns whether all bytes are right.
+fn steps_of_a_stream(standin: &Standin, turns: u8) -> bool {
+    let device = standin.driver().unwrap().device(0).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let shape = Shape::key_value(16, 3, 8, 2, 16, "bf16").unwrap();
+    let engine = PhysicalLayout::builder().with_shape(shape.clone());
+    let engine = engine.layout("L|BH(kCN,vNC)").allocate_device(&device);
+    let engine = engine.build().unwrap();
+    let regions = engine.memory_regions();
+    let half = regions[0].size() / 2;
+    let layers: Vec<u64> = regions.iter().map(|region| region.addr() as u64).collect();
+    let settings = match turns {
+        3.. => settings_of(&shape).disk(folder.path(), 4 << 20),
+        _ => settings_of(&shape),
+    };
+    let cache = Cache::open(settings, engine).unwrap();
+    let (stream, keys) = (device.queue().unwrap(), keys(7, 4));
+    let mut is_right = true;
+    for turn in 0..turns {
+        for &start in &layers {
+            // SAFETY: the memory lives until the stream is idle, and the cache waits for it.
+            unsafe { stream.fill(start, 5 + turn, half) }.unwrap();
+        }
+        cache.clear().unwrap();
+        let store = StoreOptions::new().after(stream.record().unwrap());
+        let stored = cache.store_with(&keys, &[0, 1, 2, 3], &store).unwrap();
+        let stored = stored.wait();
+        assert_eq!(stored.stored, 4, "{stored:?}");
+        if turn == 2 {
+            cache.flush();
+            cache.evict(TierId::HOST, 4).unwrap();
+        }
+        for &start in &layers {
+            // SAFETY: as above.
+            unsafe { stream.fill(start + half as u64, 0, half) }.unwrap();
+        }
+        let marks = LoadMarks::new();
+        let load = LoadOptions::new().after(stream.record().unwrap());
+        let load = load.marks(marks.clone());
+        let found = cache.lookup(&keys);
+        let loaded = cache.load_with(found, &[8, 9, 10, 11], &load).unwrap();
+        for (layer, &start) in layers.iter().enumerate() {
+            let behind = marks
+                .wait_timeout(layer, 4, Duration::from_secs(60))
+                .unwrap();
+            for mark in behind.unwrap().unwrap() {
+                stream.wait(&mark).unwrap();
+            }
+            // SAFETY: as above.
+            unsafe { stream.copy(start, start + half as u64, half / 2) }.unwrap();
+        }
+        assert_eq!(loaded.wait().blocks, 4);
+        stream.synchronize().unwrap();
+        for &start in &layers {
+            let mut bytes = vec![0; half / 2];
+            is_right &= standin.peek(start, &mut bytes) && bytes == vec![5 + turn; half / 2];
+        }
+    }
+    is_right
+}
+
 #[test]
 fn stores_and_loads_are_ordered_with_a_stream_in_both_directions() {
     for seed in 0..2 {
         let standin = Standin::start(StandinOptions::seeded(seed));
-        let device = standin.driver().unwrap().device(0).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let shape = Shape::key_value(16, 3, 8, 2, 16, "bf16").unwrap();
-        let engine = PhysicalLayout::builder().with_shape(shape.clone());
-        let engine = engine.layout("L|BH(kCN,vNC)").allocate_device(&device);
-        let engine = engine.build().unwrap();
-        let regions = engine.memory_regions();
-        let half = regions[0].size() / 2;
-        let layers: Vec<u64> = regions.iter().map(|region| region.addr() as u64).collect();
-        let settings = settings_of(&shape).disk(folder.path(), 4 << 20);
-        let cache = Cache::open(settings, engine).unwrap();
-        let (stream, keys) = (device.queue().unwrap(), keys(7, 4));
-        for turn in 0..3_u8 {
-            for &start in &layers {
-                // SAFETY: the memory lives until the stream is idle, and the cache waits for it.
-                unsafe { stream.fill(start, 5 + turn, half) }.unwrap();
-            }
-            cache.clear().unwrap();
-            let store = StoreOptions::new().after(stream.record().unwrap());
-            let stored = cache
-                .store_with(&keys, &[0, 1, 2, 3], &store)
-                .unwrap()
-                .wait();
-            assert_eq!(stored.stored, 4, "{stored:?}");
-            if turn == 2 {
-                // Loaded from the disk.
-                cache.flush();
-                cache.evict(TierId::HOST, 4).unwrap();
-            }
-            for &start in &layers {
-                // SAFETY: as above.
-                unsafe { stream.fill(start + half as u64, 0, half) }.unwrap();
-            }
-            let marks = LoadMarks::new();
-            let load = LoadOptions::new().after(stream.record().unwrap());
-            let load = load.marks(marks.clone());
-            let found = cache.lookup(&keys);
-            let loaded = cache.load_with(found, &[8, 9, 10, 11], &load).unwrap();
-            for (layer, &start) in layers.iter().enumerate() {
-                let behind = marks
-                    .wait_timeout(layer, 4, Duration::from_secs(60))
-                    .unwrap();
-                for mark in behind.unwrap().unwrap() {
-                    stream.wait(&mark).unwrap();
-                }
-                // SAFETY: as above.
-                unsafe { stream.copy(start, start + half as u64, half / 2) }.unwrap();
-            }
-            assert_eq!(loaded.wait().blocks, 4);
-            stream.synchronize().unwrap();
-            for &start in &layers {
-                let mut bytes = vec![0; half / 2];
-                assert!(standin.peek(start, &mut bytes));
-                assert_eq!(bytes, vec![5 + turn; half / 2], "seed {seed}, turn {turn}");
-            }
-        }
-        drop((cache, stream, device));
+        assert!(steps_of_a_stream(&standin, 3), "seed {seed}");
         assert_eq!(standin.complaints(), [], "seed {seed}");
         assert_eq!(standin.leaks(), StandinLeaks::default());
     }
+}
+
+/// Each wait of a stream in `scenario` does nothing once: in some order of the device's work the checker complains. There are
+/// `waits` of them.
+fn each_wait_is_needed(waits: u64, scenario: fn(&Standin)) {
+    let standin = Standin::start(StandinOptions::seeded(0));
+    scenario(&standin);
+    assert_eq!(standin.complaints(), []);
+    assert_eq!(standin.calls()["cuStreamWaitEvent"], waits);
+    drop(standin);
+    for nth in 1..=waits {
+        let is_found = (0..50).any(|seed| {
+            let standin = Standin::start(StandinOptions::seeded(seed));
+            // It returns success and does nothing.
+            standin.fail("cuStreamWaitEvent", nth, 0);
+            scenario(&standin);
+            !standin.complaints().is_empty()
+        });
+        assert!(is_found, "wait {nth} of {waits}");
+    }
+}
+
+/// One behind the stream for the store and one for the load, and one of the stream for each layer.
+#[test]
+fn each_wait_of_a_store_and_a_load_with_a_stream_is_needed() {
+    each_wait_is_needed(5, |standin| {
+        let _may_be_wrong = steps_of_a_stream(standin, 1);
+    });
+}
+
+/// One behind the stream for the group's store, and one for its load.
+#[test]
+fn each_wait_of_a_group_with_a_stream_is_needed() {
+    each_wait_is_needed(2, |standin| {
+        let _may_be_wrong = groups_with_a_stream(standin);
+    });
 }
 
 #[test]
@@ -281,10 +322,8 @@ fn the_marks_of_a_load_end_with_it() {
 }
 
 /// A group with full attention on the device and states in host memory: the first waits for the stream, and calls with
-/// states alone are refused.
-#[test]
-fn groups_on_a_device_wait_for_a_stream_and_those_in_host_memory_do_not() {
-    let standin = Standin::start(StandinOptions::seeded(3));
+/// states alone are refused. Returns whether all bytes are right.
+fn groups_with_a_stream(standin: &Standin) -> bool {
     let device = standin.driver().unwrap().device(0).unwrap();
     let full = Shape::key_value(8, 2, 8, 2, 16, "bf16").unwrap();
     let plane = Plane::new("state", Unit::new("f32", 4, 1).unwrap());
@@ -342,12 +381,16 @@ fn groups_on_a_device_wait_for_a_stream_and_those_in_host_memory_do_not() {
     let loaded = cache.load_with(cache.lookup(&keys), &into, &load).unwrap();
     assert_eq!(loaded.wait().tokens, 16);
     stream.synchronize().unwrap();
-    for &start in &layers {
+    layers.iter().all(|&start| {
         let mut bytes = vec![0; quarter];
-        assert!(standin.peek(start + 2 * quarter as u64, &mut bytes));
-        assert_eq!(bytes, vec![9; quarter]);
-    }
-    drop((cache, stream, device, after, load));
+        standin.peek(start + 2 * quarter as u64, &mut bytes) && bytes == vec![9; quarter]
+    })
+}
+
+#[test]
+fn groups_on_a_device_wait_for_a_stream_and_those_in_host_memory_do_not() {
+    let standin = Standin::start(StandinOptions::seeded(3));
+    assert!(groups_with_a_stream(&standin));
     assert_eq!(standin.complaints(), []);
     assert_eq!(standin.leaks(), StandinLeaks::default());
 }

@@ -12,6 +12,11 @@
 //!
 //! The crate knows neither token hashes nor policies: the layers above decide which blocks to keep.
 
+/// Unit tests share files with the tests of the public surface.
+#[cfg(test)]
+#[cfg(not(loom))]
+extern crate self as kvtile_transfer;
+
 pub mod completion;
 mod descriptor;
 mod error;

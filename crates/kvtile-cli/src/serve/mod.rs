@@ -1,6 +1,8 @@
 //! `kvtile serve`: the node daemon, and the status of one.
 
+mod publish;
 mod status;
+mod sweeper;
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, sync::mpsc, time::Duration};
 
@@ -23,6 +25,9 @@ use kvtile::{
 use kvtile_daemon::{CacheMaker, Daemon, DaemonDisk, DaemonSettings, ServedCache};
 use kvtile_http::CacheReport;
 
+use publish::{EventArgs, ServedEvents};
+use sweeper::{SweepOptions, Sweeper};
+
 use crate::{
     error::CliError,
     numbers,
@@ -44,6 +49,8 @@ Examples:
   kvtile serve --socket kv.sock --host 64GiB --identities 8          the ranks of a model are one each
   kvtile serve --socket kv.sock --host 64GiB --policy lru --quota 7=20000 --quota 8=5000
   kvtile serve --socket kv.sock --host 64GiB --http 127.0.0.1:9090    a page and metrics
+  kvtile serve --socket kv.sock --host 64GiB --shared /mnt/kv --shared-capacity 2TB    and sweeps the store
+  kvtile serve --socket kv.sock --host 64GiB --events 'tcp://*:5557' --events-replay 'tcp://*:6557'
   kvtile serve status --socket kv.sock --json";
 
 /// Arguments of `kvtile serve`.
@@ -88,6 +95,8 @@ pub struct ServeArgs {
     /// Compress blocks for the store, without loss; every daemon reads compressed blocks
     #[arg(long, requires = "shared")]
     shared_compress: bool,
+    #[command(flatten)]
+    sweeps: SweepOptions,
     /// Models, or ranks of one, at a time; each has an equal, fixed share of host memory and disk
     #[arg(long, value_name = "N", default_value_t = 1)]
     identities: usize,
@@ -98,6 +107,8 @@ pub struct ServeArgs {
     /// Serve the numbers of all caches over HTTP: a page, /metrics for Prometheus, /stats.json
     #[arg(long, value_name = "HOST:PORT")]
     http: Option<String>,
+    #[command(flatten)]
+    events: EventArgs,
     /// Worker threads of each cache
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: usize,
@@ -177,8 +188,9 @@ fn serve(args: &ServeArgs) -> Result<(), CliError> {
         value: String::new(),
         problem: error.to_string(),
     })?;
-    let maker = ServedMaker::open(args.shared.as_deref(), args.shared_compress)?;
-    let daemon = Daemon::start_with(settings.clone(), maker)?;
+    let maker = ServedMaker::open(args)?;
+    let daemon = Daemon::start_with(settings.clone(), Arc::clone(&maker) as Arc<dyn CacheMaker>)?;
+    let sweeper = Sweeper::start(&args.sweeps, maker.store.as_ref())?;
     output::print(&format!("serving {}\n", settings.socket.display()))?;
     let page = args.http.as_deref().map(|address| {
         let caches = daemon.open_caches();
@@ -200,13 +212,16 @@ fn serve(args: &ServeArgs) -> Result<(), CliError> {
     }
     // It ends with a signal only; the handler keeps the other end.
     let _ = stopped.recv();
-    drop(page);
+    drop((page, sweeper));
     for (name, flushed) in daemon.stop() {
         output::print(&format!(
             "{name}: {} of {} blocks of host memory are durable\n",
             thousands((flushed.wanted - not_durable(&flushed)) as u64),
             thousands(flushed.wanted as u64)
         ))?;
+    }
+    if let Some(events) = &maker.events {
+        events.close();
     }
     Ok(())
 }
@@ -216,18 +231,24 @@ fn not_durable(flushed: &kvtile::FlushReport) -> usize {
     lost.min(flushed.wanted)
 }
 
-/// Makes the caches, each with a shared tier over one store if there is one.
+/// Makes the caches, each with a shared tier over one store if there is one, and publishes their events.
 struct ServedMaker {
     store: Option<Arc<dyn SharedStore>>,
     compress: bool,
+    events: Option<ServedEvents>,
 }
 
 impl ServedMaker {
-    fn open(store: Option<&str>, compress: bool) -> Result<Arc<ServedMaker>, CliError> {
+    fn open(args: &ServeArgs) -> Result<Arc<ServedMaker>, CliError> {
         let by = Deadline::within(Duration::from_secs(60));
+        let store = args.shared.as_deref();
         let store = store.map(|text| kvtile_shared_open::open_store(text, by));
         let store = store.transpose().map_err(TierError::outside)?;
-        Ok(Arc::new(ServedMaker { store, compress }))
+        Ok(Arc::new(ServedMaker {
+            store,
+            compress: args.shared_compress,
+            events: ServedEvents::bind(&args.events, args.identities)?,
+        }))
     }
 
     /// The shared tier of one cache.
@@ -262,6 +283,13 @@ impl CacheMaker for ServedMaker {
             }
             None => builder,
         })
+    }
+
+    fn opened(&self, name: &str, cache: &ServedCache) -> Result<(), TierError> {
+        match &self.events {
+            Some(events) => events.publish(name, cache),
+            None => Ok(()),
+        }
     }
 }
 

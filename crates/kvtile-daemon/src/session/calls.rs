@@ -1,7 +1,10 @@
 //! The calls that are JSON. Those that do I/O run on a thread of their own, one at a time for each
 //! client.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use kvtile_daemon_wire::{FrameKind, RefusalCode, RefusalFrame};
 use kvtile_tiers::{
@@ -32,13 +35,14 @@ pub(super) fn serve(
         CallMessage::Stats
         | CallMessage::TierStats { .. }
         | CallMessage::TierHealth { .. }
+        | CallMessage::Estimate { .. }
         | CallMessage::Overdue
         | CallMessage::StopStats => false,
         // Further calls may be added to the enum; they are safe on a thread.
         _ => true,
     };
     if !does_io {
-        let answer = answer_of(client, group, &call);
+        let answer = answer(client, group, &call);
         send(session, number, answer);
         return Ok(());
     }
@@ -55,7 +59,7 @@ pub(super) fn serve(
     let (ours, theirs) = (Arc::clone(session), Arc::clone(client));
     let thread = std::thread::Builder::new().name(format!("kvtile-call-{}", session.number));
     let started = thread.spawn(move || {
-        let answer = answer_of(&theirs, group, &call);
+        let answer = answer(&theirs, group, &call);
         // The client may make its next call as soon as it has the answer.
         ours.jobs.called(number);
         send(&ours, number, answer);
@@ -68,7 +72,19 @@ pub(super) fn serve(
     Ok(())
 }
 
-/// The answer to a call, or its refusal.
+/// The answer to a call, or its refusal; a refusal too where the cache panics.
+fn answer(
+    client: &ClientFacts,
+    group: u16,
+    call: &CallMessage,
+) -> Result<CallAnswer, RefusalFrame> {
+    let answer = catch_unwind(AssertUnwindSafe(|| answer_of(client, group, call)));
+    answer.unwrap_or_else(|_| {
+        let text = "the daemon panicked in the call; what it prints says where";
+        Err(RefusalFrame::new(RefusalCode::Failed, text))
+    })
+}
+
 fn answer_of(
     client: &ClientFacts,
     group: u16,
@@ -92,6 +108,9 @@ fn answer_of(
             Ok(CallAnswer::TierStats(stats))
         }
         CallMessage::TierHealth { tier } => Ok(CallAnswer::TierHealth(cache.tier_health(*tier))),
+        CallMessage::Estimate { tier, blocks } => {
+            Ok(CallAnswer::Estimate(cache.estimate(*tier, *blocks)))
+        }
         CallMessage::Overdue => {
             let pins = cache.overdue();
             let message = pins.iter().map(|pin| PinMessage {

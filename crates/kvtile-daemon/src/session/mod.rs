@@ -21,6 +21,7 @@ use std::{
     io::{BufReader, Write},
     net::Shutdown,
     os::unix::net::UnixStream,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -177,12 +178,13 @@ pub(crate) fn refuse(mut socket: &UnixStream, refusal: &RefusalFrame) {
 }
 
 impl Session {
-    /// Serves the client until its socket ends.
+    /// Serves the client until its socket ends. A panic ends the session, as the end of the socket does.
     fn run(self: Arc<Self>, parts: &Arc<DaemonParts>, inbox: Receiver<OutboxItem>) {
-        let client = match handshake::shake_hands(&self, parts) {
-            Ok(Some(client)) => Arc::new(client),
-            Ok(None) | Err(SessionEnd::Gone) => return self.shut_down(),
-            Err(SessionEnd::Refused(request, refusal)) => {
+        let greeted = self.unless_it_panics(|| handshake::shake_hands(&self, parts));
+        let client = match greeted {
+            Some(Ok(Some(client))) => Arc::new(client),
+            Some(Ok(None) | Err(SessionEnd::Gone)) | None => return self.shut_down(),
+            Some(Err(SessionEnd::Refused(request, refusal))) => {
                 log::warn!("client {}: {}", self.number, refusal.text);
                 self.send(&refusal.encode(request));
                 return self.shut_down();
@@ -191,12 +193,15 @@ impl Session {
         *self.client.lock() = Some(Arc::clone(&client));
         let ours = Arc::clone(&self);
         let (theirs, leases) = (Arc::clone(&client), parts.settings.clone());
+        let leases = (leases.lease, leases.match_lease);
         let outbox = std::thread::Builder::new()
             .name(format!("kvtile-outbox-{}", self.number))
-            .spawn(move || ours.serve_outbox(&theirs, (leases.lease, leases.match_lease), &inbox));
+            .spawn(move || {
+                ours.unless_it_panics(|| ours.serve_outbox(&theirs, leases, &inbox));
+            });
         match outbox {
             Ok(outbox) => {
-                self.serve_requests(&client);
+                self.unless_it_panics(|| self.serve_requests(&client));
                 self.shut_down();
                 let _ = self.outbox.send(OutboxItem::End);
                 let _ = outbox.join();
@@ -204,6 +209,17 @@ impl Session {
             Err(error) => log::warn!("client {}: {error}", self.number),
         }
         self.end(&client);
+    }
+
+    /// Does a part of the session's work. A panic, which the process reports by itself, shuts the socket down: the
+    /// client then connects again, where a socket that stayed open would let it wait for ever.
+    fn unless_it_panics<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
+        let done = catch_unwind(AssertUnwindSafe(work));
+        done.inspect_err(|_| {
+            log::error!("client {}: its session ends with a panic", self.number);
+            self.shut_down();
+        })
+        .ok()
     }
 
     fn serve_requests(self: &Arc<Self>, client: &Arc<ClientFacts>) {

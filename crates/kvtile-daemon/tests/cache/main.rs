@@ -8,6 +8,7 @@
 //! | `crash` | kills the process of the cache; `deaths` of `tests/daemon` kills clients and daemons |
 //! | `inside` | settings at opening, the clock of the caller, memory of the process |
 //! | `layered`, `layers` | reads by layers, and the parts that a load is cut into |
+//! | `leaving` | loads while an eviction of another thread of the process goes on |
 //! | `panics` | panics on threads by their names |
 
 #![expect(

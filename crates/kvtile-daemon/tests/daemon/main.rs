@@ -10,4 +10,5 @@ mod common;
 mod deaths;
 mod flow;
 mod hostile;
+mod panics;
 mod stopped;

@@ -5,7 +5,7 @@
 //!
 //! | module of `kvtile-tiers/tests/groups` | what it tests |
 //! | --- | --- |
-//! | `crash` | kills the process of the cache; `clients` here kills clients and daemons |
+//! | `crash` | kills the process of the cache; `clients` here kills clients and daemons, `stopped` stops clients |
 //! | `trace` | pools of several sizes |
 
 #![expect(
@@ -18,6 +18,7 @@
 mod clients;
 mod hostile;
 mod keeper;
+mod stopped;
 
 #[path = "../../../kvtile-tiers/tests/groups/common.rs"]
 mod common;

@@ -7,6 +7,7 @@ mod call;
 mod context;
 pub mod cuda;
 mod error;
+pub mod hip;
 mod load;
 mod mark;
 mod module;

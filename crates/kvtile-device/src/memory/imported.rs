@@ -142,8 +142,8 @@ impl ImportedMemory {
         self.address
     }
 
-    /// The driver's number of the allocation, unique in the process. Regions with equal numbers share memory,
-    /// also at different addresses.
+    /// The driver's number of the allocation, unique in the process. Regions with equal numbers are parts of one allocation.
+    /// Whether another mapping of the same memory has another number, no driver states.
     #[must_use]
     pub fn buffer_id(&self) -> u64 {
         self.buffer

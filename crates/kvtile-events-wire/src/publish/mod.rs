@@ -59,6 +59,26 @@ impl PublisherSettings {
             peers_max: 64,
         }
     }
+
+    /// The settings of the publisher with this number: its ports are higher by the number, as those of vLLM's
+    /// data-parallel ranks are. Port 0 stays any free one.
+    ///
+    /// # Errors
+    /// [`WireError::Endpoint`] for an address of another form, or a port above 65,535.
+    pub fn numbered(&self, number: u16) -> Result<PublisherSettings, WireError> {
+        let higher = |endpoint: &str| {
+            let higher = Endpoint::parse(endpoint)?.higher(number);
+            higher.ok_or_else(|| WireError::Endpoint {
+                endpoint: format!("{endpoint} + {number}"),
+            })
+        };
+        let replay = self.replay_endpoint.as_deref().map(higher).transpose()?;
+        Ok(PublisherSettings {
+            endpoint: higher(&self.endpoint)?.to_string(),
+            replay_endpoint: replay.map(|endpoint| endpoint.to_string()),
+            ..self.clone()
+        })
+    }
 }
 
 /// What the threads of a publisher share.
@@ -147,11 +167,15 @@ impl WirePublisher {
 
     /// Publishes a batch with the next sequence number, from 0 on, and returns the number.
     pub fn publish(&self, batch: &WireBatch) -> u64 {
+        self.publish_on(&self.parts.settings.topic, batch)
+    }
+
+    /// As [`publish`](Self::publish), with a topic of its own.
+    pub fn publish_on(&self, topic: &str, batch: &WireBatch) -> u64 {
         let payload = batch.encode();
-        let topic = self.parts.settings.topic.clone();
         let mut past = self.parts.past();
         let sequence = past.next();
-        self.send(&mut past, topic, sequence, payload);
+        self.send(&mut past, topic.to_owned(), sequence, payload);
         sequence
     }
 

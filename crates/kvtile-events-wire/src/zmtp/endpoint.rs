@@ -38,6 +38,16 @@ impl Endpoint {
         }
     }
 
+    /// The endpoint whose port is so much higher; any free port stays one. `None` above 65,535.
+    pub(crate) fn higher(&self, number: u16) -> Option<Endpoint> {
+        let port = match self.port {
+            0 => 0,
+            port => port.checked_add(number)?,
+        };
+        let host = self.host.clone();
+        Some(Endpoint { host, port })
+    }
+
     fn failed(&self, operation: &'static str, source: std::io::Error) -> WireError {
         WireError::Socket {
             operation,
@@ -115,5 +125,20 @@ mod tests {
             let error = Endpoint::parse(text).unwrap_err();
             assert!(matches!(error, WireError::Endpoint { .. }), "{text}");
         }
+    }
+
+    #[test]
+    fn a_higher_port_is_a_port_or_none() {
+        let higher = |text: &str, number| {
+            let endpoint = Endpoint::parse(text).unwrap().higher(number);
+            endpoint.map(|endpoint| endpoint.to_string())
+        };
+        assert_eq!(higher("tcp://*:5557", 3).as_deref(), Some("tcp://*:5560"));
+        assert_eq!(
+            higher("tcp://[::1]:80", 0).as_deref(),
+            Some("tcp://[::1]:80")
+        );
+        assert_eq!(higher("tcp://*:0", 7).as_deref(), Some("tcp://*:0"));
+        assert_eq!(higher("tcp://*:65535", 1), None);
     }
 }

@@ -24,11 +24,17 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
-/// Closes a cache once the calls of other threads have ended. Returns `None` if the cache is closed
+/// Closes a cache once the calls of other threads have ended. Returns whether it has a tier whose blocks outlive the
+/// process, and what became of the blocks of host memory. Returns `None` if the cache is closed
 /// already. Also returns `None` if this thread is inside a call of the cache: the last such call
 /// then closes it.
 pub(super) fn close(slot: &OpenSlot<Cache>) -> Option<(bool, FlushReport)> {
     let cache = slot.take()?;
-    let has_disk = cache.pool_stats(TierId::DISK).is_some();
-    Some((has_disk, cache.close()))
+    // Tiers of a daemon are not in this process; its disk is known by its pool.
+    let is_durable = |tier: TierId| match cache.tier(tier) {
+        Some(tier) => tier.abilities().is_durable,
+        None => tier == TierId::DISK && cache.pool_stats(tier).is_some(),
+    };
+    let is_durable = cache.tiers().into_iter().any(is_durable);
+    Some((is_durable, cache.close()))
 }

@@ -465,6 +465,21 @@ impl PyCache {
         stats::object(py, &stats::of_pool(&stats))
     }
 
+    /// Seconds that reading so many blocks of a tier below host memory takes, as earlier reads went; None for host
+    /// memory, before the first read, and while a daemon does not answer.
+    fn read_seconds(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = text::tier)] tier: TextArgument,
+        #[pyo3(from_py_with = number::blocks)] blocks: usize,
+    ) -> PyResult<Option<f64>> {
+        let name = text::tier_of(&tier)?;
+        let time = self.with(py, |cache| {
+            Ok::<_, CallFailure>(cache.estimate(name, blocks))
+        })?;
+        Ok(time.map(|time| time.as_secs_f64()))
+    }
+
     /// Matches held past their ``hold`` time: dicts of owner, blocks and milliseconds.
     fn overdue(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let pins = self.with(py, |cache| Ok::<_, CallFailure>(cache.overdue()))?;
@@ -524,13 +539,13 @@ impl PyCache {
     /// callback returns.
     ///
     /// Returns:
-    ///     A FlushReport of the blocks in host memory. None without a disk tier, if the cache was
-    ///     closed already, or from inside another call of the cache, at the end of which it
+    ///     A FlushReport of the blocks in host memory. None without a durable tier (a disk, or a shared
+    ///     store that keeps what it has), if the cache was closed already, or from inside another call of the cache, at the end of which it
     ///     closes.
     fn close(&self, py: Python<'_>) -> PyResult<Option<PyFlushReport>> {
         let slot = self.slot.as_ref();
         let closed = guard::call(py, || slot.and_then(|slot| close(slot)))?;
-        let report = closed.filter(|(has_disk, _)| *has_disk);
+        let report = closed.filter(|(is_durable, _)| *is_durable);
         Ok(report.map(|(_, report)| PyFlushReport::from(report)))
     }
 

@@ -19,6 +19,10 @@ const SMALL_BYTES: u64 = 64 << 10;
 /// with 16 calls at a time, with 4 it stores 61 to 95 %.
 const SLOW: f64 = 4.0;
 
+/// The share of writes whose value the store has already, before the first write. A cache that looks prompts up before it
+/// computes them writes present values only where two caches compute the same at the same time.
+const PRESENT: f64 = 0.5;
+
 /// How much slower the lowest times become with every call, so that they follow a store whose
 /// latency has changed.
 const FORGETTING: f64 = 1.005;
@@ -34,6 +38,8 @@ struct PaceState {
     bytes_per_second_max: f64,
     is_measured: bool,
     limit: f64,
+    /// The share of recent writes whose value the store had already.
+    present: f64,
 }
 
 /// The speed of one store.
@@ -57,6 +63,7 @@ impl StorePace {
                 bytes_per_second_max: bytes_per_second,
                 is_measured: false,
                 limit: (limit_max as f64 / 2.0).max(1.0),
+                present: PRESENT,
             }),
             limit_max,
         }
@@ -102,10 +109,18 @@ impl StorePace {
             .unwrap_or(1)
     }
 
-    /// Whether the bytes of a value take longer than a call without any.
-    pub(crate) fn is_worth_a_call(&self, bytes: u64) -> bool {
+    /// A write, or the query before it, found the value in the store or not.
+    pub(crate) fn met(&self, is_present: bool) {
+        let met = if is_present { 1.0 } else { 0.0 };
+        let mut state = self.state.lock();
+        state.present += WEIGHT * (met - state.present);
+    }
+
+    /// Whether a query before a write of `bytes` bytes saves time: the bytes that recent writes would not have had to
+    /// send take longer than a call without any.
+    pub(crate) fn is_query_worth(&self, bytes: u64) -> bool {
         let state = self.state.lock();
-        bytes as f64 / state.bytes_per_second > state.latency
+        state.present * bytes as f64 / state.bytes_per_second > state.latency
     }
 
     /// The expected time of `calls` reads of `bytes` bytes each; `None` before the first
@@ -158,13 +173,25 @@ mod tests {
     }
 
     #[test]
-    fn many_bytes_are_worth_a_call_and_few_are_not() {
+    fn a_query_is_worth_the_bytes_that_it_saves() {
         let pace = StorePace::new(ms(30), 90_000_000, 4);
-        assert!(pace.is_worth_a_call(4 << 20) && !pace.is_worth_a_call(1 << 20));
+        let large = 16 << 20;
+        assert!(pace.is_query_worth(large) && !pace.is_query_worth(1 << 20));
+        // New values make it useless, present ones useful.
+        for _ in 0..100 {
+            pace.met(false);
+        }
+        assert!(!pace.is_query_worth(5 << 30));
+        pace.met(true);
+        assert!(pace.is_query_worth(large) && !pace.is_query_worth(1 << 20));
+        for _ in 0..100 {
+            pace.met(true);
+        }
+        assert!(pace.is_query_worth(4 << 20) && !pace.is_query_worth(1 << 20));
         for _ in 0..100 {
             pace.measured(0, ms(1));
         }
-        assert!(pace.is_worth_a_call(1 << 20) && !pace.is_worth_a_call(64 << 10));
+        assert!(pace.is_query_worth(1 << 20) && !pace.is_query_worth(64 << 10));
     }
 
     #[test]

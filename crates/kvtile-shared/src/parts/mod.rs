@@ -91,12 +91,7 @@ impl SharedParts {
                 word: word.clone(),
                 expected: Mutex::default(),
             };
-            let source = Arc::new(source);
-            let settings = PartsSettings {
-                source,
-                shape,
-                word,
-            };
+            let settings = PartsSettings::new(Arc::new(source), shape, word);
             Ok(Arc::new(PartsTier::open(settings, context)?) as Arc<dyn Tier>)
         }
     }
@@ -146,7 +141,7 @@ impl SharedParts {
             return known.clone();
         }
         let name = self.identity_of(part).and_then(|identity| {
-            let group = TierGroup::new(NAME, identity);
+            let group = TierGroup::new(NAME, identity).has_part_readers(true);
             self.hub.announcement_of(&group)
         });
         if expected.len() >= EXPECTED_MAX {

@@ -3,6 +3,7 @@
 use std::{
     cmp::Reverse,
     collections::BinaryHeap,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
     time::Instant,
 };
@@ -102,8 +103,12 @@ impl DeadlineAlarm {
             }
             let due = state.entries.pop();
             drop(state);
-            if let Some(work) = due.and_then(|due| due.0.work.upgrade()) {
-                work.too_late();
+            if let Some(work) = due.and_then(|due| due.0.work.upgrade())
+                && catch_unwind(AssertUnwindSafe(|| work.too_late())).is_err()
+            {
+                log::error!(
+                    "ending late work of a shared store panicked; later deadlines are kept"
+                );
             }
             state = self.state.lock();
         }

@@ -267,6 +267,9 @@ fn groups(
     {
         return Err(SharedTierError::BundleBlocks { blocks });
     }
+    // A stop may be at each page, and the last pages before it are of no use if their bundle is not whole.
+    let has_stops = context.groups.iter().any(|group| group.is_rootless);
+    let best_bytes = if has_stops { 0 } else { best_bytes };
     let groups = context.groups.iter();
     groups
         .map(|group| group_bundles(settings, best_bytes, group))
@@ -304,8 +307,7 @@ fn group_bundles(
     }
     let names = BundleName::new(&settings.prefix, &form)?;
     let manifest = manifest_name(&settings.prefix, form.identity)?;
-    let is_cut = !group.shares_keys && !group.is_rootless && form.part == PartName::default();
-    let announcement = match is_cut {
+    let announcement = match group.has_part_readers && form.part == PartName::default() {
         false => None,
         true => {
             let part = PartFolderName::of(&named.logical.shard());

@@ -14,8 +14,10 @@ pub struct SharedTierSettings {
     /// The part of the model that the blocks hold (default: `all`).
     pub part: PartName,
     /// Blocks of one bundle, 1 to 64; `None` takes the largest power of two that the store's
-    /// [`best_bytes`](crate::store::SharedStoreAbilities::best_bytes) allow (default). All caches
-    /// that share a store need the same number to find each other's blocks, which is in the names.
+    /// [`best_bytes`](crate::store::SharedStoreAbilities::best_bytes) allow (default), and 1 for a model with windows,
+    /// chunks or states. With more, such a model finds stops at multiples of that many pages only, because the tail of a
+    /// chain is not written. All caches that share a store need the same number to find each other's blocks, which is
+    /// in the names.
     pub bundle_blocks: Option<u32>,
     /// Whether blocks are compressed when they are written, without loss (default: no). Caches read compressed
     /// blocks with or without it. It pays where bytes cost more than the processor's time.

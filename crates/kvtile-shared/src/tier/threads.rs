@@ -128,7 +128,14 @@ impl StoreThreads {
             Ok(thread) => state.threads.push(thread.thread().id()),
             Err(error) if state.threads.is_empty() => {
                 log::warn!("no thread for {}: {error}; its work is dropped", self.name);
-                let dropped = std::mem::take(&mut *state);
+                let ThreadsState {
+                    asks,
+                    reads,
+                    writes,
+                    ..
+                } = &mut *state;
+                let dropped = [asks, reads, writes].map(std::mem::take);
+                // A job that is dropped ends its work, which may take the lock.
                 drop(state);
                 drop(dropped);
             }

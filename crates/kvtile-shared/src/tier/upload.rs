@@ -174,7 +174,8 @@ impl BundleUpload {
         let failure = match written {
             Ok(written) => {
                 self.is_stored();
-                if let ValueWritten::Present = written {
+                parts.pace.met(written == ValueWritten::Present);
+                if written == ValueWritten::Present {
                     count(&parts.counts.present, 1);
                 }
                 parts.writes.succeeded(parts.clock.now());
@@ -269,11 +270,12 @@ impl BundleUpload {
         self.write_value(&name, &contents, by)
     }
 
-    /// Whether to query the bundle before its bytes are sent. A store that keeps the first value of a name answers
-    /// the same to the write, which is the faster query where bytes cost less than a call.
+    /// Whether to query the bundle before its bytes are sent. A store that keeps the first value of a name answers the
+    /// same to the write, which is the faster query while few bundles are there already, or where bytes cost less than a
+    /// call.
     fn queries_first(&self, form: &BundleForm) -> bool {
         let parts = &self.parts;
-        !parts.abilities.keeps_first || parts.pace.is_worth_a_call(form.bundle_bytes())
+        !parts.abilities.keeps_first || parts.pace.is_query_worth(form.bundle_bytes())
     }
 
     fn is_present(&self, name: &ValueName, by: Deadline) -> Result<bool, UploadError> {

@@ -219,6 +219,50 @@ fn block_stores_share_a_folder() {
     assert_eq!(second.load(&chain, &loaded, &ids).unwrap().wait().ok(), 8);
 }
 
+/// The number of writes to a store: of announcements of parts, and of bundles of four blocks.
+fn writes(store: &SimulatedStore) -> (usize, usize) {
+    let written = store.written();
+    let count =
+        |is_so: fn(&str) -> bool| written.iter().filter(|name| is_so(name.as_str())).count();
+    (
+        count(|name| name.contains("/parts/")),
+        count(|name| name.ends_with(".4")),
+    )
+}
+
+#[test]
+fn a_block_store_announces_no_part_and_a_cache_announces_its_own() {
+    let chain = keys(1, 8);
+    let counting = SimulatedStore::new(MemoryStore::new(), 1);
+    let as_store = Arc::clone(&counting) as Arc<dyn SharedStore>;
+    let settings = SharedTierSettings::new().bundle_blocks(4);
+    let opener = SharedTier::opener(tier_id(), Arc::clone(&as_store), settings);
+    let group = StoreGroup::new("kv", identity(), shape(1));
+    let blocks = BlockStore::builder(BlockStoreSettings::new(vec![group]))
+        .tier(TierSettings::default(), opener)
+        .open()
+        .unwrap();
+    let rows = PhysicalLayout::builder().with_shape(shape(8));
+    let rows = rows.layout("BLHKNC").allocate_system().build().unwrap();
+    let rows = blocks.register("kv", rows).unwrap();
+    let parents = (0..8).map(|at: usize| at.checked_sub(1).map(|at| chain[at]));
+    let options = RowStoreOptions::new()
+        .parents(parents.collect())
+        .positions((0..8).collect());
+    let ids: Vec<usize> = (0..8).collect();
+    let stored = blocks.store_with(&chain, &rows, &ids, &options).unwrap();
+    assert_eq!(stored.wait().ok(), 8);
+    wait_for(&as_store, 2);
+    assert_eq!(writes(&counting), (0, 2), "{:?}", counting.written());
+    // A cache over another store of the same blocks.
+    let counting = SimulatedStore::new(MemoryStore::new(), 1);
+    let as_store = Arc::clone(&counting) as Arc<dyn SharedStore>;
+    let cache = cache(Arc::clone(&as_store), "BLKNHC", 4);
+    assert_eq!(cache.store(&chain, &ids).unwrap().wait().stored, 8);
+    wait_for(&as_store, 2);
+    assert_eq!(writes(&counting), (1, 2), "{:?}", counting.written());
+}
+
 /// Caches that store, evict, look up and load over a store that misbehaves.
 fn simulate(seed: u64) -> (usize, usize) {
     println!("seed {seed}");

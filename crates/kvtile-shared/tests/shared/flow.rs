@@ -8,7 +8,7 @@ use std::{
 use kvtile_blocks::Tick;
 use kvtile_shared::{
     memory::MemoryStore,
-    store::{Deadline, SharedStore, SinkState, ValueSink},
+    store::{Deadline, SharedStore, SinkState, ValueName, ValueSink},
     tier::{SharedTierCounters, SharedTierSettings},
 };
 use kvtile_testkit::shared::{SharedTierRig, SimulatedStore};
@@ -34,6 +34,38 @@ fn wait_until(rig: &SharedTierRig, is_so: impl Fn(SharedTierCounters) -> bool) {
         assert!(start.elapsed() < PATIENCE, "{:?}", rig.tier().counters());
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+#[test]
+fn writes_of_new_bundles_are_not_queried_first_and_those_of_present_ones_are() {
+    let store = SimulatedStore::new(MemoryStore::new(), 1);
+    // Blocks of 64 KiB: sending a bundle takes the store longer than a call.
+    let open = || {
+        let store = Arc::clone(&store) as Arc<dyn SharedStore>;
+        SharedTierRig::open(store, settings(), (256, 0))
+    };
+    let bundle = |number: u64| SharedTierRig::chain(number, 4);
+    let queries = || {
+        let queried = store.queried();
+        let is_bundle = |name: &&ValueName| name.as_str().ends_with(".4");
+        queried.iter().filter(is_bundle).count()
+    };
+    let first = open();
+    (0..40).for_each(|number| drop(first.write(&bundle(number))));
+    let learned = queries();
+    (40..60).for_each(|number| drop(first.write(&bundle(number))));
+    assert_eq!(
+        queries(),
+        learned,
+        "a query before each write of a new bundle"
+    );
+    assert_eq!(first.tier().counters().written, 60);
+    // Another cache computes the same without having looked it up.
+    let second = open();
+    (0..60).for_each(|number| drop(second.write(&bundle(number))));
+    let counters = second.tier().counters();
+    assert_eq!((counters.written, counters.present), (0, 60));
+    assert!(queries() > learned + 20, "{} of 60", queries() - learned);
 }
 
 #[test]

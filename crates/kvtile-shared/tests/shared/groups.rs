@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const WINDOW: u64 = 10;
 
 /// Full pages of one bundle.
-const BUNDLE: u64 = 2;
+const BUNDLE: u32 = 2;
 
 /// The stops that tests store.
 const STOPS: [u64; 2] = [24, 40];
@@ -91,6 +91,14 @@ struct SharingEngine {
 
 impl SharingEngine {
     fn open(store: Arc<dyn SharedStore>, disk: Option<&Path>) -> SharingEngine {
+        SharingEngine::open_with(store, disk, Some(BUNDLE))
+    }
+
+    fn open_with(
+        store: Arc<dyn SharedStore>,
+        disk: Option<&Path>,
+        bundle: Option<u32>,
+    ) -> SharingEngine {
         let manager = Arc::new(TransferManager::new());
         let layout = |group| {
             let builder = PhysicalLayout::builder().with_shape(shape(group));
@@ -115,7 +123,7 @@ impl SharingEngine {
             settings = settings.disk(DiskSettings::new(folder, 8 << 20));
         }
         let tier = SharedTierSettings::new()
-            .bundle_blocks(u32::try_from(BUNDLE).unwrap())
+            .bundle_blocks(bundle)
             .read_within(Duration::from_secs(2))
             .absent_for(Duration::ZERO);
         let writes = TierSettings::default().writes(TierWrites::AtOnce);
@@ -161,6 +169,11 @@ impl SharingEngine {
 
     /// Stores both stops of a chain, and waits until the store has them.
     fn store(&self, chain: &[BlockKey]) {
+        self.store_values(chain, VALUES);
+    }
+
+    /// As [`store`](Self::store); the store gets so many values.
+    fn store_values(&self, chain: &[BlockKey], values: usize) {
         let mut blocks: Vec<Vec<usize>> = Vec::new();
         for group in 0..4 {
             let pages = 0..STOPS[1] / page(group);
@@ -180,7 +193,7 @@ impl SharingEngine {
             .unwrap()
             .wait();
         assert!(report.stopped().is_none(), "{report:?}");
-        wait_for(&self.store, VALUES);
+        wait_for(&self.store, values);
     }
 
     fn seek(&self, chain: &[BlockKey]) -> GroupMatch {
@@ -283,6 +296,21 @@ fn a_second_cache_finds_and_loads_the_stops_that_the_first_stored() {
     }
 }
 
+/// Where the settings do not say how many pages a value has, no stop waits for a value that is not whole.
+#[test]
+fn by_default_the_last_pages_before_a_stop_are_shared_too() {
+    let path = tempfile::tempdir().unwrap();
+    let memory = MemoryStore::new() as Arc<dyn SharedStore>;
+    for store in [memory, folder(path.path())] {
+        let open = || SharingEngine::open_with(Arc::clone(&store), None, None);
+        open().store_values(&chain(1), 10 + 2 * 6 + 2);
+        let second = open();
+        let found = second.seek(&chain(1));
+        assert_eq!((found.stop(), found.stops()), (40, vec![40, 24]));
+        assert_eq!(second.load(&chain(1), found), 40);
+    }
+}
+
 /// A seek never blocks, and ends at its time even if the store does not answer.
 #[test]
 fn a_seek_ends_at_its_time_and_without_a_shared_tier_at_once() {
@@ -330,11 +358,8 @@ fn a_lost_value_ends_the_stops_that_need_it_and_nothing_is_ever_wrong() {
         let cache = SharingEngine::open(Arc::clone(&store), None);
         let naive = |left: &[(usize, BlockKey, ValueName)]| {
             let has = |group: usize, page: u64| {
-                let last = if group == 0 {
-                    page / BUNDLE * BUNDLE + BUNDLE - 1
-                } else {
-                    page
-                };
+                let bundle = if group == 0 { u64::from(BUNDLE) } else { 1 };
+                let last = page / bundle * bundle + bundle - 1;
                 let key = cache.key(group, &keys, last);
                 left.iter()
                     .any(|(of, last, _)| (*of, *last) == (group, key))

@@ -191,6 +191,52 @@ fn a_block_is_there_exactly_if_its_parts_cover_the_reader() {
 }
 
 #[test]
+fn the_parts_of_a_block_are_read_at_the_same_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = opened(folder.path());
+    // One bundle of two blocks for each part.
+    write(&store, &grid(1, 4), (1, 2));
+    let slow = SimulatedStore::new(Arc::clone(&store), 1);
+    let as_store = Arc::clone(&slow) as Arc<dyn SharedStore>;
+    let reader = rank(&as_store, Shard::whole(LAYERS, HEADS));
+    let keys = chain(reader.shard, 1, 2);
+    let found = reader.cache.seek(&keys, PATIENCE).wait();
+    assert_eq!(found.blocks(), 2);
+    std::thread::scope(|scope| {
+        let shut = slow.gate().shut(4);
+        let came = scope.spawn(|| reader.load_found(found, &keys));
+        // All four have begun, and none has ended.
+        shut.wait_until_stopped(4);
+        shut.open();
+        assert_eq!(came.join().unwrap(), 2);
+    });
+    assert_eq!(reader.cache.parts().unwrap().staged_blocks(), 0);
+}
+
+#[test]
+fn a_reader_keeps_the_announcement_of_a_part_that_it_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = opened(folder.path());
+    write(&store, &grid(1, 2), (1, BLOCKS));
+    let counting = SimulatedStore::new(Arc::clone(&store), 1);
+    let as_store = Arc::clone(&counting) as Arc<dyn SharedStore>;
+    let reader = rank(&as_store, Shard::whole(LAYERS, HEADS));
+    let keys = chain(reader.shard, 1, BLOCKS);
+    let found = reader.cache.seek(&keys, PATIENCE).wait();
+    assert_eq!(found.blocks(), 6);
+    // A server evicts what is read seldom.
+    let model = identity(Shard::whole(LAYERS, HEADS)).fingerprint();
+    let parts = folder.path().join("kvt1").join(model.to_string());
+    fs::remove_dir_all(parts.join("parts")).unwrap();
+    assert_eq!(reader.load_found(found, &keys), 6);
+    let start = std::time::Instant::now();
+    while announced(folder.path()).len() < 2 {
+        assert!(start.elapsed() < PATIENCE, "not announced again");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn a_part_that_appears_later_is_found() {
     let folder = tempfile::tempdir().unwrap();
     let store = opened(folder.path());

@@ -62,8 +62,10 @@ impl StoreFaults {
 struct SimulatedState {
     numbers: SplitMix64,
     faults: StoreFaults,
-    /// Names of values that were written.
+    /// Names of values that were written, in the order of the calls.
     written: Vec<ValueName>,
+    /// Names that were queried, in the order of the calls.
+    queried: Vec<ValueName>,
 }
 
 /// A store that misbehaves. Its [`gate`](SimulatedStore::gate) stops calls of reads and writes.
@@ -85,6 +87,7 @@ impl SimulatedStore {
                 numbers: SplitMix64::new(seed),
                 faults: StoreFaults::default(),
                 written: Vec::new(),
+                queried: Vec::new(),
             }),
         })
     }
@@ -98,6 +101,18 @@ impl SimulatedStore {
     #[must_use]
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate
+    }
+
+    /// The names of all calls of `write` that did not fail on purpose, in their order.
+    #[must_use]
+    pub fn written(&self) -> Vec<ValueName> {
+        self.state.lock().written.clone()
+    }
+
+    /// The names of all calls of `has`, in their order.
+    #[must_use]
+    pub fn queried(&self) -> Vec<ValueName> {
+        self.state.lock().queried.clone()
     }
 
     fn happens(&self, of: impl Fn(&StoreFaults) -> u64) -> bool {
@@ -197,6 +212,7 @@ impl SharedStore for SimulatedStore {
     }
 
     fn has(&self, names: &[ValueName], by: Deadline) -> Result<Vec<bool>, SharedStoreError> {
+        self.state.lock().queried.extend_from_slice(names);
         self.call(StoreOperation::Has)?;
         let mut present = self.inner.has(names, by)?;
         if self.happens(|faults| faults.wrong_presence) {

@@ -76,7 +76,7 @@ impl SharedTierRig {
             Err(error) => broken(format_args!("no event log: {error}")),
         };
         let context = TierContext {
-            groups: vec![TierGroup::new("kv", host.identity().clone())],
+            groups: vec![TierGroup::new("kv", host.identity().clone()).has_part_readers(true)],
             events: Arc::new(events),
             clock: Arc::new(SystemClock::default()),
             threads,

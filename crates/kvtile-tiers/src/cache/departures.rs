@@ -64,11 +64,17 @@ impl Departures {
         self.mark.load(Ordering::SeqCst)
     }
 
-    /// Waits until the write of a block ends, at most `within`. Returns false after a timeout.
-    pub(super) fn wait(&self, key: &BlockKey, within: Duration) -> bool {
+    /// Waits until `is_there`, or until the writes of all blocks end, at most `within`. Returns false after a timeout.
+    /// It calls `is_there` under the lock, whenever a write has ended.
+    pub(super) fn wait(
+        &self,
+        keys: &[BlockKey],
+        within: Duration,
+        mut is_there: impl FnMut() -> bool,
+    ) -> bool {
         let start = Instant::now();
         let mut blocks = self.blocks.lock();
-        while blocks.contains_key(key) {
+        while !is_there() && keys.iter().any(|key| blocks.contains_key(key)) {
             let left = within.checked_sub(start.elapsed());
             let Some(left) = left.filter(|left| !left.is_zero()) else {
                 return false;
@@ -168,9 +174,10 @@ mod tests {
         locked.depart(key(1), (0, false), (None, 0));
         locked.arrive([key(1), key(2)].iter());
         drop(locked);
-        assert!(!departures.wait(&key(1), Duration::ZERO));
+        let wait = |is_there| departures.wait(&[key(2), key(1)], Duration::ZERO, || is_there);
+        assert!(!wait(false) && wait(true));
         departures.lock().arrive([key(1)].iter());
-        assert!(departures.wait(&key(1), Duration::ZERO));
+        assert!(wait(false));
     }
 
     #[test]
@@ -178,7 +185,8 @@ mod tests {
         let departures = Departures::default();
         departures.lock().depart(key(1), (0, false), (None, 0));
         std::thread::scope(|scope| {
-            let waits = scope.spawn(|| departures.wait(&key(1), Duration::from_secs(60)));
+            let waits =
+                scope.spawn(|| departures.wait(&[key(1)], Duration::from_secs(60), || false));
             departures.lock().arrive([key(1)].iter());
             assert!(waits.join().unwrap());
         });

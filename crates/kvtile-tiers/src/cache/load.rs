@@ -310,18 +310,36 @@ impl LoadPiece {
                 Ok(())
             }
             SegmentPlace::Below(tier, ..) => self.bring_from(inner, load, *tier),
-            SegmentPlace::Leaving(tier, _) => {
-                let within = inner.tier(*tier).settings.answer_within;
-                for at in 0..self.segment.blocks() {
-                    if !inner.departures.wait(&self.segment.key(at), within) {
-                        let left = self.segment.blocks() - at;
-                        inner.metrics.lost(MissReason::Late, left as u64);
-                        return Err((at, LoadStop::Late));
-                    }
+            SegmentPlace::Leaving(tier, _) => match self.arrival(inner, *tier) {
+                Some(tier) => self.bring_from(inner, load, tier),
+                None => {
+                    let blocks = self.segment.blocks();
+                    inner.metrics.lost(MissReason::Late, blocks as u64);
+                    // None of them was brought, however many have arrived.
+                    Err((0, LoadStop::Late))
                 }
-                self.bring_from(inner, load, *tier)
-            }
+            },
         }
+    }
+
+    /// Waits until one tier has all blocks that leave host memory, at most for the time of their first tier, and
+    /// returns it. Where all writes end before, it is the first tier, which says what is missing. `None` after a
+    /// timeout.
+    fn arrival(&self, inner: &CacheParts, first: usize) -> Option<usize> {
+        let keys: Vec<BlockKey> = (0..self.segment.blocks())
+            .map(|at| self.segment.key(at))
+            .collect();
+        // A tier whose reads pause may have them too; lookups do not name it either.
+        let has_all = |below: &CacheTier| {
+            below.may_look(inner.clock.now()) && keys.iter().all(|key| below.has(key))
+        };
+        let within = inner.tier(first).settings.answer_within;
+        let mut found = None;
+        let in_time = inner.departures.wait(&keys, within, || {
+            found = inner.below.iter().position(has_all);
+            found.is_some()
+        });
+        found.or(in_time.then_some(first))
     }
 
     /// Brings blocks of a tier in batches that fit in host memory.

@@ -397,6 +397,19 @@ impl Cache {
         }
     }
 
+    /// The expected time to read so many blocks of a tier below host memory, from earlier reads. `None` for host
+    /// memory, before the first read, and where the daemon does not answer.
+    #[must_use]
+    pub fn estimate(&self, tier: TierId, blocks: usize) -> Option<Duration> {
+        match &self.backend {
+            CacheBackend::Here(cache) => {
+                let below = cache.inner.below.iter().find(|below| below.id == tier)?;
+                below.tier.estimate(below::GROUP, blocks)
+            }
+            CacheBackend::There(cache) => cache.estimate(tier, blocks),
+        }
+    }
+
     /// The identity of the blocks.
     #[must_use]
     pub fn identity(&self) -> &Identity {

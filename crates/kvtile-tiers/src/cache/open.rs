@@ -295,7 +295,7 @@ fn tier_group(
         block_layout: LayoutIdentity::of_block(storage.strided()),
         pieces: pieces.clone(),
     };
-    TierGroup::new(GROUP_NAME, identity)
+    TierGroup::new(GROUP_NAME, identity).has_part_readers(true)
 }
 
 /// The parts of other ranks in the disk's folder; `None` if this cache has the whole model and there
@@ -315,11 +315,11 @@ fn parts_of(settings: &CacheSettings, shape: &Shape) -> Result<Option<PartsSetti
     };
     let source = FolderParts::new(&disk.folder, &shard, disk.refresh_after);
     let source = source.limit(disk.capacity_bytes);
-    Ok(Some(PartsSettings {
-        source: Arc::new(source),
-        shape: shape.clone(),
+    Ok(Some(PartsSettings::new(
+        Arc::new(source),
+        shape.clone(),
         word,
-    }))
+    )))
 }
 
 /// A tier of a builder that is not open yet.

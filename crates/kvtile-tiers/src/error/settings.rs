@@ -109,6 +109,15 @@ pub enum SettingsError {
         /// The name.
         tier: TierId,
     },
+    /// A tier that reads pieces of blocks and verifies no reads: the cache has no checksum of a piece.
+    #[error(
+        "the {tier} tier reads pieces of blocks and does not verify them, so nothing would; its abilities need \
+         `verifies` with `reads_pieces`"
+    )]
+    PiecesNotVerified {
+        /// The tier.
+        tier: TierId,
+    },
     /// A capacity too small to store even one block safely.
     #[error(
         "{capacity_bytes} bytes of disk are too few for blocks of {block_bytes} bytes; give at \

@@ -12,6 +12,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak, atomic::Ordering},
 };
 
@@ -173,7 +174,8 @@ impl StopKeeper {
         }
     }
 
-    /// Follows the events until the cache closes and ends the waits for them.
+    /// Follows the events until the cache closes and ends the waits for them. After a panic it goes on with later
+    /// events: a stop whose events were not followed is a miss, or stays until its pages age.
     pub(super) fn serve(mut self) {
         let is_open = |keeper: &StopKeeper| {
             keeper
@@ -182,7 +184,10 @@ impl StopKeeper {
                 .is_some_and(|shared| shared.open().is_some())
         };
         while self.events.wait() && is_open(&self) {
-            while self.step() {}
+            while catch_unwind(AssertUnwindSafe(|| self.step())).unwrap_or_else(|_| {
+                log::error!("the thread that keeps stops whole panicked; it goes on");
+                false
+            }) {}
         }
     }
 

@@ -30,6 +30,7 @@ mod staging;
 
 use std::{
     any::Any,
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -82,13 +83,37 @@ pub struct PartsSettings {
     pub shape: Shape,
     /// The order of all stored blocks.
     pub word: Word,
+    /// The most bytes of memory for the blocks of parts of one size, on their way into own blocks. There is room for at
+    /// least one block, and for at most 64.
+    pub staging_bytes: u64,
+}
+
+impl PartsSettings {
+    /// Reads the parts of `source`, with 64 MiB of memory for parts of each size.
+    #[must_use]
+    pub fn new(source: Arc<dyn PartSource>, shape: Shape, word: Word) -> PartsSettings {
+        PartsSettings {
+            source,
+            shape,
+            word,
+            staging_bytes: 64 << 20,
+        }
+    }
+
+    /// Sets [`staging_bytes`](Self::staging_bytes).
+    #[must_use]
+    pub fn staging_bytes(mut self, bytes: u64) -> PartsSettings {
+        self.staging_bytes = bytes;
+        self
+    }
 }
 
 /// The blocks that the parts of other ranks cover, as a [`Tier`] that only reads.
 ///
 /// - **Lookups** answer from an index and never wait for a disk or a network. One that finds the index older
 ///   than [`PartSource::refresh_after`] starts a refresh, which also finds new parts.
-/// - **Reads** verify every part of a block. A part that is absent, damaged or cannot be read makes
+/// - **Reads** verify every part of a block, and start all parts of a batch before they wait for the first one, as far as
+///   there is memory for them. A part that is absent, damaged or cannot be read makes
 ///   the block a miss, after one more try with other parts.
 /// - **Parts with another identity, page size or order** are refused:
 ///   [`parts`](PartsTier::parts) and the log state the first field that differs.
@@ -277,6 +302,18 @@ impl PartsTier {
     #[must_use]
     pub fn parts(&self) -> Vec<PartStatus> {
         self.shared.status()
+    }
+
+    /// Blocks of parts that are in staging memory now; 0 while nothing is read.
+    #[must_use]
+    pub fn staged_blocks(&self) -> usize {
+        let parts = self.shared.state.read().parts.clone();
+        // Parts of one size have one memory.
+        let memories: BTreeMap<_, _> = parts
+            .iter()
+            .map(|part| (Arc::as_ptr(&part.staging), &part.staging))
+            .collect();
+        memories.values().map(|staging| staging.in_use()).sum()
     }
 
     /// Counters since it was opened.

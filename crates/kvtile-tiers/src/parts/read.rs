@@ -1,22 +1,30 @@
 //! Batched reads of parts, and their assembly.
 //!
 //! ```text
-//! for each part of a cover: read and verify into staging memory ─► copy its runs into the host blocks
+//! for each part of a cover: start to read and verify it into staging memory
+//! for each read, oldest first: wait ─► copy its runs into the host blocks
+//! no staging memory is free ─► wait for the oldest read; without one, for another thread
 //! a part fails ─► the block is a miss; once more, if other parts cover it now
 //! ```
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+    sync::Arc,
+};
 
 use kvtile_layout::broken;
-use kvtile_transfer::LeaseMode;
+use kvtile_transfer::{LeaseMode, completion::Completion};
 
-use super::{PartsShared, index::PartCover, part::FollowedPart, slice::SlicedBytes};
+use super::{
+    PartsShared, index::PartCover, part::FollowedPart, slice::SlicedBytes, staging::StagedPlaces,
+};
 use crate::{
     clock::Clock,
     disk::{BatchReader, GROUP, StoreCounter},
     error::TierError,
     rate::TierRate,
-    tier::{BlockRead, ReadSuccess, TierMiss},
+    tier::{BlockRead, ReadReport, ReadSuccess, TierMiss},
 };
 
 /// How often a block is tried: the second time with the parts that cover it then.
@@ -99,11 +107,7 @@ impl BatchReader for PartsShared {
                 missed: BTreeMap::new(),
                 bytes: 0,
             };
-            for (number, at) in of_part {
-                if let Some(part) = parts.get(number) {
-                    self.read_part(part, &at, &mut batch);
-                }
-            }
+            self.read_parts(&parts, of_part, &mut batch);
             bytes += batch.bytes;
             let mut missed = batch.missed;
             left = missed.keys().copied().collect();
@@ -154,44 +158,105 @@ impl PartsShared {
         (state.parts.clone(), of_part, covered)
     }
 
-    /// Reads the blocks `at` of one part, and copies what they have of the own blocks.
-    fn read_part(&self, part: &FollowedPart, at: &[usize], batch: &mut AssembledBatch<'_>) {
-        // A block that lacks another part is lost already.
-        let mut left: Vec<usize> = at.to_vec();
-        left.retain(|at| !batch.missed.contains_key(at));
-        while !left.is_empty() {
-            let places = part.staging.take(left.len());
-            let rest = left.split_off(left.len().min(places.blocks.len()));
-            let now: Vec<(usize, usize)> = left
-                .into_iter()
-                .zip(places.blocks.iter().copied())
-                .collect();
-            batch.read(part, &now, &self.counters);
-            left = rest;
+    /// Reads blocks of parts, and copies what they have of the own blocks. It starts the reads of all parts before it waits
+    /// for the first of them, as far as there is staging memory.
+    fn read_parts(
+        &self,
+        parts: &[Arc<FollowedPart>],
+        of_part: BTreeMap<usize, Vec<usize>>,
+        batch: &mut AssembledBatch<'_>,
+    ) {
+        let mut started: VecDeque<StartedRead<'_>> = VecDeque::new();
+        for (number, mut left) in of_part {
+            let Some(part) = parts.get(number) else {
+                continue;
+            };
+            loop {
+                // A block that lacks another part is lost already.
+                left.retain(|at| !batch.missed.contains_key(at));
+                if left.is_empty() {
+                    break;
+                }
+                let places = match part.staging.try_take(left.len()) {
+                    Some(places) => places,
+                    None => match started.pop_front() {
+                        Some(oldest) => {
+                            batch.finish(oldest, &self.counters);
+                            continue;
+                        }
+                        // This thread holds no memory for which another one may wait.
+                        None => part.staging.take(left.len()),
+                    },
+                };
+                let rest = left.split_off(left.len().min(places.blocks.len()));
+                match batch.start(part, &left, places) {
+                    // A tier without threads has ended it, and its bytes are still in the core's cache.
+                    Some(read) if read.completion.is_complete() => {
+                        batch.finish(read, &self.counters);
+                    }
+                    read => started.extend(read),
+                }
+                left = rest;
+            }
+        }
+        for read in started {
+            batch.finish(read, &self.counters);
         }
     }
 }
 
+/// Reads of blocks of a part that have begun, with the memory that they read into.
+struct StartedRead<'a> {
+    part: &'a FollowedPart,
+    completion: Completion<ReadReport>,
+    /// The block of the batch, its place in staging memory and its pieces, for each block that is read.
+    sought: Vec<(usize, usize, Range<usize>)>,
+    places: StagedPlaces<'a>,
+}
+
 impl AssembledBatch<'_> {
-    /// Reads blocks of a part, each given by its index and its place in staging memory.
-    fn read(&mut self, part: &FollowedPart, blocks: &[(usize, usize)], counters: &PartsCounters) {
+    /// A block did not come. Its first miss is the outcome.
+    fn miss(&mut self, at: usize, miss: TierMiss) {
+        self.missed.entry(at).or_insert(miss);
+    }
+
+    /// Starts to read blocks of a part, each into one of `places`.
+    fn start<'a>(
+        &mut self,
+        part: &'a FollowedPart,
+        blocks: &[usize],
+        places: StagedPlaces<'a>,
+    ) -> Option<StartedRead<'a>> {
         let mut reads = Vec::with_capacity(blocks.len());
         let mut sought = Vec::with_capacity(blocks.len());
-        for &(at, place) in blocks {
+        for (&at, &place) in blocks.iter().zip(&places.blocks) {
             match self.begin(part, (at, place)) {
                 Ok(None) => {}
                 Ok(Some((read, pieces))) => {
                     reads.push(read);
                     sought.push((at, place, pieces));
                 }
-                Err(error) => drop(self.missed.insert(at, TierMiss::Failed(error))),
+                Err(error) => self.miss(at, TierMiss::Failed(error)),
             }
         }
-        if reads.is_empty() {
-            return;
-        }
-        // A tier without threads has ended it already. Others end it by their deadlines.
-        let report = part.tier.read(reads).wait();
+        (!reads.is_empty()).then(|| StartedRead {
+            part,
+            // Tiers end it by their deadlines.
+            completion: part.tier.read(reads),
+            sought,
+            places,
+        })
+    }
+
+    /// Waits for reads, and copies what came.
+    fn finish(&mut self, read: StartedRead<'_>, counters: &PartsCounters) {
+        let StartedRead {
+            part,
+            completion,
+            sought,
+            places,
+        } = read;
+        let report = completion.wait();
         for ((at, place, pieces), outcome) in sought.into_iter().zip(report.blocks.iter()) {
             let copied = match outcome {
                 Err(miss) => Err(miss.clone()),
@@ -206,9 +271,10 @@ impl AssembledBatch<'_> {
                 }
             };
             if let Err(miss) = copied {
-                self.missed.insert(at, miss);
+                self.miss(at, miss);
             }
         }
+        drop(places);
     }
 
     fn block(&mut self, at: usize) -> &mut BlockRead {
@@ -224,7 +290,7 @@ impl AssembledBatch<'_> {
         &mut self,
         part: &FollowedPart,
         (at, place): (usize, usize),
-    ) -> Result<Option<(BlockRead, std::ops::Range<usize>)>, TierError> {
+    ) -> Result<Option<(BlockRead, Range<usize>)>, TierError> {
         let block = self.block(at);
         let start = block.into.start();
         let wanted = start..start + block.into.bytes()?.len() as u64;

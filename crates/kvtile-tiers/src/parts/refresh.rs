@@ -217,7 +217,7 @@ impl PartsShared {
             return Ok(None);
         };
         let events = FollowedPart::log()?;
-        let group = TierGroup::new(self.group.name.clone(), identity);
+        let group = TierGroup::new(self.group.name.clone(), identity).has_part_readers(true);
         let context = TierContext {
             groups: vec![group.clone()],
             events: Arc::clone(&events),
@@ -264,7 +264,8 @@ impl PartsShared {
             None => {
                 let shape = self.layout.shape().of_shard(*shard)?;
                 let of = (&shape, &logical);
-                let made = Arc::new(PartStaging::new(&self.manager, of, &self.settings.word)?);
+                let memory = (&self.settings.word, self.settings.staging_bytes);
+                let made = Arc::new(PartStaging::new(&self.manager, of, memory)?);
                 watch.staging.insert(size, Arc::clone(&made));
                 made
             }

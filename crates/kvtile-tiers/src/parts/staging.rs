@@ -17,9 +17,6 @@ use crate::{
     tier::{BlockPieces, HostBlock},
 };
 
-/// The most bytes of the blocks of one size. One block at least is there.
-const STAGING_BYTES: u64 = 64 << 20;
-
 /// The most blocks of one size.
 const STAGING_BLOCKS: u64 = 64;
 
@@ -30,6 +27,7 @@ pub(super) struct PartStaging {
     pub(super) layout: Arc<StridedLayout>,
     pub(super) block_layout: LayoutIdentity,
     pub(super) pieces: BlockPieces,
+    blocks: usize,
     free: Mutex<Vec<usize>>,
     freed: Condvar,
 }
@@ -49,13 +47,14 @@ pub(super) struct StagedPlaces<'a> {
 }
 
 impl PartStaging {
-    /// Memory for blocks of this shape in the order `word`. The system provides it at its first use.
+    /// Memory of up to `bytes` bytes, at least one block, for blocks of this shape in the order `word`. The system
+    /// provides it at its first use.
     pub(super) fn new(
         manager: &Arc<TransferManager>,
         (shape, identity): (&Shape, &Identity),
-        word: &Word,
+        (word, bytes): (&Word, u64),
     ) -> Result<PartStaging, TierError> {
-        let blocks = (STAGING_BYTES / shape.block_bytes()?.max(1)).clamp(1, STAGING_BLOCKS);
+        let blocks = (bytes / shape.block_bytes()?.max(1)).clamp(1, STAGING_BLOCKS);
         let shape = shape.with_num_blocks(blocks)?;
         let storage = opening::storage(
             shape,
@@ -73,23 +72,39 @@ impl PartStaging {
             pieces: BlockPieces::of_layout(&layout)?,
             layout,
             handle: manager.register(storage)?,
+            blocks: count,
             free: Mutex::new((0..count).collect()),
             freed: Condvar::new(),
         })
     }
 
-    /// Takes up to `wanted` free blocks, at least one; waits if none is free. Each thread holds blocks
-    /// of one size at a time, so some thread can always go on.
+    /// Takes up to `wanted` free blocks, at least one; waits if none is free. Only a thread that holds no blocks of any
+    /// size may wait, so those that hold some can always go on.
     pub(super) fn take(&self, wanted: usize) -> StagedPlaces<'_> {
         let mut free = self.free.lock();
         while free.is_empty() {
             self.freed.wait(&mut free);
         }
+        self.split(&mut free, wanted)
+    }
+
+    /// Takes up to `wanted` free blocks; `None` if none is free.
+    pub(super) fn try_take(&self, wanted: usize) -> Option<StagedPlaces<'_>> {
+        let mut free = self.free.lock();
+        (!free.is_empty()).then(|| self.split(&mut free, wanted))
+    }
+
+    fn split(&self, free: &mut Vec<usize>, wanted: usize) -> StagedPlaces<'_> {
         let left = free.len().saturating_sub(wanted.max(1));
         StagedPlaces {
             blocks: free.split_off(left),
             staging: self,
         }
+    }
+
+    /// Blocks that are in use.
+    pub(super) fn in_use(&self) -> usize {
+        self.blocks.saturating_sub(self.free.lock().len())
     }
 
     /// Leases pieces of a block that is in use.

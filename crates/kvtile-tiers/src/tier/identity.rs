@@ -44,13 +44,16 @@ pub struct TierGroup {
     pub shares_keys: bool,
     /// Whether no block has a parent, so that blocks come and go one by one.
     pub is_rootless: bool,
+    /// Whether caches with other layers and heads of the model read its blocks, as parts of their own. A tier over a place
+    /// where such readers look for announcements of parts makes them only then.
+    pub has_part_readers: bool,
 }
 
 impl TierGroup {
     /// The longest name, in bytes.
     pub const NAME_BYTES_MAX: usize = 64;
 
-    /// A group of chains, without a share, whose keys are its own.
+    /// A group of chains, without a share, whose keys are its own, and which no cache reads in parts.
     #[must_use]
     pub fn new(name: impl Into<String>, identity: StoreIdentity) -> TierGroup {
         TierGroup {
@@ -59,6 +62,7 @@ impl TierGroup {
             share: None,
             shares_keys: false,
             is_rootless: false,
+            has_part_readers: false,
         }
     }
 
@@ -73,6 +77,13 @@ impl TierGroup {
     #[must_use]
     pub fn is_rootless(mut self, is_rootless: bool) -> TierGroup {
         self.is_rootless = is_rootless;
+        self
+    }
+
+    /// Sets [`has_part_readers`](Self::has_part_readers).
+    #[must_use]
+    pub fn has_part_readers(mut self, has_part_readers: bool) -> TierGroup {
+        self.has_part_readers = has_part_readers;
         self
     }
 

@@ -23,7 +23,7 @@ use super::bounds::VirtualClock;
 use super::common::{TestEngine, chain, engine_layout, settings, with_disk};
 use super::keeper::{self, TestBuilder, TestCache};
 
-fn id(name: &str) -> TierId {
+pub(crate) fn id(name: &str) -> TierId {
     TierId::new(TierKind::Remote, name).unwrap()
 }
 
@@ -35,20 +35,32 @@ fn memory(builder: TestBuilder, name: &str, room: usize) -> TestBuilder {
 }
 
 /// A tier whose batches wait until they are released, while its gate is closed.
-fn gated(builder: TestBuilder, answer_within: Duration) -> TestBuilder {
+pub(crate) fn gated(builder: TestBuilder, answer_within: Duration) -> TestBuilder {
+    gated_named(builder, "gated", answer_within)
+}
+
+pub(crate) fn gated_named(
+    builder: TestBuilder,
+    name: &'static str,
+    answer_within: Duration,
+) -> TestBuilder {
     let settings = TierSettings::default().answer_within(answer_within);
-    builder.tier(settings, |context| {
-        let inner = MemoryTier::new(id("gated"), 64, context).unwrap();
+    builder.tier(settings, move |context| {
+        let inner = MemoryTier::new(id(name), 64, context).unwrap();
         Ok(Arc::new(MisbehavingTier::new(Arc::new(inner), 1)) as Arc<dyn Tier>)
     })
 }
 
-fn gate(cache: &TestCache) -> &MisbehavingTier {
-    let tier = cache.tier(id("gated")).unwrap();
+pub(crate) fn gate(cache: &TestCache) -> &MisbehavingTier {
+    gate_of(cache, "gated")
+}
+
+pub(crate) fn gate_of<'a>(cache: &'a TestCache, name: &str) -> &'a MisbehavingTier {
+    let tier = cache.tier(id(name)).unwrap();
     tier.as_any().downcast_ref().unwrap()
 }
 
-const CLOSED: TierFaults = TierFaults {
+pub(crate) const CLOSED: TierFaults = TierFaults {
     slow: 0,
     no_answer: 1,
     no_sync_answer: 0,
@@ -63,16 +75,16 @@ const CLOSED: TierFaults = TierFaults {
     keeps_memory: 0,
 };
 
-fn open_gate(cache: &TestCache, faults: TierFaults) {
+pub(crate) fn open_gate(cache: &TestCache, faults: TierFaults) {
     gate(cache).set_faults(faults);
     gate(cache).release_all();
 }
 
-fn found(cache: &TestCache, keys: &[BlockKey]) -> usize {
+pub(crate) fn found(cache: &TestCache, keys: &[BlockKey]) -> usize {
     cache.lookup(keys).blocks()
 }
 
-fn wait_until(what: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: impl Fn() -> bool) {
     let start = Instant::now();
     while !what() {
         assert!(

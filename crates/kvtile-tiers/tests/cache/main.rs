@@ -23,6 +23,7 @@ mod keeper;
 mod large;
 mod layered;
 mod layers;
+mod leaving;
 mod panics;
 mod refusals;
 mod seek;

@@ -15,7 +15,7 @@ use kvtile_blocks::{
 };
 use kvtile_testkit::tier::MemoryTier;
 use kvtile_tiers::{
-    RequestError, TierError,
+    RequestError, SettingsError, TierError,
     cache::Completion,
     metrics::MissReason,
     tier::{
@@ -37,6 +37,8 @@ struct AnsweringTier {
     inner: MemoryTier,
     known: Mutex<HashSet<BlockKey>>,
     questions: Mutex<Vec<(Vec<BlockKey>, Completer<TierAnswer>)>>,
+    /// Whether it claims to read pieces, which it does not verify.
+    reads_pieces: bool,
 }
 
 impl AnsweringTier {
@@ -77,6 +79,8 @@ impl Tier for AnsweringTier {
     fn abilities(&self) -> TierAbilities {
         TierAbilities {
             answers: AnswerTime::Later,
+            reads_pieces: self.reads_pieces,
+            verifies: false,
             ..self.inner.abilities()
         }
     }
@@ -159,6 +163,7 @@ fn open(there: usize, answer_within: Duration) -> (TestCache, Arc<AnsweringTier>
                 inner,
                 known: Mutex::default(),
                 questions: Mutex::default(),
+                reads_pieces: false,
             });
             *slot.lock() = Arc::downgrade(&tier);
             Ok(tier as Arc<dyn Tier>)
@@ -171,6 +176,27 @@ fn open(there: usize, answer_within: Duration) -> (TestCache, Arc<AnsweringTier>
     cache.evict(TierId::HOST, there).unwrap();
     assert_eq!(tier.stats().present, there as u64);
     (cache, tier, keys)
+}
+
+#[test]
+fn a_tier_that_reads_pieces_and_verifies_none_is_refused() {
+    let id = TierId::new(TierKind::Remote, "answering").unwrap();
+    let opened = keeper::builder(settings(16))
+        .tier(TierSettings::default(), move |context| {
+            Ok(Arc::new(AnsweringTier {
+                inner: MemoryTier::shared(id, 64, context).unwrap(),
+                known: Mutex::default(),
+                questions: Mutex::default(),
+                reads_pieces: true,
+            }) as Arc<dyn Tier>)
+        })
+        .open(engine_layout());
+    let Err(error) = opened else {
+        panic!("no checksum of a piece would be compared");
+    };
+    // A client of a daemon has the text alone.
+    let expected = SettingsError::PiecesNotVerified { tier: id }.to_string();
+    assert!(error.to_string().contains(&expected), "{error}");
 }
 
 #[test]

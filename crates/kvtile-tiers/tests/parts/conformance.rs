@@ -139,15 +139,9 @@ struct HalvesWithParts {
 impl HalvesWithParts {
     fn open(folder: PathBuf, context: &TierContext) -> HalvesWithParts {
         let whole = Shape::key_value(1, 2, 4, 2, 8, "f32").unwrap();
-        let settings = PartsSettings {
-            source: Arc::new(FolderParts::new(
-                &folder,
-                &whole.shard(),
-                Duration::from_hours(1),
-            )),
-            shape: whole.clone(),
-            word: STORAGE_WORD.parse().unwrap(),
-        };
+        let source = FolderParts::new(&folder, &whole.shard(), Duration::from_hours(1));
+        let word = STORAGE_WORD.parse().unwrap();
+        let settings = PartsSettings::new(Arc::new(source), whole.clone(), word);
         let writers = [0, 1].map(|heads| HalfWriter::open(&folder, context, &whole, heads));
         HalvesWithParts {
             writers,

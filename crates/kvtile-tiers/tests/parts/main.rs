@@ -8,6 +8,7 @@
 
 mod common;
 mod conformance;
+mod gated;
 mod misses;
 mod model;
 mod old;

@@ -45,7 +45,10 @@ mod tests;
 
 pub(crate) use bound::BoundLayout;
 pub use device::DeviceRoute;
-pub(crate) use device::LayerMarks;
+#[cfg(test)]
+#[cfg(not(loom))]
+pub(crate) use device::LeftOutWait;
+pub(crate) use device::{DeviceWait, LayerMarks};
 pub use file::{FileBatch, FileIo, FileRead, FileWay, FileWrite};
 pub use flight::TransferReport;
 pub(crate) use flight::{TransferCargo, TransferFlight, TransferResult, carry};

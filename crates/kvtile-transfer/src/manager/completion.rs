@@ -13,7 +13,7 @@ use kvtile_device::{DeviceMark, DeviceQueue};
 use crate::{
     completion::{Completer, Completion},
     error::{CopyError, TransferError},
-    execute::{LayerMarks, TransferReport, TransferResult},
+    execute::{DeviceWait, LayerMarks, TransferReport, TransferResult},
 };
 
 /// A layer whose copies are enqueued on a device, or that has arrived.
@@ -179,7 +179,7 @@ impl TransferCompletion {
     pub fn wait_layer_on(&self, queue: &DeviceQueue, layer: usize) -> Result<(), TransferError> {
         self.check_layer(layer)?;
         match self.marks.as_ref().and_then(|marks| marks.wait(layer)) {
-            Some(mark) => Ok(queue.wait(&mark)?),
+            Some(mark) => Ok(DeviceWait::LayerOnStream.on_queue(queue, &mark)?),
             None => self.wait_layer(layer),
         }
     }

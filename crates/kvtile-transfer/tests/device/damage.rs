@@ -10,7 +10,7 @@ use kvtile_transfer::{
     saved::{SaveOptions, SavedCache, save},
 };
 
-use crate::scenarios::{DeviceWorld, engine_world};
+use crate::world::{DeviceWorld, engine_world};
 
 const SAVED: [usize; 3] = [4, 0, 5];
 

@@ -5,7 +5,7 @@ use kvtile_device::{DeviceError, cuda};
 use kvtile_standin::{Standin, StandinLeaks, StandinOptions};
 use kvtile_transfer::{DeviceRoute, FillPattern, LeaseMode, TransferError, TransferOptions};
 
-use crate::scenarios::DeviceWorld;
+use crate::world::DeviceWorld;
 
 /// Every way of a transfer: both directions, through pinned and other memory, verified, layer by layer, behind a stream.
 fn scenario(world: &DeviceWorld) -> Result<(), TransferError> {
@@ -52,7 +52,7 @@ fn each_call_fails_once_and_leases_staging_and_memory_come_back() {
     for version in [12_000, 13_000] {
         let options = || StandinOptions {
             version,
-            kernels: Some(crate::random::kernels()),
+            kernels: Some(crate::world::kernels()),
             ..StandinOptions::seeded(17)
         };
         let standin = Standin::start(options());

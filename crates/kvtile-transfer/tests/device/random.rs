@@ -1,13 +1,10 @@
 //! Random transfers between a device and every kind of memory, compared with a copy unit by unit. Every byte of both
 //! sides is compared, including padding and other blocks.
 
-use std::{
-    path::Path,
-    sync::{Arc, OnceLock},
-};
+use std::path::Path;
 
 use kvtile_layout::{LayoutError, PlanError};
-use kvtile_standin::{PtxEngine, Standin, StandinLeaks, StandinOptions, kernel::KernelEngine};
+use kvtile_standin::{Standin, StandinLeaks, StandinOptions};
 use kvtile_testkit::{
     generate::{TransferCase, config, transfers},
     naive_copy,
@@ -15,7 +12,10 @@ use kvtile_testkit::{
 use kvtile_transfer::{DeviceRoute, TransferError, TransferManager, TransferOptions};
 use proptest::prelude::*;
 
-use crate::places::{DevicePlace, place};
+use crate::{
+    places::{DevicePlace, place},
+    world::kernels,
+};
 
 /// The execution of a case.
 #[derive(Clone, Copy, Debug)]
@@ -155,12 +155,6 @@ pub(crate) fn run(case: &TransferCase, manner: DeviceManner, folder: &Path) -> O
     assert_eq!(standin.leaks(), StandinLeaks::default());
     let launches = standin.calls().get("cuLaunchKernel").copied();
     executed.then_some(launches.unwrap_or(0))
-}
-
-/// The interpreter of kernels, which keeps their text from case to case.
-pub(crate) fn kernels() -> Arc<dyn KernelEngine> {
-    static ENGINE: OnceLock<Arc<PtxEngine>> = OnceLock::new();
-    Arc::clone(ENGINE.get_or_init(Arc::default)) as _
 }
 
 /// 300 cases in CI; `PROPTEST_CASES` sets another number.

@@ -51,9 +51,9 @@ class PrefixCache:
         close_within: seconds that closing may take to write blocks that are only in host memory; default: 30.
         shared: a store that other caches use too: a URL (``s3://bucket/prefix``, ``redis://host``), the path of a folder,
             or a ``kvtile.SharedTier``; default: none.
-        shared_within: seconds that a prompt waits for the answer of the shared store; default: 1.
+        shared_within: seconds that a prompt waits for the answers of the shared store; default: 1.
         shared_bundle_blocks: blocks of one value of the store, the same for all its caches; default: as many as the
-            store reads well.
+            store reads well, and 1 for a model with windows, chunks or states.
         page_size: tokens per block; prefixes are reused in whole blocks.
         stops: for a model with windows, chunks or states, which of the positions are kept from which a later prompt can
             continue: ``prompt``, the last multiple of page_size before the last token of a prompt; ``answer``, the last
@@ -74,8 +74,7 @@ class PrefixCache:
         DiskError: a folder that cannot be used.
         SharedTierError: a shared store that cannot be opened.
         SettingsError: ``shared_within`` or ``shared_bundle_blocks`` without ``shared``; a setting of host memory, disk or
-            shared store with ``connect``; ``stops`` or ``every`` for a model with full attention alone, ``shared`` for
-            another one.
+            shared store with ``connect``; ``stops`` or ``every`` for a model with full attention alone.
         DaemonError: no daemon answers at the socket.
     """
 

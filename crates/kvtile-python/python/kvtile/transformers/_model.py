@@ -30,6 +30,8 @@ _NO_MATTER = {
     "_is_hf_initialized",
     "_output_capturing_hooks_installed",
     "_is_torch_compile",
+    # generate puts it there with a static cache, as the length of that.
+    "_previous_max_cache_length",
 }
 _SCALARS = (int, float, complex, str, bytes, bool, type(None), torch.dtype)
 # Implementations of the same attention; others are named in the identity.
@@ -73,6 +75,13 @@ def check_kind(model: Any, *, hooks: bool = False) -> None:
     can_generate = getattr(model, "can_generate", None)
     if can_generate is None or not can_generate():
         raise IdentityError(f"{name} cannot generate; open the causal language model (AutoModelForCausalLM)")
+    if model.config.get_text_config(decoder=True) is not model.config:
+        parts = ", ".join(sorted(getattr(model.config, "sub_configs", ())))
+        raise IdentityError(
+            f"{name} takes images, sound or more besides text ({parts}): KV depends on them, and PrefixCache makes keys of tokens "
+            "alone; call model.generate, or load the language model alone where transformers has a class for it "
+            "(Gemma3ForCausalLM)"
+        )
     adapters = getattr(model, "peft_config", None)
     for adapter, settings in (adapters.items() if isinstance(adapters, Mapping) else ()):
         if getattr(settings, "is_prompt_learning", False):

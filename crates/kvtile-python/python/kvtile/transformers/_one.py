@@ -66,15 +66,8 @@ class OneGroup:
         self._shape = Shape.from_hf_config(model.config, page_size=self._page_size, dtype=model.dtype)
         self._dtype = model.dtype
         connect, disk, shared = settings.connect, settings.disk, settings.shared
-        names = ("disk", "host_gib", "disk_gib", "close_within", "shared", "shared_bundle_blocks")
-        given = [name for name in names if getattr(settings, name) is not None]
-        if connect is not None and given:
-            raise SettingsError(f"{', '.join(given)} has no effect with connect; give it to kvtile serve")
-        if connect is None and shared is None and settings.shared_within is not None:
-            raise SettingsError("shared_within has no effect without shared, the store")
-        # Seconds that a lookup waits for the shared store; None without one.
-        within = settings.shared_within
-        self._seek_within = within if shared is None else 1.0 if within is None else within
+        settings.check_tiers()
+        self._seek_within = settings.seek_within
         self.hasher = TokenHasher(self._identity, salt=settings.salt)
         self._check_layers(model)
         # Blocks are copied from and to each request's own tensors; the cache's engine layout is one dummy block.

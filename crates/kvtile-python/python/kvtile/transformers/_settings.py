@@ -7,12 +7,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvtile._errors import SettingsError
+
 if TYPE_CHECKING:
     from kvtile._shared import SharedTier
 
 # The caller waits for its own operations, so a large batch must not exceed the queue.
 QUEUE = 1 << 16
 _GIB = 1 << 30
+# Settings of what a daemon has.
+_OF_TIERS = ("disk", "host_gib", "disk_gib", "close_within", "shared", "shared_bundle_blocks")
 
 
 @dataclass(frozen=True)
@@ -43,3 +47,18 @@ class Settings:
     def disk_bytes(self) -> int | None:
         """The limit for the size of the folder; None without one."""
         return None if self.disk is None else int((8.0 if self.disk_gib is None else self.disk_gib) * _GIB)
+
+    @property
+    def seek_within(self) -> float | None:
+        """Seconds that a prompt waits for the shared store; None without one."""
+        if self.shared is None:
+            return self.shared_within
+        return 1.0 if self.shared_within is None else self.shared_within
+
+    def check_tiers(self) -> None:
+        """Refuses settings of tiers that have no effect, by name."""
+        given = [name for name in _OF_TIERS if getattr(self, name) is not None]
+        if self.connect is not None and given:
+            raise SettingsError(f"{', '.join(given)} has no effect with connect; give it to kvtile serve")
+        if self.connect is None and self.shared is None and self.shared_within is not None:
+            raise SettingsError("shared_within has no effect without shared, the store")

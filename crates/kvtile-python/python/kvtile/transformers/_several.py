@@ -40,20 +40,13 @@ class SeveralGroups:
     """Continues prompts from stops, and keeps stops.
 
     Attributes:
-        cache: host memory and disk of all groups.
+        cache: host memory, disk and shared store of all groups.
         watch: the model, and the identity that it had at first.
         hasher: gives the keys of tokens.
     """
 
     def __init__(self, model: Any, settings: Settings) -> None:
-        given = [name for name in ("shared", "shared_within", "shared_bundle_blocks") if getattr(settings, name) is not None]
-        if given:
-            raise SettingsError(
-                f"{', '.join(given)}: a model with several groups keeps its KV in host memory and on disk, or in a daemon"
-            )
-        given = [name for name in ("disk", "host_gib", "disk_gib", "close_within") if getattr(settings, name) is not None]
-        if settings.connect is not None and given:
-            raise SettingsError(f"{', '.join(given)} has no effect with connect; give it to kvtile serve")
+        settings.check_tiers()
         size = settings.page_size
         self._stops = StopsToKeep(STOPS if settings.stops is None else settings.stops, settings.every, size)
         check_kind(model, hooks="hooks" in settings.extra)

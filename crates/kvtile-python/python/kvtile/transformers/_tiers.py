@@ -1,5 +1,5 @@
-"""The stops of a model in host memory and on disk: a ``GroupCache`` with a group for each kind of page, and one for the
-records.
+"""The stops of a model in host memory, on disk and in a shared store: a ``GroupCache`` with a group for each kind of page,
+and one for the records.
 
 The tensors of each request are the blocks: every load and store brings its layouts. The cache's own layouts, of one block
 each, show it the device of the model.
@@ -8,6 +8,7 @@ each, show it the device of the model.
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from kvtile.transformers._settings import QUEUE, Settings
 _TOKENS, _STOPS = 8192, 2
 _MOST_PARTS = 16
 
+# Memory for values of the shared store that are being written: the default, and at least so many records.
+_STAGING_BYTES, _STAGED_RECORDS = 256 << 20, 2
+
 _PAGES = "L|HBNC"  # for each tensor of a full group: [heads, entries, width]
 _RECORD = "L|BC"
 RECORDS = "stops"
@@ -36,11 +40,12 @@ class StopTiers:
         model: with the groups of ``groups_of``.
 
     Attributes:
-        cache: host memory and disk of all groups.
+        cache: host memory, disk and shared store of all groups.
     """
 
     def __init__(self, model: ModelIdentity, contents: Contents, settings: Settings) -> None:
         self._contents, self._page_size = contents, settings.page_size
+        self._seek_within = settings.seek_within
         self._shapes = {name: group.shape for name, group in model.groups.items()}
         self._counts = {"loaded_tokens": 0, "lost": 0}
         self._lock = threading.Lock()
@@ -59,6 +64,9 @@ class StopTiers:
             disk_bytes=settings.disk_bytes,
             disk_writes=None if settings.disk is None else "at_once",
             close_within=settings.close_within,
+            shared=settings.shared,
+            shared_bundle_blocks=settings.shared_bundle_blocks,
+            shared_staging_bytes=None if settings.shared is None else _staging_bytes(contents.record_bytes),
             queue_capacity=QUEUE,
         )
 
@@ -69,8 +77,9 @@ class StopTiers:
             The number of tokens, 0 if there is none; and how far the pages alone go, where there are pages.
         """
         branch, most = 0, len(keys) * self._page_size
+        until = time.monotonic() + (self._seek_within or 0)
         while True:
-            found = self.cache.lookup(keys, at_most=most)
+            found = self._find(keys, most, until)
             stop = found.stop
             if self._contents.pages:
                 branch = max(branch, stop, found.branch or 0)
@@ -110,6 +119,12 @@ class StopTiers:
         """The counters of the cache, the tokens of stops that were loaded, and stops of which a part was lost."""
         with self._lock:
             return {**self.cache.stats(), **self._counts}
+
+    def _find(self, keys: list[bytes], most: int, until: float) -> GroupMatch:
+        """The longest stop of at most so many tokens; the shared store has until then to answer."""
+        if self._seek_within is None or not keys:
+            return self.cache.lookup(keys, at_most=most)
+        return self.cache.seek(keys, max(0.0, until - time.monotonic()), at_most=most).wait()
 
     def _bring(self, found: GroupMatch, stop: int, past: Any) -> bool:
         """Loads a stop; False if a part of it could not be read."""
@@ -167,6 +182,11 @@ def _shares(shapes: dict[str, Shape], page_size: int) -> dict[str, float]:
     }
     whole = sum(weights.values())
     return {name: max(weight, whole // _MOST_PARTS) / whole for name, weight in weights.items()}
+
+
+def _staging_bytes(record_bytes: int) -> int:
+    """Room for values of the shared store: a record is one value, whatever its size."""
+    return max(_STAGING_BYTES, _STAGED_RECORDS * record_bytes)
 
 
 def _page_shape(pages: Pages, page_size: int) -> Shape:

@@ -135,8 +135,8 @@ class RankReport:
     loads_in_step: bool = True
     # Requests for which the shared store has answered, or has taken too long. The changes contain the answer.
     sought: set[str] = field(default_factory=set)
-    # Seconds that the disk takes to read a block; None before the first read.
-    disk_seconds: float | None = None
+    # By tier below host memory: seconds of a read, and further ones for each of its blocks. Tiers without a read have none.
+    tier_seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -93,7 +94,7 @@ class Scheduler:
         self._recorder: TraceRecorder | None = None
         self._orders = Orders()
         self._loads_in_step = True
-        self._disk_seconds: dict[int, float] = {}
+        self._tier_seconds: dict[int, dict[str, tuple[float, float]]] = {}
         self._adapters = Digests()
         self._unknown_adapters: set[str] = set()
         # An extra key of all blocks since the last clear, because the weights may have changed.
@@ -141,8 +142,8 @@ class Scheduler:
         # Host memory is faster than computing, so its blocks load while the step computes. Blocks on disk do so only if
         # no other request would wait, layer by layer. With several workers, one may miss a block that the others have,
         # and must report this before the step computes, so loads never run in a step.
-        slow = on_disk(tiers[here:])
-        fast = not slow or (not are_shared(tiers[here:]) and self._is_worth_waiting(slow))
+        slow = tiers[here:]
+        fast = not on_disk(slow) or (not are_shared(slow) and self._is_worth_waiting(slow))
         tracked.in_step = self._loads_in_step and len(self.directories) == 1 and fast
         return (found - here) * self.page_size, not tracked.in_step
 
@@ -161,20 +162,27 @@ class Scheduler:
             self.stats.add(seeks_late=1)
         return bool(tracked.unanswered)
 
-    def _is_worth_waiting(self, blocks: int) -> bool:
-        """Whether a step may wait for ``blocks`` blocks of a disk: no other request is delayed, and the disk is fast
-        enough."""
-        block_seconds = max(self._disk_seconds.values(), default=None)
-        return len(self.tracked) == 1 and block_seconds is not None and blocks * block_seconds <= STEP_DISK_SECONDS
+    def _is_worth_waiting(self, tiers: list[str]) -> bool:
+        """Whether a step may wait for blocks of these tiers: no other request is delayed, and the reads are fast enough."""
+        seconds = self._reading_seconds(tiers)
+        return len(self.tracked) == 1 and None not in seconds and sum(filter(None, seconds)) <= STEP_DISK_SECONDS
+
+    def _reading_seconds(self, tiers: list[str]) -> list[float | None]:
+        """For each tier below host memory that blocks are in, the seconds of reading them at the slowest worker; None
+        where no worker has read from it yet."""
+        counts = Counter(tier for tier in tiers if tier != "host")
+        known = self._tier_seconds.values()
+        return [
+            max((of[tier][0] + of[tier][1] * count for of in known if tier in of), default=None) for tier, count in counts.items()
+        ]
 
     def _without_slow(self, tiers: list[str], here: int) -> list[str]:
-        """Cuts the hit at the first block on disk, if reading the disk takes longer than computing from there on."""
+        """Cuts the hit at the first block below host memory, if reading takes longer than computing from there on."""
         rate = self._settings.recompute_tokens_per_second
-        slow = on_disk(tiers[here:])
-        if rate is None or not slow:
+        if rate is None or not on_disk(tiers[here:]):
             return tiers
         first = next(at for at, tier in enumerate(tiers) if at >= here and tier != "host")
-        reading = slow * max(self._disk_seconds.values(), default=0.0)
+        reading = sum(filter(None, self._reading_seconds(tiers[here:])))
         return tiers if reading_pays(reading, (len(tiers) - first) * self.page_size, rate) else tiers[:first]
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, external: int) -> None:
@@ -296,8 +304,8 @@ class Scheduler:
                     # Stop here: the head of the chain fills the tiers, and each later block would be refused too.
                     tracked.has_room = False
             self._loads_in_step &= said.loads_in_step
-            if said.disk_seconds:
-                self._disk_seconds[rank] = said.disk_seconds
+            if said.tier_seconds:
+                self._tier_seconds[rank] = said.tier_seconds
 
     def _apply(self, rank: int, said: RankReport) -> None:
         """Updates the view of a worker's tiers."""

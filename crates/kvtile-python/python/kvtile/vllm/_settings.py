@@ -164,16 +164,18 @@ class Settings:
         return f"{host or '127.0.0.1'}:{number}"
 
     def of_cache(self, rank: Rank, identity: Identity | ModelIdentity) -> dict[str, Any]:
-        """The keyword arguments of a rank's ``kvtile.Cache`` or ``kvtile.GroupCache``, without those that were not given."""
+        """The keyword arguments of a rank's ``kvtile.Cache`` or ``kvtile.GroupCache``, without those that were not given.
+
+        The rate of computing is not among them: the scheduler leaves slow blocks out, and a worker that left them out too
+        would fail loads that the scheduler has promised.
+        """
         if self.connect is not None:
-            own = {"workers": self.workers, "recompute_tokens_per_second": self.recompute_tokens_per_second}
-            return {"connect": self.connect} | {name: value for name, value in own.items() if value is not None}
+            return {"connect": self.connect} | ({} if self.workers is None else {"workers": self.workers})
         told = {
             "host_bytes": int(self.host_gib * _GIB) // rank.size,
             "prefault": self.prefault,
             "policy": self.policy,
             "workers": self.workers,
-            "recompute_tokens_per_second": self.recompute_tokens_per_second,
             "shared": self.shared,
             "shared_lifetime": self.shared_lifetime,
             "shared_bundle_blocks": self.shared_bundle_blocks,

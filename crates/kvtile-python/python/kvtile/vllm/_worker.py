@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
+# Blocks of the read whose time is compared with that of one block: what a tier takes for a read, and for each block of it.
+_MANY = 64
+
 # A child of vLLM's logger, so its settings apply.
 logger = init_logger("vllm.kvtile")
 
@@ -83,6 +86,10 @@ class Worker(WorkerTransfers):
         # Requests for which the shared store is queried.
         self.seeks: dict[str, Seek] = {}
         self._seek_seconds = settings.seek_seconds
+        self._is_connected = settings.connect is not None
+        self._weighs_reads = settings.recompute_tokens_per_second is not None
+        self._ask_after = 0.0
+        self._tier_seconds: dict[str, tuple[float, float]] = {}
         self.failed_blocks: set[int] = set()
         self._block_bytes = sum(tensor[0].numel() * tensor.element_size() for tensor in caches.values())
         self._subscriber = self.cache.subscribe()
@@ -260,13 +267,27 @@ class Worker(WorkerTransfers):
         report = self._report
         report.sought |= self._answered_seeks()
         report.changes.extend(self._changes())
-        rate = self.cache.disk_bytes_per_second
-        report.disk_seconds = self._block_bytes / rate if rate else None
+        report.tier_seconds = self._seconds_of_tiers()
         nothing = not (report.changes or report.ended or report.store_from or report.without_room or report.sought)
         if nothing and report.loads_in_step:
             return None
         self._report = RankReport()
         return report
+
+    def _seconds_of_tiers(self) -> dict[str, tuple[float, float]]:
+        """How long reads of the tiers below host memory take: seconds of a read, and of each of its blocks.
+
+        A daemon has to answer for its tiers, so it gets the question only where the scheduler weighs them, and once a second.
+        """
+        if self._is_connected and (not self._weighs_reads or time.monotonic() < self._ask_after):
+            return self._tier_seconds
+        self._ask_after = time.monotonic() + 1.0
+        for tier in TIERS[1:]:
+            one, many = (self.cache.read_seconds(tier, blocks) for blocks in (1, 1 + _MANY))
+            if one is not None and many is not None:
+                block = max(many - one, 0.0) / _MANY
+                self._tier_seconds[tier] = (max(one - block, 0.0), block)
+        return dict(self._tier_seconds)
 
     def _answered_seeks(self) -> set[str]:
         """Requests for which the shared store has answered, or has taken too long. The events contain the answer."""

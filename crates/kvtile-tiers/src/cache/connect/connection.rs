@@ -4,6 +4,7 @@
 use std::{
     net::Shutdown,
     os::unix::net::UnixStream,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -181,9 +182,15 @@ impl DaemonConnection {
         loop {
             let session = self.session(0);
             if let Some(session) = session {
-                self.events.connected(&session.link);
-                let events = &mut |payload: &[u8]| self.events.came(&session, payload);
-                session.link.run(events);
+                let served = || {
+                    self.events.connected(&session.link);
+                    let events = &mut |payload: &[u8]| self.events.came(&session, payload);
+                    session.link.run(events);
+                };
+                if catch_unwind(AssertUnwindSafe(served)).is_err() {
+                    log::error!("a frame of the daemon caused a panic; the connection ends");
+                    session.link.close();
+                }
                 self.state.lock().sessions = None;
                 self.events.disconnected();
                 log::warn!(
@@ -201,7 +208,12 @@ impl DaemonConnection {
                     return;
                 }
             }
-            match self.open_sessions() {
+            let opened = catch_unwind(AssertUnwindSafe(|| self.open_sessions()));
+            let opened = opened.unwrap_or_else(|_| {
+                let text = "the handshake panicked";
+                Err(session::refused(text.to_owned()))
+            });
+            match opened {
                 Ok(sessions) => {
                     let mut state = self.state.lock();
                     if state.is_closed {

@@ -362,6 +362,19 @@ impl ConnectedCache {
         stats
     }
 
+    /// The expected time to read blocks; `None` if the daemon has no such tier, has not read from it, or does not
+    /// answer.
+    pub(super) fn estimate(&self, tier: TierId, blocks: usize) -> Option<Duration> {
+        let within = self.parts.settings.answer_within;
+        match self
+            .parts
+            .call(&CallMessage::Estimate { tier, blocks }, within)
+        {
+            Ok(CallAnswer::Estimate(time)) => time,
+            _ => None,
+        }
+    }
+
     /// The health of a tier; `None` if the daemon has no such tier, or does not answer.
     pub(super) fn tier_health(&self, tier: TierId) -> Option<TierHealth> {
         let within = self.parts.settings.answer_within;

@@ -11,6 +11,7 @@ use kvtile_blocks::{
 use kvtile_daemon_wire::{
     KeyBytes, LoadFrame, LookupFrame, NO_TIME, StopFrame, StoreFrame, StoredFrame, TierRun,
 };
+use kvtile_layout::broken;
 
 use crate::cache::{
     LoadReport, LoadStop, LookupOptions, Match, Priority, StoreOptions, StoreReport, StoreStop,
@@ -158,7 +159,13 @@ pub fn runs_of(found: &Match, tiers: &[TierId]) -> Vec<TierRun> {
 
 fn index_of(tier: TierId, tiers: &[TierId]) -> u16 {
     let index = tiers.iter().position(|one| *one == tier);
-    index.and_then(|at| u16::try_from(at).ok()).unwrap_or(0)
+    match index.map(u16::try_from) {
+        Some(Ok(index)) => index,
+        _ => broken(format_args!(
+            "tier {tier} among {} of the session",
+            tiers.len()
+        )),
+    }
 }
 
 /// The outcome of a hold or of a prefetch, with the numbers of the blocks that a hold pins.

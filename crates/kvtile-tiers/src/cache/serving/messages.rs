@@ -1,5 +1,7 @@
 //! The messages that are JSON inside a frame.
 
+use std::time::Duration;
+
 use kvtile_blocks::events::TierId;
 use kvtile_layout::{
     GroupRule, Shape,
@@ -120,6 +122,13 @@ pub enum CallMessage {
         /// The tier.
         tier: TierId,
     },
+    /// [`Cache::estimate`](crate::cache::Cache::estimate).
+    Estimate {
+        /// The tier.
+        tier: TierId,
+        /// Number of blocks.
+        blocks: usize,
+    },
     /// [`Cache::overdue`](crate::cache::Cache::overdue).
     Overdue,
     /// The counters of the lookups of [`GroupCache::stats`](crate::groups::GroupCache::stats).
@@ -153,6 +162,8 @@ pub enum CallAnswer {
     TierStats(Option<Box<TierStats>>),
     /// The health of a tier; `None` if the cache has no such tier.
     TierHealth(Option<TierHealth>),
+    /// Of [`CallMessage::Estimate`].
+    Estimate(Option<Duration>),
     /// Pins held past their deadline.
     Overdue(Vec<PinMessage>),
     /// The counters of lookups of stops.

@@ -9,7 +9,7 @@
 //! each byte is copied twice. Runs that follow each other in a file are one read or write.
 
 use kvtile_device::{CopyBatch, DeviceQueue, SourceOrder};
-use kvtile_layout::{CopyPlan, Location};
+use kvtile_layout::{CopyPlan, Location, broken};
 
 use super::{
     super::bound::{BoundLayout, RegionBacking},
@@ -17,6 +17,7 @@ use super::{
     engine::CopyDirection,
     sides::DeviceSides,
     staging::{PinnedSlot, SLOT_BYTES_MAX},
+    waits::DeviceWait,
 };
 use crate::error::{CopyError, TransferError};
 
@@ -169,9 +170,7 @@ impl<'a> BouncedRuns<'a> {
         let Some(slot) = &self.slot else {
             return Err(missing());
         };
-        let (staged, address) = (slot.start(), slot.address());
-        let staged = staged.wrapping_add(self.used);
-        let address = address + self.used as u64;
+        let address = slot.address() + self.used as u64;
         let bytes = piece as u64;
         let with_file = is_file(self.host_side());
         if self.sides.direction == CopyDirection::Up {
@@ -183,6 +182,7 @@ impl<'a> BouncedRuns<'a> {
                 return Ok(());
             }
             let from = self.sides.source.pointer(source, bytes)?;
+            let staged = slot.place(self.used, piece, true);
             // SAFETY: `from` reaches the bytes of the source, which nothing writes; the slot has room, no work uses it, and it is
             // memory of its own.
             unsafe { staged.copy_from_nonoverlapping(from, piece) };
@@ -234,15 +234,20 @@ impl<'a> BouncedRuns<'a> {
         if is_up {
             return slot.mark();
         }
-        slot.wait()?;
+        slot.wait(DeviceWait::SlotBounced)?;
         for part in self.pieces.drain(..) {
             let (file, base) = self.sides.destination.file(part.region)?;
             let end = part.staged_at + part.bytes;
-            let bytes = slot.bytes(end).get(part.staged_at..).unwrap_or_default();
+            let Some(bytes) = slot.bytes(end).get(part.staged_at..) else {
+                broken(format_args!(
+                    "a piece from {} to {end} of a slot",
+                    part.staged_at
+                ))
+            };
             file.write_all_at(base + part.offset, bytes)?;
         }
         for piece in self.host.drain(..) {
-            let staged = slot.start().wrapping_add(piece.staged_at);
+            let staged = slot.place(piece.staged_at, piece.bytes, false);
             // SAFETY: `address` reaches the bytes of the destination, which the caller keeps from all other access; the
             // slot has these bytes, and no work uses it.
             unsafe { piece.address.copy_from_nonoverlapping(staged, piece.bytes) };

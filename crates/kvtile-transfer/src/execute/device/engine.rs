@@ -9,6 +9,7 @@ use super::{
     kernels::{MoveKernels, WayMemory},
     reaper::Reaper,
     staging::{PinnedStaging, SLOT_BYTES_MAX},
+    waits::DeviceWait,
 };
 use crate::error::TransferError;
 
@@ -123,20 +124,20 @@ impl DeviceEngine {
             // SAFETY: the slot has these bytes and stays until its queue has passed the copy; the caller guarantees the
             // source.
             unsafe { queue.copy(slot.address(), address + start, piece) }?;
-            slot.wait()?;
+            slot.wait(DeviceWait::SlotRead)?;
             take(slot.bytes(piece));
         }
         Ok(())
     }
 }
 
-/// Waits until all work of `queue` has ended, or its device is lost, after which nothing touches memory any more. An error of the
+/// Waits as `wait` until all work of `queue` has ended, or its device is lost, after which nothing touches memory any more. An error of the
 /// driver alone is no proof of that, so the wait goes on.
-pub(super) fn quiesce(queue: &DeviceQueue) {
+pub(super) fn quiesce(wait: DeviceWait, queue: &DeviceQueue) {
     use kvtile_device::DeviceError::{Forked, Lost};
     use std::{thread, time::Duration};
     loop {
-        match queue.synchronize() {
+        match wait.until_idle(queue) {
             // The work of a forked child's parent is the parent's.
             Ok(()) | Err(Lost { .. } | Forked { .. }) => return,
             Err(_) => thread::sleep(Duration::from_millis(1)),
@@ -144,14 +145,14 @@ pub(super) fn quiesce(queue: &DeviceQueue) {
     }
 }
 
-/// Waits for a queue on drop, unless it was disarmed.
+/// Waits for the queue of a transfer on drop, unless it was disarmed.
 #[derive(Debug)]
 pub(super) struct QuiesceOnDrop<'q>(pub(super) Option<&'q DeviceQueue>);
 
 impl Drop for QuiesceOnDrop<'_> {
     fn drop(&mut self) {
         if let Some(queue) = self.0 {
-            quiesce(queue);
+            quiesce(DeviceWait::CarryFailed, queue);
         }
     }
 }

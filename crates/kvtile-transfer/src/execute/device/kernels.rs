@@ -11,6 +11,7 @@ use super::{
     engine::{CopyDirection, quiesce},
     sides::DeviceSides,
     staging::SLOT_BYTES_MAX,
+    waits::DeviceWait,
 };
 use crate::error::{CopyError, TransferError};
 
@@ -54,7 +55,7 @@ impl QueueBuffer {
             if memory.size() >= bytes {
                 return Ok(memory.device_address());
             }
-            quiesce(queue);
+            quiesce(DeviceWait::BufferReplaced, queue);
             self.0 = None;
         }
         let size = bytes.max(64 << 10).next_power_of_two();

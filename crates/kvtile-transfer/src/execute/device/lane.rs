@@ -18,6 +18,7 @@ use super::{
     engine::{CopyDirection, DeviceEngine, QuiesceOnDrop},
     reaper::{FlyingCount, Landing},
     sides::DeviceSides,
+    waits::DeviceWait,
 };
 use crate::error::{CopyError, TransferError};
 
@@ -102,7 +103,7 @@ impl Lane for DeviceLane {
         // SAFETY: passed on to the caller; the guard waits for the copies before this returns or unwinds.
         unsafe { sides.enqueue(plan, &queue, &[], hints.route) }?;
         if !sides.ends_on_host() {
-            queue.record()?.wait()?;
+            DeviceWait::CopiesCompared.until_passed(&queue.record()?)?;
         }
         guard.0 = None;
         Ok(())
@@ -165,8 +166,8 @@ impl FlightWay {
         for mark in cargo.after() {
             match way.ends_here {
                 // `carry` does not know the marks, and its copies may read the source from their call on.
-                true => mark.wait()?,
-                false => way.queue.wait(mark)?,
+                true => DeviceWait::WorkBeforeHost.until_passed(mark)?,
+                false => DeviceWait::WorkBeforeQueue.on_queue(&way.queue, mark)?,
             }
         }
         Ok(way)

@@ -21,6 +21,7 @@
 //! | `reach` | the addresses by which devices reach memory of this process |
 //! | `reaper` | waits for marks in order, and lands flights |
 //! | `marks` | the marks of a flight's layers, for those who wait for them on a device |
+//! | `waits` | every wait for work of a device, by name |
 //!
 //! Devices copy only from and to pinned memory, so no call copies pageable memory behind the caller's back. A flight
 //! keeps its leases until the mark behind its last copy is passed; after an error, until its queue is idle. The
@@ -38,9 +39,14 @@ mod route;
 mod sides;
 mod staged;
 mod staging;
+mod waits;
 
 pub(crate) use engine::DeviceEngine;
 pub(super) use lane::DeviceLane;
 pub(crate) use marks::LayerMarks;
 pub(crate) use reach::ReachedMemory;
 pub use route::DeviceRoute;
+pub(crate) use waits::DeviceWait;
+#[cfg(test)]
+#[cfg(not(loom))]
+pub(crate) use waits::left_out::LeftOutWait;

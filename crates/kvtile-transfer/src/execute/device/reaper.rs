@@ -12,7 +12,7 @@ use std::{
 use kvtile_device::{DeviceMark, DeviceQueue};
 use parking_lot::{Condvar, Mutex};
 
-use super::{super::flight::TransferFlight, engine::quiesce};
+use super::{super::flight::TransferFlight, engine::quiesce, waits::DeviceWait};
 use crate::error::{CopyError, TransferError};
 
 thread_local! {
@@ -74,7 +74,7 @@ impl Landing {
     pub(super) fn land(self) {
         let mut failed = self.failed;
         for (layer, mark) in self.marks.iter().enumerate() {
-            if let Err(error) = mark.wait() {
+            if let Err(error) = DeviceWait::FlightLanded.until_passed(mark) {
                 failed.get_or_insert(TransferError::from(error));
                 break;
             }
@@ -90,7 +90,7 @@ impl Landing {
             }
             Some(error) => {
                 // What was enqueued without a mark behind it still uses the memory.
-                quiesce(&self.queue);
+                quiesce(DeviceWait::FlightFailed, &self.queue);
                 Err(error)
             }
         };

@@ -15,6 +15,7 @@ use super::{
     kernels,
     route::{self, DeviceRoute},
     staged,
+    waits::DeviceWait,
 };
 use crate::error::{BindError, TransferError};
 
@@ -118,17 +119,19 @@ impl<'a> DeviceSides<'a> {
         let order = match self.direction {
             // The source is leased: no work that was enqueued before writes it, unless the transfer waits for that work.
             CopyDirection::Up if after.is_empty() => SourceOrder::Any,
-            _ => SourceOrder::Queue,
+            _ => DeviceWait::SourceBehindWork.source_order(),
         };
-        let copied = match route::choose(plan, self, route) {
-            DeviceRoute::CopyEngine => false,
-            // SAFETY: passed on to the caller, in both of these.
-            DeviceRoute::Kernel => unsafe { kernels::enqueue(plan, self, queue) }?,
-            // SAFETY: as above.
-            DeviceRoute::Staged => unsafe { staged::enqueue(plan, self, queue, order) }?,
-        };
-        if copied {
-            return Ok(());
+        for route in route::choose(plan, self, route) {
+            let is_copied = match route {
+                DeviceRoute::CopyEngine => break,
+                // SAFETY: passed on to the caller, in both of these.
+                DeviceRoute::Kernel => unsafe { kernels::enqueue(plan, self, queue) }?,
+                // SAFETY: as above.
+                DeviceRoute::Staged => unsafe { staged::enqueue(plan, self, queue, order) }?,
+            };
+            if is_copied {
+                return Ok(());
+            }
         }
         // SAFETY: passed on to the caller; no route has enqueued anything.
         unsafe { copies::enqueue(plan, self, queue, order) }

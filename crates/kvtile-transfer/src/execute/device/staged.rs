@@ -11,7 +11,9 @@ use kvtile_device::{CopyBatch, DeviceQueue, SourceOrder};
 use kvtile_kernels::{MoveProgram, MoveSide, PackedSide, PlanPart};
 use kvtile_layout::CopyPlan;
 
-use super::{copies::BATCH_COPIES_MAX, engine::CopyDirection, kernels, sides::DeviceSides};
+use super::{
+    copies::BATCH_COPIES_MAX, engine::CopyDirection, kernels, sides::DeviceSides, waits::DeviceWait,
+};
 use crate::error::{CopyError, TransferError};
 
 /// Most bytes of packed memory of a queue.
@@ -57,8 +59,9 @@ pub(super) unsafe fn enqueue(
         if sides.direction == CopyDirection::Down {
             // SAFETY: passed on to the caller; the memory of the way is locked.
             unsafe { kernels.launch(program, sides, queue, tables) }?;
+            let behind = DeviceWait::PackedBehindKernel.source_order();
             // SAFETY: passed on to the caller; the packed memory is written in the order of the queue.
-            unsafe { copy(packed, sides, queue, (address, SourceOrder::Queue)) }?;
+            unsafe { copy(packed, sides, queue, (address, behind)) }?;
         } else {
             // SAFETY: as above, and the source is in memory of the host.
             unsafe { copy(packed, sides, queue, (address, order)) }?;

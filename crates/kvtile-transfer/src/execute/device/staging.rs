@@ -7,7 +7,10 @@ use kvtile_layout::broken;
 use kvtile_memory::MemoryRegion;
 use parking_lot::{Condvar, Mutex};
 
-use super::engine::quiesce;
+use super::{
+    engine::quiesce,
+    waits::{DeviceWait, note_host_access},
+};
 use crate::error::TransferError;
 
 /// Most bytes of a slot.
@@ -96,7 +99,7 @@ impl PinnedStaging {
         if let Some(free) = free {
             (slot.memory, slot.mark) = (Some(free.memory), free.mark);
             // On an error the slot is freed with its mark.
-            slot.wait()?;
+            slot.wait(DeviceWait::SlotReused)?;
         }
         if slot
             .memory
@@ -136,9 +139,18 @@ impl PinnedSlot<'_> {
         self.memory().device_address()
     }
 
-    /// Its first byte.
-    pub(super) fn start(&self) -> *mut u8 {
-        std::ptr::with_exposed_provenance_mut(self.memory().addr())
+    /// The place of `bytes` bytes from offset `at` on, which the host is about to read or write. No work uses the slot.
+    pub(super) fn place(&self, at: usize, bytes: usize, is_write: bool) -> *mut u8 {
+        let is_inside = at.checked_add(bytes).is_some_and(|end| end <= self.size());
+        if self.lent_to.is_some() || self.mark.is_some() || !is_inside {
+            let size = self.size();
+            broken(format_args!(
+                "bytes {at} and {bytes} more of a slot of {size} in use"
+            ));
+        }
+        note_host_access(self.address() + at as u64, bytes, is_write);
+        let start: *mut u8 = std::ptr::with_exposed_provenance_mut(self.memory().addr());
+        start.wrapping_add(at)
     }
 
     /// Its bytes.
@@ -148,27 +160,15 @@ impl PinnedSlot<'_> {
 
     /// The first `bytes` bytes. No work uses the slot.
     pub(super) fn bytes(&self, bytes: usize) -> &[u8] {
-        if self.lent_to.is_some() || self.mark.is_some() || bytes > self.size() {
-            broken(format_args!(
-                "{bytes} bytes of a slot of {} in use",
-                self.size()
-            ));
-        }
+        let start = self.place(0, bytes, false);
         // SAFETY: pinned memory is initialised and has these bytes; only the owner of the slot writes it, and it is
         // borrowed.
-        unsafe { std::slice::from_raw_parts(self.start(), bytes) }
+        unsafe { std::slice::from_raw_parts(start, bytes) }
     }
 
     /// `bytes` bytes from offset `at` on, for writing. No work uses the slot.
     pub(super) fn piece_mut(&mut self, at: usize, bytes: usize) -> &mut [u8] {
-        let is_inside = at.checked_add(bytes).is_some_and(|end| end <= self.size());
-        if self.lent_to.is_some() || self.mark.is_some() || !is_inside {
-            let size = self.size();
-            broken(format_args!(
-                "bytes {at} and {bytes} more of a slot of {size} in use"
-            ));
-        }
-        let start = self.start().wrapping_add(at);
+        let start = self.place(at, bytes, true);
         // SAFETY: pinned memory is initialised and has these bytes; only the owner of the slot uses it, and it is borrowed
         // exclusively.
         unsafe { std::slice::from_raw_parts_mut(start, bytes) }
@@ -196,11 +196,11 @@ impl PinnedSlot<'_> {
         Ok(())
     }
 
-    /// Waits until no work uses the slot.
-    pub(super) fn wait(&mut self) -> Result<(), TransferError> {
+    /// Waits as `wait` until no work uses the slot.
+    pub(super) fn wait(&mut self, wait: DeviceWait) -> Result<(), TransferError> {
         self.mark()?;
         if let Some(mark) = &self.mark {
-            mark.wait()?;
+            wait.until_passed(mark)?;
             self.mark = None;
         }
         Ok(())
@@ -210,7 +210,7 @@ impl PinnedSlot<'_> {
 impl Drop for PinnedSlot<'_> {
     fn drop(&mut self) {
         if let Some(queue) = &self.lent_to {
-            quiesce(queue);
+            quiesce(DeviceWait::SlotUnmarked, queue);
         }
         self.staging.give_back(self.memory.take(), self.mark.take());
     }

@@ -3,6 +3,7 @@
 //! A pool of the process keeps a few workers. A worker may move to another thread, but not to
 //! another process: a forked process has neither the parent's threads nor its ring.
 
+use kvtile_layout::broken;
 use kvtile_memory::{MemoryRegion, SystemMemory};
 use parking_lot::Mutex;
 
@@ -163,7 +164,7 @@ impl StagingMemory {
                 slot.memory = None;
                 bytes.max(1).next_multiple_of(GRAIN_BYTES)
             }
-            None => return Ok(()),
+            None => broken(format_args!("slot {index} of {}", self.slots.len())),
         };
         let mut total = self.total();
         for slot in self.slots.iter_mut().filter(|slot| !slot.is_taken) {
