@@ -176,6 +176,13 @@ enum XtaskCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measures how long vLLM takes to the first token when another engine has written the prompt to a shared store: from
+    /// a bucket or a Valkey server, from one that is slow, and from one that is stopped.
+    DemoSharing {
+        /// Options of the demonstration: `--server bucket|valkey`, `--rounds N`, … (`-- --help` lists all).
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measures the rate from disk into the caller's rows: kvtile's block store, the files of vLLM's
     /// `fs` tier and `fio`, in turns.
     BenchRows {
@@ -237,6 +244,7 @@ fn main() -> ExitCode {
         XtaskCommand::TestMooncake => sharing::mooncake(),
         XtaskCommand::BenchSharing { arguments } => sharing::bench(&arguments),
         XtaskCommand::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),
+        XtaskCommand::DemoSharing { arguments } => vllm::demonstrate_sharing(&arguments),
         XtaskCommand::BenchRows { arguments } => vllm::demonstrate(vllm::BENCH_ROWS, &arguments),
         XtaskCommand::Compare(arguments) => compare::run(&arguments),
         XtaskCommand::DemoDamage { arguments } => vllm::demonstrate(vllm::DEMO_DAMAGE, &arguments),

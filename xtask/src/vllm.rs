@@ -52,6 +52,7 @@ const TESTS_WITH_TORCH: [&str; 16] = [
 ];
 pub(crate) const BENCH_ROWS: &str = "crates/kvtile-python/bench_rows";
 pub(crate) const DEMO_DAMAGE: &str = "crates/kvtile-python/demo_damage";
+const DEMO_SHARING: &str = "crates/kvtile-python/demo_sharing";
 pub(crate) const DEMO_VLLM: &str = "crates/kvtile-python/demo_vllm";
 pub(crate) const DEMO_TRANSFORMERS: &str = "crates/kvtile-python/demo_transformers";
 const ENVIRONMENT: CachedEnvironment<'_> = CachedEnvironment {
@@ -175,12 +176,26 @@ pub(crate) fn soak(seconds: u64) -> Result<(), StepFailure> {
 
 /// Runs a demonstration with a release build.
 pub(crate) fn demonstrate(demonstration: &str, arguments: &[String]) -> Result<(), StepFailure> {
+    demonstrate_with(demonstration, arguments, &[])
+}
+
+/// The demonstration of engines that share a store, with the servers of `test-sharing`.
+pub(crate) fn demonstrate_sharing(arguments: &[String]) -> Result<(), StepFailure> {
+    let servers = sharing::servers()?.display().to_string();
+    demonstrate_with(DEMO_SHARING, arguments, &[(sharing::SERVERS, &servers)])
+}
+
+fn demonstrate_with(
+    demonstration: &str,
+    arguments: &[String],
+    variables: &[(&'static str, &str)],
+) -> Result<(), StepFailure> {
     let Some(environment) = prepare(Some(WheelProfile::Release))? else {
         return Ok(());
     };
     let arguments = arguments.iter().map(String::as_str);
     let arguments: Vec<&str> = [demonstration].into_iter().chain(arguments).collect();
-    environment.python(&arguments, &[])
+    environment.python(&arguments, variables)
 }
 
 /// Runs the demonstration of vLLM with the package of this folder. Returns its results.

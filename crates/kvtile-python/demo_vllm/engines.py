@@ -104,6 +104,7 @@ class Engine:
 
         self.name = name
         self.requests = 0
+        self.has_kvtile = name == "kvtile" or name in told.get("kvtile", {})
         self.tier_folder = tier_folder(name, told)
         start = time.monotonic()
         pages = told["prompt_tokens"] // BLOCK + 3
@@ -192,7 +193,7 @@ class Engine:
 
     def kvtile(self) -> Any:
         """The worker of kvtile's connector, if this engine has one."""
-        if self.name != "kvtile":
+        if not self.has_kvtile:
             return None
         from kvtile.vllm._worker import find_worker
 
@@ -239,6 +240,13 @@ def connector(name: str, told: dict[str, Any]) -> Any:
     from vllm.config import KVTransferConfig
 
     folder = Path(told["folder"])
+    if name in told.get("kvtile", {}):
+        return KVTransferConfig(
+            kv_connector="KvtileConnector",
+            kv_role="kv_both",
+            kv_connector_module_path="kvtile.vllm",
+            kv_connector_extra_config=told["kvtile"][name],
+        )
     if name == "kvtile":
         return KVTransferConfig(
             kv_connector="KvtileConnector",
