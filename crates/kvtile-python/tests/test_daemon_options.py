@@ -183,5 +183,7 @@ def test_sweeps_need_a_shared_store(tmp_path: Path) -> None:
     for option in ("--shared-capacity", "--shared-older-than", "--sweep-every"):
         code, problem = refused(tmp_path, option, "5")
         assert code == 2 and "--shared" in problem
+    code, problem = refused(tmp_path, "--shared", str(tmp_path / "shared"), "--sweep-every", "5")
+    assert code == 2 and "sweeps need --shared-capacity or --shared-older-than" in problem
     code, problem = refused(tmp_path, "--shared", str(tmp_path / "shared"), "--sweep-every", "0")
     assert code == 2 and "1..=86400" in problem

@@ -20,6 +20,9 @@ use crate::{
     output::{self, thousands},
 };
 
+/// Seconds between two sweeps.
+const EVERY: u64 = 300;
+
 /// The options of sweeps.
 #[derive(Args, Debug)]
 pub(super) struct SweepOptions {
@@ -30,10 +33,10 @@ pub(super) struct SweepOptions {
     #[arg(long, value_name = "SECONDS", requires = "shared",
           value_parser = clap::value_parser!(u64).range(1..))]
     shared_older_than: Option<u64>,
-    /// The time between two sweeps
-    #[arg(long, value_name = "SECONDS", default_value_t = 300, requires = "shared",
+    /// The time between two sweeps (300 without it)
+    #[arg(long, value_name = "SECONDS", requires = "shared",
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    sweep_every: u64,
+    sweep_every: Option<u64>,
 }
 
 /// A thread that sweeps until it is dropped. A sweep in progress then ends by itself.
@@ -51,10 +54,17 @@ impl Sweeper {
     ) -> Result<Option<Sweeper>, CliError> {
         let (capacity, age) = (options.shared_capacity, options.shared_older_than);
         let (Some(store), true) = (store, capacity.is_some() || age.is_some()) else {
-            return Ok(None);
+            return match options.sweep_every {
+                None => Ok(None),
+                Some(every) => Err(CliError::Option {
+                    option: "--sweep-every",
+                    value: every.to_string(),
+                    problem: "sweeps need --shared-capacity or --shared-older-than".to_owned(),
+                }),
+            };
         };
         let settings = SweepSettings::new(capacity).age_max(age.map(Duration::from_secs));
-        let every = Duration::from_secs(options.sweep_every);
+        let every = Duration::from_secs(options.sweep_every.unwrap_or(EVERY));
         let store = Arc::clone(store);
         let (stop, stopped) = mpsc::channel::<()>();
         let thread = std::thread::Builder::new().name("kvtile-sweep".to_owned());
