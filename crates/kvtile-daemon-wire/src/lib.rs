@@ -33,7 +33,7 @@ pub use stops::{FoundGroup, FoundStopFrame, StopListFrame, StopLookupFrame, Stop
 pub use store::{StoreFrame, StoredFrame};
 
 /// Version of the protocol. Both sides must have the same.
-pub const WIRE_VERSION: u32 = 3;
+pub const WIRE_VERSION: u32 = 4;
 
 /// Bytes of a frame before its payload.
 pub const HEADER_BYTES: usize = 16;

@@ -120,7 +120,7 @@ def test_a_request_whose_loads_fail_again_is_computed(sides: Any) -> None:
         assert scheduler.matched(request, 0)[0] == 4 * PAGE
         scheduler.take(report(sides, failed={"one", "unknown"}))
     assert scheduler.matched(request, 0) == (0, False)
-    # Others are not affected.
+    # Another request still loads them.
     assert scheduler.matched(a_request("two"), 0)[0] == 4 * PAGE
 
 

@@ -169,7 +169,7 @@ def flip_one_bit(folder: Path, group: int, data: bytes) -> None:
 
 
 class SomeGroups:
-    """Stores the pages of some groups alone, as if the process had died before the others were written."""
+    """Stores the pages of some groups alone, as a process leaves them that dies before it writes the other groups."""
 
     def __init__(self, cache: Any, names: list[str]) -> None:
         self._cache, self._names = cache, names

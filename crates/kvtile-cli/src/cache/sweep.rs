@@ -13,7 +13,7 @@ use kvtile::{
 use serde_json::json;
 
 use crate::{
-    error::CliError,
+    error::{CliError, with_causes},
     numbers,
     output::{self, thousands},
 };
@@ -74,7 +74,10 @@ pub(super) fn run(args: &SweepArgs) -> Result<(), CliError> {
         match swept {
             Ok(swept) => report(args, &*store, &swept)?,
             // A store that is down now may be up for the next sweep.
-            Err(error) => output::print_error(&format!("{}: {error}\n", store.name())),
+            Err(error) => {
+                let problem = format!("{}: {error}", store.name());
+                output::print_error(&(with_causes(problem, &error) + "\n"));
+            }
         }
         std::thread::sleep(Duration::from_secs(every));
     }

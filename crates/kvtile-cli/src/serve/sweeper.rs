@@ -15,7 +15,7 @@ use kvtile::shared::{
 };
 
 use crate::{
-    error::CliError,
+    error::{CliError, with_causes},
     numbers,
     output::{self, thousands},
 };
@@ -97,6 +97,9 @@ fn swept(store: &dyn SharedStore, settings: &SweepSettings) -> String {
             thousands(report.leftovers)
         ),
         // A store that is down now may be up for the next sweep.
-        Err(error) => format!("{}: a sweep failed: {error}\n", store.name()),
+        Err(error) => {
+            let problem = format!("{}: a sweep failed: {error}", store.name());
+            with_causes(problem, &error) + "\n"
+        }
     }
 }

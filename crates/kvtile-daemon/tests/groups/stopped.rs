@@ -1,5 +1,5 @@
 //! A client over groups that is stopped in the middle of a copy: the daemon and the other clients go on, and once it
-//! is continued, its load is a miss and never the bytes that came to the same places meanwhile.
+//! is continued, its load is a miss and never the bytes of later blocks in the same places.
 
 use std::{
     io::{BufRead, BufReader},

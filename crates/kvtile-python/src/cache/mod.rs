@@ -539,9 +539,9 @@ impl PyCache {
     /// callback returns.
     ///
     /// Returns:
-    ///     A FlushReport of the blocks in host memory. None without a durable tier (a disk, or a shared
-    ///     store that keeps what it has), if the cache was closed already, or from inside another call of the cache, at the end of which it
-    ///     closes.
+    ///     A FlushReport of the blocks in host memory. None without a durable tier (a disk, or a shared store
+    ///     that keeps what it has), if the cache was closed already, or from inside another call of the
+    ///     cache, at the end of which it closes.
     fn close(&self, py: Python<'_>) -> PyResult<Option<PyFlushReport>> {
         let slot = self.slot.as_ref();
         let closed = guard::call(py, || slot.and_then(|slot| close(slot)))?;

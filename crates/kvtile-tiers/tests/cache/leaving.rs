@@ -14,7 +14,7 @@ use super::{
 };
 
 /// A chain of four blocks leaves host memory. The tier `gated` has the first block already, and lookups do not see it
-/// there, because a read failed a moment ago. So the first block goes to the tier `first` alone, the others to both. A
+/// there, because a read failed a moment ago. So the first block goes to the tier `first` alone, and the later ones go to both. A
 /// load with one worker has two parts, of which the first one has a block of each kind.
 /// The gates of both tiers are closed while a load of the blocks begins; then `go_on` opens gates.
 fn load_of_leaving_blocks(

@@ -116,7 +116,7 @@ pub(super) fn note_host_access(address: u64, bytes: usize, is_write: bool) {
     kvtile_standin::note_host_access(address, bytes, is_write, "the host");
 }
 
-/// In tests, tells the checker that the host reads or writes memory that devices reach.
+/// Unit tests report an access of the host to the checker of the stand-in; other builds do nothing.
 #[cfg(any(not(test), loom))]
 pub(super) const fn note_host_access(_: u64, _: usize, _: bool) {}
 
